@@ -1,0 +1,369 @@
+"""Lowering for the CPU: a graph becomes a program (docs/architecture.md) and a list of kernels.
+
+Every IR value is bound to a :class:`Buf`, a strided view of a storage. A lowering rule, one per op, binds the results of its
+node: views bind a Buf over the operand's storage, everything else takes fresh storage from ``cx.out`` and emits calls.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ....ir import dims
+from ....ir.dims import Dim
+from ....ir.dtypes import DType
+from ....ir.graph import Graph, Node, Value
+from ....ir.interp import decomposed
+from ....ir.op import get
+from ....runtime.errors import EffcError
+from ..target import CpuTarget
+
+Array = np.ndarray[Any, Any]
+Rule = Callable[["Lowering", Node], None]
+RULES: dict[str, Rule] = {}
+
+
+def lowers(*ops: str) -> Callable[[Rule], Rule]:
+    """Registers a lowering rule for these ops."""
+
+    def register(f: Rule) -> Rule:
+        for o in ops:
+            if o in RULES:
+                raise ValueError(f"op {o} has two lowering rules")
+            RULES[o] = f
+        return f
+
+    return register
+
+
+def row_major(shape: Sequence[Dim]) -> tuple[Dim, ...]:
+    """Strides, in elements, of a dense array with the last dim innermost."""
+    out: list[Dim] = []
+    step: Dim = 1
+    for d in reversed(shape):
+        out.append(step)
+        step = step * d
+    return tuple(reversed(out))
+
+
+def strides_in_order(shape: Sequence[Dim], order: Sequence[int]) -> tuple[Dim, ...]:
+    """Strides of a dense array whose dims lie in memory in ``order``, outermost first."""
+    inner = row_major([shape[i] for i in order])
+    out: list[Dim] = [0] * len(shape)
+    for i, s in zip(order, inner, strict=True):
+        out[i] = s
+    return tuple(out)
+
+
+@dataclass(frozen=True)
+class Buf:
+    """A strided view of storage ``root`` (a value id): ``id`` is the program value that describes exactly this view."""
+
+    id: int
+    root: int
+    dtype: DType
+    shape: tuple[Dim, ...]
+    strides: tuple[Dim, ...]
+    offset: Dim = 0
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    @property
+    def numel(self) -> Dim:
+        return dims.product(self.shape)
+
+    @property
+    def is_row_major(self) -> bool:
+        want: Dim = 1
+        for d, s in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if d == 1:
+                continue
+            if s != want:
+                return any(x == 0 for x in self.shape)
+            want = want * d
+        return True
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Dims from outermost to innermost in memory, when the view is dense in some order; else row-major order.
+
+        Symbolic strides are compared by construction: the order is the one that reproduces them."""
+        guess = sorted(range(self.rank), key=lambda i: (-_size_hint(self.strides[i]), -_size_hint(self.shape[i]), i))
+        known = [i for i in guess if self.shape[i] != 1]
+        want: Dim = 1
+        for i in reversed(known):
+            if self.strides[i] != want:
+                return tuple(range(self.rank))
+            want = want * self.shape[i]
+        return tuple(guess)
+
+
+def _size_hint(d: Dim) -> int:
+    return d if isinstance(d, int) else dims.evaluate(d, _Hint())
+
+
+class _Hint(dict[str, int]):
+    """Stands for typical sizes where an order of magnitude is enough."""
+
+    def __missing__(self, key: str) -> int:
+        return 37 + sum(map(ord, key)) % 11
+
+
+@dataclass
+class Constants:
+    """Constant data of an artifact, shared by its entry points; equal content is stored once."""
+
+    arrays: list[Array] = field(default_factory=list)
+    index: dict[tuple[str, tuple[int, ...], bytes], int] = field(default_factory=dict)
+    by_id: dict[int, int] = field(default_factory=dict)
+
+    def add(self, a: Array) -> int:
+        """Index of the data, which is kept row-major."""
+        if id(a) in self.by_id:
+            return self.by_id[id(a)]
+        dense = np.ascontiguousarray(a).reshape(a.shape)
+        digest = hashlib.blake2b(dense.reshape(-1).view(np.uint8).data if dense.size else b"", digest_size=16).digest()
+        key = (str(a.dtype), a.shape, digest)
+        if key not in self.index:
+            self.index[key] = len(self.arrays)
+            self.arrays.append(dense)
+        self.by_id[id(a)] = self.index[key]
+        self._keep = [*getattr(self, "_keep", ()), a]  # ids stay valid while the arrays live
+        return self.index[key]
+
+
+@dataclass
+class Options:
+    """What lowering needs to know besides the graph."""
+
+    target: CpuTarget
+    num_threads: int | None = None
+    inplace: bool = True
+
+
+class Lowering:
+    """The state of one program being written, and the services that rules use."""
+
+    def __init__(self, graph: Graph, options: Options, constants: Constants, generated: Any, parent: Lowering | None = None) -> None:
+        self.graph, self.options, self.constants, self.generated, self.parent = graph, options, constants, generated, parent
+        self.values: list[dict[str, Any]] = []
+        self.code: list[dict[str, Any]] = []
+        self.kernels: set[str] = set() if parent is None else parent.kernels
+        self.bufs: dict[Value, Buf] = {}
+        self.order: dict[Value, tuple[int, ...]] = {}
+        self.node: Node | None = None
+        self._dense: dict[tuple[int, Any], Buf] = {}
+        self._consts: dict[int, Buf] = {}
+        self.uses = graph.uses()
+        self.notes: list[dict[str, Any]] = [] if parent is None else parent.notes
+
+    @property
+    def target(self) -> CpuTarget:
+        return self.options.target
+
+    # Values -----------------------------------------------------------------------------------------------------------
+
+    def _value(self, dtype: DType, shape: Sequence[Dim], kind: str, **fields: Any) -> int:
+        self.values.append({"d": dtype.value, "shape": tuple(shape), "k": kind, **fields})
+        return len(self.values) - 1
+
+    def storage(self, dtype: DType, shape: Sequence[Dim], kind: str, order: Sequence[int] | None = None, **fields: Any) -> Buf:
+        """Fresh storage of a program value kind, row-major or in ``order``."""
+        shape = tuple(shape)
+        strides = row_major(shape) if order is None else strides_in_order(shape, order)
+        if order is not None and tuple(order) != tuple(range(len(shape))):
+            fields["strides"] = strides
+        i = self._value(dtype, shape, kind, **fields)
+        return Buf(i, i, dtype, shape, strides)
+
+    def temp(self, dtype: DType, shape: Sequence[Dim], order: Sequence[int] | None = None) -> Buf:
+        """Fresh storage in the arena, for results and intermediates of a rule."""
+        return self.storage(dtype, shape, "temp", order)
+
+    def out(self, node: Node, index: int = 0, *, order: Sequence[int] | None = None, dyn: bool = False) -> Buf:
+        """Fresh storage for a result of ``node``, bound to it. ``order``: physical dim order, outermost first."""
+        t = node.types[index]
+        buf = self.storage(t.dtype, t.shape, "temp", order, dyn=True) if dyn else self.temp(t.dtype, t.shape, order)
+        self.bufs[Value(node, index)] = buf
+        return buf
+
+    def bind(self, node: Node, buf: Buf, index: int = 0) -> None:
+        """Binds a result of ``node`` to a view; the shape must be the result's."""
+        t = node.types[index]
+        if buf.dtype is not t.dtype or len(buf.shape) != t.rank:
+            raise AssertionError(f"{node.op} bound to {buf}, its type is {t}")
+        self.bufs[Value(node, index)] = buf
+
+    def view(self, buf: Buf, shape: Sequence[Dim], strides: Sequence[Dim], offset: Dim = 0, dtype: DType | None = None) -> Buf:
+        """A view of ``buf``: ``offset`` (elements of the result's dtype) is added to the buffer's own."""
+        dtype = dtype or buf.dtype
+        if dtype is not buf.dtype:  # offsets count elements of the new dtype
+            base = buf.offset * buf.dtype.itemsize
+            own = dims.floordiv(base, dtype.itemsize)
+        else:
+            own = buf.offset
+        total = own + offset
+        shape, strides = tuple(shape), tuple(strides)
+        if (dtype, shape, strides, total) == (buf.dtype, buf.shape, buf.strides, buf.offset):
+            return buf
+        i = self._value(dtype, shape, "view", base=buf.root, offset=total, strides=strides)
+        return Buf(i, buf.root, dtype, shape, strides, total)
+
+    def strided(self, v: Value) -> Buf:
+        """The Buf of a value, whatever its strides."""
+        return self.bufs[v]
+
+    def dense(self, v: Value) -> Buf:
+        """A row-major Buf of a value; a copy is emitted (once) if it is not row-major already."""
+        return self.in_order(self.bufs[v], None)
+
+    def in_order(self, buf: Buf, order: Sequence[int] | None) -> Buf:
+        """``buf`` itself if it is dense in this physical order (None: row-major), else a copy that is."""
+        want = row_major(buf.shape) if order is None else strides_in_order(buf.shape, order)
+        if all(a == b or d == 1 for a, b, d in zip(buf.strides, want, buf.shape, strict=True)):
+            return buf
+        key = (buf.id, want)
+        if key not in self._dense:
+            new = self.temp(buf.dtype, buf.shape, order)
+            self.call("effc_copy", [buf], [new], name="copy")
+            self._dense[key] = new
+        return self._dense[key]
+
+    def const(self, a: Array, dtype: DType | None = None) -> Buf:
+        """Constant data as a Buf; equal content is stored once in the artifact."""
+        i = self.constants.add(a)
+        if i not in self._consts:
+            dt = dtype or DType.from_np(a.dtype)
+            self._consts[i] = self.storage(dt, a.shape, "const", data=i)
+        return self._consts[i]
+
+    def constant_of(self, v: Value | None) -> Array | None:
+        """The data of a value that is a constant, else None."""
+        return v.node.attrs["data"] if v is not None and v.node.op == "constant" else None
+
+    # Instructions -----------------------------------------------------------------------------------------------------
+
+    def call(
+        self,
+        kernel: str,
+        ins: Sequence[Buf | None],
+        outs: Sequence[Buf],
+        attrs: Sequence[Dim | bool] = (),
+        fattrs: Sequence[float] = (),
+        *,
+        scratch: Dim = 0,
+        thread_scratch: Dim = 0,
+        n_own: int | None = None,
+        epilogue: str | None = None,
+        bind: Sequence[str] = (),
+        inplace: Sequence[tuple[int, int]] = (),
+        name: str | None = None,
+        flops: Dim | None = None,
+    ) -> None:
+        """Emits a kernel call. ``inplace`` lists (output, input) pairs that may share storage if the input dies here."""
+        self.kernels.add(kernel)
+        if epilogue:
+            self.kernels.add(epilogue)
+        node = self.node
+        moved: Dim = 0
+        for b in [*ins, *outs]:
+            if b is not None:
+                moved = moved + b.numel * b.dtype.itemsize
+        work: Dim = 0
+        if flops is not None:
+            work = flops
+        elif node is not None and name != "copy":
+            work = get(node.op).cost_of([None if v is None else v.type for v in node.inputs], node.types, node.attrs).flops
+        self.code.append(
+            {
+                "op": "call",
+                "kernel": kernel,
+                "in": [-1 if b is None else b.id for b in ins],
+                "n_own": len(ins) if n_own is None else n_own,
+                "out": [b.id for b in outs],
+                "attrs": [int(a) if isinstance(a, (bool, np.integer)) else a for a in attrs],
+                "fattrs": [float(f) for f in fattrs],
+                "scratch": scratch,
+                "thread_scratch": thread_scratch,
+                "epilogue": epilogue,
+                "bind": list(bind),
+                "inplace": list(inplace),
+                "name": name or (node.name or node.op if node is not None else kernel),
+                "loc": str(node.loc) if node is not None and node.loc else "",
+                "flops": work,
+                "bytes": moved,
+            }
+        )
+
+    def note(self, node: Node, reason: str) -> None:
+        """Puts into the report that ``node`` missed a fast path, and why."""
+        self.notes.append({"op": node.op, "name": node.name, "loc": str(node.loc or ""), "reason": reason})
+
+    # Graphs -----------------------------------------------------------------------------------------------------------
+
+    def subprogram(self, g: Graph) -> dict[str, Any]:
+        """Lowers a subgraph of a control-flow node to a nested program."""
+        inner = Lowering(g, self.options, self.constants, self.generated, self)
+        return inner.run()
+
+    def lower_node(self, n: Node) -> None:
+        """Applies the op's rule; without one, lowers its decomposition."""
+        outer, self.node = self.node, n
+        rule = RULES.get(n.op)
+        if rule is not None:
+            rule(self, n)
+        elif get(n.op).decompose is not None:
+            self.lower_decomposed(n)
+        else:
+            raise EffcError(
+                f"target cpu has no kernel for op {n.op}", op=n.op, loc=n.loc,
+                shapes=", ".join(str(v.type) for v in n.operands), pass_name="lower",
+                hint='use target="reference" for this model, or rewrite this line with other ops',
+            )
+        self.node = outer
+
+    def lower_decomposed(self, n: Node) -> None:
+        """Lowers the node as its decomposition, op by op: what the legalising pass left over."""
+        g = decomposed(n)
+        for inner, v in zip(g.inputs, n.operands, strict=True):
+            self.bufs[inner[0]] = self.bufs[v]
+        for m in g.nodes:
+            self.lower_node(m)
+        for i, v in enumerate(g.outputs):
+            self.bufs[Value(n, i)] = self.bufs[v]
+
+    def run(self) -> dict[str, Any]:
+        """Lowers the graph; returns the program with dims still symbolic objects (see ``finish.to_json``)."""
+        from . import finish
+
+        for i, n in enumerate(self.graph.inputs):
+            t = n.types[0]
+            self.bufs[n[0]] = self.storage(t.dtype, t.shape, "input", i=i)
+        for n in self.graph.nodes:
+            self.lower_node(n)
+        return finish.finish(self)
+
+
+def load_rules() -> None:
+    """Imports every rule file of this package."""
+    for m in sorted(m.name for m in pkgutil.iter_modules(__path__)):
+        importlib.import_module(f"{__name__}.{m}")
+
+
+def why_not(node: Node) -> str | None:
+    """Why the CPU backend cannot run this node itself, or None."""
+    load_rules()
+    if node.op in RULES or get(node.op).decompose is not None:
+        return None
+    return f"no kernel and no decomposition for {node.op}"
+
+
+Attrs = Mapping[str, Any]

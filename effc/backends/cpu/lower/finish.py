@@ -1,0 +1,249 @@
+"""The last step of lowering: results placed in the caller's arrays, in-place reuse, the arena plan, and the JSON form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ....ir import dims
+from ....ir.dims import Dim, SymExpr
+from ....ir.graph import Graph
+from ....passes.memory.plan import Interval, plan
+
+if TYPE_CHECKING:
+    from . import Buf, Lowering
+
+ALIGN = 64
+
+
+def finish(cx: Lowering) -> dict[str, Any]:
+    """The finished program; nested ones are inside their instructions."""
+    outputs = _place_outputs(cx)
+    commits = _commits(cx)
+    if cx.options.inplace:
+        _reuse(cx, {c["value"] for c in commits}, commits)
+    return {
+        "symbols": _symbols(cx.graph) if cx.parent is None else [],
+        "values": cx.values,
+        "code": cx.code,
+        "inputs": list(range(len(cx.graph.inputs))),
+        "outputs": outputs,
+        "commits": commits,
+        "checks": [{"lhs": c.lhs, "op": c.op, "rhs": c.rhs, "message": c.message} for c in cx.graph.checks],
+        "arena": _arena(cx, outputs, commits),
+    }
+
+
+def _place_outputs(cx: Lowering) -> list[int]:
+    """Gives each result its own ``output`` value: the storage of the producer where that is whole and dense, else a copy."""
+    taken: set[int] = set()
+    unbacked = _unbacked(cx.graph)
+    out: list[int] = []
+    for i, v in enumerate(cx.graph.outputs):
+        buf = cx.bufs[v]
+        root = cx.values[buf.root]
+        whole = (
+            root["k"] == "temp"
+            and buf.root not in taken
+            and "strides" not in root
+            and buf.offset == 0
+            and buf.is_row_major
+            and buf.dtype.value == root["d"]
+            and buf.numel == dims.product(root["shape"])
+        )
+        shape = tuple(buf.shape)
+        late = any(dims.symbols(d) & unbacked for d in shape)
+        if whole and root.get("dyn"):
+            whole = shape == tuple(root["shape"])
+        if whole:
+            fields = {"dyn": True} if root.get("dyn") else {}
+            if shape == tuple(root["shape"]):
+                root.update(k="output", i=i, **fields)
+                out.append(buf.root)
+            else:
+                new = cx._value(buf.dtype, shape, "output", i=i, **fields)
+                root.update(k="view", base=new, offset=0, strides=_dense(root["shape"]))
+                out.append(new)
+            taken.add(out[-1])
+            taken.add(buf.root)
+        else:
+            target = cx.storage(buf.dtype, shape, "output", i=i)
+            cx.node = None
+            cx.call("effc_copy", [buf], [target], name="output")
+            out.append(target.id)
+        if late:
+            cx.values[out[-1]]["late"] = True
+    return out
+
+
+def _dense(shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    from . import row_major
+
+    return row_major(shape)
+
+
+def _unbacked(g: Graph) -> set[str]:
+    bound = set().union(*(dims.symbols(d) for n in g.inputs for d in n.types[0].shape)) if g.inputs else set()
+    return set(g.symbols) - bound - set(value_symbols(g))
+
+
+def value_symbols(g: Graph) -> dict[str, int]:
+    """Symbols given by integer scalar arguments: name -> input index."""
+    return {n.attrs["symbol"]: i for i, n in enumerate(g.inputs) if n.attrs.get("symbol")}
+
+
+def _commits(cx: Lowering) -> list[dict[str, Any]]:
+    out: list[dict[str, Any]] = []
+    for c in cx.graph.commits:
+        buf = cx.bufs[c.value]
+        target = {"state": c.state} if c.state is not None else {"input": c.input}
+        out.append({**target, "value": buf.id})
+    return out
+
+
+# In place ---------------------------------------------------------------------------------------------------------------
+
+
+def _root(values: list[dict[str, Any]], i: int) -> int:
+    while values[i]["k"] == "view":
+        i = values[i]["base"]
+    return i
+
+
+def _operands(ins: dict[str, Any]) -> Iterator[int]:
+    for key in ("in", "carry", "xs", "consts"):
+        yield from (i for i in ins.get(key, ()) if i >= 0)
+    if "cond" in ins and isinstance(ins["cond"], int):
+        yield ins["cond"]
+
+
+def _last_uses(cx: Lowering, commits: list[dict[str, Any]], outputs: list[int] | None = None) -> dict[int, int]:
+    """Index of the last instruction that touches each storage (len(code) for what lives to the end)."""
+    last: dict[int, int] = {}
+    for k, ins in enumerate(cx.code):
+        for i in [*_operands(ins), *ins["out"]]:
+            last[_root(cx.values, i)] = k
+    for c in commits:
+        last[_root(cx.values, c["value"])] = len(cx.code)
+    for i in outputs or ():
+        last[_root(cx.values, i)] = len(cx.code)
+    return last
+
+
+def _same_bytes(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    same_strides = tuple(a.get("strides") or _dense(a["shape"])) == tuple(b.get("strides") or _dense(b["shape"]))
+    return a["d"] == b["d"] and tuple(a["shape"]) == tuple(b["shape"]) and same_strides
+
+
+def _reuse(cx: Lowering, committed: set[int], commits: list[dict[str, Any]]) -> None:
+    """Lets results take the storage of an operand that dies in the same instruction, where the rule said that is safe."""
+    values = cx.values
+    last = _last_uses(cx, commits)
+    to_state = {_root(values, c["value"]): c["state"] for c in commits if "state" in c}
+    grown: dict[int, int] = {}
+
+    def storage_end(root: int) -> int:
+        return max(last.get(root, -1), grown.get(root, -1))
+
+    for k, ins in enumerate(cx.code):
+        for o, i in ins.get("inplace", ()):
+            out, src = ins["out"][o], ins["in"][i]
+            if src < 0 or values[out]["k"] != "temp" or "alias" in values[out] or values[out].get("dyn"):
+                continue
+            root = _root(values, src)
+            kind = values[root]["k"]
+            into_state = kind == "state" and to_state.get(out) == values[root]["name"]
+            if kind != "temp" and not into_state or values[root].get("dyn"):
+                continue
+            others = [x for n, x in enumerate(ins["in"]) if n != i and x >= 0 and _root(values, x) == root]
+            if any(x != src for x in others) or storage_end(root) != k or (root in {_root(values, c) for c in committed}):
+                continue
+            view = values[src]
+            if view["k"] == "view" and view.get("offset") != 0:
+                continue
+            if not _same_bytes(view, values[out]) or dims.product(values[root]["shape"]) != dims.product(view["shape"]):
+                continue
+            while "alias" in values[root]:
+                root = values[root]["alias"]
+            values[out]["alias"] = root
+            for r in (root, src):
+                grown[_root(values, r)] = max(storage_end(_root(values, r)), last.get(out, k))
+            grown[root] = max(grown.get(root, -1), last.get(out, k))
+
+
+# Arena ------------------------------------------------------------------------------------------------------------------
+
+
+def _arena(cx: Lowering, outputs: list[int], commits: list[dict[str, Any]]) -> dict[str, Any]:
+    """A static plan when every size is known: offsets are written into the values. Bound and gap are for the report."""
+    values = cx.values
+    last = _last_uses(cx, commits)
+    first: dict[int, int] = {}
+    for k, ins in enumerate(cx.code):
+        for i in ins["out"]:
+            first.setdefault(_root(values, i), k)
+    groups: dict[int, tuple[int, int]] = {}
+    for i, v in enumerate(values):
+        if v["k"] != "temp" or v.get("dyn") or i not in first:
+            continue
+        rep = v.get("alias", i)
+        if values[rep]["k"] != "temp":
+            continue
+        lo, hi = groups.get(rep, (1 << 60, -1))
+        groups[rep] = (min(lo, first[i]), max(hi, last[i]))
+    intervals: list[Interval] = []
+    for rep, (lo, hi) in groups.items():
+        size = nbytes(values[rep])
+        if isinstance(size, SymExpr):
+            return {"static_bytes": None, "lower_bound": None}
+        intervals.append(Interval(rep, lo, hi, max(size, 1)))
+    for k, ins in enumerate(cx.code):
+        if ins["op"] == "call" and (isinstance(ins["scratch"], SymExpr) or isinstance(ins["thread_scratch"], SymExpr)):
+            return {"static_bytes": None, "lower_bound": None}
+    p = plan(intervals)
+    for rep, offset in p.offsets.items():
+        values[int(rep)]["offset"] = offset
+    return {"static_bytes": p.total, "lower_bound": p.lower_bound}
+
+
+def nbytes(v: dict[str, Any]) -> Dim:
+    from ....ir.dtypes import DType
+
+    return dims.product(v["shape"]) * DType(v["d"]).itemsize
+
+
+# JSON -------------------------------------------------------------------------------------------------------------------
+
+
+def _symbols(g: Graph) -> list[dict[str, Any]]:
+    """Each symbol with its bounds and where its value comes from, preferring a dim that is the symbol itself."""
+    sources: dict[str, dict[str, Any]] = {s: {"input": i, "value": True} for s, i in value_symbols(g).items()}
+    for want_plain in (True, False):
+        for i, n in enumerate(g.inputs):
+            for j, d in enumerate(n.types[0].shape):
+                names = dims.symbols(d)
+                if len(names) != 1 or (name := next(iter(names))) in sources:
+                    continue
+                at = [dims.evaluate(d, {name: x}) for x in (0, 1, 2, 3)]
+                mul, add = at[1] - at[0], at[0]
+                linear = mul != 0 and at[2] - at[1] == mul and at[3] - at[2] == mul and "//" not in str(d) and "%" not in str(d)
+                if linear and (str(d) == name) == want_plain:
+                    sources[name] = {"input": i, "dim": j, "mul": mul, "add": add}
+    return [
+        {"name": name, "lo": lo, "hi": hi, "from": sources.get(name)} for name, (lo, hi) in g.symbols.items()
+    ]
+
+
+def to_json(x: Any) -> Any:
+    """Dims in the artifact's form, tuples as lists, everything else as it is."""
+    if isinstance(x, SymExpr):
+        return dims.to_json(x)
+    if isinstance(x, dict):
+        return {k: to_json(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [to_json(v) for v in x]
+    if isinstance(x, float) and x != x:
+        return "nan"
+    if isinstance(x, float) and x in (float("inf"), float("-inf")):
+        return "inf" if x > 0 else "-inf"
+    return x
