@@ -1,0 +1,701 @@
+/* Direct convolution and transposed convolution, 1 to 3 spatial dims, groups: an implicit GEMM of output pixels by output
+ * channels. No im2col matrix is made; a microkernel reads input rows through pointers.
+ *
+ * Rows are output pixels of all images; a tile is up to 12 rows by 1..4 vectors of output channels, its accumulators in
+ * registers. The reduction runs over k = (tap, channel), taps in row-major order of the kernel window. A tile reads its
+ * input in one of three ways:
+ *   rows     x has its channels innermost: one pointer per row and run of channels; taps outside the image read a row of
+ *            zeros, and taps that are outside for the whole tile are skipped. Inside the image, neighbouring taps that are
+ *            contiguous in memory form one run.
+ *   offsets  any strides, tile wholly inside the image: one pointer per row, one offset per k.
+ *   patch    any strides at the image's border: the k values of each row are gathered first.
+ * A transposed convolution gathers: an output pixel's class (its position modulo the stride) decides which taps reach
+ * it, and tiles are made of pixels of one class.
+ *
+ * Weights are packed in panels: [group][panel][k][nv * lanes], the last panel of a group with as many vectors as are
+ * needed, unused lanes zero (packing/conv.py). Blocking parameters come in as attributes, so that the choice is made,
+ * and can be looked at, in lower/conv.py.
+ */
+#ifndef EFFC_CONV_HPP
+#define EFFC_CONV_HPP
+#include <string.h>
+
+#include "effc_kernel.h"
+#include "types.hpp"
+
+namespace effc {
+namespace conv {
+
+#define EFFC_UNROLL _Pragma("GCC unroll 16")
+
+template <class T>
+struct Simd {
+  static constexpr int lanes = EFFC_VLEN / (int)sizeof(T);
+  typedef T vec __attribute__((vector_size(EFFC_VLEN)));
+  typedef T loose __attribute__((vector_size(EFFC_VLEN), aligned(alignof(T)), may_alias));
+  EFFC_INLINE vec load(const T* p) { return *(const loose*)p; }
+  EFFC_INLINE void store(T* p, vec v) { *(loose*)p = v; }
+};
+
+/* The most rows of a tile that is nv vectors wide. */
+constexpr int max_rows(int nv) {
+  return EFFC_VLEN >= 64 ? (nv == 1 ? 12 : nv == 2 ? 12 : nv == 3 ? 8 : 6) : (nv == 1 ? 10 : nv == 2 ? 6 : nv == 3 ? 4 : 3);
+}
+constexpr int kMaxRows = 12;
+constexpr int kMaxNv = 4;
+constexpr int64_t kHeader = 64; /* bytes before packed data */
+
+/* len values of k from weight row k on. */
+struct Seg {
+  int64_t k, len;
+};
+
+/* Where a tile goes: one pointer per row. `tail` of the last vector's lanes are stored. */
+template <class T>
+struct Sink {
+  T* const* c;
+  int64_t tail;
+  bool accumulate;
+};
+
+template <class T, int MR, int NV>
+EFFC_INLINE void load_tile(typename Simd<T>::vec (&acc)[MR][NV], const Sink<T>& s) {
+  using S = Simd<T>;
+  for (int i = 0; i < MR; ++i)
+    for (int j = 0; j < NV; ++j) {
+      if (!s.accumulate) {
+        acc[i][j] = typename S::vec{};
+      } else if (j + 1 < NV || s.tail == S::lanes) {
+        acc[i][j] = S::load(s.c[i] + j * S::lanes);
+      } else {
+        typename S::vec v = {};
+        for (int64_t l = 0; l < s.tail; ++l) v[l] = s.c[i][j * S::lanes + l];
+        acc[i][j] = v;
+      }
+    }
+}
+
+template <class T, int MR, int NV>
+EFFC_INLINE void store_tile(const typename Simd<T>::vec (&acc)[MR][NV], const Sink<T>& s) {
+  using S = Simd<T>;
+  for (int i = 0; i < MR; ++i)
+    for (int j = 0; j < NV; ++j) {
+      if (j + 1 < NV || s.tail == S::lanes) {
+        S::store(s.c[i] + j * S::lanes, acc[i][j]);
+      } else {
+        alignas(64) T tmp[S::lanes];
+        S::store(tmp, acc[i][j]);
+        for (int64_t l = 0; l < s.tail; ++l) s.c[i][j * S::lanes + l] = tmp[l];
+      }
+    }
+}
+
+/* acc += sum over segs of rows[seg][i][0..len) * panel[seg.k ..][nv * lanes]. */
+template <class T, int MR, int NV>
+void micro_rows(const Seg* segs, int64_t nseg, const T* const* rows, const T* panel, const Sink<T>* sink) {
+  using S = Simd<T>;
+  typename S::vec acc[MR][NV];
+  EFFC_UNROLL
+  for (int i = 0; i < MR; ++i)
+    EFFC_UNROLL
+    for (int j = 0; j < NV; ++j) acc[i][j] = typename S::vec{};
+  for (int64_t s = 0; s < nseg; ++s) {
+    const T* p[MR];
+    EFFC_UNROLL
+    for (int i = 0; i < MR; ++i) p[i] = rows[i];
+    rows += MR;
+    const T* b = panel + segs[s].k * (NV * S::lanes);
+    const int64_t len = segs[s].len;
+    for (int64_t k = 0; k < len; ++k, b += NV * S::lanes) {
+      typename S::vec w[NV];
+      EFFC_UNROLL
+      for (int j = 0; j < NV; ++j) w[j] = S::load(b + j * S::lanes);
+      EFFC_UNROLL
+      for (int i = 0; i < MR; ++i) {
+        const T a = p[i][k];
+        EFFC_UNROLL
+        for (int j = 0; j < NV; ++j) acc[i][j] += a * w[j];
+      }
+    }
+  }
+  if (sink->accumulate) {
+    typename S::vec old[MR][NV];
+    load_tile<T, MR, NV>(old, *sink);
+    for (int i = 0; i < MR; ++i)
+      for (int j = 0; j < NV; ++j) acc[i][j] += old[i][j];
+  }
+  store_tile<T, MR, NV>(acc, *sink);
+}
+
+/* acc += sum over k in [k0, k1) of rows[i][offsets[k]] * panel[k][nv * lanes]. */
+template <class T, int MR, int NV>
+void micro_offsets(const int64_t* offsets, int64_t k0, int64_t k1, const T* const* rows, const T* panel, const Sink<T>* sink) {
+  using S = Simd<T>;
+  typename S::vec acc[MR][NV];
+  EFFC_UNROLL
+  for (int i = 0; i < MR; ++i)
+    EFFC_UNROLL
+    for (int j = 0; j < NV; ++j) acc[i][j] = typename S::vec{};
+  const T* p[MR];
+  EFFC_UNROLL
+  for (int i = 0; i < MR; ++i) p[i] = rows[i];
+  const T* b = panel + k0 * (NV * S::lanes);
+  for (int64_t k = k0; k < k1; ++k, b += NV * S::lanes) {
+    const int64_t o = offsets[k];
+    typename S::vec w[NV];
+    EFFC_UNROLL
+    for (int j = 0; j < NV; ++j) w[j] = S::load(b + j * S::lanes);
+    EFFC_UNROLL
+    for (int i = 0; i < MR; ++i) {
+      const T a = p[i][o];
+      EFFC_UNROLL
+      for (int j = 0; j < NV; ++j) acc[i][j] += a * w[j];
+    }
+  }
+  if (sink->accumulate) {
+    typename S::vec old[MR][NV];
+    load_tile<T, MR, NV>(old, *sink);
+    for (int i = 0; i < MR; ++i)
+      for (int j = 0; j < NV; ++j) acc[i][j] += old[i][j];
+  }
+  store_tile<T, MR, NV>(acc, *sink);
+}
+
+template <class T>
+struct Micro {
+  typedef void (*Rows)(const Seg*, int64_t, const T* const*, const T*, const Sink<T>*);
+  typedef void (*Offsets)(const int64_t*, int64_t, int64_t, const T* const*, const T*, const Sink<T>*);
+  Rows rows[kMaxNv][kMaxRows];
+  Offsets offsets[kMaxNv][kMaxRows];
+
+  template <int NV, int MR>
+  constexpr void fill() {
+    if constexpr (MR <= max_rows(NV)) {
+      rows[NV - 1][MR - 1] = micro_rows<T, MR, NV>;
+      offsets[NV - 1][MR - 1] = micro_offsets<T, MR, NV>;
+      fill<NV, MR + 1>();
+    }
+  }
+  constexpr Micro() : rows(), offsets() {
+    fill<1, 1>();
+    fill<2, 1>();
+    fill<3, 1>();
+    fill<4, 1>();
+  }
+};
+template <class T>
+struct MicroTable {
+  static constexpr Micro<T> table{};
+};
+
+/* Attribute numbers; see lower/conv.py, which writes them. */
+enum Attr {
+  kPacked = 0,      /* in[1] is packed (else it is packed into scratch) */
+  kTransposed = 1,  /* transposed convolution */
+  kCopyX = 2,       /* scratch has room for x with channels innermost in the compute type: copy it there first */
+  kGroups = 3,
+  kOut = 4,         /* output channels of all groups */
+  kKernel = 5,      /* 3 each: depth, height, width */
+  kStride = 8,
+  kPad = 11,        /* low side */
+  kDilation = 14,
+  kSpatial = 17,    /* output size */
+  kNv = 20,         /* vectors per panel */
+  kBlockRows = 21,  /* rows, channels and reduction length of a block */
+  kBlockCols = 22,
+  kBlockK = 23,
+  kAttrs = 24
+};
+
+struct Tap {
+  int32_t at[3]; /* dilated position in the window (undilated index times dilation) */
+  int32_t used;
+  int64_t offset; /* elements from the window's origin; only for plain convolution */
+};
+
+/* One output pixel of a block. */
+template <class T>
+struct Pixel {
+  int64_t base;   /* offset of the window's origin (transposed: of the image) */
+  int32_t at[3];  /* window's origin in the image, may be negative (transposed: position + padding) */
+  int32_t inside; /* the whole window is inside the image */
+  T* c;           /* output row */
+};
+
+template <class T>
+struct Conv {
+  const effc_call* call;
+  const int64_t* a;
+  const T* x;
+  int64_t xs[5]; /* strides: n, c, d, h, w */
+  int64_t batch, channels, groups, cg, out, og, taps, k, pixels, in[3];
+  int64_t run; /* contiguous k values inside the image */
+  bool innermost, direct, transposed;
+  int nv, panels, mr;
+  const T* packed;
+  int64_t group_elems; /* packed elements per group */
+  const T* zeros;
+  Tap* tap;
+  int64_t* offsets;
+  int64_t rows, block_rows, block_cols, block_k, row_blocks, col_blocks; /* col_blocks per group */
+  bool cols_outer;
+};
+
+EFFC_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+EFFC_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+EFFC_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+EFFC_INLINE int64_t align64(int64_t bytes) { return (bytes + 63) & ~(int64_t)63; }
+
+/* Calls f with a value of the storage type of dtype; false if it is none of the real types. */
+template <class F>
+inline bool with_real(int32_t dtype, F f) {
+  switch (dtype) {
+    case EFFC_BOOL: f(bool()); return true;
+    case EFFC_U8: f(uint8_t()); return true;
+    case EFFC_I8: f(int8_t()); return true;
+    case EFFC_U16: f(uint16_t()); return true;
+    case EFFC_I16: f(int16_t()); return true;
+    case EFFC_U32: f(uint32_t()); return true;
+    case EFFC_I32: f(int32_t()); return true;
+    case EFFC_U64: f(uint64_t()); return true;
+    case EFFC_I64: f(int64_t()); return true;
+    case EFFC_F16: f(f16()); return true;
+    case EFFC_BF16: f(bf16()); return true;
+    case EFFC_F32: f(float()); return true;
+    case EFFC_F64: f(double()); return true;
+    case EFFC_F8E4M3: f(f8e4m3()); return true;
+    case EFFC_F8E5M2: f(f8e5m2()); return true;
+    default: return false;
+  }
+}
+
+/* Strides of a rank 3..5 tensor as n, c, d, h, w; missing spatial dims come first and have size 1. */
+inline void spatial_view(const effc_tensor& t, int64_t* shape, int64_t* strides) {
+  int missing = 5 - t.rank;
+  for (int i = 0; i < 5; ++i) {
+    int from = i < 2 ? i : i - missing;
+    bool real = i < 2 || from >= 2;
+    shape[i] = real ? t.shape[from] : 1;
+    strides[i] = real ? t.strides[from] : 0;
+  }
+}
+
+/* ---- copies before the main loop ---- */
+
+template <class T>
+struct CopyArg {
+  const effc_tensor* src;
+  int64_t shape[5], strides[5];
+  T* dst;
+};
+
+/* x to channels innermost in the compute type; items are image rows (n, d, h). */
+template <class T>
+void copy_rows(void* arg, int64_t begin, int64_t end, int32_t) {
+  const CopyArg<T>& c = *(const CopyArg<T>*)arg;
+  const int64_t channels = c.shape[1], width = c.shape[4], sc = c.strides[1], sw = c.strides[4];
+  with_real(c.src->dtype, [&](auto tag) {
+    using From = decltype(tag);
+    for (int64_t r = begin; r < end; ++r) {
+      int64_t h = r % c.shape[3], nd = r / c.shape[3];
+      const From* p =
+          (const From*)c.src->data + nd / c.shape[2] * c.strides[0] + nd % c.shape[2] * c.strides[2] + h * c.strides[3];
+      T* q = c.dst + r * width * channels;
+      if (sc == 1) {
+        for (int64_t w = 0; w < width; ++w)
+          for (int64_t ch = 0; ch < channels; ++ch) q[w * channels + ch] = convert<T>(p[w * sw + ch]);
+      } else {
+        /* Blocks of 16 channels keep a cache line of the result and 16 input lines in L1. */
+        for (int64_t c0 = 0; c0 < channels; c0 += 16) {
+          int64_t c1 = min64(c0 + 16, channels);
+          for (int64_t w = 0; w < width; ++w)
+            for (int64_t ch = c0; ch < c1; ++ch) q[w * channels + ch] = convert<T>(p[w * sw + ch * sc]);
+        }
+      }
+    }
+  });
+}
+
+template <class T>
+struct PackArg {
+  const Conv<T>* conv;
+  const effc_tensor* w;
+  T* dst;
+};
+
+/* Weights to panels; items are (group, panel). Layout: see packing/conv.py. */
+template <class T>
+void pack_panels(void* arg, int64_t begin, int64_t end, int32_t) {
+  const PackArg<T>& a = *(const PackArg<T>*)arg;
+  const Conv<T>& v = *a.conv;
+  constexpr int lanes = Simd<T>::lanes;
+  int64_t shape[5], st[5];
+  spatial_view(*a.w, shape, st);
+  with_real(a.w->dtype, [&](auto tag) {
+    using From = decltype(tag);
+    for (int64_t item = begin; item < end; ++item) {
+      int64_t g = item / v.panels, p = item % v.panels, wide = v.nv * lanes;
+      int64_t n0 = p * wide, width = min64(wide, (v.og - n0 + lanes - 1) / lanes * lanes);
+      T* q = a.dst + g * v.group_elems + p * wide * v.k;
+      for (int64_t t = 0; t < v.taps; ++t) {
+        const Tap& tap = v.tap[t];
+        int64_t at = 0;
+        for (int d = 0; d < 3; ++d) at += tap.at[d] / v.a[kDilation + d] * st[2 + d];
+        for (int64_t c = 0; c < v.cg; ++c)
+          for (int64_t n = 0; n < width; ++n) {
+            int64_t o = n0 + n;
+            int64_t first = v.transposed ? g * v.cg + c : g * v.og + o, second = v.transposed ? o : c;
+            *q++ = o < v.og ? convert<T>(((const From*)a.w->data)[first * st[0] + second * st[1] + at]) : T(0);
+          }
+      }
+    }
+  });
+}
+
+/* ---- the main loop ---- */
+
+/* Scratch of one thread. Sizes: thread_bytes() in lower/conv.py. */
+template <class T>
+struct Work {
+  Pixel<T>* pixels; /* block_rows */
+  Seg* segs;        /* block_k / 8 + 3 */
+  const T** rows;   /* (block_k / 8 + 3) * kMaxRows */
+  T* patch;         /* kMaxRows * k, when cg < 8 or x is not channels-innermost */
+  T* acc;           /* block_rows * block_cols rounded up to lanes */
+};
+
+template <class T>
+Work<T> carve(const Conv<T>& v, int32_t worker) {
+  char* p = v.call->thread_scratch + worker * v.call->thread_scratch_bytes;
+  Work<T> w;
+  const int64_t segs = v.a[kBlockK] / 8 + 3;
+  w.pixels = (Pixel<T>*)p, p += align64(v.a[kBlockRows] * (int64_t)sizeof(Pixel<T>));
+  w.segs = (Seg*)p, p += align64(segs * (int64_t)sizeof(Seg));
+  w.rows = (const T**)p, p += align64(segs * kMaxRows * 8);
+  w.patch = (T*)p;
+  if (v.cg < 8 || !v.innermost) p += align64(kMaxRows * v.k * (int64_t)sizeof(T));
+  w.acc = (T*)p;
+  return w;
+}
+
+EFFC_INLINE bool inside(int64_t i, int64_t n) { return (uint64_t)i < (uint64_t)n; }
+
+/* Element offset of tap t for a pixel, or -1 (as a flag in *ok) when it falls outside the image. */
+template <class T>
+EFFC_INLINE bool tap_offset(const Conv<T>& v, const Pixel<T>& px, const Tap& t, int64_t* offset) {
+  if (!v.transposed) {
+    *offset = px.base + t.offset;
+    return px.inside || (inside(px.at[0] + t.at[0], v.in[0]) && inside(px.at[1] + t.at[1], v.in[1]) &&
+                         inside(px.at[2] + t.at[2], v.in[2]));
+  }
+  int64_t o = px.base;
+  for (int d = 0; d < 3; ++d) {
+    int64_t q = (int64_t)px.at[d] - t.at[d], s = v.a[kStride + d];
+    if (q < 0) return false;
+    q /= s; /* exact: the class matches */
+    if (q >= v.in[d]) return false;
+    o += q * v.xs[2 + d];
+  }
+  *offset = o;
+  return true;
+}
+
+/* Lists the pixels of rows [r0, r1) whose class is `cls`; pixel-major over images, so that the rows of a tile share taps. */
+template <class T>
+int64_t list_pixels(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, int64_t cls, T* acc, int64_t ld, int64_t n0) {
+  const int64_t* sp = v.a + kSpatial;
+  const int64_t b0 = r0 / v.pixels, b1 = (r1 - 1) / v.pixels;
+  const effc_tensor& out = v.call->out[0];
+  int64_t m_begin = b0 == b1 ? r0 - b0 * v.pixels : 0, m_end = b0 == b1 ? r1 - b0 * v.pixels : v.pixels, count = 0;
+  int64_t at[3] = {m_begin / (sp[1] * sp[2]), m_begin / sp[2] % sp[1], m_begin % sp[2]};
+  for (int64_t m = m_begin; m < m_end; ++m) {
+    Pixel<T> px;
+    int64_t base = 0;
+    bool in = true, match = true;
+    if (!v.transposed) {
+      for (int d = 0; d < 3; ++d) {
+        int64_t i0 = at[d] * v.a[kStride + d] - v.a[kPad + d];
+        px.at[d] = (int32_t)i0;
+        base += i0 * v.xs[2 + d];
+        in = in && i0 >= 0 && i0 + (v.a[kKernel + d] - 1) * v.a[kDilation + d] < v.in[d];
+      }
+    } else {
+      int64_t rest = cls;
+      in = false;
+      for (int d = 2; d >= 0; --d) {
+        int64_t s = v.a[kStride + d], q = at[d] + v.a[kPad + d], r = q % s;
+        px.at[d] = (int32_t)q;
+        match = match && (r < 0 ? r + s : r) == rest % s;
+        rest /= s;
+      }
+    }
+    px.inside = in;
+    if (match)
+      for (int64_t b = b0; b <= b1; ++b) {
+        int64_t r = b * v.pixels + m;
+        if (r < r0 || r >= r1) continue;
+        px.base = base + b * v.xs[0];
+        px.c = v.direct ? (T*)out.data + b * out.strides[0] + m * out.strides[2] + n0 : acc + (r - r0) * ld;
+        w.pixels[count++] = px;
+      }
+    if (++at[2] == sp[2]) {
+      at[2] = 0;
+      if (++at[1] == sp[1]) at[1] = 0, ++at[0];
+    }
+  }
+  return count;
+}
+
+/* The taps that reach pixels of a class, in order; returns their number. For plain convolution all of them. */
+template <class T>
+EFFC_INLINE bool in_class(const Conv<T>& v, const Tap& t, const Pixel<T>& px) {
+  for (int d = 0; d < 3; ++d)
+    if (((int64_t)px.at[d] - t.at[d]) % v.a[kStride + d] != 0) return false;
+  return true;
+}
+
+/* Builds segments and row pointers of k range [k0, k1) for `mr` pixels; returns the number of segments. The k range counts
+ * all taps, also of a transposed convolution, where taps of other classes are left out. */
+template <class T>
+int64_t build_rows(const Conv<T>& v, Work<T>& w, const Pixel<T>* px, int mr, int64_t k0, int64_t k1, int64_t channel0, bool inside_all) {
+  int64_t n = 0;
+  const T** rows = w.rows;
+  if (inside_all) {
+    for (int64_t k = k0; k < k1;) {
+      int64_t t = k / v.cg, c = k % v.cg, len = min64(v.run - k % v.run, k1 - k);
+      w.segs[n].k = k, w.segs[n].len = len, ++n;
+      const T* p = v.x + v.tap[t].offset + channel0 + c;
+      for (int i = 0; i < mr; ++i) *rows++ = p + px[i].base;
+      k += len;
+    }
+    return n;
+  }
+  for (int64_t k = k0; k < k1;) {
+    int64_t t = k / v.cg, c = k % v.cg, len = min64(v.cg - c, k1 - k);
+    const Tap& tap = v.tap[t];
+    k += len;
+    if (v.transposed && !in_class(v, tap, px[0])) continue;
+    bool any = false;
+    for (int i = 0; i < mr; ++i) {
+      int64_t o;
+      bool ok = tap_offset(v, px[i], tap, &o);
+      rows[i] = ok ? v.x + o + channel0 + c : v.zeros;
+      any = any || ok;
+    }
+    if (!any) continue;
+    w.segs[n].k = k - len, w.segs[n].len = len, ++n;
+    rows += mr;
+  }
+  return n;
+}
+
+/* Gathers all k values of `mr` pixels; taps outside give zeros. */
+template <class T>
+void build_patch(const Conv<T>& v, Work<T>& w, const Pixel<T>* px, int mr, int64_t channel0) {
+  for (int i = 0; i < mr; ++i) {
+    T* q = w.patch + i * v.k;
+    for (int64_t t = 0; t < v.taps; ++t) {
+      int64_t o;
+      if (v.transposed && !in_class(v, v.tap[t], px[i])) {
+        for (int64_t c = 0; c < v.cg; ++c) *q++ = T(0);
+      } else if (tap_offset(v, px[i], v.tap[t], &o)) {
+        const T* p = v.x + o + channel0 * v.xs[1];
+        for (int64_t c = 0; c < v.cg; ++c) *q++ = p[c * v.xs[1]];
+      } else {
+        for (int64_t c = 0; c < v.cg; ++c) *q++ = T(0);
+      }
+    }
+  }
+}
+
+/* Rows [r0, r1) of the block's accumulators to the epilogue, or converted to the output. */
+template <class T>
+void finish(const Conv<T>& v, const T* acc, int64_t ld, int64_t r0, int64_t r1, int64_t n0, int64_t n1) {
+  while (r0 < r1) {
+    int64_t b = r0 / v.pixels, m0 = r0 - b * v.pixels, m1 = min64(v.pixels, m0 + r1 - r0);
+    if (v.call->epilogue) {
+      v.call->epilogue(v.call, b, 0, m0, m1, n0, n1, acc, ld);
+    } else {
+      const effc_tensor& out = v.call->out[0];
+      with_real(out.dtype, [&](auto tag) {
+        using To = decltype(tag);
+        for (int64_t m = m0; m < m1; ++m) {
+          To* q = (To*)out.data + b * out.strides[0] + m * out.strides[2];
+          for (int64_t n = n0; n < n1; ++n) q[n * out.strides[3]] = convert<To>(acc[(m - m0) * ld + n - n0]);
+        }
+      });
+    }
+    acc += (m1 - m0) * ld;
+    r0 += m1 - m0;
+  }
+}
+
+template <class T>
+void run_block(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, int64_t r0, int64_t r1) {
+  using S = Simd<T>;
+  const Micro<T>& micro = MicroTable<T>::table;
+  const int64_t wide = v.nv * S::lanes, ld = ceil_div(c1 - c0, S::lanes) * S::lanes, n0 = g * v.og + c0;
+  const int64_t channel0 = g * v.cg;
+  const bool patches = v.cg < 8 || !v.innermost;
+  int64_t classes = v.transposed ? v.a[kStride] * v.a[kStride + 1] * v.a[kStride + 2] : 1;
+  for (int64_t cls = 0; cls < classes; ++cls) {
+    int64_t count = list_pixels(v, w, r0, r1, cls, w.acc, ld, n0);
+    if (!count) continue;
+    int64_t tiles = ceil_div(count, v.mr);
+    for (int64_t k0 = 0; k0 == 0 || k0 < v.k; k0 += v.block_k) {
+      int64_t k1 = min64(k0 + v.block_k, v.k);
+      for (int64_t t = 0; t < tiles; ++t) {
+        int64_t p0 = t * count / tiles, p1 = (t + 1) * count / tiles;
+        int mr = (int)(p1 - p0);
+        const Pixel<T>* px = w.pixels + p0;
+        T* c[kMaxRows];
+        bool all = true;
+        for (int i = 0; i < mr; ++i) all = all && px[i].inside;
+        int64_t nseg = -1;
+        const T* prow[kMaxRows];
+        if (all && !(v.innermost && v.run >= 8)) {
+          for (int i = 0; i < mr; ++i) prow[i] = v.x + px[i].base + channel0 * v.xs[1];
+        } else if (all || !patches) {
+          nseg = build_rows(v, w, px, mr, k0, k1, channel0, all);
+        } else {
+          if (k0 == 0 || tiles > 1) build_patch(v, w, px, mr, channel0);
+          nseg = 1;
+          w.segs[0].k = k0, w.segs[0].len = k1 - k0;
+          for (int i = 0; i < mr; ++i) w.rows[i] = w.patch + i * v.k + k0;
+        }
+        if (nseg == 0 && k0 > 0) continue;
+        for (int64_t n = c0; n < c1; n += wide) {
+          int64_t valid = min64(wide, c1 - n);
+          int nv = (int)ceil_div(valid, S::lanes);
+          for (int i = 0; i < mr; ++i) c[i] = px[i].c + (n - c0);
+          int64_t tail = valid - (nv - 1) * S::lanes;
+          Sink<T> sink = {c, v.direct ? tail : S::lanes, k0 > 0};
+          const T* panel = v.packed + g * v.group_elems + n * v.k;
+          if (nseg < 0)
+            micro.offsets[nv - 1][mr - 1](v.offsets, k0, k1, prow, panel, &sink);
+          else
+            micro.rows[nv - 1][mr - 1](w.segs, nseg, w.rows, panel, &sink);
+        }
+      }
+    }
+  }
+  if (!v.direct) finish(v, w.acc, ld, r0, r1, n0, n0 + c1 - c0);
+}
+
+template <class T>
+void run_blocks(void* arg, int64_t begin, int64_t end, int32_t worker) {
+  const Conv<T>& v = *(const Conv<T>*)arg;
+  Work<T> w = carve(v, worker);
+  const int64_t cols = v.groups * v.col_blocks;
+  for (int64_t i = begin; i < end; ++i) {
+    int64_t col = v.cols_outer ? i / v.row_blocks : i % cols, row = v.cols_outer ? i % v.row_blocks : i / cols;
+    int64_t g = col / v.col_blocks, c0 = col % v.col_blocks * v.block_cols, r0 = row * v.block_rows;
+    run_block(v, w, g, c0, min64(c0 + v.block_cols, v.og), r0, min64(r0 + v.block_rows, v.rows));
+  }
+}
+
+/* The kernel: in x [N, C, *S], w (packed or not), then the epilogue's; out rank 4 (N, 1, pixels, O). */
+template <class T>
+int32_t conv_kernel(const effc_call* call) {
+  if (call->n_attr != kAttrs || call->n_own != 2 || call->n_out < 1) {
+    call->api->fail(call, "conv: wrong number of operands or attributes");
+    return 1;
+  }
+  Conv<T> v;
+  memset(&v, 0, sizeof v);
+  const int64_t* a = call->attr;
+  v.call = call, v.a = a;
+  int64_t shape[5];
+  spatial_view(call->in[0], shape, v.xs);
+  v.batch = shape[0], v.channels = shape[1], v.groups = a[kGroups], v.out = a[kOut];
+  v.cg = v.channels / v.groups, v.og = v.out / v.groups;
+  for (int d = 0; d < 3; ++d) v.in[d] = shape[2 + d];
+  v.taps = a[kKernel] * a[kKernel + 1] * a[kKernel + 2];
+  v.k = v.taps * v.cg;
+  v.pixels = a[kSpatial] * a[kSpatial + 1] * a[kSpatial + 2];
+  v.transposed = a[kTransposed] != 0;
+  v.rows = v.batch * v.pixels;
+  if (v.rows <= 0 || v.og <= 0) return 0;
+  v.nv = (int)a[kNv];
+  constexpr int lanes = Simd<T>::lanes;
+  const int64_t wide = v.nv * lanes;
+  v.panels = (int)ceil_div(v.og, wide);
+  v.group_elems = ceil_div(v.og, lanes) * lanes * v.k;
+  v.mr = max_rows(v.nv);
+
+  /* Scratch: taps, zeros, offsets, [copy of x], [packed weights]. */
+  char* s = (char*)call->scratch;
+  v.tap = (Tap*)s, s += align64(v.taps * (int64_t)sizeof(Tap));
+  T* zeros = (T*)s;
+  s += align64(v.cg * (int64_t)sizeof(T));
+  v.offsets = (int64_t*)s, s += align64(v.k * 8);
+  for (int64_t c = 0; c < v.cg; ++c) zeros[c] = T(0);
+  v.zeros = zeros;
+  v.x = (const T*)call->in[0].data;
+  if (a[kCopyX]) {
+    CopyArg<T> arg;
+    arg.src = &call->in[0], arg.dst = (T*)s;
+    spatial_view(call->in[0], arg.shape, arg.strides);
+    v.x = (const T*)s;
+    int64_t n = 1;
+    const int order[5] = {1, 4, 3, 2, 0};
+    for (int i = 0; i < 5; ++i) v.xs[order[i]] = n, n *= shape[order[i]];
+    s += align64(n * (int64_t)sizeof(T));
+    int64_t lines = shape[0] * shape[2] * shape[3];
+    call->api->parallel_for(call->run, lines, max64(1, 16384 / max64(1, shape[1] * shape[4])), copy_rows<T>, &arg);
+  }
+  v.innermost = v.xs[1] == 1 || v.channels == 1;
+  int64_t t = 0;
+  for (int64_t d = 0; d < a[kKernel]; ++d)
+    for (int64_t h = 0; h < a[kKernel + 1]; ++h)
+      for (int64_t w = 0; w < a[kKernel + 2]; ++w, ++t) {
+        Tap& tap = v.tap[t];
+        tap.at[0] = (int32_t)(d * a[kDilation]), tap.at[1] = (int32_t)(h * a[kDilation + 1]);
+        tap.at[2] = (int32_t)(w * a[kDilation + 2]), tap.used = 1;
+        tap.offset = tap.at[0] * v.xs[2] + tap.at[1] * v.xs[3] + tap.at[2] * v.xs[4];
+        for (int64_t c = 0; c < v.cg; ++c) v.offsets[t * v.cg + c] = tap.offset + c * v.xs[1];
+      }
+  v.run = v.cg;
+  for (int d = 2; d >= 0 && v.groups == 1; --d) {
+    if (a[kKernel + d] == 1) continue;
+    if (v.xs[2 + d] * a[kDilation + d] != v.run) break;
+    v.run *= a[kKernel + d];
+  }
+
+  if (a[kPacked]) {
+    v.packed = (const T*)((const char*)call->in[1].data + kHeader);
+  } else {
+    PackArg<T> arg = {&v, &call->in[1], (T*)s};
+    v.packed = (const T*)s;
+    call->api->parallel_for(call->run, v.groups * v.panels, 1, pack_panels<T>, &arg);
+  }
+
+  const effc_tensor& out = call->out[0];
+  constexpr bool is_float = __is_same(T, float) || __is_same(T, double);
+  const bool same = is_float ? out.dtype == (__is_same(T, float) ? EFFC_F32 : EFFC_F64) : out.dtype <= EFFC_I64;
+  v.direct = !call->epilogue && same && (out.strides[3] == 1 || v.out == 1);
+
+  /* Blocks: shrink until every thread has a few. */
+  v.block_rows = min64(a[kBlockRows], v.rows), v.block_cols = min64(a[kBlockCols], ceil_div(v.og, wide) * wide);
+  v.block_k = v.k > a[kBlockK] ? a[kBlockK] : max64(v.k, 1);
+  int64_t want = call->api->num_threads(call->run) > 1 ? 4 * call->api->num_threads(call->run) : 1;
+  for (;;) {
+    v.row_blocks = ceil_div(v.rows, v.block_rows), v.col_blocks = ceil_div(v.og, v.block_cols);
+    if (v.row_blocks * v.col_blocks * v.groups >= want) break;
+    if (v.block_cols > wide)
+      v.block_cols = ceil_div(v.block_cols / wide, 2) * wide;
+    else if (v.block_rows > v.mr)
+      v.block_rows = ceil_div(ceil_div(v.block_rows, 2), v.mr) * v.mr;
+    else
+      break;
+  }
+  /* The bigger operand is walked once: weights if columns are the outer loop, the image otherwise. */
+  v.cols_outer = v.group_elems * v.groups > v.batch * v.channels * v.in[0] * v.in[1] * v.in[2];
+  int64_t blocks = v.row_blocks * v.col_blocks * v.groups;
+  call->api->parallel_for(call->run, blocks, max64(1, blocks / (want * 2)), run_blocks<T>, &v);
+  return 0;
+}
+
+}  // namespace conv
+}  // namespace effc
+#endif

@@ -1,0 +1,1 @@
+"""Weight layouts of the CPU kernels, as numpy functions."""

@@ -1,0 +1,185 @@
+"""Convolution weights in panels, and the blocking of the convolution kernels (kernels/conv.hpp, kernels/conv_dw.cpp).
+
+Packed buffer: 64 bytes of header, then the data in the compute dtype.
+
+    header   magic "EFCW", format id, version, dtype code, lanes, nv, groups, cg (input channels per group),
+             og (output channels per group), kernel depth, height, width, transposed (13 x u32), 4 bytes zero, 64-bit BLAKE2b of the data
+    panels   [group][panel][tap][c][nv * lanes]; the last panel of a group has ceil(rest / lanes) vectors; unused lanes are 0
+    depthwise  [tap][channel]
+
+Taps are the kernel's positions in row-major order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from ....ir import dims
+from ....ir.dims import Dim
+from ....ir.dtypes import DType
+
+Array = np.ndarray[Any, Any]
+
+MAGIC = b"EFCW"
+VERSION = 1
+PANELS, DEPTHWISE = 1, 2
+HEADER = struct.Struct("<4s12I4xQ")
+assert HEADER.size == 64
+MAX_ROWS = 12  # kMaxRows of conv.hpp
+_COMPUTE = {np.dtype(np.float16): np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16): np.dtype(np.float32)}
+
+
+class PackingError(ValueError):
+    """A buffer that is not what its header says, or has no header."""
+
+
+def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype in which weights of this storage dtype are packed: f32 for f16, bf16 and fp8, else itself."""
+    return np.dtype(np.float32) if dtype.itemsize == 1 and dtype.kind not in "iub" else _COMPUTE.get(dtype, dtype)
+
+
+def max_rows(nv: int, vlen: int) -> int:
+    """Rows of a tile that is nv vectors wide; max_rows() of conv.hpp."""
+    return {1: 12, 2: 12, 3: 8, 4: 6}[nv] if vlen >= 64 else {1: 10, 2: 6, 3: 4, 4: 3}[nv]
+
+
+def choose_nv(og: int, lanes: int, vlen: int) -> int:
+    """Vectors per panel for og output channels: few panels, and no last panel so narrow that its accumulators are too few to
+    hide the latency of a multiply-add."""
+    v = max(1, -(-og // lanes))
+    if vlen >= 64:
+        if v <= 4:
+            return v
+        return min((4, 3), key=lambda nv: ((v % nv or nv) == 1, -(v % nv or nv)))
+    if v <= 3:
+        return v
+    return 2 if v % 2 == 0 or v % 3 == 1 else 3
+
+
+def _digest(raw: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
+
+
+def _spatial(w: Array) -> Array:
+    """Weights with three kernel dims."""
+    return w.reshape(w.shape[:2] + (1,) * (5 - w.ndim) + w.shape[2:])
+
+
+def _with_header(fmt: int, data: Array, fields: tuple[int, ...]) -> Array:
+    raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+    head = HEADER.pack(MAGIC, fmt, VERSION, DType.from_np(data.dtype).code, *fields, _digest(raw.tobytes()))
+    return np.concatenate([np.frombuffer(head, np.uint8), raw])
+
+
+def pack_conv(w: Array, groups: int, vlen: int, *, transposed: bool = False, nv: int | None = None) -> Array:
+    """Weights [O, C/groups, *K] (transposed: [C, O/groups, *K]) to panels; a uint8 vector."""
+    dtype = compute_dtype(w.dtype)
+    lanes = vlen // dtype.itemsize
+    w5 = _spatial(w).astype(dtype)
+    if transposed:  # [G, cg, og, K] -> [G, og, cg, K]
+        cg, og = w.shape[0] // groups, w.shape[1]
+        grouped = w5.reshape(groups, cg, og, *w5.shape[2:]).transpose(0, 2, 1, 3, 4, 5)
+    else:
+        cg, og = w.shape[1], w.shape[0] // groups
+        grouped = w5.reshape(groups, og, cg, *w5.shape[2:])
+    kernel = w5.shape[2:]
+    nv = nv or choose_nv(og, lanes, vlen)
+    k = cg * int(np.prod(kernel))
+    matrix = grouped.transpose(0, 3, 4, 5, 2, 1).reshape(groups, k, og)  # [G, (tap, c), og]
+    padded = np.zeros((groups, k, -(-og // lanes) * lanes), dtype)
+    padded[:, :, :og] = matrix
+    wide = nv * lanes
+    parts = [np.ascontiguousarray(padded[g, :, n : n + wide]).reshape(-1) for g in range(groups) for n in range(0, padded.shape[2], wide)]
+    data = np.concatenate(parts) if parts else np.zeros(0, dtype)
+    return _with_header(PANELS, data, (lanes, nv, groups, cg, og, *kernel, int(transposed)))
+
+
+def pack_depthwise(w: Array) -> Array:
+    """Weights [C, 1, *K] to [tap][channel]; a uint8 vector."""
+    w5 = _spatial(w).astype(compute_dtype(w.dtype))
+    data = w5[:, 0].transpose(1, 2, 3, 0)
+    return _with_header(DEPTHWISE, data, (1, 1, w.shape[0], 1, 1, *w5.shape[2:], 0))
+
+
+def unpack(packed: Array) -> Array:
+    """The weights with three kernel dims, in the compute dtype; PackingError if magic, version, size or checksum do not fit."""
+    raw = packed.tobytes()
+    if len(raw) < HEADER.size:
+        raise PackingError("shorter than a header")
+    magic, fmt, version, code, lanes, nv, groups, cg, og, kd, kh, kw, transposed, digest = HEADER.unpack(raw[: HEADER.size])
+    if magic != MAGIC or version != VERSION or fmt not in (PANELS, DEPTHWISE):
+        raise PackingError("not a packed convolution weight of a known version")
+    body = raw[HEADER.size :]
+    if _digest(body) != digest:
+        raise PackingError("checksum does not match")
+    data = np.frombuffer(body, next(d for d in DType if d.code == code).np)
+    k = kd * kh * kw * cg
+    if fmt == DEPTHWISE:
+        return data.reshape(kd, kh, kw, groups).transpose(3, 0, 1, 2)[:, None]
+    padded = -(-og // lanes) * lanes
+    wide = nv * lanes
+    if data.size != groups * k * padded:
+        raise PackingError("size does not match the header")
+    out = np.empty((groups, k, padded), data.dtype)
+    at = 0
+    for g in range(groups):
+        for n in range(0, padded, wide):
+            width = min(wide, padded - n)
+            out[g, :, n : n + width] = data[at : at + k * width].reshape(k, width)
+            at += k * width
+    w = out[:, :, :og].reshape(groups, kd, kh, kw, cg, og)
+    if transposed:
+        return w.transpose(0, 4, 5, 1, 2, 3).reshape(groups * cg, og, kd, kh, kw)
+    return w.transpose(0, 5, 4, 1, 2, 3).reshape(groups * og, cg, kd, kh, kw)
+
+
+def _align(n: Dim) -> Dim:
+    return dims.floordiv(n + 63, 64) * 64
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocking of effc_conv_*: attributes 20..23 of the kernel, and its scratch sizes in bytes."""
+
+    nv: int
+    rows: int
+    cols: int
+    k: int
+    scratch: Dim
+    thread_scratch: int
+
+    @property
+    def attrs(self) -> list[int]:
+        return [self.nv, self.rows, self.cols, self.k]
+
+
+def choose_blocks(
+    og: int, cg: int, groups: int, taps: int, itemsize: int, vlen: int, *, innermost: bool, packed: bool, copy_elems: Dim = 0
+) -> Blocks:
+    """Block sizes: weights of a block (k x cols) in half of a small L2 cache, its accumulators in L1, or in L2 where the
+    reduction is split. ``copy_elems``: elements of x where the kernel copies it to channels-innermost first."""
+    lanes = vlen // itemsize
+    nv = choose_nv(og, lanes, vlen)
+    wide, k = nv * lanes, cg * taps
+    l2 = 512 * 1024 // itemsize
+    block_k = k if k * wide <= l2 else max(64, 1024 // max(1, itemsize // 4))
+    cols = max(1, min(256 * 4 // itemsize // wide, l2 // max(1, block_k * wide), -(-og // wide))) * wide
+    acc = (32 if block_k == k else 128) * 1024 // itemsize
+    mr = max_rows(nv, vlen)
+    rows = max(1, min(256, acc // cols) // mr) * mr
+    segs = block_k // 8 + 3
+    thread = _align(rows * 32) + _align(segs * 16) + _align(segs * MAX_ROWS * 8)
+    thread += _align(rows * cols * itemsize)
+    if cg < 8 or not innermost:
+        thread += _align(MAX_ROWS * k * itemsize)
+    scratch = _align(taps * 24) + _align(cg * itemsize) + _align(k * 8) + _align(copy_elems * itemsize)
+    if not packed:
+        scratch = scratch + _align(-(-og // lanes) * lanes * k * groups * itemsize)
+    assert isinstance(thread, int)
+    return Blocks(nv, rows, cols, max(block_k, 1), scratch, thread)
