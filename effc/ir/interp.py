@@ -115,7 +115,7 @@ class Interpreter:
         if n.op == "scan":
             return self._scan(n, ins, env)
         definition = get(n.op)
-        attrs = eval_attrs(n.attrs, env)
+        attrs = eval_attrs({k: v for k, v in n.attrs.items() if k not in definition.binds}, env)  # binds: not known yet
         if definition.numpy is None:
             if definition.decompose is None:
                 raise EffcError(f"op {n.op} has no numpy reference", op=n.op)
