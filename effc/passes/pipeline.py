@@ -1,0 +1,19 @@
+"""The pipeline: the compiler's table of contents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .manager import Pass
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the default pipeline."""
+
+    fold_limit: int = 1 << 22  # largest result, in bytes, that constant folding may create
+
+
+def default(options: Options | None = None) -> tuple[Pass, ...]:
+    """The passes that every graph goes through, in order."""
+    return ()
