@@ -183,3 +183,13 @@ def choose_blocks(
         scratch = scratch + _align(-(-og // lanes) * lanes * k * groups * itemsize)
     assert isinstance(thread, int)
     return Blocks(nv, rows, cols, max(block_k, 1), scratch, thread)
+
+
+def depthwise_blocks(out_channels: int, taps: int, itemsize: int, *, packed: bool, copy_elems: Dim = 0) -> Blocks:
+    """Attributes and scratch of effc_conv_dw_*. ``copy_elems``: elements of x times filters per channel where the kernel
+    copies it."""
+    cols = 8192  # elements of a thread's accumulators: 8 pixels of the widest block of channels and more
+    scratch = _align(copy_elems * itemsize)
+    if not packed:
+        scratch = scratch + _align(out_channels * taps * itemsize)
+    return Blocks(1, 0, cols, 0, scratch, cols * itemsize)

@@ -1,0 +1,281 @@
+/* Depthwise convolution, 1 to 3 spatial dims: vectors of channels, blocks of neighbouring output pixels.
+ *
+ * x has its channels innermost, or is copied so (with every channel repeated where a channel has several filters, which
+ * leaves one filter per channel). Pixels whose window is inside the row are done in blocks that keep the weights of a tap
+ * in registers; the few at the left and right border one by one, over their valid taps. Channels that are no whole number
+ * of vectors end with a vector that overlaps the one before: its lanes are computed twice, to the same value.
+ */
+#ifndef EFFC_CONV_DW_HPP
+#define EFFC_CONV_DW_HPP
+#include "conv.hpp"
+
+namespace effc {
+namespace conv {
+
+template <class T>
+struct Depthwise {
+  const effc_call* call;
+  const int64_t* a;
+  const T* x;
+  int64_t xs[5], batch, channels, in[3], taps, pixels;
+  const T* w; /* [tap][channel] */
+  bool direct;
+  int64_t width_in, lo, hi; /* output columns [lo, hi) have all their taps inside the row */
+  int64_t col_blocks, block_cols, segment, lines;
+};
+
+template <class T, int L>
+struct DwVec {
+  typedef T vec __attribute__((vector_size(L * sizeof(T))));
+  typedef T loose __attribute__((vector_size(L * sizeof(T)), aligned(alignof(T)), may_alias));
+};
+
+/* The taps of one output row: rows of x that are inside the image. */
+template <class T>
+struct DwRow {
+  const T* x;      /* window's origin of output column 0, at d = h = 0; may lie outside */
+  int64_t d0, d1;  /* valid taps */
+  int64_t h0, h1;
+};
+
+/* P neighbouring pixels by NV vectors of L channels, taps [k0, k1) along the row. */
+template <class T, int L, int NV, int P>
+EFFC_INLINE void dw_block(const Depthwise<T>& v, const DwRow<T>& row, int64_t col, int64_t k0, int64_t k1, int64_t c, T* out, int64_t ld) {
+  typedef typename DwVec<T, L>::vec V;
+  typedef typename DwVec<T, L>::loose U;
+  V acc[P][NV];
+  EFFC_UNROLL
+  for (int p = 0; p < P; ++p)
+    EFFC_UNROLL
+    for (int j = 0; j < NV; ++j) acc[p][j] = V{};
+  const int64_t step = v.a[kStride + 2] * v.xs[4], dil = v.a[kDilation + 2] * v.xs[4], cs = v.channels;
+  for (int64_t d = row.d0; d < row.d1; ++d)
+    for (int64_t h = row.h0; h < row.h1; ++h) {
+      const T* x = row.x + d * v.a[kDilation] * v.xs[2] + h * v.a[kDilation + 1] * v.xs[3] + col * step + k0 * dil + c;
+      const T* w = v.w + ((d * v.a[kKernel + 1] + h) * v.a[kKernel + 2] + k0) * cs + c;
+      for (int64_t k = k0; k < k1; ++k, x += dil, w += cs) {
+        V wv[NV];
+        EFFC_UNROLL
+        for (int j = 0; j < NV; ++j) wv[j] = *(const U*)(w + j * L);
+        const T* xp = x;
+        EFFC_UNROLL
+        for (int p = 0; p < P; ++p, xp += step)
+          EFFC_UNROLL
+          for (int j = 0; j < NV; ++j) acc[p][j] += *(const U*)(xp + j * L) * wv[j];
+      }
+    }
+  EFFC_UNROLL
+  for (int p = 0; p < P; ++p)
+    EFFC_UNROLL
+    for (int j = 0; j < NV; ++j) *(U*)(out + p * ld + j * L) = acc[p][j];
+}
+
+/* Output columns [m0, m1) of a row for channels c .. c + NV * L. */
+template <class T, int L, int NV, int P>
+void dw_columns(const Depthwise<T>& v, const DwRow<T>& row, int64_t m0, int64_t m1, int64_t c, T* out, int64_t ld) {
+  const int64_t kernel = v.a[kKernel + 2], stride = v.a[kStride + 2], pad = v.a[kPad + 2], dil = v.a[kDilation + 2];
+  for (int64_t m = m0; m < m1;) {
+    T* q = out + (m - m0) * ld;
+    if (m < v.lo || m >= v.hi) {
+      int64_t at = m * stride - pad;
+      int64_t k0 = at < 0 ? min64(kernel, (-at + dil - 1) / dil) : 0;
+      int64_t k1 = min64(kernel, max64(k0, (v.width_in - at + dil - 1) / dil));
+      dw_block<T, L, NV, 1>(v, row, m, k0, k1, c, q, ld);
+      ++m;
+      continue;
+    }
+    int64_t left = min64(m1, v.hi) - m;
+    if (left >= P) {
+      dw_block<T, L, NV, P>(v, row, m, 0, kernel, c, q, ld), m += P;
+    } else if (left >= 4 && P > 4) {
+      dw_block<T, L, NV, 4>(v, row, m, 0, kernel, c, q, ld), m += 4;
+    } else if (left >= 2) {
+      dw_block<T, L, NV, 2>(v, row, m, 0, kernel, c, q, ld), m += 2;
+    } else {
+      dw_block<T, L, NV, 1>(v, row, m, 0, kernel, c, q, ld), m += 1;
+    }
+  }
+}
+
+/* Channels [c0, c1), in vectors of at most L lanes. */
+template <class T, int L>
+void dw_channels(const Depthwise<T>& v, const DwRow<T>& row, int64_t m0, int64_t m1, int64_t c0, int64_t c1, T* out, int64_t ld) {
+  constexpr int P = EFFC_VLEN >= 64 ? 8 : 4;
+  if constexpr (L > 1) {
+    if (c1 - c0 < L) return dw_channels<T, L / 2>(v, row, m0, m1, c0, c1, out, ld);
+  }
+  int64_t c = c0;
+  if constexpr (L * sizeof(T) == EFFC_VLEN) {
+    for (; c + 2 * L <= c1; c += 2 * L) dw_columns<T, L, 2, P>(v, row, m0, m1, c, out + (c - c0), ld);
+  }
+  for (; c < c1; c += L) {
+    if (c + L > c1) c = c1 - L; /* overlaps the vector before */
+    dw_columns<T, L, 1, P>(v, row, m0, m1, c, out + (c - c0), ld);
+  }
+}
+
+/* Items: (block of channels, output line). */
+template <class T>
+void dw_run(void* arg, int64_t begin, int64_t end, int32_t worker) {
+  const Depthwise<T>& v = *(const Depthwise<T>*)arg;
+  const int64_t* sp = v.a + kSpatial;
+  T* acc = (T*)(v.call->thread_scratch + worker * v.call->thread_scratch_bytes);
+  for (int64_t i = begin; i < end; ++i) {
+    int64_t block = i / v.lines, line = i % v.lines;
+    int64_t c0 = block * v.block_cols, c1 = block + 1 == v.col_blocks ? v.channels : c0 + v.block_cols;
+    int64_t oh = line % sp[1], od = line / sp[1] % sp[0], b = line / (sp[1] * sp[0]);
+    DwRow<T> row;
+    int64_t k[2][2], at[2];
+    const int64_t o[2] = {od, oh};
+    for (int d = 0; d < 2; ++d) {
+      int64_t dil = v.a[kDilation + d], kernel = v.a[kKernel + d];
+      at[d] = o[d] * v.a[kStride + d] - v.a[kPad + d];
+      k[d][0] = at[d] < 0 ? min64(kernel, (-at[d] + dil - 1) / dil) : 0;
+      k[d][1] = min64(kernel, max64(k[d][0], (v.in[d] - at[d] + dil - 1) / dil));
+    }
+    row.d0 = k[0][0], row.d1 = k[0][1], row.h0 = k[1][0], row.h1 = k[1][1];
+    row.x = v.x + b * v.xs[0] + at[0] * v.xs[2] + at[1] * v.xs[3] - v.a[kPad + 2] * v.xs[4];
+    const effc_tensor& out = v.call->out[0];
+    for (int64_t w0 = 0; w0 < sp[2]; w0 += v.segment) {
+      int64_t w1 = min64(w0 + v.segment, sp[2]), m0 = (od * sp[1] + oh) * sp[2] + w0, m1 = m0 + w1 - w0;
+      if (v.direct) {
+        T* q = (T*)out.data + b * out.strides[0] + m0 * out.strides[2] + c0;
+        dw_channels<T, Simd<T>::lanes>(v, row, w0, w1, c0, c1, q, out.strides[2]);
+        continue;
+      }
+      const int64_t ld = c1 - c0;
+      dw_channels<T, Simd<T>::lanes>(v, row, w0, w1, c0, c1, acc, ld);
+      if (v.call->epilogue) {
+        v.call->epilogue(v.call, b, 0, m0, m1, c0, c1, acc, ld);
+        continue;
+      }
+      with_real(out.dtype, [&](auto tag) {
+        using To = decltype(tag);
+        for (int64_t m = m0; m < m1; ++m) {
+          To* q = (To*)out.data + b * out.strides[0] + m * out.strides[2];
+          for (int64_t c = c0; c < c1; ++c) q[c * out.strides[3]] = convert<To>(acc[(m - m0) * ld + c - c0]);
+        }
+      });
+    }
+  }
+}
+
+template <class T>
+struct RepeatArg {
+  CopyArg<T> copy;
+  int64_t repeat;
+};
+
+/* As copy_rows, with every channel written `repeat` times. */
+template <class T>
+void repeat_rows(void* arg, int64_t begin, int64_t end, int32_t) {
+  const RepeatArg<T>& r = *(const RepeatArg<T>*)arg;
+  const CopyArg<T>& c = r.copy;
+  const int64_t channels = c.shape[1], width = c.shape[4], sc = c.strides[1], sw = c.strides[4];
+  with_real(c.src->dtype, [&](auto tag) {
+    using From = decltype(tag);
+    for (int64_t i = begin; i < end; ++i) {
+      int64_t h = i % c.shape[3], nd = i / c.shape[3];
+      const From* p =
+          (const From*)c.src->data + nd / c.shape[2] * c.strides[0] + nd % c.shape[2] * c.strides[2] + h * c.strides[3];
+      T* q = c.dst + i * width * channels * r.repeat;
+      for (int64_t w = 0; w < width; ++w)
+        for (int64_t ch = 0; ch < channels; ++ch) {
+          T value = convert<T>(p[w * sw + ch * sc]);
+          for (int64_t j = 0; j < r.repeat; ++j) *q++ = value;
+        }
+    }
+  });
+}
+
+/* The kernel: in x [N, C, *S], w (packed: [tap][O] after a header; else [O, 1, *K]), then the epilogue's; out rank 4
+ * (N, 1, pixels, O). O is a multiple of C = groups. Attributes as for conv.hpp; kBlockCols is the length of the thread's
+ * accumulators. */
+template <class T>
+int32_t depthwise_kernel(const effc_call* call) {
+  if (call->n_attr != kAttrs || call->n_own != 2 || call->n_out < 1) {
+    call->api->fail(call, "depthwise conv: wrong number of operands or attributes");
+    return 1;
+  }
+  Depthwise<T> v;
+  memset(&v, 0, sizeof v);
+  const int64_t* a = call->attr;
+  v.call = call, v.a = a;
+  int64_t shape[5];
+  spatial_view(call->in[0], shape, v.xs);
+  v.batch = shape[0], v.channels = a[kOut];
+  for (int d = 0; d < 3; ++d) v.in[d] = shape[2 + d];
+  v.taps = a[kKernel] * a[kKernel + 1] * a[kKernel + 2];
+  v.pixels = a[kSpatial] * a[kSpatial + 1] * a[kSpatial + 2];
+  if (v.batch * v.pixels * v.channels <= 0) return 0;
+  const int64_t repeat = v.channels / shape[1];
+
+  /* Scratch: [copy of x], [weights]. */
+  char* s = (char*)call->scratch;
+  v.x = (const T*)call->in[0].data;
+  if (a[kCopyX]) {
+    RepeatArg<T> arg;
+    arg.copy.src = &call->in[0], arg.copy.dst = (T*)s, arg.repeat = repeat;
+    spatial_view(call->in[0], arg.copy.shape, arg.copy.strides);
+    v.x = (const T*)s;
+    shape[1] = v.channels;
+    int64_t n = 1;
+    const int order[5] = {1, 4, 3, 2, 0};
+    for (int i = 0; i < 5; ++i) v.xs[order[i]] = n, n *= shape[order[i]];
+    s += align64(n * (int64_t)sizeof(T));
+    int64_t lines = shape[0] * shape[2] * shape[3], grain = max64(1, 16384 / max64(1, shape[1] * shape[4]));
+    if (repeat == 1)
+      call->api->parallel_for(call->run, lines, grain, copy_rows<T>, &arg.copy);
+    else
+      call->api->parallel_for(call->run, lines, grain, repeat_rows<T>, &arg);
+  } else if (repeat != 1 || (v.xs[1] != 1 && v.channels != 1)) {
+    call->api->fail(call, "depthwise conv: x must have its channels innermost, or be copied");
+    return 1;
+  }
+  if (a[kPacked]) {
+    v.w = (const T*)((const char*)call->in[1].data + kHeader);
+  } else {
+    T* w = (T*)s;
+    v.w = w;
+    int64_t ws[5], st[5];
+    spatial_view(call->in[1], ws, st);
+    with_real(call->in[1].dtype, [&](auto tag) {
+      using From = decltype(tag);
+      for (int64_t d = 0; d < ws[2]; ++d)
+        for (int64_t h = 0; h < ws[3]; ++h)
+          for (int64_t k = 0; k < ws[4]; ++k)
+            for (int64_t c = 0; c < v.channels; ++c)
+              *w++ = convert<T>(((const From*)call->in[1].data)[c * st[0] + d * st[2] + h * st[3] + k * st[4]]);
+    });
+  }
+  const effc_tensor& out = call->out[0];
+  v.direct = !call->epilogue && out.dtype == (__is_same(T, float) ? EFFC_F32 : EFFC_F64) && (out.strides[3] == 1 || v.channels == 1);
+  v.width_in = v.in[2];
+  int64_t reach = (a[kKernel + 2] - 1) * a[kDilation + 2];
+  v.lo = min64(a[kSpatial + 2], (a[kPad + 2] + a[kStride + 2] - 1) / a[kStride + 2]);
+  if (a[kPad + 2] < 0) v.lo = 0;
+  int64_t room = v.width_in - 1 - reach + a[kPad + 2];
+  v.hi = room < 0 ? v.lo : max64(v.lo, min64(a[kSpatial + 2], room / a[kStride + 2] + 1));
+
+  /* Blocks of channels: enough for every thread, no wider than the accumulators allow for 8 pixels. */
+  v.lines = v.batch * a[kSpatial] * a[kSpatial + 1];
+  const int64_t step = 2 * Simd<T>::lanes, room_elems = a[kBlockCols];
+  int64_t want = call->api->num_threads(call->run) > 1 ? 8 * call->api->num_threads(call->run) : 1;
+  v.col_blocks = max64(1, min64(v.channels / step, max64(ceil_div(want, v.lines), v.channels / 512)));
+  v.block_cols = v.channels / v.col_blocks / step * step;
+  if (v.block_cols == 0) v.block_cols = v.channels;
+  v.col_blocks = max64(1, v.channels / v.block_cols);
+  int64_t widest = v.channels - (v.col_blocks - 1) * v.block_cols;
+  v.segment = v.direct ? a[kSpatial + 2] : max64(1, room_elems / widest);
+  if (!v.direct && widest > room_elems) {
+    call->api->fail(call, "depthwise conv: %lld channels do not fit the scratch", (long long)widest);
+    return 1;
+  }
+  int64_t items = v.lines * v.col_blocks;
+  call->api->parallel_for(call->run, items, max64(1, items / (want * 2)), dw_run<T>, &v);
+  return 0;
+}
+
+}  // namespace conv
+}  // namespace effc
+#endif

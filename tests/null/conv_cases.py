@@ -1,0 +1,91 @@
+"""Calls the convolution kernels on numpy arrays, for tests and bench/conv.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from kernel_harness import KernelLibrary
+
+from effc.backends.cpu.packing import conv as packing
+
+Array = np.ndarray[Any, Any]
+
+
+def channels_last(x: Array) -> Array:
+    """The same values with the channels innermost in memory."""
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
+
+
+def out_size(size: int, kernel: int, stride: int, pad: int, dilation: int) -> int:
+    return (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def transposed_size(size: int, kernel: int, stride: int, pad: int, dilation: int, extra: int) -> int:
+    return (size - 1) * stride - 2 * pad + dilation * (kernel - 1) + extra + 1
+
+
+def run_conv(
+    lib: KernelLibrary,
+    x: Array,
+    w: Array,
+    stride: Sequence[int],
+    pad: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    *,
+    transposed: bool = False,
+    output_padding: Sequence[int] | None = None,
+    packed: bool = True,
+    copy: bool = False,
+    kernel: str | None = None,
+    out_dtype: Any = None,
+    extras: Sequence[Array] = (),
+    epilogue: str | None = None,
+    depthwise: bool | None = None,
+    **call: Any,
+) -> Array:
+    """The convolution of x [N, C, *S] with w, shaped [N, O, *out]. Threads by default: two, real ones."""
+    nd = x.ndim - 2
+    ks = w.shape[2:]
+
+    def three(values: Sequence[int], fill: int) -> list[int]:
+        return [fill] * (3 - nd) + [int(v) for v in values]
+
+    if transposed:
+        extra = output_padding or [0] * nd
+        out = [transposed_size(x.shape[2 + d], ks[d], stride[d], pad[d], dilation[d], extra[d]) for d in range(nd)]
+        oc, cg = w.shape[1] * groups, w.shape[0] // groups
+    else:
+        out = [out_size(x.shape[2 + d], ks[d], stride[d], pad[d], dilation[d]) for d in range(nd)]
+        oc, cg = w.shape[0], w.shape[1]
+    out_dtype = np.dtype(out_dtype or x.dtype)
+    compute = packing.compute_dtype(w.dtype)
+    taps = int(np.prod(ks))
+    if depthwise is None:
+        depthwise = cg == 1 and groups > 1 and not transposed and compute.kind == "f"
+    if depthwise:
+        copy = copy or oc != groups or (x.strides[1] != x.itemsize and x.shape[1] != 1) or x.dtype != compute
+        elems = x.size * (oc // groups) if copy else 0
+        blocks = packing.depthwise_blocks(oc, taps, compute.itemsize, packed=packed, copy_elems=elems)
+        wp = packing.pack_depthwise(w) if packed else w
+    else:
+        copy = copy or x.dtype != compute
+        inner = copy or x.strides[1] == x.itemsize or x.shape[1] == 1
+        blocks = packing.choose_blocks(
+            oc // groups, cg, groups, taps, compute.itemsize, lib.vlen, innermost=inner, packed=packed, copy_elems=x.size if copy else 0
+        )
+        wp = packing.pack_conv(w, groups, lib.vlen, transposed=transposed) if packed else w
+    pixels = int(np.prod(out))
+    result = np.full((x.shape[0], 1, pixels, oc), 77, out_dtype)
+    attrs = [int(packed), int(transposed), int(copy), groups, oc]
+    attrs += three(ks, 1) + three(stride, 1) + three(pad, 0) + three(dilation, 1) + three(out, 1) + blocks.attrs
+    call = {"threads": 2, "mode": "threads", **call}
+    suffix = {"f": f"f{8 * compute.itemsize}", "c": "complex"}.get(compute.kind, "int")
+    kernel = kernel or f"effc_conv_{'dw_' if depthwise else ''}{suffix}"
+    lib.call(
+        kernel, [x, wp, *extras], [result], attrs=attrs, scratch=blocks.scratch, thread_scratch=blocks.thread_scratch,
+        n_own=2, epilogue=epilogue, **call,
+    )  # fmt: skip
+    return np.moveaxis(result.reshape(x.shape[0], *out, oc), -1, 1)
