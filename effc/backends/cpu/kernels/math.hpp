@@ -564,12 +564,12 @@ EFFC_INLINE T ldexp(T x, T n) {
 template <class T>
 EFFC_INLINE T gcd(T x, T y) {
   T a = abs(x), b = abs(y);
-  while (b != (T)0) {
-    T r = fmod(a, b);
-    a = b;
-    b = r;
+  while (a != (T)0) {
+    T r = fmod(b, a);
+    b = a;
+    a = r;
   }
-  return abs(a);
+  return b; /* negative where the most negative integer takes part, as in PyTorch */
 }
 template <class T>
 EFFC_INLINE T lcm(T x, T y) {

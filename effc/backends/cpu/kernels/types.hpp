@@ -1,7 +1,8 @@
 /* Element types of kernels: storage structs of the short floats, complex numbers, and conversions between all of them.
  *
  * The conversions are branch-free integer code that the compiler vectorises at any width. Narrowing rounds to nearest,
- * ties to even; NaN stays NaN; overflow goes to infinity (e4m3fn has none: to NaN), as PyTorch does.
+ * ties to even; NaN stays NaN; overflow goes to infinity; e4m3fn, which has none, saturates (PyTorch 2.13 does, ml_dtypes
+ * makes NaN).
  */
 #ifndef EFFC_TYPES_HPP
 #define EFFC_TYPES_HPP
@@ -108,7 +109,8 @@ struct from_f32_impl<f8e4m3> {
   EFFC_INLINE f8e4m3 run(float x) {
     uint32_t b = bitcast<uint32_t>(x), a = b & 0x7fffffffu;
     uint32_t r = round_short<3, 7>(a);
-    r = a >= 0x43f00000u ? 0x7fu : r;
+    r = a >= 0x43e00000u ? 0x7eu : r; /* 448 */
+    r = a > 0x7f800000u ? 0x7fu : r;
     return f8e4m3{(uint8_t)(r | ((b >> 24) & 0x80u))};
   }
 };
