@@ -1,0 +1,628 @@
+/* Matrix multiplication C[b0,b1] = A[b0,b1] B[b0,b1] of any strides, one driver for every element type.
+ *
+ * B is consumed in panels of NR columns, [k][NR], the last panel zero padded; A is read in place, row by row, if its k is
+ * contiguous and its type is the accumulator's, else converted block by block. The micro-kernel keeps up to 6 rows by
+ * kNV vectors of accumulators in registers and broadcasts elements of A from memory. Blocking follows Goto and van de Geijn,
+ * "Anatomy of high-performance matrix multiplication" (2008), except that whole panels of a constant B are laid out in
+ * advance (packing/gemm.py) and prefetched one panel ahead, because there the loads from L3 or memory are the limit.
+ *
+ * B comes in one of four ways:
+ *   packed   a constant laid out by packing/gemm.py, possibly stored in a shorter type
+ *   in place n contiguous and few rows of A: each element of B is used too few times to be worth a copy
+ *   task     each task packs the [KC][NR] block that it uses next into thread scratch (few blocks of rows)
+ *   shared   all of B is packed first, in scratch, by all threads (many blocks of rows)
+ * The order of additions depends on the shape only, never on threads: KC blocks in order, and for tiny outputs with a
+ * huge reduction a fixed number of partial sums ("split k") that are added in order.
+ *
+ * Scratch, mirrored by lower/contraction.py: see scratch_bytes(), thread_scratch_bytes().
+ */
+#ifndef EFFC_GEMM_HPP
+#define EFFC_GEMM_HPP
+#include <string.h>
+
+#include "effc_kernel.h"
+#include "simd.hpp"
+
+namespace effc {
+namespace gemm {
+
+constexpr int kMR = 6;                          /* rows of a tile */
+constexpr int kNV = EFFC_VLEN >= 64 ? 4 : 2;    /* vectors of a panel */
+template <class T>
+constexpr int kNR = kNV * lanes<T>;             /* columns of a panel */
+constexpr int64_t kKC = 512;                    /* reduction steps of a block */
+constexpr int64_t kTilesMC = 24;                /* tiles of a block of rows */
+constexpr int64_t kMC = kTilesMC * kMR;
+constexpr int64_t kNC = 256;                    /* most columns of a task */
+constexpr int64_t kInPlaceRows = 2 * kMR;       /* up to here an n-contiguous B is read in place */
+constexpr int64_t kSplitSteps = 4096;           /* shortest reduction that is split */
+constexpr int64_t kHeader = 64;                 /* bytes before packed data */
+
+template <class T>
+T min(T a, T b) { return a < b ? a : b; }
+template <class T>
+T max(T a, T b) { return a > b ? a : b; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <class F>
+void parallel(const effc_call* call, int64_t n, int64_t grain, const F& f) {
+  if (n <= 0) return;
+  call->api->parallel_for(
+      call->run, n, grain,
+      [](void* arg, int64_t begin, int64_t end, int32_t worker) { (*(const F*)arg)(begin, end, worker); }, (void*)&f);
+}
+
+/* ---- micro-kernels ---- */
+
+struct Tile {
+  int64_t k;                 /* reduction steps */
+  const void* a;             /* element (0, 0) of the tile's rows; k contiguous */
+  int64_t lda;               /* bytes between rows */
+  const void* b;             /* first panel */
+  int64_t ldb, panel_stride; /* elements between reduction steps, between panels */
+  void* c;
+  int64_t ldc; /* elements */
+  bool accumulate;
+  const char* next; /* what to prefetch: the next panel */
+  int64_t next_step;
+};
+typedef void (*Micro)(const Tile*);
+
+/* c[MR][NV vectors] (+)= a[MR][k] b[k][NV vectors]. Vectors beyond kNV come from the following panels. */
+template <class T, class TB, int MR, int NV>
+void micro(const Tile* t) {
+  constexpr int L = lanes<T>, U = 4;
+  typedef Vec<T> V;
+  V acc[MR][NV];
+  T* c = (T*)t->c;
+  const int64_t ldc = t->ldc;
+  if (t->accumulate) {
+    EFFC_UNROLL_ALL
+    for (int i = 0; i < MR; ++i)
+      EFFC_UNROLL_ALL
+      for (int j = 0; j < NV; ++j) acc[i][j] = load(c + i * ldc + j * L);
+  } else {
+    EFFC_UNROLL_ALL
+    for (int i = 0; i < MR; ++i)
+      EFFC_UNROLL_ALL
+      for (int j = 0; j < NV; ++j) acc[i][j] = V{};
+  }
+  /* Rows are addressed as p + {0,1,2} * lda and q + {0,1,2} * lda: few registers, and no induction variable per row. */
+  int64_t lda = t->lda;
+  const char* p = (const char*)t->a;
+  const char* q = p + 3 * lda;
+  const TB* b = (const TB*)t->b;
+  const int64_t ldb = t->ldb, panel_stride = t->panel_stride;
+  const char* next = t->next;
+  const int64_t next_step = t->next_step;
+  auto step = [&](int o) __attribute__((always_inline)) {
+    V x[NV > kNV ? 1 : NV];
+    V y[MR];
+    if constexpr (NV <= kNV) {
+      EFFC_UNROLL_ALL
+      for (int j = 0; j < NV; ++j) x[j] = load_wide(b + j * L);
+    } else {
+      EFFC_UNROLL_ALL
+      for (int i = 0; i < MR; ++i) y[i] = splat(*(const T*)((i < 3 ? p : q) + (i % 3) * lda + o * (int)sizeof(T)));
+    }
+    if constexpr (NV <= kNV) {
+      EFFC_UNROLL_ALL
+      for (int i = 0; i < MR; ++i) {
+        const V s = splat(*(const T*)((i < 3 ? p : q) + (i % 3) * lda + o * (int)sizeof(T)));
+        EFFC_UNROLL_ALL
+        for (int j = 0; j < NV; ++j) acc[i][j] += s * x[j];
+      }
+    } else {
+      EFFC_UNROLL_ALL
+      for (int j = 0; j < NV; ++j) {
+        const V w = load_wide(b + (j / kNV) * panel_stride + (j % kNV) * L);
+        EFFC_UNROLL_ALL
+        for (int i = 0; i < MR; ++i) acc[i][j] += y[i] * w;
+      }
+    }
+    b += ldb;
+  };
+  int64_t k = t->k;
+  for (; k >= U; k -= U) {
+    __asm__("" : "+r"(p), "+r"(q), "+r"(lda));
+    __builtin_prefetch(next, 0, 2);
+    __builtin_prefetch(next + 64, 0, 2);
+    next += next_step;
+    EFFC_UNROLL_ALL
+    for (int o = 0; o < U; ++o) step(o);
+    p += U * sizeof(T);
+    q += U * sizeof(T);
+  }
+  for (; k > 0; --k) {
+    step(0);
+    p += sizeof(T);
+    q += sizeof(T);
+  }
+  EFFC_UNROLL_ALL
+  for (int i = 0; i < MR; ++i)
+    EFFC_UNROLL_ALL
+    for (int j = 0; j < NV; ++j) store(c + i * ldc + j * L, acc[i][j]);
+}
+
+/* Panels that a tile of `rows` rows can take at once: narrow tiles need more columns to hide the latency of the FMAs. */
+constexpr int panels_at_once(int rows) {
+  return EFFC_VLEN >= 64 ? (rows <= 3 ? 2 : 1) : (rows == 1 ? 4 : rows <= 3 ? 2 : 1);
+}
+
+struct Table {
+  Micro fn[kMR][kNV + 1]; /* [rows - 1][vectors - 1]; the last column takes panels_at_once(rows) panels */
+};
+template <class T, class TB, int R>
+constexpr void fill_row(Table& t) {
+  t.fn[R - 1][0] = micro<T, TB, R, 1>;
+  t.fn[R - 1][1] = micro<T, TB, R, 2>;
+  if constexpr (kNV > 2) {
+    t.fn[R - 1][2] = micro<T, TB, R, 3>;
+    t.fn[R - 1][3] = micro<T, TB, R, 4>;
+  }
+  t.fn[R - 1][kNV] = micro<T, TB, R, kNV * panels_at_once(R)>;
+}
+template <class T, class TB>
+constexpr Table make_table() {
+  Table t{};
+  fill_row<T, TB, 1>(t);
+  fill_row<T, TB, 2>(t);
+  fill_row<T, TB, 3>(t);
+  fill_row<T, TB, 4>(t);
+  fill_row<T, TB, 5>(t);
+  fill_row<T, TB, 6>(t);
+  return t;
+}
+
+/* ---- moving data ---- */
+
+/* dst[c][r] = src[r][c] for r < rows, c < cols, dst rows ldd apart. */
+template <class T, class S>
+void transpose(const S* src, int64_t lds, T* dst, int64_t ldd, int64_t rows, int64_t cols) {
+  constexpr int64_t L = lanes<T>;
+  int64_t r = 0;
+  if constexpr (__is_same(T, S) && L > 1 && L <= 16) {
+    for (; r + L <= rows; r += L) {
+      int64_t c = 0;
+      for (; c + L <= cols; c += L) transpose_block(src + r * lds + c, lds, dst + c * ldd + r, ldd);
+      for (; c < cols; ++c)
+        for (int64_t i = 0; i < L; ++i) dst[c * ldd + r + i] = src[(r + i) * lds + c];
+    }
+  }
+  for (; r < rows; r += 8) {
+    const int64_t h = min<int64_t>(8, rows - r);
+    for (int64_t c = 0; c < cols; ++c)
+      for (int64_t i = 0; i < h; ++i) dst[c * ldd + r + i] = convert<T>(src[(r + i) * lds + c]);
+  }
+}
+
+/* dst[r][c] = src[r * sr + c * sc], any strides. */
+template <class T, class S>
+void copy_block(const S* src, int64_t sr, int64_t sc, T* dst, int64_t ldd, int64_t rows, int64_t cols) {
+  if (sc == 1 || cols == 1) {
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < cols; ++c) dst[r * ldd + c] = convert<T>(src[r * sr + c]);
+  } else if (sr == 1) {
+    transpose<T, S>(src, sc, dst, ldd, cols, rows);
+  } else {
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < cols; ++c) dst[r * ldd + c] = convert<T>(src[r * sr + c * sc]);
+  }
+}
+
+/* ---- the driver ---- */
+
+struct Matrix {
+  char* data;
+  int64_t batch0, batch1, row, col; /* strides in elements */
+};
+
+/* How storage meets accumulators. Functions get the matrix of one batch (data already advanced). */
+template <class T>
+struct Format {
+  int unit;       /* accumulator rows per row of A, and reduction steps per k: 2 for complex numbers */
+  bool a_direct;  /* A's storage type is T */
+  bool b_direct;
+  bool c_direct;
+  int a_size, b_size, c_size; /* bytes of an element in storage */
+  /* dst[m1 - m0][ld] = A[m0:m1, k0:k1] */
+  void (*load_a)(const Matrix&, int64_t k_total, int64_t m0, int64_t m1, int64_t k0, int64_t k1, T* dst, int64_t ld);
+  /* dst[k1 - k0][NR] = B[k0:k1, n0:n0+n], zero padded */
+  void (*load_b)(const Matrix&, int64_t k_total, int64_t k0, int64_t k1, int64_t n0, int64_t n, T* dst);
+  /* C[m0:m1, n0:n1] = acc */
+  void (*store)(const Matrix&, int64_t m0, int64_t m1, int64_t n0, int64_t n1, const T* acc, int64_t ld);
+  const Table* table;        /* for panels of T */
+  const Table* packed_table; /* for packed constants */
+  int packed_size;           /* bytes of their elements */
+};
+
+template <class T>
+int64_t thread_scratch_bytes() {
+  return (int64_t)sizeof(T) * (kMC * kNC + kMC * kKC + kKC * kNR<T>);
+}
+
+template <class T>
+struct Driver {
+  Driver(const effc_call* call_, const Format<T>& format) : call(call_), f(format) {}
+  const effc_call* call;
+  const Format<T>& f;
+  int64_t b0 = 0, b1 = 0, m = 0, n = 0, k = 0; /* m, k in accumulator rows and steps */
+  Matrix a{}, b{}, c{};
+  const char* packed = nullptr; /* panels of a packed constant, or of B in shared scratch */
+  const Table* table = nullptr;
+  int packed_size = 0;
+  int64_t packed_batch = 0;       /* bytes between the panels of B's batches */
+  int64_t packed_first_batch = 0; /* the first batch and panel held in `packed` */
+  int64_t packed_first_panel = 0;
+  int64_t panels = 0, tiles = 0;
+  bool in_place = false, direct = false;
+
+  int64_t row_of(int64_t tile) const { return f.unit * (tile * (m / f.unit) / tiles); }
+
+  struct Grid {
+    int64_t row_blocks, col_groups, splits;
+    int64_t tasks() const { return row_blocks * col_groups * splits; }
+  };
+
+  /* Blocks of one matrix. Splits depend on the shape alone: they change the order of additions. */
+  Grid grid(int64_t batches, int64_t group_panels) const {
+    Grid g;
+    g.row_blocks = ceil_div(tiles, kTilesMC);
+    g.splits = splits(b0 * b1);
+    const int64_t threads = call->api->num_threads(call->run);
+    const int64_t want = threads == 1 ? 1 : 4 * threads;
+    int64_t width = max<int64_t>(1, kNC / kNR<T>);
+    const int64_t narrow = max<int64_t>(1, 64 / kNR<T>);
+    auto tasks = [&] { return batches * g.row_blocks * ceil_div(group_panels, width) * g.splits; };
+    while (width > narrow && tasks() < want) width = max(narrow, width - max<int64_t>(1, narrow));
+    if (tasks() < threads && tiles > 1)
+      g.row_blocks = min(tiles, max(g.row_blocks, ceil_div(2 * threads, max<int64_t>(1, tasks() / g.row_blocks))));
+    if (tasks() < threads) width = 1;
+    g.col_groups = ceil_div(group_panels, width);
+    return g;
+  }
+  int64_t splits(int64_t batches) const {
+    if (k < kSplitSteps || batches * ceil_div(tiles, 4) * panels >= 8) return 1;
+    return min<int64_t>(16, k / (kSplitSteps / 2));
+  }
+
+  /* One block of C: rows of tiles [t0, t1), panels [p0, p1), reduction [k0, k1). */
+  void block(int64_t i0, int64_t i1, int64_t t0, int64_t t1, int64_t p0, int64_t p1, int64_t k0, int64_t k1, T* partial,
+             int32_t worker) const {
+    constexpr int NR = kNR<T>;
+    T* scratch = (T*)(call->thread_scratch + worker * call->thread_scratch_bytes);
+    T* acc_block = scratch;
+    T* a_block = scratch + kMC * kNC;
+    T* b_block = a_block + kMC * kKC;
+    const int64_t r0 = row_of(t0), r1 = row_of(t1), rows = r1 - r0;
+    Matrix am = a, bm = b, cm = c;
+    am.data += (i0 * a.batch0 + i1 * a.batch1) * f.a_size;
+    bm.data += (i0 * b.batch0 + i1 * b.batch1) * f.b_size;
+    cm.data += (i0 * c.batch0 + i1 * c.batch1) * f.c_size;
+    const char* panels_of_batch = packed ? packed + packed_batch_of(i0, i1) * packed_batch : nullptr;
+    const bool a_in_place = f.a_direct && (a.col == 1 || k == 1);
+    const int64_t blocks = max<int64_t>(1, ceil_div(k1 - k0, kKC));
+    T* out;
+    int64_t ldo;
+    bool to_c = false;
+    if (partial) {
+      out = partial + r0 * (panels * NR) + p0 * NR, ldo = panels * NR;
+    } else if (direct) {
+      to_c = true, ldo = c.row, out = (T*)cm.data + r0 * ldo + p0 * NR;
+    } else {
+      out = acc_block, ldo = (p1 - p0) * NR;
+    }
+    alignas(64) T edge[kMR * NR];
+    for (int64_t kb = 0; kb < blocks; ++kb) {
+      const int64_t ks = k0 + (k1 - k0) * kb / blocks, ke = k0 + (k1 - k0) * (kb + 1) / blocks, kc = ke - ks;
+      Tile t;
+      t.k = kc;
+      t.accumulate = kb > 0;
+      const char* a_base;
+      if (a_in_place) {
+        a_base = am.data + (r0 * a.row + ks * a.col) * f.a_size;
+        t.lda = a.row * f.a_size;
+      } else {
+        /* An odd number of cache lines between rows, so that they do not fall into the same sets. */
+        const int64_t ld = ((kc * (int64_t)sizeof(T) + 63) / 64 | 1) * 64 / (int64_t)sizeof(T);
+        f.load_a(am, k, r0, r1, ks, ke, a_block, min(ld, kKC));
+        a_base = (const char*)a_block;
+        t.lda = min(ld, kKC) * (int64_t)sizeof(T);
+      }
+      const int64_t used_tiles = t1 - t0;
+      for (int64_t p = p0; p < p1;) {
+        const int64_t cols = min<int64_t>(NR, n - p * NR);
+        int64_t vectors = ceil_div(cols, lanes<T>), taken = 1;
+        bool loaded = false;
+        const Table* table_used = table;
+        if (packed) {
+          const int64_t slice = kc * NR * packed_size;
+          t.b = panels_of_batch + ((p - packed_first_panel) * k + ks) * NR * packed_size;
+          t.ldb = NR, t.panel_stride = k * NR;
+          const char* next = p + 1 < p1 || kb + 1 == blocks ? (const char*)t.b + k * NR * packed_size
+                                                            : (const char*)t.b + slice - (p1 - 1 - p0) * k * NR * packed_size;
+          t.next = next;
+          t.next_step = max<int64_t>(32, slice / max<int64_t>(1, used_tiles * (kc / 4)) / 32 * 32);
+        } else if (in_place && cols == NR) {
+          t.b = bm.data + (ks * b.row + p * NR) * f.b_size;
+          t.ldb = b.row, t.panel_stride = NR;
+          t.next = (const char*)t.b, t.next_step = 0;
+        } else {
+          f.load_b(bm, k, ks, ke, p * NR, cols, b_block);
+          t.b = b_block, t.ldb = NR, t.panel_stride = 0;
+          t.next = (const char*)t.b, t.next_step = 0;
+          table_used = f.table;
+          loaded = true;
+        }
+        if (used_tiles == 1 && !loaded) { /* several panels at once if all of them are full */
+          const int64_t at_once = panels_at_once((int)rows);
+          if (at_once > 1 && p + at_once <= p1 && (p + at_once) * NR <= n) taken = at_once, vectors = kNV + 1;
+        }
+        const bool edge_store = to_c && vectors <= kNV && cols != vectors * lanes<T>;
+        const char* next = t.next;
+        for (int64_t i = t0; i < t1; ++i) {
+          const int64_t m0 = row_of(i), mr = row_of(i + 1) - m0;
+          T* dst = out + (m0 - r0) * ldo + (p - p0) * NR;
+          t.a = a_base + (m0 - r0) * t.lda;
+          t.next = next;
+          if (edge_store) {
+            t.c = edge, t.ldc = NR;
+            if (t.accumulate)
+              for (int64_t r = 0; r < mr; ++r) memcpy(edge + r * NR, dst + r * ldo, cols * sizeof(T));
+          } else {
+            t.c = dst, t.ldc = ldo;
+          }
+          table_used->fn[mr - 1][vectors - 1](&t);
+          if (edge_store)
+            for (int64_t r = 0; r < mr; ++r) memcpy(dst + r * ldo, edge + r * NR, cols * sizeof(T));
+          next += t.next_step * (kc / 4);
+        }
+        p += taken;
+      }
+    }
+    if (!partial && !to_c) finish(i0, i1, r0, r1, p0 * NR, min(n, p1 * NR), out, ldo, cm);
+  }
+
+  void finish(int64_t i0, int64_t i1, int64_t r0, int64_t r1, int64_t n0, int64_t n1, const T* acc, int64_t ld,
+              const Matrix& cm) const {
+    if (call->epilogue)
+      call->epilogue(call, i0, i1, r0 / f.unit, r1 / f.unit, n0, n1, acc, ld);
+    else
+      f.store(cm, r0, r1, n0, n1, acc, ld);
+  }
+
+  /* Batches of B that differ, and the index of a batch among them. */
+  int64_t distinct0() const { return b.batch0 == 0 ? min<int64_t>(b0, 1) : b0; }
+  int64_t distinct1() const { return b.batch1 == 0 ? min<int64_t>(b1, 1) : b1; }
+  int64_t packed_batch_of(int64_t i0, int64_t i1) const {
+    return (b.batch0 == 0 ? 0 : i0) * distinct1() + (b.batch1 == 0 ? 0 : i1) - packed_first_batch;
+  }
+
+  /* C of batches of B [q0, q1) and panels [p0, p1). */
+  void compute(int64_t q0, int64_t q1, int64_t p0, int64_t p1) const {
+    const int64_t d0 = distinct0(), d1 = distinct1();
+    const int64_t same0 = b0 / d0, same1 = b1 / d1, same = same0 * same1, batches = (q1 - q0) * same;
+    const Grid g = grid(batches, p1 - p0);
+    const int64_t per_batch = g.tasks();
+    const double work = 2.0 * m * k * (p1 - p0) * kNR<T> * batches;
+    const int64_t tasks = batches * per_batch;
+    /* A chunk should be worth waking a thread for. */
+    const int64_t grain = max<int64_t>(1, min<int64_t>(tasks, (int64_t)(50000.0 * tasks / (work + 1))));
+    auto where = [&](int64_t batch, int64_t* i0, int64_t* i1) {
+      const int64_t q = q0 + batch / same, r = batch % same;
+      *i0 = d0 == b0 ? q / d1 : r / same1;
+      *i1 = d1 == b1 ? q % d1 : r % same1;
+    };
+    const int64_t partial_size = m * panels * kNR<T>;
+    T* partials = (T*)call->scratch;
+    parallel(call, tasks, grain, [&](int64_t begin, int64_t end, int32_t worker) {
+      for (int64_t i = begin; i < end; ++i) {
+        int64_t r = i, i0, i1;
+        const int64_t split = r % g.splits;
+        r /= g.splits;
+        const int64_t row = r % g.row_blocks;
+        r /= g.row_blocks;
+        const int64_t col = r % g.col_groups, batch = r / g.col_groups;
+        where(batch, &i0, &i1);
+        T* partial = g.splits > 1 ? partials + (batch * g.splits + split) * partial_size : nullptr;
+        const int64_t t0 = tiles * row / g.row_blocks, t1 = tiles * (row + 1) / g.row_blocks;
+        block(i0, i1, t0, t1, p0 + (p1 - p0) * col / g.col_groups, p0 + (p1 - p0) * (col + 1) / g.col_groups,
+              k * split / g.splits, k * (split + 1) / g.splits, partial, worker);
+      }
+    });
+    if (g.splits == 1) return;
+    parallel(call, batches * tiles, 1, [&](int64_t begin, int64_t end, int32_t) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t batch = i / tiles, r0 = row_of(i % tiles), r1 = row_of(i % tiles + 1), ld = panels * kNR<T>;
+        T* sum = partials + batch * g.splits * partial_size + r0 * ld;
+        for (int64_t s = 1; s < g.splits; ++s)
+          for (int64_t j = 0; j < (r1 - r0) * ld; ++j) sum[j] += sum[s * partial_size + j];
+        int64_t i0, i1;
+        where(batch, &i0, &i1);
+        Matrix cm = c;
+        cm.data += (i0 * c.batch0 + i1 * c.batch1) * f.c_size;
+        finish(i0, i1, r0, r1, 0, n, sum, ld, cm);
+      }
+    });
+  }
+
+  /* Packs batches [q0, q1) x panels [p0, p1) of B into scratch. */
+  void pack(int64_t q0, int64_t q1, int64_t p0, int64_t p1) const {
+    constexpr int NR = kNR<T>;
+    const int64_t d1 = distinct1(), units = (q1 - q0) * (p1 - p0), steps = max<int64_t>(1, ceil_div(k, 2 * kKC));
+    T* dst = (T*)call->scratch;
+    parallel(call, units * steps, 1, [&](int64_t begin, int64_t end, int32_t) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t unit = i / steps, s = i % steps, q = q0 + unit / (p1 - p0), p = p0 + unit % (p1 - p0);
+        Matrix bm = b;
+        bm.data += (q / d1 * b.batch0 + q % d1 * b.batch1) * f.b_size;
+        const int64_t ks = k * s / steps, ke = k * (s + 1) / steps;
+        f.load_b(bm, k, ks, ke, p * NR, min<int64_t>(NR, n - p * NR), dst + (unit * k + ks) * NR);
+      }
+    });
+  }
+
+  int32_t run() {
+    if (b0 == 0 || b1 == 0 || m == 0 || n == 0) return 0;
+    fold_batches();
+    constexpr int NR = kNR<T>;
+    panels = ceil_div(n, NR);
+    tiles = ceil_div(m, kMR);
+    direct = !call->epilogue && f.c_direct && (c.col == 1 || n == 1);
+    const int64_t split = splits(b0 * b1);
+    const int64_t need = split > 1 ? split * b0 * b1 * m * panels * NR * (int64_t)sizeof(T) : 0;
+    if (call->thread_scratch_bytes < thread_scratch_bytes<T>() || call->scratch_bytes < need) {
+      call->api->fail(call, "matmul: scratch is too small");
+      return 1;
+    }
+    const int64_t q = distinct0() * distinct1();
+    if (packed) {
+      table = f.packed_table;
+      packed_size = f.packed_size;
+      compute(0, q, 0, panels);
+      return 0;
+    }
+    table = f.table;
+    packed_size = sizeof(T);
+    in_place = f.b_direct && b.col == 1 && m <= kInPlaceRows && split == 1;
+    const int64_t row_blocks = ceil_div(tiles, kTilesMC) * (b0 * b1 / q);
+    const int64_t unit = k * NR * (int64_t)sizeof(T), room = unit > 0 ? call->scratch_bytes / unit : 0;
+    if (in_place || split > 1 || row_blocks <= 2 || room < min<int64_t>(panels, 4)) {
+      compute(0, q, 0, panels);
+      return 0;
+    }
+    packed = (const char*)call->scratch;
+    if (room >= panels) {
+      const int64_t per_round = room / panels;
+      packed_batch = panels * unit;
+      for (int64_t q0 = 0; q0 < q; q0 += per_round) {
+        const int64_t q1 = min(q, q0 + per_round);
+        packed_first_batch = q0;
+        pack(q0, q1, 0, panels);
+        compute(q0, q1, 0, panels);
+      }
+    } else {
+      packed_batch = 0;
+      for (int64_t q0 = 0; q0 < q; ++q0)
+        for (int64_t p0 = 0; p0 < panels; p0 += room) {
+          const int64_t p1 = min(panels, p0 + room);
+          packed_first_batch = q0;
+          packed_first_panel = p0;
+          pack(q0, q0 + 1, p0, p1);
+          compute(q0, q0 + 1, p0, p1);
+        }
+    }
+    return 0;
+  }
+
+  /* A batch dim over which B does not vary is more rows of A, if the strides say so. Epilogues see the batch: not then. */
+  void fold_batches() {
+    for (int pass = 0; pass < 2; ++pass) {
+      if (b1 > 1 && !call->epilogue && b.batch1 == 0 && a.batch1 == a.row * (m / f.unit) &&
+          c.batch1 == c.row * (m / f.unit)) {
+        m *= b1;
+        b1 = 1;
+      }
+      if (b1 == 1) {
+        b1 = b0, a.batch1 = a.batch0, b.batch1 = b.batch0, c.batch1 = c.batch0;
+        b0 = 1, a.batch0 = b.batch0 = c.batch0 = 0;
+      }
+    }
+  }
+};
+
+/* ---- entry ---- */
+
+inline bool describe(const effc_tensor& t, Matrix* out) {
+  if (t.rank != 4) return false;
+  auto stride = [&](int d) { return t.shape[d] == 1 ? 0 : t.strides[d]; };
+  *out = Matrix{(char*)t.data, stride(0), stride(1), t.strides[2], t.strides[3]};
+  return true;
+}
+
+inline int32_t bad(const effc_call* call, const char* what) {
+  call->api->fail(call, "matmul: %s", what);
+  return 1;
+}
+
+/* in: A (b0,b1,M,K), B (b0,b1,K,N); out: C (b0,b1,M,N), or the epilogue's outputs. Sizes 1 in a batch dim broadcast. */
+template <class T>
+int32_t matmul(const effc_call* call, const Format<T>& f) {
+  if (call->n_own != 2) return bad(call, "two operands expected");
+  const effc_tensor &ta = call->in[0], &tb = call->in[1], &tc = call->out[0];
+  Driver<T> d(call, f);
+  if (!describe(ta, &d.a) || !describe(tb, &d.b) || !describe(tc, &d.c)) return bad(call, "operands must have rank 4");
+  if (ta.shape[3] != tb.shape[2]) return bad(call, "inner sizes differ");
+  d.b0 = max(ta.shape[0], tb.shape[0]);
+  d.b1 = max(ta.shape[1], tb.shape[1]);
+  if (ta.shape[0] == 0 || tb.shape[0] == 0) d.b0 = 0;
+  if (ta.shape[1] == 0 || tb.shape[1] == 0) d.b1 = 0;
+  d.m = ta.shape[2] * f.unit;
+  d.k = ta.shape[3] * f.unit;
+  d.n = tb.shape[3];
+  return d.run();
+}
+
+/* As matmul, but in[1] is a packed constant: rank 1, bytes. attrs: batches, K, N; the header must agree. */
+template <class T>
+int32_t matmul_packed(const effc_call* call, const Format<T>& f, int packed_dtype) {
+  if (call->n_own != 2 || call->n_attr < 3) return bad(call, "two operands and three attributes expected");
+  const effc_tensor &ta = call->in[0], &tb = call->in[1], &tc = call->out[0];
+  Driver<T> d(call, f);
+  if (!describe(ta, &d.a) || !describe(tc, &d.c)) return bad(call, "operands must have rank 4");
+  const int64_t batches = call->attr[0], k = call->attr[1], n = call->attr[2];
+  if (ta.shape[3] != k) return bad(call, "inner sizes differ");
+  struct Header {
+    char magic[8];
+    uint32_t format, version, dtype, nr;
+    int64_t batches, k, n;
+    uint64_t checksum;
+  } h;
+  if (tb.rank != 1 || tb.shape[0] < kHeader) return bad(call, "packed operand is no packed buffer");
+  memcpy(&h, tb.data, sizeof h);
+  if (memcmp(h.magic, "EFFCPACK", 8) != 0 || h.format != 1 || h.version != 1 || h.dtype != (uint32_t)packed_dtype ||
+      h.nr != (uint32_t)kNR<T> || h.batches != batches || h.k != k || h.n != n)
+    return bad(call, "packed operand has another layout");
+  if (batches != 1 && batches != ta.shape[0] * ta.shape[1]) return bad(call, "batches do not match");
+  d.b0 = ta.shape[0], d.b1 = ta.shape[1];
+  d.m = ta.shape[2], d.k = k, d.n = n;
+  d.b = Matrix{nullptr, batches == 1 ? 0 : d.b1, batches == 1 ? 0 : 1, 0, 0};
+  d.packed = (const char*)tb.data + kHeader;
+  d.packed_batch = ceil_div(n, kNR<T>) * k * kNR<T> * f.packed_size;
+  return d.run();
+}
+
+/* Real numbers: storage S (A and B), accumulators T, result S. */
+template <class T, class S>
+struct Real {
+  static void load_a(const Matrix& a, int64_t, int64_t m0, int64_t m1, int64_t k0, int64_t k1, T* dst, int64_t ld) {
+    copy_block<T, S>((const S*)a.data + m0 * a.row + k0 * a.col, a.row, a.col, dst, ld, m1 - m0, k1 - k0);
+  }
+  static void load_b(const Matrix& b, int64_t, int64_t k0, int64_t k1, int64_t n0, int64_t n, T* dst) {
+    constexpr int NR = kNR<T>;
+    if (n < NR)
+      for (int64_t i = 0; i < k1 - k0; ++i)
+        for (int64_t j = n; j < NR; ++j) dst[i * NR + j] = T(0);
+    copy_block<T, S>((const S*)b.data + k0 * b.row + n0 * b.col, b.row, b.col, dst, NR, k1 - k0, n);
+  }
+  template <class O>
+  static void store(const Matrix& c, int64_t m0, int64_t m1, int64_t n0, int64_t n1, const T* acc, int64_t ld) {
+    for (int64_t i = m0; i < m1; ++i, acc += ld) {
+      O* dst = (O*)c.data + i * c.row + n0 * c.col;
+      if (c.col == 1)
+        for (int64_t j = 0; j < n1 - n0; ++j) dst[j] = convert<O>(acc[j]);
+      else
+        for (int64_t j = 0; j < n1 - n0; ++j) dst[j * c.col] = convert<O>(acc[j]);
+    }
+  }
+  template <class O>
+  static Format<T> format(const Table* table, const Table* packed_table = nullptr, int packed_size = sizeof(T)) {
+    constexpr bool same = __is_same(S, T);
+    return {1, same, same, __is_same(O, T), sizeof(S), sizeof(S), sizeof(O), load_a, load_b, store<O>,
+            table, packed_table, packed_size};
+  }
+};
+
+}  // namespace gemm
+}  // namespace effc
+#endif

@@ -1,0 +1,109 @@
+/* Vector types of EFFC_VLEN bytes, written with compiler vector extensions so that one source serves every width. */
+#ifndef EFFC_SIMD_HPP
+#define EFFC_SIMD_HPP
+#include <stdint.h>
+#include <string.h>
+
+#include "types.hpp"
+
+#ifndef EFFC_VLEN
+#error "EFFC_VLEN (vector width in bytes) must be defined"
+#endif
+#ifndef EFFC_EXPORT
+#define EFFC_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+#define EFFC_UNROLL_ALL _Pragma("GCC unroll 64")
+
+namespace effc {
+
+template <class T, int BYTES = EFFC_VLEN>
+struct VecOf {
+  typedef T type __attribute__((vector_size(BYTES)));
+  typedef T loose __attribute__((vector_size(BYTES), aligned(1), may_alias)); /* any alignment, any pointee */
+};
+template <class T>
+using Vec = typename VecOf<T>::type;
+template <class T>
+constexpr int lanes = EFFC_VLEN / (int)sizeof(T);
+
+template <class T>
+EFFC_INLINE Vec<T> load(const T* p) {
+  return *(const typename VecOf<T>::loose*)p;
+}
+template <class T>
+EFFC_INLINE void store(T* p, Vec<T> v) {
+  *(typename VecOf<T>::loose*)p = v;
+}
+/* x - 0 is x for every x, -0 and NaN included (x + 0 is not), so this is a plain broadcast. */
+template <class T>
+EFFC_INLINE Vec<T> splat(T x) {
+  return x - Vec<T>{};
+}
+
+/* lanes<compute type> elements, short floats widened. */
+template <class T>
+EFFC_INLINE Vec<T> load_wide(const T* p) {
+  return load(p);
+}
+EFFC_INLINE VecOf<uint32_t>::type load_half_bits(const void* p) {
+  return __builtin_convertvector(*(const VecOf<uint16_t, EFFC_VLEN / 2>::loose*)p, VecOf<uint32_t>::type);
+}
+EFFC_INLINE Vec<float> load_wide(const bf16* p) { return (Vec<float>)(load_half_bits(p) << 16); }
+EFFC_INLINE Vec<float> load_wide(const f16* p) { /* to_f32 of types.hpp, lane by lane */
+  typedef VecOf<uint32_t>::type U;
+  U bits = load_half_bits(p), mag = (bits & 0x7fffu) << 13;
+  U scaled = (U)((Vec<float>)mag * 0x1p112f), special = (U)(mag >= 0x0f800000u);
+  return (Vec<float>)((special & (mag | 0x7f800000u)) | (~special & scaled) | ((bits & 0x8000u) << 16));
+}
+
+/* Sum of the lanes, halves folded onto each other. */
+template <class T>
+EFFC_INLINE T sum_lanes(Vec<T> v) {
+  T t[lanes<T>];
+  memcpy(t, &v, sizeof v);
+  EFFC_UNROLL_ALL
+  for (int w = lanes<T> / 2; w >= 1; w /= 2)
+    for (int i = 0; i < w; ++i) t[i] += t[i + w];
+  return t[0];
+}
+
+template <int N>
+struct Int {
+  static constexpr int value = N;
+};
+
+/* dst[c][r] = src[r][c] for a square block of lanes<T> x lanes<T>: log2(lanes) rounds of swapping off-diagonal blocks. */
+template <class T>
+EFFC_INLINE void transpose_block(const T* src, int64_t lds, T* dst, int64_t ldd) {
+  constexpr int L = lanes<T>;
+  typedef typename VecOf<T>::type V;
+  V r[L];
+  EFFC_UNROLL_ALL
+  for (int i = 0; i < L; ++i) r[i] = load(src + i * lds);
+  auto round = [&](auto width) __attribute__((always_inline)) {
+    constexpr int w = decltype(width)::value;
+    typedef decltype(V{} < V{}) M;
+    M low, high;
+    for (int j = 0; j < L; ++j) {
+      low[j] = (j & w) ? L + j - w : j;
+      high[j] = (j & w) ? L + j : j + w;
+    }
+    EFFC_UNROLL_ALL
+    for (int i = 0; i < L; ++i)
+      if (!(i & w)) {
+        V a = r[i], b = r[i + w];
+        r[i] = __builtin_shuffle(a, b, low);
+        r[i + w] = __builtin_shuffle(a, b, high);
+      }
+  };
+  round(Int<1>{});
+  if constexpr (L > 2) round(Int<2>{});
+  if constexpr (L > 4) round(Int<4>{});
+  if constexpr (L > 8) round(Int<8>{});
+  static_assert(L <= 16, "element too small for this transpose");
+  EFFC_UNROLL_ALL
+  for (int i = 0; i < L; ++i) store(dst + i * ldd, r[i]);
+}
+
+}  // namespace effc
+#endif

@@ -1,0 +1,77 @@
+"""Right-hand sides of matrix multiplications in panels (kernels/gemm.hpp).
+
+Packed buffer: 64 bytes of header, then the data.
+
+    header   magic "EFFCPACK", format id 1, version, dtype code, panel width nr (4 x u32), batches, k, n (3 x i64),
+             64-bit BLAKE2b of the data, 8 bytes zero
+    panels   [batch][panel][k][nr]: columns panel * nr ... of B (batch, k, n); columns beyond n are 0
+
+The data keeps the dtype of B (bf16 and f16 are widened in registers).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from typing import Any
+
+import numpy as np
+
+from ....ir.dtypes import DType
+from .conv import PackingError
+
+Array = np.ndarray[Any, Any]
+
+MAGIC = b"EFFCPACK"
+FORMAT, VERSION = 1, 1
+HEADER = struct.Struct("<8s4I3qQ8x")
+assert HEADER.size == 64
+PACKABLE = (DType.f32, DType.f64, DType.f16, DType.bf16)
+
+
+def panel_width(dtype: DType, vlen: int) -> int:
+    """kNR of gemm.hpp: columns of a panel for vectors of ``vlen`` bytes. Short floats are multiplied as f32."""
+    lanes = vlen // max(4, dtype.itemsize)
+    return lanes * (4 if vlen >= 64 else 2)
+
+
+def packed_bytes(batches: int, k: int, n: int, dtype: DType, nr: int) -> int:
+    """Size of the packed buffer."""
+    return HEADER.size + batches * -(-n // nr) * k * nr * dtype.itemsize
+
+
+def pack_gemm_b(b: Array, nr: int) -> Array:
+    """B (k, n) or (batches, k, n), to panels of ``nr`` columns; a uint8 vector."""
+    if b.ndim not in (2, 3):
+        raise PackingError(f"B must have rank 2 or 3, not {b.ndim}")
+    b3 = b if b.ndim == 3 else b[None]
+    batches, k, n = b3.shape
+    panels = -(-n // nr)
+    data = np.zeros((batches, panels, k, nr), b.dtype)
+    full = n // nr
+    data[:, :full] = b3[:, :, : full * nr].reshape(batches, k, full, nr).transpose(0, 2, 1, 3)
+    if n % nr:
+        data[:, full, :, : n % nr] = b3[:, :, full * nr :]
+    raw = data.reshape(-1).view(np.uint8)
+    digest = int.from_bytes(hashlib.blake2b(raw.data if raw.size else b"", digest_size=8).digest(), "little")
+    head = HEADER.pack(MAGIC, FORMAT, VERSION, DType.from_np(b.dtype).code, nr, batches, k, n, digest)
+    return np.concatenate([np.frombuffer(head, np.uint8), raw])
+
+
+def unpack_gemm_b(packed: Array) -> Array:
+    """B (batches, k, n); PackingError if magic, version, size or checksum do not fit."""
+    raw = packed.tobytes()
+    if len(raw) < HEADER.size:
+        raise PackingError("shorter than a header")
+    magic, fmt, version, code, nr, batches, k, n, digest = HEADER.unpack(raw[: HEADER.size])
+    if magic != MAGIC or fmt != FORMAT or version != VERSION:
+        raise PackingError("not a packed matrix of a known version")
+    body = raw[HEADER.size :]
+    dtype = next((d for d in DType if d.code == code), None)
+    if dtype is None or nr <= 0 or min(batches, k, n) < 0 or len(raw) != packed_bytes(batches, k, n, dtype, nr):
+        raise PackingError("size does not match the header")
+    if int.from_bytes(hashlib.blake2b(body, digest_size=8).digest(), "little") != digest:
+        raise PackingError("checksum does not match")
+    panels = -(-n // nr)
+    data = np.frombuffer(body, dtype.np).reshape(batches, panels, k, nr)
+    return np.ascontiguousarray(data.transpose(0, 2, 1, 3).reshape(batches, k, panels * nr)[:, :, :n])
