@@ -216,6 +216,31 @@ struct Walk {
   void next() { next_of(*this); }
 };
 
+/* Checks indices of a dim: wraps negative ones and remembers one that is out of range (which then reads as 0). */
+struct IndexGuard {
+  int64_t size;
+  int64_t bad = 0;
+  int32_t failed = 0;
+
+  explicit IndexGuard(int64_t n) : size(n) {}
+  EFFC_INLINE int64_t wrap(IndexGuard& g, int64_t i) {
+    int64_t at = i + (i < 0 ? g.size : 0);
+    if (__builtin_expect((uint64_t)at >= (uint64_t)g.size, 0)) {
+      __atomic_store_n(&g.bad, i, __ATOMIC_RELAXED);
+      __atomic_store_n(&g.failed, 1, __ATOMIC_RELAXED);
+      return 0;
+    }
+    return at;
+  }
+  int64_t operator()(int64_t i) { return wrap(*this, i); }
+  /* 0, or 1 after reporting the bad index. */
+  int32_t status(const effc_call* call, const char* what, int dim) const {
+    if (!failed) return 0;
+    call->api->fail(call, "%s: index %lld is out of range for dim %d of size %lld", what, (long long)bad, dim, (long long)size);
+    return 1;
+  }
+};
+
 /* memcpy of n bytes, in parallel where that pays. */
 inline void copy_bytes(const effc_call* call, void* dst, const void* src, int64_t n) {
   if (dst == src || n <= 0) return;

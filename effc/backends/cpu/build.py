@@ -1,0 +1,227 @@
+"""Compiling kernels: library units and generated code to objects, objects to one shared object; all cached by content.
+
+Objects live in ``$EFFC_CACHE_DIR`` (else ``~/.cache/effc``) under the hash of what they were made from: source text, headers, flags,
+compiler version. Nothing in the cache is needed to run an artifact, and removing it is always safe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+
+from ...runtime.errors import EffcError
+from .library import INCLUDE, KERNELS, unit_of
+from .target import CpuTarget
+
+FLAGS = (
+    "-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fno-exceptions", "-fno-rtti",
+    "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections", "-w",
+)  # fmt: skip
+PREAMBLE = '#include "loop.hpp"\n'
+PER_UNIT = 24  # generated kernels compiled together
+
+
+def cache_dir() -> Path:
+    """Where compiled objects are kept."""
+    base = os.environ.get("EFFC_CACHE_DIR")
+    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "effc"
+
+
+@lru_cache(maxsize=1)
+def compiler() -> tuple[str, ...]:
+    """The C++ compiler's command: $CXX, g++, clang++, or zig's; EffcError when there is none."""
+    named = os.environ.get("CXX")
+    for c in ([named] if named else []) + ["g++", "clang++"]:
+        if shutil.which(c.split()[0]):
+            return tuple(c.split())
+    try:
+        import ziglang  # noqa: F401
+
+        return (sys.executable, "-m", "ziglang", "c++")
+    except ImportError:
+        raise EffcError(
+            "no C++ compiler found: target cpu compiles its kernels once", hint="install g++ or clang++, or pip install ziglang, or set $CXX"
+        ) from None
+
+
+@lru_cache(maxsize=1)
+def compiler_version() -> str:
+    return subprocess.run([*compiler(), "--version"], capture_output=True, text=True, check=False).stdout.split("\n")[0]
+
+
+def _digest(*parts: str | bytes) -> str:
+    h = hashlib.blake2b(digest_size=16)
+    for p in parts:
+        h.update(p.encode() if isinstance(p, str) else p)
+        h.update(b"\0")
+    return h.hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _file_digest(path: Path, stamp: tuple[int, int]) -> str:
+    return _digest(path.read_bytes())
+
+
+_reads: dict[Path, tuple[tuple[int, int], set[str]]] = {}
+
+
+def _includes(path: Path, seen: set[Path] | None = None) -> set[Path]:
+    """The headers of this project that a source includes, directly or not."""
+    seen = set() if seen is None else seen
+    st = path.stat()
+    stamp = (st.st_mtime_ns, st.st_size)
+    if path not in _reads or _reads[path][0] != stamp:
+        names = {line.split('"')[1] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith('#include "')}
+        _reads[path] = (stamp, names)
+    for name in _reads[path][1]:
+        for folder in (KERNELS, INCLUDE):
+            p = folder / name
+            if p.exists() and p not in seen:
+                seen.add(p)
+                _includes(p, seen)
+    return seen
+
+
+def _source_key(path: Path) -> str:
+    parts = []
+    for p in sorted({path, *_includes(path)}):
+        st = p.stat()
+        parts.append(p.name + _file_digest(p, (st.st_mtime_ns, st.st_size)))
+    return _digest(*parts)
+
+
+def flags_for(target: CpuTarget, sanitize: bool = False) -> tuple[str, ...]:
+    extra = ("-fsanitize=address,undefined", "-g", "-O1") if sanitize else ()
+    return (*FLAGS, *target.flags, f"-I{KERNELS}", f"-I{INCLUDE}", *extra)
+
+
+def _flag_key(target: CpuTarget) -> str:
+    """Flags that change the code, without this machine's include paths."""
+    return _digest(compiler_version(), *FLAGS, *target.flags, os.environ.get("EFFC_SANITIZE", ""))
+
+
+def _run(command: Sequence[str], what: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        errors = "\n".join(line for line in done.stderr.splitlines() if "error" in line)[:2000] or done.stderr[-2000:]
+        raise EffcError(f"compiling {what} failed:\n{errors}", hint="EFFC_DEBUG=4 shows the sources; please report this as a bug")
+
+
+def _compile(source: Path, out: Path, target: CpuTarget, what: str) -> None:
+    """Compiles to ``out`` by way of a temporary name, so that a half-written object never lies under the final one."""
+    fd, tmp = tempfile.mkstemp(suffix=".o", dir=out.parent)
+    os.close(fd)
+    try:
+        _run([*compiler(), *flags_for(target, bool(os.environ.get("EFFC_SANITIZE"))), "-c", str(source), "-o", tmp], what)
+        os.replace(tmp, out)
+    finally:
+        if os.path.exists(tmp):
+            os.unlink(tmp)
+
+
+def unit_object(source: str, target: CpuTarget) -> Path:
+    """The object of a library unit for a target, compiled on first use."""
+    path = KERNELS / source
+    folder = cache_dir() / "units"
+    folder.mkdir(parents=True, exist_ok=True)
+    out = folder / f"{path.stem}-{_digest(_source_key(path), _flag_key(target))}.o"
+    if not out.exists():
+        _compile(path, out, target, f"kernel unit {source}")
+    return out
+
+
+def generated_objects(kernels: Mapping[str, str], target: CpuTarget) -> tuple[list[Path], list[Callable[[], None]]]:
+    """Objects for generated kernels, and the compilations still to be run to make them."""
+    folder = cache_dir() / "generated"
+    folder.mkdir(parents=True, exist_ok=True)
+    key = _digest(_flag_key(target), _source_key(KERNELS / "loop.hpp"))
+    found: dict[Path, None] = {}
+    missing: list[str] = []
+    for name in sorted(kernels):
+        mark = folder / f"{key[:12]}-{name}.at"  # names the object that has this kernel
+        try:
+            obj = folder / mark.read_text()
+            if obj.exists():
+                found[obj] = None
+                continue
+        except OSError:
+            pass
+        missing.append(name)
+    jobs: list[Callable[[], None]] = []
+    workers = max(1, os.cpu_count() or 1)
+    per = min(PER_UNIT, max(1, -(-len(missing) // workers)))
+    for i in range(0, len(missing), per):
+        part = missing[i : i + per]
+        text = PREAMBLE + "\n".join(kernels[n] for n in part)
+        out = folder / f"{_digest(key, text)}.o"
+        found[out] = None
+        jobs.append(_job(text, out, part, folder, key, target))
+    return list(found), jobs
+
+
+def _job(text: str, out: Path, names: Sequence[str], folder: Path, key: str, target: CpuTarget) -> Callable[[], None]:
+    def run() -> None:
+        if not out.exists():
+            fd, src = tempfile.mkstemp(suffix=".cpp", dir=folder)
+            try:
+                with os.fdopen(fd, "w") as f:
+                    f.write(text)
+                _compile(Path(src), out, target, f"{len(names)} generated kernels")
+            finally:
+                os.unlink(src)
+        for n in names:
+            fd, tmp = tempfile.mkstemp(dir=folder)
+            with os.fdopen(fd, "w") as f:
+                f.write(out.name)
+            os.replace(tmp, folder / f"{key[:12]}-{n}.at")
+
+    return run
+
+
+def shared_object(kernels: Iterable[str], generated: Mapping[str, str], target: CpuTarget) -> bytes:
+    """One shared object that exports these kernels: what an artifact carries as code/cpu.so."""
+    names = sorted(set(kernels))
+    units = sorted({unit_of(k) for k in names if k not in generated})
+    objects, jobs = generated_objects({k: generated[k] for k in names if k in generated}, target)
+    unit_paths: dict[str, Path] = {}
+
+    def build_unit(u: str) -> Callable[[], None]:
+        def run() -> None:
+            unit_paths[u] = unit_object(u, target)
+
+        return run
+
+    work = [build_unit(u) for u in units] + jobs
+    with ThreadPoolExecutor(max_workers=max(1, os.cpu_count() or 1)) as pool:
+        for f in [pool.submit(j) for j in work]:
+            f.result()
+    objects = [*sorted(objects), *(unit_paths[u] for u in units)]
+    folder = cache_dir() / "linked"
+    folder.mkdir(parents=True, exist_ok=True)
+    out = folder / f"{_digest(*(o.name for o in objects), *names, os.environ.get('EFFC_SANITIZE', ''))}.so"
+    if not out.exists():
+        _link(objects, names, out)
+    return out.read_bytes()
+
+
+def _link(objects: Sequence[Path], exports: Sequence[str], out: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=out.parent) as tmp:
+        script = Path(tmp) / "exports.map"
+        script.write_text("{ global: " + " ".join(f"{e};" for e in exports) + " local: *; };\n")
+        so = Path(tmp) / "out.so"
+        sanitize = ["-fsanitize=address,undefined"] if os.environ.get("EFFC_SANITIZE") else []
+        # Two objects may hold the same generated kernel (made by two compilations at the same time): either will do.
+        _run(
+            [*compiler(), "-shared", "-o", str(so), *map(str, objects), *sanitize, f"-Wl,--version-script={script}", "-Wl,--gc-sections",
+             "-Wl,-z,muldefs", "-Wl,--build-id=none", "-Wl,-s", "-Wl,-O1", "-lm"],
+            "the shared object",
+        )  # fmt: skip
+        os.replace(so, out)

@@ -1,0 +1,524 @@
+"""Generated loops: a fused region's body becomes inner loops in C++ on top of kernels/loop.hpp.
+
+The text depends on the body and on the stride pattern of the operands, never on sizes, so equal regions of different shapes
+(and of different models) are one kernel, named by the hash of its text. Three forms: a map, an epilogue (a map over a tile of
+accumulators), and a staged reduction (see loop.hpp).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ...ir.dims import Dim
+from ...ir.dtypes import DType
+from ...ir.graph import Graph, Node, Value
+from ...runtime.errors import EffcError
+
+ANY = 2  # stride pattern: known only at run time
+
+STORAGE = {
+    DType.bool: "bool", DType.u8: "uint8_t", DType.i8: "int8_t", DType.u16: "uint16_t", DType.i16: "int16_t", DType.u32: "uint32_t",
+    DType.i32: "int32_t", DType.u64: "uint64_t", DType.i64: "int64_t", DType.f16: "f16", DType.bf16: "bf16", DType.f32: "float",
+    DType.f64: "double", DType.f8e4m3: "f8e4m3", DType.f8e5m2: "f8e5m2", DType.c32: "cf16", DType.c64: "cf32", DType.c128: "cf64",
+}  # fmt: skip
+# Ops whose results are worth keeping between the stages of a reduction rather than computing again.
+DEAR = frozenset(
+    "exp exp2 expm1 log log1p log2 log10 sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf erfc erfinv lgamma digamma "
+    "sigmoid pow atan2 hypot div".split()
+)
+
+
+def compute_type(dt: DType) -> str:
+    return STORAGE[dt.compute]
+
+
+def literal(value: Any, dt: DType) -> str:
+    """A C++ literal of the compute type of ``dt`` with exactly the value ``value`` of that dtype."""
+    if dt.is_complex:
+        c = complex(value)
+        part = DType.f64 if dt is DType.c128 else DType.f32
+        return f"{compute_type(dt)}{{{literal(c.real, part)}, {literal(c.imag, part)}}}"
+    if dt.is_bool:
+        return "true" if value else "false"
+    if dt.is_float:
+        x = float(np.asarray(value).astype(dt.np).astype(np.float64))
+        if dt is DType.f64:
+            if math.isnan(x) or math.isinf(x):
+                return f"bitcast<double>((uint64_t){struct.unpack('<Q', struct.pack('<d', x))[0]}ull)"
+            return float(x).hex()
+        if math.isnan(x) or math.isinf(x):
+            return f"bitcast<float>({struct.unpack('<I', struct.pack('<f', x))[0]}u)"
+        return float(x).hex() + "f"
+    n = int(value)
+    if dt is DType.i64 and n == -(2**63):
+        return "(int64_t)(-9223372036854775807LL - 1)"
+    return f"({STORAGE[dt]}){n}{'ull' if dt is DType.u64 else 'LL'}"
+
+
+@dataclass
+class Generated:
+    """The generated kernels of an artifact: symbol -> C++ text."""
+
+    kernels: dict[str, str] = field(default_factory=dict)
+
+    def add(self, prefix: str, text: str) -> str:
+        """Registers a kernel whose text has ``@`` for its own name; returns the name."""
+        name = f"{prefix}_{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
+        self.kernels[name] = text.replace("@", name)
+        return name
+
+
+class Emitter:
+    """Writes the expressions of body nodes; ``names`` maps values to C++ variables."""
+
+    def __init__(self, body: Graph) -> None:
+        self.body = body
+        self.names: dict[Value, str] = {}
+        self.dv: list[Dim] = []  # values of symbolic dims used in the body, passed as attributes
+
+    def expression(self, n: Node) -> str:
+        """The C++ expression of an elementwise node; rounds results of half types as a tensor between two ops would."""
+        out = n.types[0].dtype
+        if n.op == "constant":
+            return literal(n.attrs["data"].reshape(-1)[0], out)
+        if n.op == "dim_value":
+            self.dv.append(n.attrs["value"])
+            return f"({compute_type(out)})dv[{len(self.dv) - 1}]"
+        args = [self.names[v] for v in n.operands]
+        if n.op == "convert":
+            text = f"to_compute(convert<{STORAGE[out]}>({args[0]}))"
+            return text
+        if n.op == "where":
+            return f"({args[0]} ? {args[1]} : {args[2]})"
+        if n.op == "complex":
+            return f"{compute_type(out)}{{{args[0]}, {args[1]}}}"
+        if n.op in ("real", "imag"):
+            return f"{args[0]}.{n.op[:2]}"
+        function = {"cabs": "abs"}.get(n.op, n.op)
+        text = f"op::{function}({', '.join(args)})"
+        return text if out.compute is out else f"round_to<{STORAGE[out]}>({text})"
+
+    def define(self, n: Node) -> str:
+        name = f"t{len(self.names)}"
+        line = f"const {compute_type(n.types[0].dtype)} {name} = {self.expression(n)};"
+        self.names[n[0]] = name
+        return line
+
+
+def _check(body: Graph) -> None:
+    for n in body.nodes:
+        if n.op == "constant" and n.attrs["data"].size != 1:
+            raise EffcError("a fused body may hold only scalar constants", op="fused")
+
+
+def map_kernel(gen: Generated, body: Graph, patterns: Sequence[int], acc: DType | None = None, *, epilogue: bool = False) -> tuple[str, list[Dim]]:
+    """A map over the body's inputs and outputs, or (``epilogue``) one whose input 0 is a tile of ``acc``.
+
+    ``patterns``: the expected innermost stride of each input, then of each output. Returns the symbol and the dims the
+    kernel needs as its first attributes."""
+    _check(body)
+    e = Emitter(body)
+    operands, lines = [], []
+    ops = [n.types[0].dtype for n in body.inputs] + [v.dtype for v in body.outputs]
+    if epilogue:
+        assert acc is not None
+    for k, dt in enumerate(ops):
+        storage = STORAGE[acc] if epilogue and k == 0 and acc is not None else STORAGE[dt]
+        operands.append(f"    const auto o{k} = Operand<{storage}, S{k}>::make(p[{k}], s[{k}]);")
+    for k, n in enumerate(body.inputs):
+        name = f"x{k}"
+        e.names[n[0]] = name
+        load = f"o{k}.load(i)"
+        if epilogue and k == 0 and acc is not n.types[0].dtype:
+            load = f"to_compute(convert<{STORAGE[n.types[0].dtype]}>({load}))"
+        lines.append(f"      const auto {name} = {load};")
+    lines += [f"      {e.define(n)}" for n in body.nodes]
+    n_in = len(body.inputs)
+    lines += [f"      o{n_in + k}.store(i, {e.names[v]});" for k, v in enumerate(body.outputs)]
+    params = ", ".join(f"int S{k}" for k in range(len(ops)))
+    fast = ", ".join(str(p) for p in patterns)
+    slow = ", ".join([str(ANY)] * len(ops))
+    if epilogue:
+        slow = ", ".join(["1", *[str(ANY)] * (len(ops) - 1)])
+    text = "\n".join(
+        [
+            "namespace effc {",
+            "namespace {",
+            f"struct @_ {{  // {describe(body)}",
+            f"  template <{params}>",
+            "  static void inner(int64_t n, char* const* p, const int64_t* s, [[maybe_unused]] const int64_t* dv) {",
+            *operands,
+            "#pragma GCC ivdep",
+            "    for (int64_t i = 0; i < n; ++i) {",
+            *lines,
+            "    }",
+            "  }",
+            "};",
+            f"constexpr int8_t @_pattern[] = {{{fast}}};",
+            "}",
+            "}",
+        ]
+    )
+    if epilogue:
+        text += (
+            '\nextern "C" EFFC_EXPORT void @(const effc_call* c, int64_t b0, int64_t b1, int64_t m0, int64_t m1, int64_t n0, int64_t n1, '
+            "const void* acc, int64_t ld) {\n"
+            f"  using namespace effc;\n  run_epilogue(c, b0, b1, m0, m1, n0, n1, acc, ld, sizeof({STORAGE[acc or DType.f32]}), @_::inner<{fast}>, "
+            f"@_pattern, @_::inner<{slow}>);\n}}\n"
+        )
+        return gen.add("epi", text), e.dv
+    text += (
+        '\nextern "C" EFFC_EXPORT int32_t @(const effc_call* c) {\n'
+        f"  using namespace effc;\n  return run_map(c, @_::inner<{fast}>, @_pattern, @_::inner<{slow}>);\n}}\n"
+    )
+    return gen.add("map", text), e.dv
+
+
+def describe(body: Graph) -> str:
+    ops: list[str] = []
+    for n in body.nodes:
+        if n.op not in ("constant", "convert"):
+            ops.append(n.attrs["kind"] if n.op == "reduce" else n.op)
+    return " ".join(ops[:24]) + (" ..." if len(ops) > 24 else "")
+
+
+# Staged reductions ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Staging:
+    """When each value of a staged region is computed: its stage, and whether it is of full or reduced shape."""
+
+    stage: dict[Value, int] = field(default_factory=dict)
+    full: dict[Value, bool] = field(default_factory=dict)
+
+
+def stage(body: Graph, dims: tuple[int, ...], shape: Sequence[Dim]) -> Staging:
+    """A reduced value is ready after its stage; a full value of stage k needs reductions up to stage k - 1."""
+    out = Staging()
+
+    def level_of(v: Value) -> bool:
+        t = v.type
+        pad = len(shape) - t.rank
+        return any(d >= pad and t.shape[d - pad] != 1 for d in dims if shape[d] != 1)
+
+    for n in body.inputs:
+        out.stage[n[0]] = 0
+        out.full[n[0]] = level_of(n[0])
+    for n in body.nodes:
+        v = n[0]
+        before = max((out.stage[x] for x in n.operands), default=0)
+        if n.op == "reduce":
+            out.stage[v] = before + 1
+            out.full[v] = False
+        else:
+            out.stage[v] = before
+            # A reduced-shape value that needs no reduction is cheap: loops compute it where they need it.
+            out.full[v] = before == 0 or any(out.full[x] for x in n.operands)
+    return out
+
+
+_IDENTITY = {"sum": "0", "prod": "1", "any": "false", "all": "true"}
+
+
+def rows_kernel(gen: Generated, body: Graph, dims: tuple[int, ...], shape: Sequence[Dim], patterns: Sequence[int], columns: bool) -> tuple[str, list[Dim], int]:
+    """A staged reduction over ``dims`` of ``shape``. Returns symbol, dims needed as attributes, and the bytes of thread
+    scratch needed per element of the reduced extent (times LANES for columns)."""
+    _check(body)
+    st = stage(body, dims, shape)
+    e = Emitter(body)
+    n_in = len(body.inputs)
+    stages = max([st.stage[n[0]] for n in body.nodes if n.op == "reduce"], default=0) + 1
+    uses = body.uses()
+    reduced_nodes = [n for n in body.nodes if not st.full[n[0]]]
+    scalars = [n for n in body.nodes if n.op in ("constant", "dim_value")]
+    cached = [
+        n[0] for n in body.nodes
+        if st.full[n[0]] and n.op in DEAR and st.stage[n[0]] < stages - 1 and _needed_later(n[0], st, uses)
+    ]  # fmt: skip
+    field_of = {n[0]: f"r{i}" for i, n in enumerate(reduced_nodes)}
+    accs = {n[0]: f"a{i}" for i, n in enumerate(n for n in body.nodes if n.op == "reduce")}
+    lanes = "LANES" if columns else "1"
+    state = ["  struct State {"]
+    for n in reduced_nodes:
+        state.append(f"    {compute_type(n.types[0].dtype)} {field_of[n[0]]}[{lanes}];")
+    for n in body.nodes:
+        if n.op == "reduce":
+            state.append(f"    {_part(n)} {accs[n[0]]}[{lanes}]; {_wide(n)} {accs[n[0]]}w[{lanes}];")
+    state.append("  };")
+
+    inputs = {n[0]: k for k, n in enumerate(body.inputs)}
+    cache_at = {v: n_in + len(body.outputs) + i for i, v in enumerate(cached)}
+    consts = _constants(e, scalars)
+    loops: list[str] = []
+    finishes: list[str] = []
+    begins: list[str] = []
+    flushes: list[str] = []
+    for k in range(stages):
+        reds = [n for n in body.nodes if n.op == "reduce" and st.stage[n[0]] == k + 1]
+        stores = [(i, v) for i, v in enumerate(body.outputs) if st.full[v] and (st.stage[v] == k or k == stages - 1 and v in inputs)]
+        fills = [v for v in cached if st.stage[v] == k]
+        loops.append(_loop(k, body, e, st, reds, stores, fills, inputs, cache_at, field_of, accs, columns, n_in, consts))
+        b, f, fin = _around(k, body, e, st, reds, reduced_nodes, inputs, field_of, accs, n_in, consts)
+        begins.append(b)
+        flushes.append(f)
+        finishes.append(fin)
+    kind = "columns" if columns else "rows"
+    other = "rows" if columns else "columns"
+    items = ", ".join(f"sizeof({STORAGE[v.dtype]})" for v in cached) or "0"
+    text = "\n".join(
+        [
+            "namespace effc {",
+            "namespace {",
+            f"struct @_ {{  // over {'columns' if columns else 'rows'}: {describe(body)}",
+            *state,
+            f"  static constexpr int stages = {stages}, caches = {len(cached)};",
+            f"  static int8_t pattern(int k) {{ constexpr int8_t v[] = {{{', '.join(map(str, patterns))}}}; return v[k]; }}",
+            f"  static int64_t cache_item(int k) {{ constexpr int64_t v[] = {{{items}}}; return v[k]; }}",
+            *loops,
+            "  template <bool FAST>",
+            f"  static void {kind}(int stage, int64_t n, char* const* p, const int64_t* s, State& st, const int64_t* dv) {{",
+            *(f"    if (stage == {k}) loop{k}<{', '.join(f'FAST ? {q} : 2' for q in patterns)}>(n, p, s, st, dv);" for k in range(stages)),
+            "  }",
+            "  template <bool FAST>",
+            f"  static void {other}(int, int64_t, char* const*, const int64_t*, State&, const int64_t*) {{}}",
+            "  static void begin(int stage, [[maybe_unused]] State& st, [[maybe_unused]] int64_t lanes) {",
+            *(f"    if (stage == {k}) {{ {b} }}" for k, b in enumerate(begins) if b),
+            "    (void)stage;",
+            "  }",
+            "  static void flush(int stage, [[maybe_unused]] State& st, [[maybe_unused]] int64_t lanes) {",
+            *(f"    if (stage == {k}) {{ {b} }}" for k, b in enumerate(flushes) if b),
+            "    (void)stage;",
+            "  }",
+            "  static void finish(int stage, [[maybe_unused]] State& st, [[maybe_unused]] int64_t lanes, [[maybe_unused]] char* const* p,",
+            "                     [[maybe_unused]] const int64_t* s, [[maybe_unused]] const int64_t* dv) {",
+            *(f"    if (stage == {k}) {{\n{b}\n    }}" for k, b in enumerate(finishes) if b),
+            "    (void)stage;",
+            "  }",
+            "};",
+            "}",
+            "}",
+            f'extern "C" EFFC_EXPORT int32_t @(const effc_call* c) {{ return effc::run_rows<effc::@_>(c); }}',
+            "",
+        ]
+    )
+    scratch = sum(v.dtype.itemsize for v in cached)
+    if cached:  # all caches get equal shares
+        scratch = max(v.dtype.itemsize for v in cached) * len(cached)
+    return gen.add("red", text), e.dv, scratch
+
+
+def _needed_later(v: Value, st: Staging, uses: dict[Value, list[Node | None]]) -> bool:
+    """Whether a later stage than the value's own needs it: directly, or through cheap full-shape values it would recompute."""
+    seen: set[Value] = set()
+    todo = [v]
+    while todo:
+        x = todo.pop()
+        if x in seen:
+            continue
+        seen.add(x)
+        for u in uses.get(x, []):
+            if u is None:  # a result is stored by the stage that computes it
+                continue
+            if u.op == "reduce":
+                if st.stage[u[0]] - 1 > st.stage[v]:
+                    return True
+                continue
+            if st.full[u[0]]:
+                if st.stage[u[0]] > st.stage[v]:
+                    return True
+                if u.op not in DEAR:
+                    todo.append(u[0])
+    return False
+
+
+def _part(n: Node) -> str:
+    return compute_type(n.types[0].dtype)
+
+
+def _wide(n: Node) -> str:
+    """Totals of float sums and products are kept in double: parts are short enough for float."""
+    if n.attrs["kind"] in ("sum", "prod") and n.types[0].dtype.compute is DType.f32:
+        return "double"
+    return "cf64" if n.types[0].dtype in (DType.c64, DType.c32) and n.attrs["kind"] in ("sum", "prod") else _part(n)
+
+
+def _identity(n: Node, ctype: str) -> str:
+    kind = n.attrs["kind"]
+    if kind in ("max", "min"):
+        return f"limits<{ctype}>::{'lo' if kind == 'max' else 'hi'}"
+    return f"{ctype}{{{_IDENTITY[kind]}}}" if not n.types[0].dtype.is_complex else f"{ctype}{{{_IDENTITY[kind]}, 0}}"
+
+
+def _combine(n: Node, a: str, b: str) -> str:
+    kind = n.attrs["kind"]
+    dt = n.types[0].dtype
+    if kind == "max":
+        return f"nan_max({a}, {b})"
+    if kind == "min":
+        return f"nan_min({a}, {b})"
+    if kind in ("any", "all"):
+        return f"({a} {'|' if kind == 'any' else '&'} {b})"
+    if dt.is_complex:
+        return f"op::{'add' if kind == 'sum' else 'mul'}({a}, {b})"
+    if dt.is_int:
+        return f"op::{'add' if kind == 'sum' else 'mul'}({a}, {b})"
+    return f"({a} {'+' if kind == 'sum' else '*'} {b})"
+
+
+def _constants(e: Emitter, scalars: Sequence[Node]) -> list[str]:
+    return [e.define(n) for n in scalars]
+
+
+def _loop(k: int, body: Graph, e: Emitter, st: Staging, reds: list[Node], stores: list[tuple[int, Value]], fills: list[Value],
+          inputs: dict[Value, int], cache_at: dict[Value, int], field_of: dict[Value, str], accs: dict[Value, str], columns: bool,
+          n_in: int, consts: list[str]) -> str:  # fmt: skip
+    """The inner loop of one stage: loads, what its reductions, caches and results need, accumulation, stores."""
+    n_ops = n_in + len(body.outputs)
+    params = ", ".join(f"int S{i}" for i in range(n_ops))
+    head = [f"  template <{params}>", f"  static void loop{k}([[maybe_unused]] int64_t n, [[maybe_unused]] char* const* p, [[maybe_unused]] const int64_t* s, "
+            "[[maybe_unused]] State& st, [[maybe_unused]] const int64_t* dv) {"]  # fmt: skip
+    if not (reds or stores or fills):
+        return "\n".join([*head, "  }"])
+    needed: list[Value] = [n.operands[0] for n in reds] + [v for _, v in stores] + fills
+    order: list[Node] = []
+    loads: list[tuple[str, str]] = []
+    outer: list[str] = []
+    names: dict[Value, str] = {}
+    done: set[Value] = set()
+    saved = dict(e.names)
+
+    def visit(v: Value) -> None:
+        if v in done:
+            return
+        done.add(v)
+        if v in cache_at and st.stage[v] < k:
+            names[v] = f"c{cache_at[v]}"
+            loads.append((names[v], f"q{cache_at[v]}.load(i)"))
+        elif v in inputs:
+            names[v] = f"x{inputs[v]}"
+            loads.append((names[v], f"q{inputs[v]}.load(i)"))
+        elif v.node.op in ("constant", "dim_value"):
+            names[v] = saved[v]
+        elif v in field_of:
+            names[v] = f"{field_of[v]}"
+            if columns:
+                loads.append((names[v], f"st.{field_of[v]}[i]"))
+            else:
+                outer.append(f"    const auto {names[v]} = st.{field_of[v]}[0];")
+        else:
+            for x in v.node.operands:
+                visit(x)
+            order.append(v.node)
+
+    for v in needed:
+        visit(v)
+    e.names = names
+    lines = [f"      const auto {name} = {load};" for name, load in loads]
+    for n in order:
+        names[n[0]] = f"v{len(names)}"
+        lines.append(f"      const {compute_type(n.types[0].dtype)} {names[n[0]]} = {e.expression(n)};")
+    operands = []
+    for v, i in inputs.items():
+        if v in done:
+            operands.append(f"    const auto q{i} = Operand<{STORAGE[v.dtype]}, S{i}>::make(p[{i}], s[{i}]);")
+    for i, v in stores:
+        at = n_in + i
+        operands.append(f"    const auto q{at} = Operand<{STORAGE[v.dtype]}, S{at}>::make(p[{at}], s[{at}]);")
+        lines.append(f"      q{at}.store(i, {names[v]});")
+    for v, at in cache_at.items():
+        if v in done:
+            operands.append(f"    const auto q{at} = Operand<{STORAGE[v.dtype]}, 1>::make(p[{at}], 1);")
+        if v in fills:
+            lines.append(f"      q{at}.store(i, {names[v]});")
+    clauses: list[str] = []
+    after: list[str] = []
+    plain = True
+    for n in reds:
+        a = accs[n[0]]
+        x = names[n.operands[0]]
+        if columns:
+            lines.append(f"      st.{a}[i] = {_combine(n, f'st.{a}[i]', x)};")
+            continue
+        outer.append(f"    {_part(n)} {a} = st.{a}[0];")
+        lines.append(f"      {a} = {_combine(n, a, x)};")
+        after.append(f"    st.{a}[0] = {a};")
+        kind, dt = n.attrs["kind"], n.types[0].dtype
+        if dt.is_complex:
+            plain = False
+        elif dt.is_int and kind in ("sum", "prod"):
+            plain = False  # unsigned wraparound inside op::add: let the vectoriser find it
+        else:
+            name = {"sum": "+", "prod": "*", "max": "nanmax", "min": "nanmin", "any": "|", "all": "&"}[kind]
+            clauses.append(f"reduction({name} : {a})")
+    pragma = "#pragma GCC ivdep" if columns or not reds or not plain else "#pragma omp simd " + " ".join(clauses)
+    if not columns and reds and not plain:
+        pragma = ""
+    e.names = saved
+    return "\n".join(
+        [*head, *(f"    {c}" for c in consts), *operands, *outer, *([pragma] if pragma else []), "    for (int64_t i = 0; i < n; ++i) {", *lines,
+         "    }", *after, "  }"]
+    )  # fmt: skip
+
+
+def _around(k: int, body: Graph, e: Emitter, st: Staging, reds: list[Node], reduced_nodes: list[Node], inputs: dict[Value, int],
+            field_of: dict[Value, str], accs: dict[Value, str], n_in: int, consts: list[str]) -> tuple[str, str, str]:  # fmt: skip
+    """The text of begin, flush and finish for stage k."""
+    begin, flush, fin = [], [], []
+    for n in reds:
+        a = accs[n[0]]
+        begin.append(f"for (int64_t j = 0; j < lanes; ++j) st.{a}[j] = {_identity(n, _part(n))}, st.{a}w[j] = {_identity(n, _wide(n))};")
+        wide = f"convert<{_wide(n)}>(st.{a}[j])" if _wide(n) != _part(n) else f"st.{a}[j]"
+        flush.append(f"for (int64_t j = 0; j < lanes; ++j) st.{a}w[j] = {_combine(n, f'st.{a}w[j]', wide)}, st.{a}[j] = {_identity(n, _part(n))};")
+    # Values of reduced shape that become known with this stage's reductions.
+    saved = dict(e.names)
+
+    def section(ready: int) -> list[str]:
+        names: dict[Value, str] = {}
+        lines: list[str] = []
+
+        def name(v: Value) -> str:
+            if v in names:
+                return names[v]
+            if v.node.op in ("constant", "dim_value"):
+                return saved[v]
+            if v in field_of:
+                return f"st.{field_of[v]}[j]"
+            if v in inputs:
+                i = inputs[v]
+                return f"(Operand<{STORAGE[v.dtype]}, 2>::make(p[{i}], s[{i}]).load(j))"
+            args = {x: name(x) for x in v.node.operands}  # a stage 0 value of reduced shape
+            e.names = args
+            names[v] = f"w{len(names)}"
+            lines.append(f"        const {compute_type(v.dtype)} {names[v]} = {e.expression(v.node)};")
+            return names[v]
+
+        for n in reduced_nodes:
+            if st.stage[n[0]] != ready:
+                continue
+            if n.op == "reduce":
+                a = accs[n[0]]
+                dt = n.types[0].dtype
+                value = f"to_compute(convert<{STORAGE[dt]}>(st.{a}w[j]))" if _wide(n) != compute_type(dt) or dt.compute is not dt else f"st.{a}w[j]"
+                lines.append(f"        st.{field_of[n[0]]}[j] = {value};")
+            else:
+                e.names = {v: name(v) for v in n.operands}
+                lines.append(f"        st.{field_of[n[0]]}[j] = {e.expression(n)};")
+        for i, v in enumerate(body.outputs):
+            if not st.full[v] and st.stage[v] == ready:
+                lines.append(f"        (Operand<{STORAGE[v.dtype]}, 2>::make(p[{n_in + i}], s[{n_in + i}])).store(j, {name(v)});")
+        e.names = saved
+        return lines
+
+    lines = section(k + 1)
+    if lines:
+        fin = [*(f"      {c}" for c in consts), "      for (int64_t j = 0; j < lanes; ++j) {", *lines, "      }"]
+    return " ".join(begin), " ".join(flush), "\n".join(fin)
+

@@ -1,0 +1,431 @@
+/* Loop nests for generated kernels: iteration over strided operands, dim coalescing, threads, staged reductions.
+ *
+ * A generated unit (backends/cpu/codegen.py) supplies only inner loops over one dim; what is here walks the others. Sizes and
+ * strides are run-time values. An inner loop is instantiated for the stride pattern the compiler expects of its operands (1, or
+ * 0 for a broadcast operand) and once for any strides; which one runs is decided per call.
+ */
+#ifndef EFFC_LOOP_HPP
+#define EFFC_LOOP_HPP
+#include "effc_kernel.h"
+#include "math.hpp"
+#include "types.hpp"
+
+#ifndef EFFC_EXPORT
+#define EFFC_EXPORT __attribute__((visibility("default")))
+#endif
+
+namespace effc {
+
+enum { ANY = 2 }; /* pattern of an operand with a run-time stride; 0 and 1 stand for themselves */
+
+/* One operand of an inner loop: T in memory, its compute type in registers. */
+template <class T, int S>
+struct Operand {
+  T* p;
+  int64_t s;
+  EFFC_INLINE Operand make(char* ptr, int64_t stride) { return Operand{(T*)ptr, stride}; }
+  inline __attribute__((always_inline)) compute_t<T> load(int64_t i) const {
+    return to_compute(S == 0 ? p[0] : S == 1 ? p[i] : p[i * s]);
+  }
+  template <class V>
+  inline __attribute__((always_inline)) void store(int64_t i, V v) const {
+    (S == 0 ? p[0] : S == 1 ? p[i] : p[i * s]) = convert<T>(v);
+  }
+};
+
+/* Rounds a compute value to a storage type and back: what a tensor of that type between two ops would hold. */
+template <class T, class V>
+EFFC_INLINE compute_t<T> round_to(V v) {
+  return to_compute(convert<T>(v));
+}
+
+typedef void (*inner_fn)(int64_t n, char* const* p, const int64_t* s, const int64_t* dv);
+
+EFFC_INLINE int64_t item_size(int32_t dtype) {
+  constexpr int8_t sizes[] = {1, 1, 1, 2, 2, 4, 4, 8, 8, 2, 2, 4, 8, 1, 1, 8, 16, 4};
+  return sizes[dtype];
+}
+
+constexpr int MAX_OPERANDS = 32;
+constexpr int64_t BLOCK = 8192; /* elements an inner loop gets at most: small enough for the L1 and to share among threads */
+
+/* A nest of dims, outermost first, with byte strides for each operand. */
+struct Nest {
+  int rank = 0;
+  int64_t size[EFFC_MAX_RANK];
+  int64_t step[EFFC_MAX_RANK][MAX_OPERANDS];
+
+  void push(int64_t n, const int64_t* s, int ops) {
+    if (n == 1) return;
+    if (rank > 0) { /* merge with the dim outside when every operand walks straight on */
+      bool straight = true;
+      for (int k = 0; k < ops; ++k) straight &= step[rank - 1][k] == s[k] * n;
+      if (straight) {
+        size[rank - 1] *= n;
+        for (int k = 0; k < ops; ++k) step[rank - 1][k] = s[k];
+        return;
+      }
+    }
+    size[rank] = n;
+    for (int k = 0; k < ops; ++k) step[rank][k] = s[k];
+    ++rank;
+  }
+  int64_t count() const {
+    int64_t n = 1;
+    for (int d = 0; d < rank; ++d) n *= size[d];
+    return n;
+  }
+};
+
+/* Position in the outer dims of a nest (all but the last `skip`), with the operands' byte offsets there. */
+struct Cursor {
+  const Nest* nest;
+  int ops, rank;
+  int64_t at[EFFC_MAX_RANK];
+  int64_t offset[MAX_OPERANDS];
+
+  void seek(const Nest* n, int operands, int outer, int64_t linear) {
+    nest = n, ops = operands, rank = outer;
+    for (int k = 0; k < ops; ++k) offset[k] = 0;
+    for (int d = rank - 1; d >= 0; --d) {
+      at[d] = linear % n->size[d];
+      linear /= n->size[d];
+      for (int k = 0; k < ops; ++k) offset[k] += at[d] * n->step[d][k];
+    }
+  }
+  void next() {
+    for (int d = rank - 1; d >= 0; --d) {
+      if (++at[d] < nest->size[d]) {
+        for (int k = 0; k < ops; ++k) offset[k] += nest->step[d][k];
+        return;
+      }
+      for (int k = 0; k < ops; ++k) offset[k] -= (nest->size[d] - 1) * nest->step[d][k];
+      at[d] = 0;
+    }
+  }
+};
+
+/* Dims of `shape` sorted by how far apart the leading operand's elements lie, farthest first; size-1 dims stay in place. */
+inline void sort_dims(int rank, const int64_t* strides, int* order) {
+  for (int d = 0; d < rank; ++d) order[d] = d;
+  for (int i = 1; i < rank; ++i) {
+    int d = order[i], j = i;
+    int64_t sd = strides[d] < 0 ? -strides[d] : strides[d];
+    while (j > 0) {
+      int64_t sp = strides[order[j - 1]] < 0 ? -strides[order[j - 1]] : strides[order[j - 1]];
+      if (sp >= sd || sd == 0 || sp == 0) break;
+      order[j] = order[j - 1];
+      --j;
+    }
+    order[j] = d;
+  }
+}
+
+inline bool matches(const int64_t* bytes, const int64_t* items, const int8_t* pattern, int ops) {
+  for (int k = 0; k < ops; ++k)
+    if (pattern[k] == ANY || bytes[k] != pattern[k] * items[k]) return false;
+  return true;
+}
+
+/* ---- map: every result element depends on the operands' elements at the same place ---- */
+
+struct MapTask {
+  const effc_call* c;
+  Nest nest;
+  int ops;
+  char* base[MAX_OPERANDS];
+  int64_t stride[MAX_OPERANDS]; /* of the inner loop, in elements */
+  int64_t step[MAX_OPERANDS];   /* the same in bytes */
+  int64_t n, blocks;
+  const int64_t* dv;
+  inner_fn inner;
+
+  static void run(void* arg, int64_t begin, int64_t end, int32_t) {
+    const MapTask& t = *(const MapTask*)arg;
+    int outer = t.nest.rank > 0 ? t.nest.rank - 1 : 0;
+    Cursor cur;
+    cur.seek(&t.nest, t.ops, outer, begin / t.blocks);
+    int64_t block = begin % t.blocks;
+    char* p[MAX_OPERANDS];
+    for (int64_t u = begin; u < end; ++u) {
+      int64_t i0 = block * BLOCK, len = t.n - i0 < BLOCK ? t.n - i0 : BLOCK;
+      for (int k = 0; k < t.ops; ++k) p[k] = t.base[k] + cur.offset[k] + i0 * t.step[k];
+      t.inner(len, p, t.stride, t.dv);
+      if (++block == t.blocks) {
+        block = 0;
+        cur.next();
+      }
+    }
+  }
+};
+
+/* Operands: all inputs, then all outputs; every one described on the common shape call->out[0]->shape. `fast` is used where the
+ * innermost strides are `pattern`. */
+inline int32_t run_map(const effc_call* c, inner_fn fast, const int8_t* pattern, inner_fn any) {
+  MapTask t;
+  t.c = c;
+  t.ops = c->n_in + c->n_out;
+  t.dv = c->attr;
+  const effc_tensor& lead = c->out[0];
+  int order[EFFC_MAX_RANK];
+  sort_dims(lead.rank, lead.strides, order);
+  int64_t items[MAX_OPERANDS], s[MAX_OPERANDS];
+  for (int k = 0; k < t.ops; ++k) {
+    const effc_tensor& x = k < c->n_in ? c->in[k] : c->out[k - c->n_in];
+    t.base[k] = (char*)x.data;
+    items[k] = item_size(x.dtype);
+  }
+  for (int d = 0; d < lead.rank; ++d) {
+    if (lead.shape[d] == 0) return 0;
+    for (int k = 0; k < t.ops; ++k)
+      s[k] = (k < c->n_in ? c->in[k] : c->out[k - c->n_in]).strides[order[d]] * items[k];
+    t.nest.push(lead.shape[order[d]], s, t.ops);
+  }
+  int last = t.nest.rank - 1;
+  t.n = last < 0 ? 1 : t.nest.size[last];
+  for (int k = 0; k < t.ops; ++k) {
+    t.step[k] = last < 0 ? pattern[k] * items[k] : t.nest.step[last][k];
+    t.stride[k] = t.step[k] / items[k];
+  }
+  t.inner = matches(t.step, items, pattern, t.ops) ? fast : any;
+  t.blocks = (t.n + BLOCK - 1) / BLOCK;
+  int64_t units = t.nest.count() / t.n * t.blocks;
+  int64_t per = t.n < BLOCK ? t.n : BLOCK;
+  int64_t grain = (2 * BLOCK + per - 1) / per;
+  if (units <= grain)
+    MapTask::run(&t, 0, units, 0);
+  else
+    c->api->parallel_for(c->run, units, grain, MapTask::run, &t);
+  return 0;
+}
+
+/* ---- epilogue: a map over a tile of accumulators; operand 0 is the tile ---- */
+
+inline void run_epilogue(const effc_call* c, int64_t b0, int64_t b1, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
+                         const void* acc, int64_t ld, int64_t acc_size, inner_fn fast, const int8_t* pattern, inner_fn any) {
+  char* p[MAX_OPERANDS];
+  int64_t row[MAX_OPERANDS], s[MAX_OPERANDS];
+  bool match = true;
+  int extras = c->n_in - c->n_own, ops = 1 + extras + c->n_out;
+  p[0] = (char*)acc, row[0] = ld * acc_size, s[0] = 1;
+  for (int k = 1; k < ops; ++k) {
+    const effc_tensor& x = k <= extras ? c->in[c->n_own + k - 1] : c->out[k - 1 - extras];
+    int64_t size = item_size(x.dtype);
+    p[k] = (char*)x.data + (b0 * x.strides[0] + b1 * x.strides[1] + m0 * x.strides[2] + n0 * x.strides[3]) * size;
+    row[k] = x.strides[2] * size;
+    s[k] = x.strides[3];
+    match &= s[k] == pattern[k];
+  }
+  inner_fn inner = match ? fast : any;
+  for (int64_t m = m0; m < m1; ++m) {
+    inner(n1 - n0, p, s, c->attr);
+    for (int k = 0; k < ops; ++k) p[k] += row[k];
+  }
+}
+
+/* ---- staged reductions ----
+ *
+ * The region has a full shape; `reduced` dims of it are reduced by every reduction in it, the others are kept. Stage k computes the
+ * reductions that depend on stages before it; the last stage writes the results of full shape. Two forms:
+ *   rows:    the innermost dim is reduced: an inner loop runs along it, for one kept position at a time;
+ *   columns: the innermost dim is kept: an inner loop runs across LANES kept positions, for one reduced position at a time.
+ * Values that are dear to compute and needed by a later stage are kept in a cache (thread scratch), addressed as further operands. */
+
+constexpr int64_t LANES = 64;   /* kept positions of a column block */
+constexpr int64_t CHUNK = 2048; /* elements summed in the compute type before they are added to the wide total */
+
+struct RowsTask {
+  const effc_call* c;
+  Nest kept, red;
+  int ops, caches, stages;
+  bool columns;
+  char* base[MAX_OPERANDS];
+  int64_t kept_step[MAX_OPERANDS], red_step[MAX_OPERANDS]; /* innermost, bytes */
+  int64_t kept_stride[MAX_OPERANDS], red_stride[MAX_OPERANDS]; /* innermost, elements */
+  int64_t items[MAX_OPERANDS];
+  int64_t n_kept, n_red, blocks;
+  const int64_t* dv;
+  bool fast;
+};
+
+/* K (generated): struct State; static constexpr int stages; begin<lanes>(State&); per stage
+ *   template <bool FAST> rows(stage, n, p, s, State&, dv), columns(stage, n, p, s, State&, dv);
+ *   flush(stage, State&, lanes): folds partial sums into totals; finish(stage, State&, lanes, p, kept strides, dv): values of reduced shape. */
+template <class K>
+struct Rows {
+  static void run(void* arg, int64_t begin, int64_t end, int32_t worker) {
+    const RowsTask& t = *(const RowsTask*)arg;
+    typename K::State state;
+    int kept_outer = t.columns && t.kept.rank > 0 ? t.kept.rank - 1 : t.kept.rank;
+    int red_outer = !t.columns && t.red.rank > 0 ? t.red.rank - 1 : t.red.rank;
+    int64_t red_count = 1;
+    for (int d = 0; d < red_outer; ++d) red_count *= t.red.size[d];
+    int all = t.ops + t.caches;
+    char* cache = t.c->thread_scratch + worker * t.c->thread_scratch_bytes;
+    int64_t cache_bytes = t.caches ? t.c->thread_scratch_bytes / t.caches : 0;
+    Cursor cur, rc;
+    cur.seek(&t.kept, t.ops, kept_outer, begin / t.blocks);
+    int64_t block = begin % t.blocks;
+    char* kp[MAX_OPERANDS];
+    char* p[MAX_OPERANDS];
+    for (int64_t u = begin; u < end; ++u) {
+      int64_t lanes = 1;
+      for (int k = 0; k < t.ops; ++k) kp[k] = t.base[k] + cur.offset[k];
+      if (t.columns) {
+        int64_t i0 = block * LANES;
+        lanes = t.n_kept - i0 < LANES ? t.n_kept - i0 : LANES;
+        for (int k = 0; k < t.ops; ++k) kp[k] += i0 * t.kept_step[k];
+      }
+      for (int stage = 0; stage < K::stages; ++stage) {
+        K::begin(stage, state, lanes);
+        rc.seek(&t.red, t.ops, red_outer, 0);
+        for (int64_t r = 0; r < red_count; ++r) {
+          for (int k = 0; k < t.ops; ++k) p[k] = kp[k] + rc.offset[k];
+          if (t.columns) {
+            for (int k = t.ops; k < all; ++k) p[k] = cache + (k - t.ops) * cache_bytes + r * LANES * t.items[k];
+            if (t.fast)
+              K::template columns<true>(stage, lanes, p, t.kept_stride, state, t.dv);
+            else
+              K::template columns<false>(stage, lanes, p, t.kept_stride, state, t.dv);
+            if ((r & 255) == 255) K::flush(stage, state, lanes);
+          } else {
+            for (int k = t.ops; k < all; ++k) p[k] = cache + (k - t.ops) * cache_bytes + r * t.n_red * t.items[k];
+            for (int64_t i0 = 0; i0 < t.n_red; i0 += CHUNK) {
+              int64_t n = t.n_red - i0 < CHUNK ? t.n_red - i0 : CHUNK;
+              if (t.fast)
+                K::template rows<true>(stage, n, p, t.red_stride, state, t.dv);
+              else
+                K::template rows<false>(stage, n, p, t.red_stride, state, t.dv);
+              K::flush(stage, state, 1);
+              for (int k = 0; k < all; ++k) p[k] += n * t.red_step[k];
+            }
+          }
+          rc.next();
+        }
+        K::flush(stage, state, lanes);
+        K::finish(stage, state, lanes, kp, t.kept_stride, t.dv);
+      }
+      if (++block == t.blocks) {
+        block = 0;
+        cur.next();
+      }
+    }
+  }
+};
+
+/* call->attr: rank, mask of reduced dims, columns?, index of the operand whose strides order the dims, then the dims, then the
+ * region's own attributes (dv). Operands (inputs, then outputs) are all described on the full shape; a result of reduced shape has
+ * stride 0 along reduced dims. */
+template <class K>
+int32_t run_rows(const effc_call* c) {
+  RowsTask t;
+  t.c = c;
+  t.ops = c->n_in + c->n_out;
+  t.caches = K::caches;
+  int rank = (int)c->attr[0];
+  int64_t mask = c->attr[1];
+  t.columns = c->attr[2] != 0;
+  int lead = (int)c->attr[3];
+  const int64_t* shape = c->attr + 4;
+  t.dv = c->attr + 4 + rank;
+  auto tensor = [&](int k) -> const effc_tensor& { return k < c->n_in ? c->in[k] : c->out[k - c->n_in]; };
+  for (int k = 0; k < t.ops; ++k) {
+    t.base[k] = (char*)tensor(k).data;
+    t.items[k] = item_size(tensor(k).dtype);
+  }
+  for (int k = 0; k < t.caches; ++k) t.items[t.ops + k] = K::cache_item(k);
+  int order[EFFC_MAX_RANK];
+  sort_dims(rank, tensor(lead).strides, order);
+  int64_t s[MAX_OPERANDS];
+  bool empty_red = false;
+  for (int i = 0; i < rank; ++i) {
+    int d = order[i];
+    bool reduced = mask >> d & 1;
+    if (shape[d] == 0) {
+      if (!reduced) return 0;
+      empty_red = true;
+      continue;
+    }
+    for (int k = 0; k < t.ops; ++k) s[k] = tensor(k).strides[d] * t.items[k];
+    (reduced ? t.red : t.kept).push(shape[d], s, t.ops);
+  }
+  int rl = t.red.rank - 1, kl = t.kept.rank - 1;
+  t.n_red = empty_red ? 0 : rl < 0 ? 1 : t.red.size[rl];
+  t.n_kept = kl < 0 ? 1 : t.kept.size[kl];
+  if (empty_red) {
+    t.red.rank = 1, t.red.size[0] = 0;
+    for (int k = 0; k < t.ops; ++k) t.red.step[0][k] = 0;
+    rl = 0;
+  }
+  for (int k = 0; k < t.ops; ++k) {
+    t.red_step[k] = rl < 0 ? 0 : t.red.step[rl][k];
+    t.kept_step[k] = kl < 0 ? 0 : t.kept.step[kl][k];
+    t.red_stride[k] = t.red_step[k] / t.items[k];
+    t.kept_stride[k] = t.kept_step[k] / t.items[k];
+  }
+  for (int k = t.ops; k < t.ops + t.caches; ++k) {
+    t.red_step[k] = t.kept_step[k] = t.items[k];
+    t.red_stride[k] = t.kept_stride[k] = 1;
+  }
+  const int64_t* inner = t.columns ? t.kept_step : t.red_step;
+  t.fast = true;
+  for (int k = 0; k < t.ops; ++k) t.fast &= K::pattern(k) != ANY && inner[k] == K::pattern(k) * t.items[k];
+  t.blocks = t.columns ? (t.n_kept + LANES - 1) / LANES : 1;
+  int64_t kept_outer = 1;
+  for (int d = 0; d < (t.columns && t.kept.rank > 0 ? t.kept.rank - 1 : t.kept.rank); ++d) kept_outer *= t.kept.size[d];
+  int64_t units = kept_outer * t.blocks;
+  int64_t work = (t.columns ? LANES : 1) * (empty_red ? 0 : t.red.count()) + 1;
+  int64_t grain = (BLOCK + work - 1) / work;
+  if (units <= grain)
+    Rows<K>::run(&t, 0, units, 0);
+  else
+    c->api->parallel_for(c->run, units, grain, Rows<K>::run, &t);
+  return 0;
+}
+
+/* Reductions that pragma omp simd has no name for. NaN wins in max and min, as in PyTorch. */
+template <class T>
+EFFC_INLINE T nan_max(T a, T b) {
+  return (b > a) | (b != b) ? b : a;
+}
+template <class T>
+EFFC_INLINE T nan_min(T a, T b) {
+  return (b < a) | (b != b) ? b : a;
+}
+template <class T>
+struct limits;
+#define EFFC_LIMITS(T, LO, HI)          \
+  template <>                           \
+  struct limits<T> {                    \
+    static constexpr T lo = LO, hi = HI; \
+  };
+EFFC_LIMITS(float, -__builtin_inff(), __builtin_inff())
+EFFC_LIMITS(double, -__builtin_inf(), __builtin_inf())
+EFFC_LIMITS(int8_t, -128, 127)
+EFFC_LIMITS(uint8_t, 0, 255)
+EFFC_LIMITS(int16_t, -32768, 32767)
+EFFC_LIMITS(uint16_t, 0, 65535)
+EFFC_LIMITS(int32_t, -2147483647 - 1, 2147483647)
+EFFC_LIMITS(uint32_t, 0, 4294967295u)
+EFFC_LIMITS(int64_t, -9223372036854775807LL - 1, 9223372036854775807LL)
+EFFC_LIMITS(uint64_t, 0, 18446744073709551615ull)
+EFFC_LIMITS(bool, false, true)
+#undef EFFC_LIMITS
+#define EFFC_PRAGMA(x) _Pragma(#x)
+#define EFFC_DECLARE(T)                                                                                               \
+  EFFC_PRAGMA(omp declare reduction(nanmax : T : omp_out = nan_max(omp_out, omp_in)) initializer(omp_priv = limits<T>::lo)) \
+  EFFC_PRAGMA(omp declare reduction(nanmin : T : omp_out = nan_min(omp_out, omp_in)) initializer(omp_priv = limits<T>::hi))
+EFFC_DECLARE(float)
+EFFC_DECLARE(double)
+EFFC_DECLARE(int8_t)
+EFFC_DECLARE(uint8_t)
+EFFC_DECLARE(int16_t)
+EFFC_DECLARE(uint16_t)
+EFFC_DECLARE(int32_t)
+EFFC_DECLARE(uint32_t)
+EFFC_DECLARE(int64_t)
+EFFC_DECLARE(uint64_t)
+#undef EFFC_DECLARE
+
+}  // namespace effc
+#endif
