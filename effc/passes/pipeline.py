@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .canonical import Canonicalise
+from .cleanup import Cse, Dce, Fold
 from .manager import Pass
 
 
@@ -11,9 +13,15 @@ from .manager import Pass
 class Options:
     """Options of the default pipeline."""
 
-    fold_limit: int = 1 << 22  # largest result, in bytes, that constant folding may create
+    fold_limit: int = 1 << 28  # largest result, in bytes, that constant folding may create
 
 
 def default(options: Options | None = None) -> tuple[Pass, ...]:
     """The passes that every graph goes through, in order."""
-    return ()
+    o = options or Options()
+    return (
+        Canonicalise(),
+        Fold(o.fold_limit),
+        Cse(),
+        Dce(),
+    )

@@ -54,7 +54,9 @@ def first_fit(order: Sequence[Interval]) -> dict[int, int]:
     offsets: dict[int, int] = {}
     for i in order:
         at = 0
-        for off, o in sorted(((off, o) for off, o in placed if o.start <= i.stop and i.start <= o.stop), key=lambda p: p[0]):
+        for off, o in sorted(
+            ((off, o) for off, o in placed if o.start <= i.stop and i.start <= o.stop), key=lambda p: p[0]
+        ):
             if off - at >= _round(i.bytes):
                 break
             at = max(at, off + _round(o.bytes))
