@@ -1,0 +1,1 @@
+"""ATen operators to IR ops, one family a file."""
