@@ -114,6 +114,8 @@ def _scipy(name: str) -> Callable[..., Any]:
 
 
 def _sign(x: np.ndarray[Any, Any]) -> Any:
+    if x.dtype.kind == "b":
+        return x
     return np.where(np.isnan(x), x.dtype.type(0), np.sign(x)).astype(x.dtype) if x.dtype.kind == "f" else np.sign(x)
 
 

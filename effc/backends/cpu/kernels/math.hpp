@@ -633,4 +633,6 @@ EFFC_INLINE C xlogy(C x, C y) {
 
 }  // namespace op
 }  // namespace effc
+
+#include "math_special.hpp"
 #endif

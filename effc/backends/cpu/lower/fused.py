@@ -105,7 +105,8 @@ def lower_rows(cx: Lowering, node: Node, body: Graph, operands: Sequence[Value],
                 strides = [0] * len(shape)
                 for d, s in zip(keep, buf.strides, strict=True):
                     strides[d] = s
-            views.append(cx.view(buf, shape, strides))
+            kept_shape = [1 if d in dims else shape[d] for d in range(len(shape))]
+            views.append(cx.view(buf, kept_shape, strides))
         outs.append(buf)
     lead = max(range(len(ins)), key=lambda k: (tuple(raw[k].shape) == tuple(shape), _size_hint(raw[k].numel)))
     if tuple(raw[lead].shape) != tuple(shape) and any(tuple(v.shape) == tuple(shape) for v in body.outputs):
