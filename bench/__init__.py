@@ -1,0 +1,1 @@
+"""Side-by-side measurements against the engines people use today."""

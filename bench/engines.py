@@ -1,0 +1,125 @@
+"""One function per engine: a module and its inputs become a callable that runs it once on ``threads`` threads.
+
+Every engine computes in float32: OpenVINO and oneDNN would use bfloat16 on CPUs with AMX if they were let. The callable
+returns a list of numpy arrays or torch tensors in the order of the model's outputs.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Run = Callable[[], list[Any]]
+
+
+def _leaves(out: Any) -> list[Any]:
+    import torch
+
+    return [x for x in torch.utils._pytree.tree_leaves(out) if isinstance(x, torch.Tensor)]
+
+
+def _tensors(args: tuple[Any, ...]) -> list[Any]:
+    import torch
+
+    return [x for x in args if isinstance(x, torch.Tensor)]
+
+
+def _torch_setup(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("highest")
+    torch.set_grad_enabled(False)
+
+
+def eager(module: Any, args: tuple[Any, ...], threads: int, work: Path) -> Run:
+    _torch_setup(threads)
+    return lambda: _leaves(module(*args))
+
+
+def torch_compile(module: Any, args: tuple[Any, ...], threads: int, work: Path) -> Run:
+    """Inductor with weights frozen into the graph and its autotuner on."""
+    import torch
+    import torch._inductor.config as config
+
+    _torch_setup(threads)
+    config.freezing = True
+    compiled = torch.compile(module, mode="max-autotune", dynamic=False)
+    return lambda: _leaves(compiled(*args))
+
+
+def _onnx(module: Any, args: tuple[Any, ...], work: Path) -> Path:
+    """The model as ONNX with the inputs' own sizes. LSTMs go through the older exporter, which keeps them whole."""
+    import torch
+
+    path = work / "model.onnx"
+    if not path.exists():
+        recurrent = any(isinstance(m, torch.nn.RNNBase) for m in module.modules())
+        names = [f"input{i}" for i in range(len(_tensors(args)))]
+        part = work / "part.onnx"
+        if recurrent:
+            torch.onnx.export(module, args, str(part), dynamo=False, input_names=names, opset_version=17)
+        else:
+            torch.onnx.export(module, args, str(part), dynamo=True, input_names=names, external_data=False, verbose=False)
+        part.replace(path)
+    return path
+
+
+def onnxruntime(module: Any, args: tuple[Any, ...], threads: int, work: Path) -> Run:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    session = ort.InferenceSession(str(_onnx(module, args, work)), options, providers=["CPUExecutionProvider"])
+    names = [i.name for i in session.get_inputs()]
+    feed = dict(zip(names, [t.numpy() for t in _tensors(args)], strict=True))
+    return lambda: session.run(None, feed)
+
+
+def openvino(module: Any, args: tuple[Any, ...], threads: int, work: Path) -> Run:
+    import openvino as ov
+
+    config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+    compiled = ov.Core().compile_model(str(_onnx(module, args, work)), "CPU", config)
+    request = compiled.create_infer_request()
+    feed = [t.numpy() for t in _tensors(args)]
+
+    def run() -> list[Any]:
+        request.infer(feed, share_inputs=True, share_outputs=True)
+        return [request.get_output_tensor(i).data for i in range(len(compiled.outputs))]
+
+    return run
+
+
+def effc(module: Any, args: tuple[Any, ...], threads: int, work: Path) -> Run:
+    """Compiled and saved, then loaded from the file, so that what is measured is what a user ships."""
+    import effc as _effc
+
+    _torch_setup(threads)
+    path = work / "model.effc"
+    if not path.exists():
+        part = work / "part.effc"
+        _effc.compile(module, args).save(part)
+        part.replace(path)
+    model = _effc.load(path, num_threads=threads)
+    return lambda: _leaves(model(*args))
+
+
+ENGINES: dict[str, Callable[[Any, tuple[Any, ...], int, Path], Run]] = {
+    "effc": effc,
+    "eager": eager,
+    "torch.compile": torch_compile,
+    "onnxruntime": onnxruntime,
+    "openvino": openvino,
+}
+
+
+def work_dir() -> Path:
+    path = Path(os.environ.get("EFFC_BENCH_DIR") or tempfile.mkdtemp(prefix="effc-bench-"))
+    path.mkdir(parents=True, exist_ok=True)
+    return path
