@@ -1,0 +1,156 @@
+"""Indexing, scattering, search and data-dependent sizes. Kernels: index.cpp, scatter.cpp, search.cpp, unique.cpp."""
+
+from __future__ import annotations
+
+from ....ir import dims
+from ....ir.dims import Dim
+from ....ir.graph import Node
+from ....ir.op import broadcast_shapes
+from ....ir.ops.movement import symbol_name
+from ....runtime.errors import EffcError
+from . import Lowering, lowers
+from .movement import own_storage
+
+REDUCE = {"none": 0, "sum": 1, "prod": 2, "amax": 3, "amin": 4, "mean": 5}
+BLOCK = 32768  # elements per task of the kernels that compress (kBlock)
+
+
+def bound_symbol(node: Node, attr: str = "size") -> str:
+    """The symbol that a data-dependent result defines."""
+    name = symbol_name(node.attrs[attr])
+    if name is None:
+        raise EffcError(f"{node.op}: {attr} must be a symbol of its own, not {node.attrs[attr]}", op=node.op, loc=node.loc)
+    return name
+
+
+def block_bytes(numel: Dim) -> Dim:
+    return dims.ceildiv(numel, BLOCK) * 8
+
+
+@lowers("gather")
+def lower_gather(cx: Lowering, node: Node) -> None:
+    x, index = node.operands
+    cx.call("effc_gather", [cx.strided(x), cx.strided(index)], [cx.out(node)], attrs=[node.attrs["dim"]])
+
+
+@lowers("take")
+def lower_take(cx: Lowering, node: Node) -> None:
+    x, index = node.operands
+    cx.call("effc_take", [cx.dense(x), cx.dense(index)], [cx.out(node)], attrs=[node.attrs["dim"]])
+
+
+@lowers("index")
+def lower_index(cx: Lowering, node: Node) -> None:
+    ins = [cx.strided(v) for v in node.operands]
+    common = broadcast_shapes(*(v.shape for v in node.operands[1:]))
+    cx.call("effc_index", ins, [cx.out(node)], attrs=node.attrs["dims"], scratch=dims.product(common) * 8)
+
+
+@lowers("index_put")
+def lower_index_put(cx: Lowering, node: Node) -> None:
+    x, values, *indices = node.operands
+    ins = [cx.dense(x), *(cx.strided(v) for v in (values, *indices))]
+    common = broadcast_shapes(*(v.shape for v in indices))
+    cx.call(
+        "effc_index_put", ins, [cx.out(node)],
+        attrs=[int(node.attrs["accumulate"]), *node.attrs["dims"], len(common), *common],
+        scratch=dims.product(common) * 8, inplace=own_storage(ins),
+    )  # fmt: skip
+
+
+@lowers("scatter")
+def lower_scatter(cx: Lowering, node: Node) -> None:
+    x, index, src = node.operands
+    reduce = node.attrs["reduce"]
+    ins = [cx.dense(x), cx.strided(index), cx.strided(src)]
+    cx.call(
+        "effc_scatter", ins, [cx.out(node)], attrs=[node.attrs["dim"], REDUCE[reduce], int(node.attrs["include_self"])],
+        scratch=x.type.numel * 4 if reduce == "mean" else 0, inplace=own_storage(ins),
+    )  # fmt: skip
+
+
+@lowers("masked_scatter")
+def lower_masked_scatter(cx: Lowering, node: Node) -> None:
+    ins = [cx.dense(v) for v in node.operands]
+    cx.call("effc_masked_scatter", ins, [cx.out(node)], scratch=block_bytes(node.types[0].numel), inplace=own_storage(ins))
+
+
+@lowers("masked_select")
+def lower_masked_select(cx: Lowering, node: Node) -> None:
+    ins = [cx.dense(v) for v in node.operands]
+    out = cx.out(node, dyn=True)
+    cx.call("effc_masked_select", ins, [out], scratch=block_bytes(ins[0].numel), bind=[bound_symbol(node)])
+
+
+@lowers("nonzero")
+def lower_nonzero(cx: Lowering, node: Node) -> None:
+    x = cx.dense(node.operands[0])
+    cx.call("effc_nonzero", [x], [cx.out(node, dyn=True)], scratch=block_bytes(x.numel), bind=[bound_symbol(node)])
+
+
+@lowers("item")
+def lower_item(cx: Lowering, node: Node) -> None:
+    cx.call("effc_item", [cx.strided(node.operands[0])], [cx.out(node)], bind=[bound_symbol(node, "value")])
+
+
+@lowers("repeat_interleave")
+def lower_repeat_interleave(cx: Lowering, node: Node) -> None:
+    repeats = cx.dense(node.operands[0])
+    name = symbol_name(node.attrs["size"])
+    if name is not None and name not in _sized(cx):
+        cx.call("effc_repeat_interleave", [repeats], [cx.out(node, dyn=True)], attrs=[-1], bind=[name])
+    else:
+        cx.call("effc_repeat_interleave", [repeats], [cx.out(node)], attrs=[node.attrs["size"]])
+
+
+def _sized(cx: Lowering) -> set[str]:
+    """Symbols that the sizes of the graph's inputs define."""
+    return {s for n in cx.graph.inputs for d in n.types[0].shape for s in dims.symbols(d)}
+
+
+@lowers("bincount")
+def lower_bincount(cx: Lowering, node: Node) -> None:
+    ins = [cx.dense(node.inputs[0]), *(None if v is None else cx.dense(v) for v in (*node.inputs[1:], None)[:1])]  # type: ignore[arg-type]
+    cx.call("effc_bincount", ins, [cx.out(node, dyn=True)], attrs=[node.attrs["minlength"]], bind=[bound_symbol(node)])
+
+
+@lowers("searchsorted")
+def lower_searchsorted(cx: Lowering, node: Node) -> None:
+    ins = [None if v is None else cx.dense(v) for v in (*node.inputs, None)[:3]]
+    cx.call("effc_searchsorted", ins, [cx.out(node)], attrs=[int(node.attrs["right"])])
+
+
+@lowers("histc")
+def lower_histc(cx: Lowering, node: Node) -> None:
+    cx.call("effc_histc", [cx.dense(node.operands[0])], [cx.out(node)], fattrs=[node.attrs["lo"], node.attrs["hi"]])
+
+
+@lowers("histogram")
+def lower_histogram(cx: Lowering, node: Node) -> None:
+    cx.call("effc_histogram", [None if v is None else cx.dense(v) for v in node.inputs], [cx.out(node)])
+
+
+@lowers("embedding_bag")
+def lower_embedding_bag(cx: Lowering, node: Node) -> None:
+    ins = [None if v is None else cx.dense(v) for v in (*node.inputs, None)[:4]]
+    mode = {"sum": 0, "mean": 1, "max": 2}[node.attrs["mode"]]
+    cx.call("effc_embedding_bag", ins, [cx.out(node)], attrs=[mode, int(node.attrs["include_last_offset"]), node.attrs["padding_idx"]])
+
+
+@lowers("unique", "unique_consecutive")
+def lower_unique(cx: Lowering, node: Node) -> None:
+    x = cx.dense(node.operands[0])
+    outs = [cx.out(node, 0, dyn=True), cx.out(node, 1), cx.out(node, 2, dyn=True)]
+    keys = x.numel * (16 if x.dtype.itemsize == 8 else 8)
+    cx.call("effc_unique", [x], outs, attrs=[int(node.op == "unique")], scratch=keys * 2 + 64, bind=[bound_symbol(node)])
+
+
+@lowers("unique_dim")
+def lower_unique_dim(cx: Lowering, node: Node) -> None:
+    dim = node.attrs["dim"]
+    x = cx.dense(node.operands[0])
+    outs = [cx.out(node, 0, dyn=True), cx.out(node, 1), cx.out(node, 2, dyn=True)]
+    cx.call(
+        "effc_unique_dim", [x], outs, attrs=[dim, int(not node.attrs["consecutive"])], scratch=x.shape[dim] * 16,
+        bind=[bound_symbol(node)],
+    )  # fmt: skip
