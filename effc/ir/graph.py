@@ -195,11 +195,14 @@ class Graph:
         return g.without_dead()
 
     def without_dead(self) -> Graph:
-        """Drops nodes whose results nobody needs (random ones too: their numbers are unobservable)."""
+        """Drops nodes whose results nobody needs (random ones too: their numbers are unobservable). Nodes that bind a symbol
+        stay: sizes elsewhere may depend on it."""
+        from .op import get
+
         live: set[int] = {id(v.node) for v in self.results}
         keep: list[Node] = []
         for n in reversed(self.nodes):
-            if id(n) in live or n.op in KEEP_ALIVE:
+            if id(n) in live or n.op in KEEP_ALIVE or get(n.op).binds:
                 keep.append(n)
                 live.update(id(v.node) for v in n.operands)
         return self if len(keep) == len(self.nodes) else replace(self, nodes=tuple(reversed(keep)))

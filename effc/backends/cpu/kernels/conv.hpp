@@ -597,13 +597,13 @@ void run_blocks(void* arg, int64_t begin, int64_t end, int32_t worker) {
 /* The kernel: in x [N, C, *S], w (packed or not), then the epilogue's; out rank 4 (N, 1, pixels, O). */
 template <class T>
 int32_t conv_kernel(const effc_call* call) {
-  if (call->n_attr != kAttrs || call->n_own != 2 || call->n_out < 1) {
+  if (call->n_attr < kAttrs || call->n_own != 2 || call->n_out < 1) {
     call->api->fail(call, "conv: wrong number of operands or attributes");
     return 1;
   }
   Conv<T> v;
   memset(&v, 0, sizeof v);
-  const int64_t* a = call->attr;
+  const int64_t* a = call->attr + (call->n_attr - kAttrs); /* an epilogue's come first */
   v.call = call, v.a = a;
   int64_t shape[5];
   spatial_view(call->in[0], shape, v.xs);

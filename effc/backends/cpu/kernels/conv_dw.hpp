@@ -193,13 +193,13 @@ void repeat_rows(void* arg, int64_t begin, int64_t end, int32_t) {
  * accumulators. */
 template <class T>
 int32_t depthwise_kernel(const effc_call* call) {
-  if (call->n_attr != kAttrs || call->n_own != 2 || call->n_out < 1) {
+  if (call->n_attr < kAttrs || call->n_own != 2 || call->n_out < 1) {
     call->api->fail(call, "depthwise conv: wrong number of operands or attributes");
     return 1;
   }
   Depthwise<T> v;
   memset(&v, 0, sizeof v);
-  const int64_t* a = call->attr;
+  const int64_t* a = call->attr + (call->n_attr - kAttrs); /* an epilogue's come first */
   v.call = call, v.a = a;
   int64_t shape[5];
   spatial_view(call->in[0], shape, v.xs);

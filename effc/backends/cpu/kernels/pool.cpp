@@ -299,7 +299,7 @@ void run_pool(Pool& p, int64_t items, int64_t grain) {
 
 /* in: x [N, C, *S]; out: result [N, C, *O], for max optionally indices (i64), both with the same strides' order. */
 extern "C" __attribute__((visibility("default"))) int32_t effc_pool(const effc_call* call) {
-  if (call->n_attr != kPoolAttrs || call->n_in != 1 || call->n_out < 1) {
+  if (call->n_attr < kPoolAttrs || call->n_in != 1 || call->n_out < 1) {
     call->api->fail(call, "pool: wrong number of operands or attributes");
     return 1;
   }

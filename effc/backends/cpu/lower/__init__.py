@@ -159,9 +159,10 @@ class Lowering:
         self.kernels: set[str] = set() if parent is None else parent.kernels
         self.bufs: dict[Value, Buf] = {}
         self.order: dict[Value, tuple[int, ...]] = {}
+        self.origin: dict[Value | None, Value] = {}  # input of a decomposition -> the value it stands for
         self.node: Node | None = None
         self._dense: dict[tuple[int, Any], Buf] = {}
-        self._consts: dict[int, Buf] = {}
+        self._consts: dict[tuple[int, DType], Buf] = {}
         self.uses = graph.uses()
         self.notes: list[dict[str, Any]] = [] if parent is None else parent.notes
 
@@ -218,12 +219,15 @@ class Lowering:
         return Buf(i, buf.root, dtype, shape, strides, total)
 
     def strided(self, v: Value) -> Buf:
-        """The Buf of a value, whatever its strides."""
+        """The Buf of a value, whatever its strides. Constants get storage only when somebody asks, so that a weight that is
+        packed is not also kept dense."""
+        if v not in self.bufs and v.node.op == "constant":
+            self.bufs[v] = self.const(v.node.attrs["data"], v.dtype)
         return self.bufs[v]
 
     def dense(self, v: Value) -> Buf:
         """A row-major Buf of a value; a copy is emitted (once) if it is not row-major already."""
-        return self.in_order(self.bufs[v], None)
+        return self.in_order(self.strided(v), None)
 
     def in_order(self, buf: Buf, order: Sequence[int] | None) -> Buf:
         """``buf`` itself if it is dense in this physical order (None: row-major), else a copy that is."""
@@ -240,13 +244,15 @@ class Lowering:
     def const(self, a: Array, dtype: DType | None = None) -> Buf:
         """Constant data as a Buf; equal content is stored once in the artifact."""
         i = self.constants.add(a)
-        if i not in self._consts:
-            dt = dtype or DType.from_np(a.dtype)
-            self._consts[i] = self.storage(dt, a.shape, "const", data=i)
-        return self._consts[i]
+        dt = dtype or DType.from_np(a.dtype)
+        if (i, dt) not in self._consts:
+            self._consts[i, dt] = self.storage(dt, a.shape, "const", data=i)
+        return self._consts[i, dt]
 
     def constant_of(self, v: Value | None) -> Array | None:
         """The data of a value that is a constant, else None."""
+        while v in self.origin:
+            v = self.origin[v]
         return v.node.attrs["data"] if v is not None and v.node.op == "constant" else None
 
     # Instructions -----------------------------------------------------------------------------------------------------
@@ -334,11 +340,12 @@ class Lowering:
         """Lowers the node as its decomposition, op by op: what the legalising pass left over."""
         g = decomposed(n)
         for inner, v in zip(g.inputs, n.operands, strict=True):
-            self.bufs[inner[0]] = self.bufs[v]
+            self.origin[inner[0]] = v
+            self.bufs[inner[0]] = self.strided(v)
         for m in g.nodes:
             self.lower_node(m)
         for i, v in enumerate(g.outputs):
-            self.bufs[Value(n, i)] = self.bufs[v]
+            self.bufs[Value(n, i)] = self.strided(v)
 
     def run(self) -> dict[str, Any]:
         """Lowers the graph; returns the program with dims still symbolic objects (see ``finish.to_json``)."""

@@ -40,7 +40,7 @@ def _place_outputs(cx: Lowering) -> list[int]:
     unbacked = _unbacked(cx.graph)
     out: list[int] = []
     for i, v in enumerate(cx.graph.outputs):
-        buf = cx.bufs[v]
+        buf = cx.strided(v)
         root = cx.values[buf.root]
         whole = (
             root["k"] == "temp"
@@ -95,7 +95,7 @@ def value_symbols(g: Graph) -> dict[str, int]:
 def _commits(cx: Lowering) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     for c in cx.graph.commits:
-        buf = cx.bufs[c.value]
+        buf = cx.strided(c.value)
         target = {"state": c.state} if c.state is not None else {"input": c.input}
         out.append({**target, "value": buf.id})
     return out

@@ -95,7 +95,11 @@ def pack_conv(w: Array, groups: int, vlen: int, *, transposed: bool = False, nv:
     padded = np.zeros((groups, k, -(-og // lanes) * lanes), dtype)
     padded[:, :, :og] = matrix
     wide = nv * lanes
-    parts = [np.ascontiguousarray(padded[g, :, n : n + wide]).reshape(-1) for g in range(groups) for n in range(0, padded.shape[2], wide)]
+    parts = [
+        np.ascontiguousarray(padded[g, :, n : n + wide]).reshape(-1)
+        for g in range(groups)
+        for n in range(0, padded.shape[2], wide)
+    ]
     data = np.concatenate(parts) if parts else np.zeros(0, dtype)
     return _with_header(PANELS, data, (lanes, nv, groups, cg, og, *kernel, int(transposed)))
 
@@ -112,7 +116,9 @@ def unpack(packed: Array) -> Array:
     raw = packed.tobytes()
     if len(raw) < HEADER.size:
         raise PackingError("shorter than a header")
-    magic, fmt, version, code, lanes, nv, groups, cg, og, kd, kh, kw, transposed, digest = HEADER.unpack(raw[: HEADER.size])
+    magic, fmt, version, code, lanes, nv, groups, cg, og, kd, kh, kw, transposed, digest = HEADER.unpack(
+        raw[: HEADER.size]
+    )
     if magic != MAGIC or version != VERSION or fmt not in (PANELS, DEPTHWISE):
         raise PackingError("not a packed convolution weight of a known version")
     body = raw[HEADER.size :]
@@ -160,7 +166,16 @@ class Blocks:
 
 
 def choose_blocks(
-    og: int, cg: int, groups: int, taps: int, itemsize: int, vlen: int, *, innermost: bool, packed: bool, copy_elems: Dim = 0
+    og: int,
+    cg: int,
+    groups: int,
+    taps: int,
+    itemsize: int,
+    vlen: int,
+    *,
+    innermost: bool,
+    packed: bool,
+    copy_elems: Dim = 0,
 ) -> Blocks:
     """Block sizes: weights of a block (k x cols) in half of a small L2 cache, its accumulators in L1, or in L2 where the
     reduction is split. ``copy_elems``: elements of x where the kernel copies it to channels-innermost first."""

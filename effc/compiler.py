@@ -1,0 +1,308 @@
+"""The driver: model -> graph -> passes -> backend -> artifact -> loaded model."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .runtime.errors import EffcError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry point: a model with example inputs, as for :func:`compile`."""
+
+    model: Any
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] | None = None
+    dynamic_shapes: Any = None
+
+
+def compile(  # noqa: A001  (the public name)
+    model: Any,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    target: str = "cpu",
+    dynamic_shapes: Any = None,
+    num_threads: int | None = None,
+    memory_budget: str | int | None = None,
+    arena_budget: str | int | None = None,
+    onnx_domain: str = "standard",
+    disable_passes: Sequence[str] = (),
+    verify: bool = False,
+) -> Any:
+    """Compiles a model for ``target`` and returns a :class:`CompiledModel`.
+
+    model: ``torch.nn.Module``, ``torch.export.ExportedProgram``, or a path to a ``.pt2`` file. ``args``, ``kwargs`` and
+    ``dynamic_shapes`` mean what they mean in ``torch.export.export``. ``num_threads``: default number of threads at run time.
+    ``disable_passes``: names of passes to leave out. ``verify``: run the IR verifier after every pass.
+    Raises EffcError naming op, source line, shapes and pass for whatever cannot be compiled.
+    """
+    entry = Entry(model, args, kwargs, dynamic_shapes)
+    return compile_entries(
+        {"main": entry}, target=target, num_threads=num_threads, memory_budget=memory_budget, arena_budget=arena_budget,
+        onnx_domain=onnx_domain, disable_passes=disable_passes, verify=verify,
+    )  # fmt: skip
+
+
+def compile_entries(
+    entries: Mapping[str, Entry],
+    *,
+    target: str = "cpu",
+    num_threads: int | None = None,
+    memory_budget: str | int | None = None,
+    arena_budget: str | int | None = None,
+    onnx_domain: str = "standard",
+    disable_passes: Sequence[str] = (),
+    verify: bool = False,
+) -> Any:
+    """Compiles several entry points into one artifact; they share weights and session state. See :func:`compile`."""
+    kind = target.partition(":")[0]
+    if kind not in ("cpu", "reference"):
+        raise EffcError(f"target {target!r} is not available in this version", hint="targets: " + ", ".join(t["name"] for t in targets()))
+    for name, value in (("memory_budget", memory_budget), ("arena_budget", arena_budget)):
+        if value is not None:
+            raise EffcError(f"{name} is not available in this version", hint="leave it out; m.report shows the arena that is needed")
+    if onnx_domain != "standard":
+        raise EffcError("onnx_domain applies to target 'onnx', which is not available in this version")
+    if not entries:
+        raise EffcError("there is no entry point to compile")
+    if kind == "reference":
+        from .backends.reference import ReferenceModel
+
+        return ReferenceModel({n: import_entry(e) for n, e in entries.items()})
+    return _compile_cpu(entries, target, num_threads, disable_passes, verify)
+
+
+def import_entry(e: Entry) -> Any:
+    """The imported graph of an entry's model."""
+    model = e.model
+    suffix = Path(model).suffix if isinstance(model, (str, os.PathLike)) else ""
+    if suffix in (".onnx", ".mlir") or type(model).__name__ == "ModelProto":
+        raise EffcError("ONNX and MLIR models are not taken by this version", hint="export the model with torch.export and pass it, or its .pt2 file")
+    if suffix and suffix != ".pt2":
+        raise EffcError(f"cannot read a model from a {suffix} file", hint="pass an nn.Module, an ExportedProgram or a .pt2 file")
+    if suffix and not Path(model).exists():
+        raise EffcError(f"there is no file {model}")
+    try:
+        from .frontend.torch import import_model
+    except ImportError as e2:
+        raise EffcError(f"compiling needs PyTorch: {e2}", hint="pip install 'effc[torch]'") from e2
+    args = tuple(e.args) if isinstance(e.args, (list, tuple)) else (e.args,)
+    return import_model(model, args, dict(e.kwargs or {}), e.dynamic_shapes)
+
+
+def _compile_cpu(entries: Mapping[str, Entry], target: str, num_threads: int | None, disable: Sequence[str], verify: bool) -> Any:
+    from .backends import cpu
+    from .backends.cpu.target import parse
+    from .passes.manager import PassReport, Pipeline
+    from .passes.pipeline import default
+    from .runtime.loader import load
+
+    started = time.perf_counter()
+    t = parse(target)
+    seconds: dict[str, float] = {}
+    imported = {n: import_entry(e) for n, e in entries.items()}
+    seconds["frontend"] = time.perf_counter() - started
+    reports: dict[str, PassReport] = {}
+    graphs = {}
+    for n, im in imported.items():
+        reports[n] = PassReport()
+        pipeline = Pipeline(default(), disabled=tuple(disable), verify=verify or bool(os.environ.get("EFFC_VERIFY")))
+        graphs[n] = pipeline.run(im.graph, reports[n])
+    mark = time.perf_counter()
+    seconds["passes"] = mark - started - seconds["frontend"]
+    parts = cpu.compile_graphs(graphs, t, num_threads)
+    seconds["backend"] = time.perf_counter() - mark
+    folder = tempfile.TemporaryDirectory(prefix="effc-")
+    path = Path(folder.name) / "model.effc"
+    report = {
+        "target": t.name,
+        "seconds": {k: round(v, 3) for k, v in seconds.items()},
+        "entries": {n: {"passes": reports[n].as_json(), "kernels": kernel_counts(parts.programs[n]), "arena": parts.programs[n]["arena"]} for n in graphs},
+        "notes": parts.notes,
+    }
+    write_artifact(path, t, imported, graphs, parts, report)
+    wanted = t.isa
+    from .backends.cpu.target import host_features
+
+    if not set(wanted) <= host_features():
+        return SavedModel(path, folder, report)
+    loaded = load(path, num_threads=num_threads)
+    return CompiledModel(loaded, path, folder, imported)
+
+
+def kernel_counts(program: Mapping[str, Any]) -> dict[str, int]:
+    """How many instructions run each kernel; generated ones count by what they are."""
+    out: dict[str, int] = {}
+    for ins in program["code"]:
+        name = ins["kernel"] if ins["op"] == "call" else ins["op"]
+        prefix, _, rest = name.rpartition("_")
+        key = prefix if prefix in ("map", "red") and len(rest) == 16 else name
+        out[key] = out.get(key, 0) + 1
+        for sub in ("then", "else", "body"):
+            if isinstance(ins.get(sub), dict):
+                for k, v in kernel_counts(ins[sub]).items():
+                    out[k] = out.get(k, 0) + v
+    return out
+
+
+def write_artifact(path: Path, target: Any, imported: Mapping[str, Any], graphs: Mapping[str, Any], parts: Any, report: Mapping[str, Any]) -> None:
+    """Writes program, weights, code and sources to ``path``."""
+    from . import __version__
+    from .backends.cpu.lower.finish import to_json
+    from .runtime.artifact import ArtifactWriter
+
+    w = ArtifactWriter()
+    w.add_code(parts.code)
+    placed: dict[int, tuple[int, int]] = {}
+
+    def place(index: int) -> tuple[int, int]:
+        if index not in placed:
+            placed[index] = w.add_weight(parts.constants[index])
+        return placed[index]
+
+    def finish(program: dict[str, Any]) -> None:
+        used = _used_values(program)
+        for i, v in enumerate(program["values"]):
+            if v["k"] != "const":
+                continue
+            data = v.pop("data")
+            if i in used:
+                v["seg"], v["offset"] = place(data)
+            else:  # packed instead: nothing reads the dense form
+                v.update(k="temp", shape=[0])
+                v.pop("strides", None)
+        for ins in program["code"]:
+            for sub in ("then", "else", "cond", "body"):
+                if isinstance(ins.get(sub), dict):
+                    finish(ins[sub])
+            ins.pop("inplace", None)
+
+    states: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
+    for name, program in parts.programs.items():
+        finish(program)
+        g, im = graphs[name], imported[name]
+        for s, state in g.states.items():
+            record: dict[str, Any] = {"d": state.type.dtype.value, "shape": list(state.type.shape)}
+            if state.init is not None and state.init.any():
+                record["seg"], record["offset"] = w.add_weight(state.init)
+            if s in states and (states[s]["d"], states[s]["shape"]) != (record["d"], record["shape"]):
+                raise EffcError(f"entry points disagree about the type of state {s}")
+            states.setdefault(s, record)
+
+        def signature(names: Sequence[str], types: Sequence[Any]) -> list[dict[str, Any]]:
+            return [{"name": n, "dtype": t.dtype.value, "shape": list(t.shape)} for n, t in zip(names, types, strict=True)]
+
+        entries[name] = {
+            "inputs": signature(im.input_names, [n.types[0] for n in g.inputs]),
+            "outputs": signature(im.output_names, [v.type for v in g.outputs]),
+            "in_tree": im.in_tree,
+            "out_tree": im.out_tree,
+            "program": program,
+        }
+    for file, text in parts.sources.items():
+        w.add_file(f"sources/{file}", text)
+    for name, g in graphs.items():
+        w.add_file(f"graph/{name}.txt", str(g))
+    manifest = {"effc": __version__, "target": target.name, "isa": list(target.isa), "states": states, "entries": entries, "report": dict(report)}
+    w.save(path, to_json(manifest))
+
+
+def _used_values(program: Mapping[str, Any]) -> set[int]:
+    used: set[int] = set(program["outputs"]) | {c["value"] for c in program["commits"]}
+    for ins in program["code"]:
+        for key in ("in", "out", "carry", "xs", "consts"):
+            used.update(i for i in ins.get(key, ()) if isinstance(i, int) and i >= 0)
+        if isinstance(ins.get("cond"), int):
+            used.add(ins["cond"])
+    todo = list(used)
+    while todo:
+        v = program["values"][todo.pop()]
+        for key in ("base", "alias"):
+            if key in v and v[key] not in used:
+                used.add(v[key])
+                todo.append(v[key])
+    return used
+
+
+class SavedModel:
+    """An artifact for another machine: it can be saved and inspected, not run here."""
+
+    def __init__(self, path: Path, folder: Any, report: Mapping[str, Any]) -> None:
+        self._path, self._folder, self.report = path, folder, dict(report)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the artifact to ``path``: all of it or nothing."""
+        _copy(self._path, path)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise EffcError(
+            f"this machine cannot run {self.report['target']}: it lacks instructions that the target needs",
+            hint="save the artifact and load it on such a machine, or compile with target='cpu'",
+        )
+
+
+class CompiledModel:
+    """A compiled model: call it as the model itself. The artifact behind it is what :meth:`save` writes and ``effc.load`` reads."""
+
+    def __init__(self, loaded: Any, path: Path, folder: Any, imported: Mapping[str, Any] | None = None) -> None:
+        self._loaded, self._path, self._folder, self._imported = loaded, path, folder, imported
+        self._finalizer = weakref.finalize(self, folder.cleanup)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own output structure; torch tensors for torch inputs, numpy for numpy."""
+        return self._loaded(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._loaded, name)
+
+    @property
+    def report(self) -> Any:
+        """What was decided and why."""
+        return self._loaded.report
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the artifact to ``path``: all of it or nothing."""
+        _copy(self._path, path)
+
+
+def _copy(source: Path, path: str | os.PathLike[str]) -> None:
+    import shutil
+
+    from .runtime.artifact import write_file_atomically
+
+    def write(f: Any) -> None:
+        with open(source, "rb") as src:
+            shutil.copyfileobj(src, f, 1 << 22)
+
+    write_file_atomically(path, write)
+
+
+def targets() -> list[dict[str, Any]]:
+    """The targets of this version: name, whether this machine can run it, and what is missing if not."""
+    from .backends.cpu.target import EXTRA, LEVELS, V4, host_features
+
+    have = host_features()
+    out: list[dict[str, Any]] = []
+    for level, need in LEVELS.items():
+        missing = sorted(set(need) - have)
+        out.append({"name": f"cpu:{level}", "runs_here": not missing, "missing": missing})
+    for f in EXTRA:
+        missing = sorted({*V4, f} - have)
+        out.append({"name": f"cpu:x86-64-v4+{f}", "runs_here": not missing, "missing": missing})
+    out.append({"name": "reference", "runs_here": True, "missing": []})
+    return out
+
+
+__all__ = ["CompiledModel", "Entry", "compile", "compile_entries", "targets"]
