@@ -31,10 +31,8 @@ def build_runtime(out_dir: Path) -> None:
 class BuildPy(build_py):
     def run(self) -> None:
         super().run()
-        root = ROOT if self.editable_mode else Path(self.build_lib)
-        out = root / "effc" / "runtime"
-        out.mkdir(parents=True, exist_ok=True)
-        build_runtime(out)
+        if not self.editable_mode:  # a source checkout compiles it on demand, into the cache
+            build_runtime(Path(self.build_lib) / "effc" / "runtime" / "lib")
 
 
 class BdistWheel(bdist_wheel):
