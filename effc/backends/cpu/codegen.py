@@ -170,7 +170,7 @@ def map_kernel(gen: Generated, body: Graph, patterns: Sequence[int], acc: DType 
         text += (
             '\nextern "C" EFFC_EXPORT void @(const effc_call* c, int64_t b0, int64_t b1, int64_t m0, int64_t m1, int64_t n0, int64_t n1, '
             "const void* acc, int64_t ld) {\n"
-            f"  using namespace effc;\n  run_epilogue(c, b0, b1, m0, m1, n0, n1, acc, ld, sizeof({STORAGE[acc or DType.f32]}), @_::inner<{fast}>, "
+            f"  using namespace effc;\n  run_epilogue(c, b0, b1, m0, m1, n0, n1, acc, ld, sizeof({STORAGE[acc or DType.f32]}), c->attr + c->n_attr - {len(e.dv)}, @_::inner<{fast}>, "
             f"@_pattern, @_::inner<{slow}>);\n}}\n"
         )
         return gen.add("epi", text), e.dv

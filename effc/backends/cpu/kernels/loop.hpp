@@ -199,10 +199,11 @@ inline int32_t run_map(const effc_call* c, inner_fn fast, const int8_t* pattern,
   return 0;
 }
 
-/* ---- epilogue: a map over a tile of accumulators; operand 0 is the tile ---- */
+/* ---- epilogue: a map over a tile of accumulators; operand 0 is the tile. dv: the last attributes of the call ---- */
 
 inline void run_epilogue(const effc_call* c, int64_t b0, int64_t b1, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
-                         const void* acc, int64_t ld, int64_t acc_size, inner_fn fast, const int8_t* pattern, inner_fn any) {
+                         const void* acc, int64_t ld, int64_t acc_size, const int64_t* dv, inner_fn fast,
+                         const int8_t* pattern, inner_fn any) {
   char* p[MAX_OPERANDS];
   int64_t row[MAX_OPERANDS], s[MAX_OPERANDS];
   bool match = true;
@@ -218,7 +219,7 @@ inline void run_epilogue(const effc_call* c, int64_t b0, int64_t b1, int64_t m0,
   }
   inner_fn inner = match ? fast : any;
   for (int64_t m = m0; m < m1; ++m) {
-    inner(n1 - n0, p, s, c->attr);
+    inner(n1 - n0, p, s, dv);
     for (int k = 0; k < ops; ++k) p[k] += row[k];
   }
 }

@@ -309,6 +309,13 @@ class Lowering:
             }
         )
 
+    def epilogue(self, body: Graph, acc: DType, extras: Sequence[Buf], outs: Sequence[Buf]) -> tuple[str, list[Dim]]:
+        """The symbol of a fused epilogue over tiles of ``acc``, for ``call(epilogue=...)``, and the dims that must be appended,
+        last, to the call's attrs. ``extras`` (the body's inputs after the accumulator) and ``outs`` are rank 4 (b0, b1, m, n)."""
+        from .fused import epilogue
+
+        return epilogue(self, body, acc, extras, outs)
+
     def note(self, node: Node, reason: str) -> None:
         """Puts into the report that ``node`` missed a fast path, and why."""
         self.notes.append({"op": node.op, "name": node.name, "loc": str(node.loc or ""), "reason": reason})
