@@ -199,7 +199,7 @@ int32_t depthwise_kernel(const effc_call* call) {
   }
   Depthwise<T> v;
   memset(&v, 0, sizeof v);
-  const int64_t* a = call->attr + (call->n_attr - kAttrs); /* an epilogue's come first */
+  const int64_t* a = call->attr; /* an epilogue's come last */
   v.call = call, v.a = a;
   int64_t shape[5];
   spatial_view(call->in[0], shape, v.xs);
