@@ -6,13 +6,15 @@ Each row alternates short blocks of calls of every engine, so that load on the m
 the median over blocks: milliseconds, GFLOP/s and share of the multiply-add peak that a register-only loop reaches on the
 same threads in the same minute. No bias and no activation on any side.
 """
+
 from __future__ import annotations
 
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 
@@ -165,7 +167,9 @@ def main() -> None:
     lib = KernelLibrary(["conv_f32.cpp", "conv_dw.cpp"], args.isa)
     peak = peak_gflops(args.isa, args.threads)
     rng = np.random.default_rng(0)
-    print(f"{args.isa}, {args.threads} threads; ms (GFLOP/s) per engine; share: of the multiply-add peak; best/effc: > 1 is a win")
+    print(
+        f"{args.isa}, {args.threads} threads; ms (GFLOP/s) per engine; share: of the multiply-add peak; best/effc: > 1 is a win"
+    )
     for layer in LAYERS:
         name, n, ci, co, size, kernel, stride, pad, groups = layer
         if args.only not in name:
@@ -182,7 +186,14 @@ def main() -> None:
 
         engines["effc"] = ours
         engines |= peers(layer, x, w, args.threads)
-        flops = 2 * n * co * (ci // groups) * np.prod(kernel) * np.prod([(s + 2 * p - k) // t + 1 for s, p, k, t in zip(size, pad, kernel, stride)])
+        flops = (
+            2
+            * n
+            * co
+            * (ci // groups)
+            * np.prod(kernel)
+            * np.prod([(s + 2 * p - k) // t + 1 for s, p, k, t in zip(size, pad, kernel, stride)])
+        )
         once = {e: min(f(2), f(2)) for e, f in engines.items()}
         count = max(1, int(0.01 / max(once.values())))
         samples: dict[str, list[float]] = {e: [] for e in engines}
@@ -194,7 +205,10 @@ def main() -> None:
         med = {e: float(stat(s)) for e, s in samples.items()}
         best = min((t for e, t in med.items() if e != "effc"), default=float("nan"))
         cells = "  ".join(f"{e} {t * 1e3:7.3f} ({flops / t / 1e9:6.1f})" for e, t in med.items())
-        print(f"{name:32s} {cells}  share {flops / med['effc'] / 1e9 / top(peaks):4.2f}  best/effc {best / med['effc']:5.2f}", flush=True)
+        print(
+            f"{name:32s} {cells}  share {flops / med['effc'] / 1e9 / top(peaks):4.2f}  best/effc {best / med['effc']:5.2f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -74,7 +74,15 @@ def run_conv(
         copy = copy or x.dtype != compute
         inner = copy or x.strides[1] == x.itemsize or x.shape[1] == 1
         blocks = packing.choose_blocks(
-            oc // groups, cg, groups, taps, compute.itemsize, lib.vlen, innermost=inner, packed=packed, copy_elems=x.size if copy else 0
+            oc // groups,
+            cg,
+            groups,
+            taps,
+            compute.itemsize,
+            lib.vlen,
+            innermost=inner,
+            packed=packed,
+            copy_elems=x.size if copy else 0,
         )
         wp = packing.pack_conv(w, groups, lib.vlen, transposed=transposed) if packed else w
     pixels = int(np.prod(out))
