@@ -1,0 +1,119 @@
+"""How libeffc_rt.so is built: by the wheel build into the package, or on demand from a source checkout into a cache.
+
+``library()`` is what the loader calls. An installed wheel carries ``effc/runtime/lib/libeffc_rt.so`` and no compiler is
+ever looked for; a source checkout compiles once per content of ``src`` and ``include``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from .errors import EffcError
+
+ROOT = Path(__file__).resolve().parent
+NAME = "libeffc_rt.so"
+FLAGS = (
+    "-std=c++17", "-O2", "-march=x86-64", "-mtune=generic", "-fPIC", "-shared", "-fvisibility=hidden",
+    "-fvisibility-inlines-hidden", "-DEFFC_RT_BUILD", "-Wall", "-Wextra", "-pthread",
+)  # fmt: skip
+# The baseline ISA and -O2: what runs here is bookkeeping; the checksum's loop is fast enough as scalar code.
+
+
+def include_dir() -> Path:
+    """Where effc.h and effc_kernel.h are, in a checkout and in an installed wheel."""
+    return ROOT / "include"
+
+
+def sources() -> list[Path]:
+    """The translation units of effc_rt; empty in a wheel that does not carry them."""
+    return sorted((ROOT / "src").glob("*.cpp"))
+
+
+def compiler() -> list[str]:
+    """The C++ compiler's command: $CXX, else g++, clang++, else zig's; EffcError when there is none."""
+    named = os.environ.get("CXX")
+    if named:
+        return shlex.split(named)
+    for name in ("g++", "clang++"):
+        if shutil.which(name):
+            return [name]
+    with contextlib.suppress(ImportError):
+        import ziglang
+
+        return [str(Path(ziglang.__file__).parent / "zig"), "c++"]
+    raise EffcError("no C++ compiler was found", hint="install g++ or clang++, set CXX, or pip install ziglang")
+
+
+def content_hash(extra: Sequence[str] = ()) -> str:
+    """A hash of everything that decides the library: sources, headers, flags, compiler command."""
+    h = hashlib.sha256()
+    for path in sorted((*sources(), *(ROOT / "src").glob("*.hpp"), *include_dir().glob("*.h"))):
+        h.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    h.update("\0".join((*FLAGS, *extra, os.environ.get("CXX", ""))).encode())
+    return h.hexdigest()[:20]
+
+
+def build(out_dir: str | os.PathLike[str], extra_flags: Sequence[str] = ()) -> Path:
+    """Compiles effc_rt into ``out_dir/libeffc_rt.so`` (atomically) and returns that path. EffcError with the compiler's
+    output when it fails. A file ``libeffc_rt.hash`` beside it says which sources it came from."""
+    units = sources()
+    if not units:
+        raise EffcError("the sources of effc_rt are not installed", hint="reinstall effc")
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    fd, temporary = tempfile.mkstemp(prefix=".effc_rt-", suffix=".so", dir=out)
+    os.close(fd)
+    try:
+        command = [*compiler(), *FLAGS, *extra_flags, f"-I{include_dir()}", *map(str, units), "-o", temporary, "-ldl"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise EffcError(f"building effc_rt failed:\n{shlex.join(command)}\n{done.stderr[-4000:]}")
+        os.chmod(temporary, 0o755)
+        os.replace(temporary, out / NAME)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+    (out / "libeffc_rt.hash").write_text(content_hash(extra_flags))
+    return out / NAME
+
+
+def cache_dir() -> Path:
+    """$EFFC_CACHE_DIR, else ~/.cache/effc."""
+    named = os.environ.get("EFFC_CACHE_DIR")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "effc"
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
+def library() -> Path:
+    """The runtime library: $EFFC_RT_LIB, else the one in the package unless its sources have changed since, else one
+    compiled into the cache."""
+    named = os.environ.get("EFFC_RT_LIB")
+    if named:
+        return Path(named)
+    packaged = ROOT / "lib" / NAME
+    if packaged.exists():
+        stamp = packaged.with_name("libeffc_rt.hash")
+        if not sources() or not stamp.exists() or stamp.read_text().strip() == content_hash():
+            return packaged
+    target = cache_dir() / "rt" / content_hash()
+    if not (target / NAME).exists():
+        with _locked(target.parent / "lock"):
+            if not (target / NAME).exists():
+                build(target)
+    return target / NAME

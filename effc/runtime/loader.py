@@ -1,0 +1,545 @@
+"""Loading and running artifacts with numpy alone; torch tensors are understood when the caller brings torch."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import os
+import struct
+import sys
+import weakref
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Iterator
+
+import numpy as np
+
+from . import _rt
+from .errors import EffcError
+from .tree import bind_arguments, count_leaves, unflatten
+
+DTYPES = "bool u8 i8 u16 i16 u32 i32 u64 i64 f16 bf16 f32 f64 f8e4m3 f8e5m2 c64 c128 c32".split()
+_CODE = {name: code for code, name in enumerate(DTYPES)}
+_ITEM = (1, 1, 1, 2, 2, 4, 4, 8, 8, 2, 2, 4, 8, 1, 1, 8, 16, 4)
+_TORCH_NAMES = {
+    "bool": "bool", "uint8": "u8", "int8": "i8", "uint16": "u16", "int16": "i16", "uint32": "u32", "int32": "i32", "uint64": "u64",
+    "int64": "i64", "float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64", "float8_e4m3fn": "f8e4m3",
+    "float8_e5m2": "f8e5m2", "complex64": "c64", "complex128": "c128", "complex32": "c32",
+}  # fmt: skip
+_TORCH_OF = {short: name for name, short in _TORCH_NAMES.items()}
+# Without ml_dtypes, and for c32 always, numpy has no such type: arrays are then views of the bits.
+_BITS = {"bf16": np.dtype(np.uint16), "f8e4m3": np.dtype(np.uint8), "f8e5m2": np.dtype(np.uint8), "c32": np.dtype(np.uint32)}
+_PLAIN = {
+    "bool": "?", "u8": "u1", "i8": "i1", "u16": "u2", "i16": "i2", "u32": "u4", "i32": "i4", "u64": "u8", "i64": "i8",
+    "f16": "f2", "f32": "f4", "f64": "f8", "c64": "c8", "c128": "c16",
+}  # fmt: skip
+_ML_NAMES = {"bf16": "bfloat16", "f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2"}
+_INTS = frozenset("bool u8 i8 u16 i16 u32 i32 u64 i64".split())
+
+
+def _ml_dtype(short: str) -> np.dtype[Any] | None:
+    try:
+        import ml_dtypes
+    except ImportError:
+        return None
+    return np.dtype(getattr(ml_dtypes, _ML_NAMES[short]))
+
+
+def numpy_dtype(short: str) -> np.dtype[Any]:
+    """The numpy dtype of results of this element type. bf16 and fp8 are ml_dtypes' types, or uint16 and uint8 views of the
+    bits where ml_dtypes is not installed; complex of halves is a uint32 view."""
+    if short in _PLAIN:
+        return np.dtype(_PLAIN[short])
+    return (_ml_dtype(short) if short in _ML_NAMES else None) or _BITS[short]
+
+
+_PACK = [struct.Struct(f"<Qii{r}q{8 * (_rt.MAX_RANK - r)}x{r}q{8 * (_rt.MAX_RANK - r)}xQ") for r in range(_rt.MAX_RANK + 1)]
+_HEAD = struct.Struct("<Qii")
+_SHAPE = [struct.Struct(f"<{r}q") for r in range(_rt.MAX_RANK + 1)]
+_OWNER_AT = _rt.ARRAY_BYTES - 8
+_numpy_codes: dict[Any, int] = {}
+_torch_codes: dict[Any, int] = {}
+
+
+def _numpy_code(dtype: np.dtype[Any], want: str) -> int | None:
+    """The element type's code, or None. Views of bits are taken for the types that numpy lacks."""
+    code = _numpy_codes.get(dtype)
+    if code is None:
+        for short, text in _PLAIN.items():
+            _numpy_codes[np.dtype(text)] = _CODE[short]
+        if dtype.kind == "V" or dtype.name in _ML_NAMES.values():
+            for short in _ML_NAMES:
+                ml = _ml_dtype(short)
+                if ml is not None:
+                    _numpy_codes[ml] = _CODE[short]
+        code = _numpy_codes.get(dtype)
+    if code is not None and want in _BITS and dtype == _BITS[want]:
+        return _CODE[want]
+    return code
+
+
+@dataclass(frozen=True)
+class Io:
+    """One input or output: its name, element type, shape (-1 where it varies) and whether a run writes to it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    written: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join('?' if d < 0 else str(d) for d in self.shape)}]"
+
+
+@dataclass(frozen=True)
+class ProfileRecord:
+    """What one instruction cost while profiling was on. ``depth`` counts the control flow around it."""
+
+    name: str
+    kernel: str
+    loc: str
+    depth: int
+    calls: int
+    seconds: float
+    flops: int
+    bytes: int
+
+
+class Session:
+    """The state of one conversation with a model: buffers, caches, random numbers. Callable like the model itself."""
+
+    def __init__(self, model: LoadedModel, handle: int | None) -> None:
+        self.model = model
+        self._handle = handle
+        if handle is not None:
+            # The finalizer holds the model, so that sessions go first.
+            weakref.finalize(self, _free_session, model._keep, handle)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model._default._call(self, args, kwargs)
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return self.model._default._run_named(self, inputs)
+
+    def entry(self, name: str) -> BoundEntry:
+        return BoundEntry(self.model._find(name), self, self.model)
+
+    def seed(self, seed: int) -> None:
+        """Restarts the random numbers."""
+        _rt.check(_rt.lib().effc_session_seed(self.model._ptr, self._handle, seed & 0xFFFFFFFFFFFFFFFF))
+
+    def reset(self) -> None:
+        """Puts the states back to what they were at load."""
+        _rt.check(_rt.lib().effc_session_reset(self.model._ptr, self._handle))
+
+    def _state_buffer(self, name: str) -> tuple[np.ndarray[Any, Any], str]:
+        info = self.model.manifest.get("states", {}).get(name)
+        if info is None:
+            raise EffcError(f"the model has no state '{name}'", hint=f"it has {', '.join(self.state_names()) or 'none'}")
+        return np.empty(info["shape"], numpy_dtype(info["d"])), info["d"]
+
+    def state_names(self) -> list[str]:
+        return list(self.model.manifest.get("states", {}))
+
+    def state(self, name: str) -> np.ndarray[Any, Any]:
+        """A copy of one state."""
+        out, _ = self._state_buffer(name)
+        _rt.check(_rt.lib().effc_session_state(self.model._ptr, self._handle, name.encode(), out.ctypes.data, out.nbytes, 0))
+        return out
+
+    def set_state(self, name: str, value: Any) -> None:
+        """Replaces one state; dtype and shape must match."""
+        like, _ = self._state_buffer(name)
+        array = np.asarray(value)
+        if array.dtype != like.dtype or array.shape != like.shape:
+            raise EffcError(f"state '{name}' is {like.dtype}{like.shape}, got {array.dtype}{array.shape}")
+        array = np.ascontiguousarray(array)
+        _rt.check(_rt.lib().effc_session_state(self.model._ptr, self._handle, name.encode(), array.ctypes.data, array.nbytes, 1))
+
+
+def _free_session(keep: _Handle, handle: int) -> None:
+    if keep.ptr:
+        _rt.lib().effc_session_free(handle)
+
+
+class _Handle:
+    """Owns the native model; freed when the last user is gone."""
+
+    def __init__(self, ptr: int) -> None:
+        self.ptr = ptr
+
+    def __del__(self) -> None:
+        if self.ptr and sys is not None and not sys.is_finalizing():
+            _rt.lib().effc_free(self.ptr)
+            self.ptr = 0
+
+
+class BoundEntry:
+    """An entry point together with a session."""
+
+    def __init__(self, entry: _Entry, session: Session, model: LoadedModel) -> None:
+        self._entry = entry
+        self._model = model  # the default session refers to it weakly
+        self.session = session
+        self.name = entry.name
+        self.inputs = entry.inputs
+        self.outputs = entry.outputs
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._entry._call(self.session, args, kwargs)
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return self._entry._run_named(self.session, inputs)
+
+
+class _Entry:
+    """One entry point: its signature, and how a call becomes effc_run."""
+
+    def __init__(self, model: LoadedModel, index: int, name: str, spec: dict[str, Any]) -> None:
+        lib, keep = _rt.lib(), model._keep
+        self._keep = keep
+        self.index = index
+        self.name = name
+        self.in_tree = spec.get("in_tree")
+        self.out_tree = spec.get("out_tree")
+        self.inputs = self._signature(lib.effc_input, lib.effc_num_inputs(keep.ptr, index))
+        self.outputs = self._signature(lib.effc_output, lib.effc_num_outputs(keep.ptr, index))
+        for tree, ios, what in ((self.in_tree, self.inputs, "inputs"), (self.out_tree, self.outputs, "outputs")):
+            if tree is not None and count_leaves(tree) != len(ios):
+                raise EffcError(f"the artifact is malformed: entry '{name}' has a tree that does not fit its {what}")
+        self._static = all(d >= 0 for o in self.outputs for d in o.shape)
+        symbols = spec["program"].get("symbols", [])
+        # Integer arguments that decide sizes belong to the key under which inferred shapes are kept.
+        self._sizing = [s["from"]["input"] for s in symbols if s.get("from") and s["from"].get("value")]
+        self._shapes: dict[Any, list[tuple[int, ...]]] = {}
+
+    def _signature(self, query: Any, count: int) -> list[Io]:
+        ios = []
+        io = _rt.Io()
+        for i in range(count):
+            _rt.check(query(self._keep.ptr, self.index, i, ctypes.byref(io)))
+            ios.append(Io(io.name.decode(), DTYPES[io.dtype], tuple(io.shape[: io.rank]), bool(io.written)))
+        return ios
+
+    def _call(self, session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.in_tree is None:
+            raise EffcError("this entry point has no call signature", hint="use run({name: array})")
+        leaves = bind_arguments(self.in_tree, args, kwargs)
+        results = self._execute(session, leaves)
+        return unflatten(self.out_tree, results) if self.out_tree is not None else results
+
+    def _run_named(self, session: Session, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        names = [i.name for i in self.inputs]
+        missing = [n for n in names if n not in inputs]
+        extra = [n for n in inputs if n not in names]
+        if missing or extra:
+            text = [f"missing input(s) {', '.join(map(repr, missing))}"] * bool(missing)
+            text += [f"unexpected input(s) {', '.join(map(repr, extra))}"] * bool(extra)
+            raise EffcError(f"{'; '.join(text)}: the model takes {', '.join(map(repr, names)) or 'none'}")
+        results = self._execute(session, [inputs[n] for n in names])
+        return {o.name: r for o, r in zip(self.outputs, results)}
+
+    def _execute(self, session: Session, leaves: list[Any]) -> list[Any]:
+        lib, ptr = _rt.lib(), self._keep.ptr
+        n_in, n_out = len(self.inputs), len(self.outputs)
+        size = _rt.ARRAY_BYTES
+        arrays = bytearray(size * (n_in + n_out) or 1)
+        torch = sys.modules.get("torch")
+        tensor_type = torch.Tensor if torch is not None else ()
+        use_torch = False
+        alive = []  # what the packed addresses point to
+        back: list[tuple[Any, Any]] = []  # (the caller's array, the copy that was passed) for written inputs
+        shapes = []
+        for i, (io, leaf) in enumerate(zip(self.inputs, leaves)):
+            if tensor_type and isinstance(leaf, tensor_type):
+                use_torch = True
+                data, code, shape, strides, held = _from_torch(io, leaf, back)
+            else:
+                data, code, shape, strides, held = _from_numpy(io, leaf, back)
+            if len(shape) > _rt.MAX_RANK:
+                raise EffcError(f"input '{io.name}' has rank {len(shape)}; the limit is {_rt.MAX_RANK}")
+            _PACK[len(shape)].pack_into(arrays, i * size, data, code, len(shape), *shape, *strides, 0)
+            alive.append(held)
+            shapes.append(shape)
+        view = (ctypes.c_char * len(arrays)).from_buffer(arrays)
+        at = ctypes.addressof(view)
+        out_at = at + size * n_in
+        out_shapes = [o.shape for o in self.outputs] if self._static else self._infer(shapes, alive, arrays, at)
+        results: list[Any] = []
+        for k, (io, shape) in enumerate(zip(self.outputs, out_shapes)):
+            if -1 in shape:
+                results.append(None)  # the runtime allocates
+                continue
+            if use_torch:
+                result: Any = torch.empty(shape, dtype=getattr(torch, _TORCH_OF[io.dtype]))  # type: ignore[union-attr]
+                data = result.data_ptr()
+            else:
+                result = np.empty(shape, numpy_dtype(io.dtype))
+                data = result.__array_interface__["data"][0]
+            strides = _row_major(shape)
+            # A size-0 result may have no address; NULL would ask the runtime to allocate.
+            _PACK[len(shape)].pack_into(arrays, (n_in + k) * size, data or at, _CODE[io.dtype], len(shape), *shape, *strides, 0)
+            results.append(result)
+        _rt.check(lib.effc_run(ptr, self.index, session._handle, at, n_in, out_at, n_out))
+        for k, result in enumerate(results):
+            if result is None:
+                results[k] = self._adopt(k, arrays, (n_in + k) * size, out_at + k * size, torch if use_torch else None)
+        for target, copy in back:
+            target[...] = copy
+        del view
+        return results
+
+    def _infer(self, shapes: list[Any], alive: list[Any], arrays: bytearray, at: int) -> list[tuple[int, ...]]:
+        values = tuple(int(alive[i]) for i in self._sizing) if self._sizing else ()
+        key = (tuple(map(tuple, shapes)), values)
+        known = self._shapes.get(key)
+        if known is not None:
+            return known
+        size, n_in, n_out = _rt.ARRAY_BYTES, len(self.inputs), len(self.outputs)
+        _rt.check(_rt.lib().effc_infer_shapes(self._keep.ptr, self.index, at, n_in, at + size * n_in, n_out))
+        known = [_SHAPE[len(o.shape)].unpack_from(arrays, (n_in + k) * size + 16) for k, o in enumerate(self.outputs)]
+        if len(self._shapes) >= 4096:
+            self._shapes.clear()
+        self._shapes[key] = known
+        for k in range(n_out):  # unset, for those that the runtime allocates
+            arrays[(n_in + k) * size : (n_in + k + 1) * size] = bytes(size)
+        return known
+
+    def _adopt(self, k: int, arrays: bytearray, offset: int, address: int, torch: Any) -> Any:
+        """A copy of an output that the runtime allocated, which is then freed."""
+        io = self.outputs[k]
+        data, _, rank = _HEAD.unpack_from(arrays, offset)
+        shape = _SHAPE[rank].unpack_from(arrays, offset + 16)
+        if torch is not None:
+            result = torch.empty(shape, dtype=getattr(torch, _TORCH_OF[io.dtype]))
+            to = result.data_ptr()
+        else:
+            result = np.empty(shape, numpy_dtype(io.dtype))
+            to = result.ctypes.data
+        nbytes = math.prod(shape) * _ITEM[_CODE[io.dtype]]
+        if nbytes:
+            ctypes.memmove(to, data, nbytes)
+        _rt.lib().effc_array_free(address)
+        return result
+
+
+def _row_major(shape: tuple[int, ...]) -> list[int]:
+    strides = [1] * len(shape)
+    for i in range(len(shape) - 2, -1, -1):
+        strides[i] = strides[i + 1] * max(shape[i + 1], 1)
+    return strides
+
+
+def _wrong_dtype(io: Io, got: str) -> EffcError:
+    known = _TORCH_OF.get(io.dtype, io.dtype)
+    return EffcError(f"input '{io.name}' has dtype {got}, the model was compiled for {known}", hint=f"convert it to {known}")
+
+
+def _from_torch(io: Io, t: Any, back: list[tuple[Any, Any]]) -> tuple[int, int, Any, Any, Any]:
+    code = _torch_codes.get(t.dtype)
+    if code is None:
+        short = _TORCH_NAMES.get(str(t.dtype).removeprefix("torch."))
+        if short is None:
+            raise _wrong_dtype(io, str(t.dtype))
+        code = _torch_codes[t.dtype] = _CODE[short]
+    if code != _CODE[io.dtype]:
+        raise _wrong_dtype(io, str(t.dtype))
+    if t.device.type != "cpu":
+        raise EffcError(f"input '{io.name}' is on device {t.device}, this artifact runs on the CPU", hint="call .cpu() on it")
+    if str(t.layout) != "torch.strided":
+        raise EffcError(f"input '{io.name}' has layout {t.layout}, only dense tensors are taken", hint="call .to_dense() on it")
+    shape = t.shape
+    if t.is_conj() or t.is_neg():
+        held = t.detach().resolve_conj().resolve_neg()
+        if io.written:
+            back.append((t.detach(), held))
+    else:
+        held = t
+    strides = held.stride()
+    if io.written:
+        _refuse_overlap(io, shape, strides)
+    return held.data_ptr(), code, shape, strides, t
+
+
+def _refuse_overlap(io: Io, shape: Any, strides: Any) -> None:
+    if any(n > 1 and s == 0 for n, s in zip(shape, strides)) and 0 not in shape:
+        raise EffcError(f"the model writes to input '{io.name}', whose elements share memory (an expanded array)",
+                        hint="pass a copy")  # fmt: skip
+
+
+def _from_numpy(io: Io, leaf: Any, back: list[tuple[Any, Any]]) -> tuple[int, int, Any, Any, Any]:
+    if not isinstance(leaf, np.ndarray):
+        leaf = _scalar(io, leaf)
+    code = _numpy_code(leaf.dtype, io.dtype)
+    if code != _CODE[io.dtype] or not leaf.dtype.isnative:
+        raise _wrong_dtype(io, str(leaf.dtype))
+    held = leaf
+    item = leaf.dtype.itemsize
+    if any(s % item for s in leaf.strides):  # a field of a record: not a whole number of elements apart
+        held = leaf.copy()
+        if io.written:
+            back.append((leaf, held))
+    strides = [s // item for s in held.strides]
+    if io.written:
+        if not leaf.flags.writeable:
+            raise EffcError(f"the model writes to input '{io.name}', which is read-only", hint="pass a copy")
+        _refuse_overlap(io, held.shape, strides)
+    return held.__array_interface__["data"][0], code, held.shape, strides, held
+
+
+def _scalar(io: Io, value: Any) -> np.ndarray[Any, Any]:
+    """A Python or numpy scalar for a 0-d input; other objects through the buffer or DLPack protocols."""
+    if isinstance(value, (bool, int, float, complex)):
+        if len(io.shape) != 0:
+            raise EffcError(f"input '{io.name}' must be an array of rank {len(io.shape)}, got the number {value!r}")
+        dtype = numpy_dtype(io.dtype)
+        integral = io.dtype in _INTS
+        if integral and not isinstance(value, int):
+            raise _wrong_dtype(io, type(value).__name__)
+        if isinstance(value, complex) and io.dtype not in ("c64", "c128"):
+            raise _wrong_dtype(io, "complex")
+        if io.dtype == "bool" and not isinstance(value, bool):
+            raise _wrong_dtype(io, type(value).__name__)
+        if io.dtype in _BITS and dtype == _BITS[io.dtype]:
+            raise EffcError(f"input '{io.name}' of type {io.dtype} needs an array here", hint="install ml_dtypes")
+        try:
+            return np.array(value, dtype)
+        except OverflowError:
+            raise EffcError(f"input '{io.name}': {value} does not fit {dtype}") from None
+    if isinstance(value, np.generic):
+        return np.asarray(value)
+    if hasattr(value, "__dlpack__"):
+        try:
+            return np.from_dlpack(value)
+        except Exception as e:
+            raise EffcError(f"input '{io.name}': this {type(value).__name__} cannot be read as a CPU array: {e}") from e
+    raise EffcError(f"input '{io.name}' must be an array, got {type(value).__name__}")
+
+
+class LoadedModel:
+    """A model in memory. Immutable; may be called from many threads at once.
+
+    ``m(*args, **kwargs)`` runs the first entry point in the default session and returns the model's own output structure,
+    torch tensors if any input is one, else numpy arrays. ``m.run({name: array})`` returns ``{name: array}``.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], num_threads: int | None = None) -> None:
+        if num_threads is not None and (not isinstance(num_threads, int) or num_threads < 1):
+            raise EffcError(f"num_threads must be a positive integer, got {num_threads!r}")
+        lib = _rt.lib()
+        options = _rt.Options(num_threads or 0)
+        ptr = ctypes.c_void_p()
+        name = os.fspath(path)
+        if isinstance(name, str) and "\0" in name:
+            raise EffcError("the path holds a NUL character")
+        _rt.check(lib.effc_load(os.fsencode(name), ctypes.byref(options), ctypes.byref(ptr)))
+        assert ptr.value
+        self.path = path
+        self._keep = _Handle(ptr.value)
+        size = ctypes.c_size_t()
+        text = ctypes.string_at(lib.effc_manifest(ptr, ctypes.byref(size)), size.value)
+        try:
+            self.manifest: dict[str, Any] = json.loads(text)
+        except ValueError as e:
+            raise EffcError(f"the artifact's manifest is not valid JSON: {e}") from e
+        self.num_threads: int = lib.effc_num_threads(ptr)
+        try:
+            specs = self.manifest["entries"]
+            self._entries = [_Entry(self, i, name, specs[name]) for i, name in enumerate(specs)]
+        except (KeyError, TypeError, AttributeError, ValueError) as e:
+            raise EffcError(f"the artifact's signature is malformed: {type(e).__name__}: {e}") from e
+        self._default = self._entries[0]
+        self._session = _DefaultSession(self)
+
+    @property
+    def _ptr(self) -> int:
+        return self._keep.ptr
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What the compiler decided and why."""
+        return dict(self.manifest.get("report", {}))
+
+    @property
+    def entry_names(self) -> list[str]:
+        return [e.name for e in self._entries]
+
+    @property
+    def inputs(self) -> list[Io]:
+        return self._default.inputs
+
+    @property
+    def outputs(self) -> list[Io]:
+        return self._default.outputs
+
+    def _find(self, name: str) -> _Entry:
+        for e in self._entries:
+            if e.name == name:
+                return e
+        raise EffcError(f"there is no entry point '{name}'", hint=f"it has {', '.join(self.entry_names)}")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._default._call(self._session, args, kwargs)
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return self._default._run_named(self._session, inputs)
+
+    def entry(self, name: str) -> BoundEntry:
+        """An entry point by name, in the default session."""
+        return BoundEntry(self._find(name), self._session, self)
+
+    def session(self) -> Session:
+        """A fresh session: states as at load, its own random numbers."""
+        handle = ctypes.c_void_p()
+        _rt.check(_rt.lib().effc_session_new(self._ptr, ctypes.byref(handle)))
+        return Session(self, handle.value)
+
+    def seed(self, seed: int) -> None:
+        """Restarts the default session's random numbers."""
+        self._session.seed(seed)
+
+    def reset(self) -> None:
+        """Puts the default session's states back to what they were at load."""
+        self._session.reset()
+
+    def state(self, name: str) -> np.ndarray[Any, Any]:
+        """A copy of one of the default session's states."""
+        return self._session.state(name)
+
+    @contextmanager
+    def profile(self, entry: str | None = None) -> Iterator[list[ProfileRecord]]:
+        """Counts time per instruction within the block; the list is filled when it ends."""
+        records: list[ProfileRecord] = []
+        lib = _rt.lib()
+        lib.effc_profile_enable(self._ptr, 1)
+        try:
+            yield records
+        finally:
+            index = (self._default if entry is None else self._find(entry)).index
+            p = _rt.Profile()
+            for i in range(lib.effc_profile_count(self._ptr, index)):
+                _rt.check(lib.effc_profile_get(self._ptr, index, i, ctypes.byref(p)))
+                records.append(ProfileRecord(p.name.decode(), p.kernel.decode(), p.loc.decode(), p.depth, p.calls, p.ns * 1e-9,
+                                             p.flops, p.bytes))  # fmt: skip
+            lib.effc_profile_enable(self._ptr, 0)
+
+
+class _DefaultSession(Session):
+    """The session that the native model owns. Refers to its model weakly: the model holds it."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = weakref.ref(model)
+        self._handle = None
+
+    @property
+    def model(self) -> LoadedModel:  # type: ignore[override]
+        model = self._model()
+        assert model is not None
+        return model
+
+
+def load(path: str | os.PathLike[str], num_threads: int | None = None) -> LoadedModel:
+    """Loads an artifact. EffcError if it is damaged, of another format version, or not for this machine."""
+    return LoadedModel(path, num_threads)

@@ -1,0 +1,205 @@
+// Fork-join pool. A job is published in one 64-bit word (epoch, open bit, number of workers inside), so that a worker
+// that wakes late finds the job closed and goes back to sleep: the caller never waits for a thread that has not started.
+// Chunks are dealt out in equal contiguous ranges, one per thread, and stolen when a thread's own range is used up: the same
+// thread sees the same part of the data from kernel to kernel, and slow threads do not hold up the join.
+#include "pool.hpp"
+
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <climits>
+#include <cstdlib>
+#include <mutex>
+
+namespace effc_rt {
+namespace {
+
+constexpr int kMaxThreads = 256;
+// Time stamp ticks (2 to 4 a nanosecond) that a thread spins before it sleeps: longer than the gap between two kernels.
+constexpr uint64_t kSpinTicks = 150000;
+
+inline uint64_t ticks() { return __builtin_ia32_rdtsc(); }
+inline void pause() { __builtin_ia32_pause(); }
+
+void futex_wait(std::atomic<uint32_t>* word, uint32_t value) {
+  syscall(SYS_futex, reinterpret_cast<uint32_t*>(word), FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
+}
+void futex_wake_all(std::atomic<uint32_t>* word) {
+  syscall(SYS_futex, reinterpret_cast<uint32_t*>(word), FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+}
+
+struct alignas(64) Range {
+  std::atomic<int64_t> next{0};
+  int64_t end = 0;
+};
+
+constexpr uint64_t kOpen = uint64_t(1) << 31, kInside = kOpen - 1;
+
+thread_local int t_worker = -1;  // >= 0 while this thread runs a task
+
+struct Pool {
+  std::mutex busy;  // held for the length of one fork-join
+  int workers = 0;  // threads started, not counting callers
+  bool fork_handler = false;
+  alignas(64) std::atomic<uint64_t> state{0};  // epoch << 32 | open | inside
+  alignas(64) std::atomic<uint32_t> signal{0};  // changes with each job; sleepers wait on it
+  std::atomic<uint32_t> sleepers{0};
+  // The job; written before `state` opens it.
+  int threads = 0;
+  int64_t n = 0, grain = 0;
+  effc_task_fn fn = nullptr;
+  void* arg = nullptr;
+  Range ranges[kMaxThreads];
+
+  void work(int me) {
+    int before = t_worker;
+    t_worker = me;
+    for (int k = 0; k < threads; ++k) {
+      Range& r = ranges[(me + k) % threads];
+      for (;;) {
+        if (r.next.load(std::memory_order_relaxed) >= r.end) break;
+        int64_t c = r.next.fetch_add(1, std::memory_order_relaxed);
+        if (c >= r.end) break;
+        fn(arg, c * grain, std::min(n, (c + 1) * grain), me);
+      }
+    }
+    t_worker = before;
+  }
+
+  void run(int me) {
+    uint64_t seen = 0;
+    for (;;) {
+      uint64_t s = state.load(std::memory_order_acquire);
+      if (!((s & kOpen) && (s >> 32) != seen)) {
+        bool found = false;
+        for (uint64_t t0 = ticks(); !found && ticks() - t0 < kSpinTicks;) {
+          pause();
+          s = state.load(std::memory_order_acquire);
+          found = (s & kOpen) && (s >> 32) != seen;
+        }
+        if (!found) {
+          sleepers.fetch_add(1, std::memory_order_seq_cst);
+          uint32_t ticket = signal.load(std::memory_order_seq_cst);
+          s = state.load(std::memory_order_seq_cst);
+          if (!((s & kOpen) && (s >> 32) != seen)) futex_wait(&signal, ticket);
+          sleepers.fetch_sub(1, std::memory_order_seq_cst);
+          continue;
+        }
+      }
+      // Enter, unless the job was closed in between.
+      if (!state.compare_exchange_weak(s, s + 1, std::memory_order_acq_rel)) continue;
+      seen = s >> 32;
+      if (me < threads) work(me);
+      state.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  static void* entry(void* p) {
+    auto* start = static_cast<std::pair<Pool*, int>*>(p);
+    Pool* pool = start->first;
+    int me = start->second;
+    delete start;
+    pool->run(me);
+    return nullptr;
+  }
+
+  // Called with `busy` held. Fewer threads than asked for is not an error: the work is the same.
+  void grow(int want) {
+    want = std::min(want, kMaxThreads - 1);
+    if (workers >= want) return;
+    if (!fork_handler) {
+      fork_handler = true;
+      pthread_atfork([] { instance().busy.lock(); }, [] { instance().busy.unlock(); }, [] { instance().forked(); });
+    }
+    pthread_attr_t attr;
+    pthread_attr_init(&attr);
+    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+    while (workers < want) {
+      pthread_t thread;
+      auto* start = new std::pair<Pool*, int>(this, workers + 1);
+      if (pthread_create(&thread, &attr, entry, start) != 0) {
+        delete start;
+        break;
+      }
+      ++workers;
+    }
+    pthread_attr_destroy(&attr);
+  }
+
+  void forked() {  // in the child: no worker exists any more; they are started again at the next job
+    workers = 0;
+    sleepers.store(0);
+    state.store(0);
+    t_worker = -1;
+    busy.unlock();
+  }
+
+  static Pool& instance() {
+    static Pool* pool = new Pool;  // never destroyed: workers may outlive static destructors
+    return *pool;
+  }
+};
+
+}  // namespace
+
+int default_threads() {
+  if (const char* env = getenv("EFFC_NUM_THREADS")) {
+    char* end = nullptr;
+    long n = strtol(env, &end, 10);
+    if (end != env && *end == 0 && n > 0) return int(std::min<long>(n, kMaxThreads));
+  }
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return std::min(CPU_COUNT(&set), kMaxThreads);
+  return 1;
+}
+
+void parallel_for(int threads, int64_t n, int64_t grain, effc_task_fn fn, void* arg) {
+  if (n <= 0) return;
+  if (grain <= 0) grain = 1;
+  int64_t chunks = (n - 1) / grain + 1;
+  int worker = t_worker < 0 ? 0 : t_worker;
+  Pool& pool = Pool::instance();
+  if (threads <= 1 || chunks == 1 || t_worker >= 0 || !pool.busy.try_lock()) {
+    // The chunk borders are the same as in parallel.
+    int before = t_worker;
+    t_worker = worker;
+    for (int64_t c = 0; c < chunks; ++c) fn(arg, c * grain, std::min(n, (c + 1) * grain), worker);
+    t_worker = before;
+    return;
+  }
+  int active = int(std::min<int64_t>(std::min(threads, kMaxThreads), chunks));
+  pool.grow(active - 1);
+  pool.threads = active;
+  pool.n = n;
+  pool.grain = grain;
+  pool.fn = fn;
+  pool.arg = arg;
+  for (int t = 0; t < active; ++t) {
+    pool.ranges[t].next.store(chunks * t / active, std::memory_order_relaxed);
+    pool.ranges[t].end = chunks * (t + 1) / active;
+  }
+  uint64_t epoch = (pool.state.load(std::memory_order_relaxed) >> 32) + 1;
+  if ((epoch & 0xFFFFFFFFu) == 0) epoch = 1;  // 0 is what a new worker has seen
+  pool.state.store(epoch << 32 | kOpen, std::memory_order_seq_cst);
+  pool.signal.fetch_add(1, std::memory_order_seq_cst);
+  if (pool.sleepers.load(std::memory_order_seq_cst) > 0) futex_wake_all(&pool.signal);
+  pool.work(0);
+  uint64_t s = pool.state.fetch_and(~kOpen, std::memory_order_acq_rel) & ~kOpen;
+  for (uint64_t t0 = ticks(); s & kInside;) {
+    if (ticks() - t0 < kSpinTicks) {
+      pause();
+    } else {
+      sched_yield();  // more threads than CPUs: let the one we wait for run
+    }
+    s = pool.state.load(std::memory_order_acquire);
+  }
+  pool.busy.unlock();
+}
+
+}  // namespace effc_rt

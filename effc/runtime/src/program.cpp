@@ -1,0 +1,418 @@
+#include "program.hpp"
+
+#include <dlfcn.h>
+#include <math.h>
+
+#include <algorithm>
+#include <limits>
+
+namespace effc_rt {
+
+Linker::~Linker() {
+  for (void* handle : code) dlclose(handle);
+}
+
+void* Linker::symbol(const std::string& name) const {
+  for (void* handle : code)
+    if (void* p = dlsym(handle, name.c_str())) return p;
+  fail("the artifact's code lacks the kernel '%s'", name.substr(0, 200).c_str());
+}
+
+int Linker::state(const std::string& name) const {
+  for (size_t i = 0; i < states.size(); ++i)
+    if (states[i].name == name) return int(i);
+  fail("the program refers to an unknown state '%s'", name.substr(0, 200).c_str());
+}
+
+std::string Program::dims_text(const std::vector<Dim>& shape) const {
+  std::string text = "(";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + dims.text(shape[i], symbol_names);
+  return text + (shape.size() == 1 ? ",)" : ")");
+}
+
+// Turns one JSON program into a Program. Every index is checked here, so that the executor need not.
+struct Program::Reader {
+  Program& p;
+  const Linker& linker;
+  int& counter;
+
+  [[noreturn]] static void bad(const char* what) { fail("the manifest's program is malformed: %s", what); }
+
+  static int number(const Json& j, int64_t lo, int64_t hi, const char* what) {
+    if (!j.is_int() || j.i < lo || j.i > hi) fail("the manifest's program is malformed: %s out of range", what);
+    return int(j.i);
+  }
+  int value_id(const Json& j, const char* what, int lo = 0) { return number(j, lo, int64_t(p.values.size()) - 1, what); }
+  std::vector<int> value_ids(const Json& j, const char* key, int lo = 0) {
+    std::vector<int> ids;
+    for (const Json& item : j.array(key)) ids.push_back(value_id(item, key, lo));
+    return ids;
+  }
+
+  // A nested program sees the symbols of the programs around it; the ones it uses are imported.
+  static int find_symbol(Program& program, const std::string& name) {
+    for (size_t i = 0; i < program.symbols.size(); ++i)
+      if (program.symbols[i].name == name) return int(i);
+    int outer = program.parent ? find_symbol(*program.parent, name) : -1;
+    if (outer < 0) return -1;
+    Symbol s;
+    s.name = name;
+    s.from = Symbol::kOuter;
+    s.outer = outer;
+    program.symbols.push_back(s);
+    program.symbol_names.push_back(name);
+    return int(program.symbols.size()) - 1;
+  }
+  int symbol(const std::string& name) {
+    int i = find_symbol(p, name);
+    if (i < 0) fail("the manifest's program refers to an unknown symbol '%s'", name.substr(0, 80).c_str());
+    return i;
+  }
+  Dim dim(const Json& j) {
+    return p.dims.parse(j, [this](const std::string& name) {
+      int i = symbol(name);
+      return std::pair<int, bool>(i, p.symbols[size_t(i)].from == Symbol::kLate);
+    });
+  }
+  std::vector<Dim> dims(const Json& j, const char* key) {
+    std::vector<Dim> out;
+    for (const Json& item : j.array(key)) out.push_back(dim(item));
+    return out;
+  }
+  Dim dim_or(const Json& j, const char* key, int64_t otherwise) {
+    const Json* d = j.find(key);
+    return d && !d->is_null() ? dim(*d) : p.dims.constant(otherwise);
+  }
+
+  void read_symbols(const Json& j, size_t n_inputs) {
+    const Json* list = j.find("symbols");
+    if (!list) return;
+    if (!list->is_array()) bad("symbols");
+    for (const Json& item : list->items) {
+      Symbol s;
+      s.name = item.str("name");
+      for (const Symbol& other : p.symbols)
+        if (other.name == s.name) bad("a symbol declared twice");
+      if (p.parent) {  // a nested program may list the outer symbols that it uses
+        const Json* from = item.find("from");
+        if ((!from || from->is_null()) && find_symbol(p, s.name) >= 0) continue;
+      }
+      if (const Json* lo = item.find("lo"); lo && lo->is_int()) s.lo = lo->i;
+      if (const Json* hi = item.find("hi"); hi && hi->is_int()) s.hi = hi->i;
+      const Json* from = item.find("from");
+      if (from && !from->is_null()) {
+        s.input = number(from->at("input"), 0, int64_t(n_inputs) - 1, "a symbol's input");
+        if (from->flag("value")) {
+          s.from = Symbol::kInputValue;
+        } else {
+          s.from = Symbol::kInputDim;
+          s.dim = number(from->at("dim"), 0, EFFC_MAX_RANK - 1, "a symbol's dim");
+          if (from->find("mul")) s.mul = from->integer("mul");
+          if (from->find("add")) s.add = from->integer("add");
+          if (s.mul == 0) bad("a symbol's factor is 0");
+        }
+      }
+      p.symbol_names.push_back(s.name);
+      p.symbols.push_back(std::move(s));
+    }
+  }
+
+  void read_value(const Json& j, int id) {
+    Value v;
+    v.dtype = dtype_from_name(j.str("d"));
+    v.shape = dims(j, "shape");
+    if (v.shape.size() > EFFC_MAX_RANK) bad("a value's rank is above the maximum");
+    v.rank = int(v.shape.size());
+    if (j.find("strides")) {
+      v.has_strides = true;
+      v.strides = dims(j, "strides");
+      if (v.strides.size() != v.shape.size()) bad("a value's strides do not match its rank");
+    }
+    v.root = id;
+    const std::string& kind = j.str("k");
+    int64_t limit = 1 << 20;
+    if (kind == "input" || kind == "output") {
+      v.kind = kind == "input" ? Value::kInput : Value::kOutput;
+      v.index = number(j.at("i"), 0, limit, "an input or output number");
+      v.dyn = kind == "output" && j.flag("dyn");
+      if (v.has_strides) bad("an input or output with strides");
+    } else if (kind == "const") {
+      v.kind = Value::kConst;
+      const Segment& seg = linker.segments[size_t(number(j.at("seg"), 0, int64_t(linker.segments.size()) - 1, "a segment"))];
+      int64_t offset = j.integer("offset");
+      if (offset < 0 || offset > seg.nbytes) bad("a constant lies outside its segment");
+      v.data = seg.data + offset;
+      v.data_bytes = seg.nbytes - offset;
+    } else if (kind == "state") {
+      v.kind = Value::kState;
+      v.index = linker.state(j.str("name"));
+      v.data_bytes = linker.states[size_t(v.index)].nbytes;
+      p.uses_state = true;
+    } else if (kind == "temp") {
+      v.kind = Value::kTemp;
+      v.dyn = j.flag("dyn");
+      if (j.find("bytes")) v.bytes = dim(j.at("bytes"));
+      if (j.find("offset")) {
+        v.fixed = j.integer("offset");
+        if (v.fixed < 0 || v.fixed % 64) bad("an arena offset that is negative or not a multiple of 64");
+        p.fixed_offsets = true;
+      }
+      if (j.find("alias")) v.base = number(j.at("alias"), 0, id - 1, "an alias");
+    } else if (kind == "view") {
+      v.kind = Value::kView;
+      v.base = number(j.at("base"), 0, id - 1, "a view's base");
+      v.offset = dim_or(j, "offset", 0);
+      if (!v.has_strides) bad("a view without strides");
+    } else {
+      bad("unknown kind of value");
+    }
+    if (v.base >= 0) {
+      const Value& base = p.values[size_t(v.base)];
+      v.root = base.root;
+      const Value& root = p.values[size_t(v.root)];
+      if (v.kind == Value::kTemp && root.kind == Value::kConst) bad("a value aliases a constant");
+      v.late = root.late || base.late;
+    }
+    v.late = v.late || v.dyn;
+    auto mark = [&](Dim d) { v.late = v.late || (d != kNoDim && p.dims.late(d)); };
+    for (Dim d : v.shape) mark(d);
+    for (Dim d : v.strides) mark(d);
+    mark(v.offset);
+    mark(v.bytes);
+    if (v.dyn && v.root != id) bad("a dyn value that aliases another");
+    if (v.kind == Value::kInput && v.late) bad("an input's shape depends on a data-dependent symbol");
+    p.values.push_back(std::move(v));
+  }
+
+  // Float attributes; infinities and NaN come as words.
+  static double real(const Json& j) {
+    if (j.type == Json::kInt || j.type == Json::kFloat) return j.f;
+    if (j.is_string()) {
+      if (j.s == "inf") return std::numeric_limits<double>::infinity();
+      if (j.s == "-inf") return -std::numeric_limits<double>::infinity();
+      if (j.s == "nan") return std::numeric_limits<double>::quiet_NaN();
+    }
+    bad("a float attribute");
+  }
+
+  void read_call(const Json& j, Instr& c) {
+    c.in = value_ids(j, "in", -1);
+    c.out = value_ids(j, "out");
+    c.kernel = j.str("kernel");
+    // The loader's promise that a kernel has this signature rests on the artifact's checksum.
+    c.fn = reinterpret_cast<effc_kernel_fn>(linker.symbol(c.kernel));
+    c.n_own = j.find("n_own") ? number(j.at("n_own"), 0, int64_t(c.in.size()), "n_own") : int(c.in.size());
+    if (const Json* e = j.find("epilogue"); e && !e->is_null())
+      c.epilogue = reinterpret_cast<effc_epilogue_fn>(linker.symbol(j.str("epilogue")));
+    if (j.find("attrs")) c.attrs = dims(j, "attrs");
+    if (const Json* f = j.find("fattrs")) {
+      if (!f->is_array()) bad("fattrs");
+      for (const Json& item : f->items) c.fattrs.push_back(real(item));
+    }
+    c.scratch = dim_or(j, "scratch", 0);
+    c.thread_scratch = dim_or(j, "thread_scratch", 0);
+    c.flops = dim_or(j, "flops", 0);
+    c.bytes = dim_or(j, "bytes", 0);
+    if (const Json* b = j.find("bind")) {
+      if (!b->is_array()) bad("bind");
+      for (const Json& item : b->items) {
+        if (!item.is_string()) bad("bind");
+        int s = symbol(item.s);
+        if (p.symbols[size_t(s)].from != Symbol::kLate) bad("an instruction binds a symbol that comes from an input");
+        c.bind.push_back(s);
+      }
+    }
+  }
+
+  void nested(const Json& j, const char* key, Instr& c, int slot, size_t n_in, size_t n_out) {
+    c.sub[slot] = Program::parse(j.object(key), linker, &p, p.thread_count, counter);
+    const Program& sub = *c.sub[slot];
+    if (sub.inputs.size() != n_in || sub.outputs.size() != n_out) bad("a nested program's inputs or outputs do not match");
+    if (!sub.commits.empty()) bad("a nested program with commits");
+    // Results go straight into the outer values, slices of them for the ys of a scan; inputs are checked when bound.
+    for (size_t k = 0; k < n_out && !(c.op == Instr::kWhile && slot == 0); ++k) {
+      const Value &inner = sub.values[size_t(sub.outputs[k])], &outer = p.values[size_t(c.out[k])];
+      int row = c.op == Instr::kScan && k >= size_t(c.n_carry) ? 1 : 0;
+      if (inner.dtype != outer.dtype || inner.rank + row != outer.rank) bad("the result of a nested program does not match");
+    }
+    for (int k = 0; k < c.n_carry; ++k)
+      if (p.values[size_t(c.in[size_t(k)])].dtype != p.values[size_t(c.out[size_t(k)])].dtype) bad("a carry's dtypes differ");
+    p.uses_state = p.uses_state || sub.uses_state;
+  }
+
+  void append(Instr& c, const Json& j, const char* key, int& count) {
+    if (!j.find(key)) return;
+    std::vector<int> ids = value_ids(j, key);
+    count = int(ids.size());
+    c.in.insert(c.in.end(), ids.begin(), ids.end());
+  }
+
+  void read_instruction(const Json& j) {
+    Instr c;
+    c.profile_id = counter++;
+    const std::string& op = j.str("op");
+    c.name = j.str_or("name", op == "call" ? j.str_or("kernel", "").c_str() : op.c_str());
+    c.loc = j.str_or("loc", "");
+    c.scratch = c.thread_scratch = c.flops = c.bytes = p.dims.constant(0);
+    if (op == "call") {
+      read_call(j, c);
+    } else {
+      c.kernel = op;
+      c.out = value_ids(j, "out");
+      size_t n_out = c.out.size();
+      if (op == "if") {
+        c.op = Instr::kIf;
+        c.cond = value_id(j.at("cond"), "cond");
+        c.in = value_ids(j, "in");
+        nested(j, "then", c, 0, c.in.size(), n_out);
+        nested(j, "else", c, 1, c.in.size(), n_out);
+        c.in.push_back(c.cond);  // the last operand of an "if" is its condition
+      } else if (op == "while") {
+        c.op = Instr::kWhile;
+        append(c, j, "in", c.n_carry);
+        append(c, j, "consts", c.n_consts);
+        if (n_out != size_t(c.n_carry)) bad("a while loop's results are not its carries");
+        nested(j, "cond", c, 0, c.in.size(), 1);
+        nested(j, "body", c, 1, c.in.size(), n_out);
+      } else if (op == "scan") {
+        c.op = Instr::kScan;
+        append(c, j, "carry", c.n_carry);
+        append(c, j, "xs", c.n_xs);
+        append(c, j, "consts", c.n_consts);
+        c.length = dim(j.at("length"));
+        c.reverse = j.flag("reverse");
+        if (n_out < size_t(c.n_carry)) bad("a scan has fewer results than carries");
+        nested(j, "body", c, 0, c.in.size(), n_out);
+      } else {
+        fail("the manifest's program has an unknown instruction '%s'", op.substr(0, 40).c_str());
+      }
+    }
+    for (int v : c.out) {
+      Value::Kind kind = p.values[size_t(p.values[size_t(v)].root)].kind;
+      if (kind == Value::kConst) bad("an instruction writes a constant");
+    }
+    p.code.push_back(std::move(c));
+  }
+
+  void read(const Json& j) {
+    const std::vector<Json>& inputs = j.array("inputs");
+    read_symbols(j, inputs.size());
+    const std::vector<Json>& values = j.array("values");
+    if (values.size() > (1u << 24)) bad("too many values");
+    p.values.reserve(values.size());
+    for (const Json& item : values) read_value(item, int(p.values.size()));
+    p.inputs = value_ids(j, "inputs", -1);
+    p.outputs = value_ids(j, "outputs");
+    for (size_t i = 0; i < p.inputs.size(); ++i)
+      if (p.inputs[i] >= 0) {
+        const Value& v = p.values[size_t(p.inputs[i])];
+        if (v.kind != Value::kInput || v.index != int(i)) bad("an input is not an input value");
+      }
+    for (const Value& v : p.values) {
+      if (v.kind == Value::kInput && size_t(v.index) >= p.inputs.size()) bad("an input number");
+      if (v.kind == Value::kOutput && size_t(v.index) >= p.outputs.size()) bad("an output number");
+      if (v.kind == Value::kState && size_t(v.rank) != linker.states[size_t(v.index)].shape.size())
+        bad("a state value's rank");
+    }
+    for (const Symbol& s : p.symbols) {
+      if (s.from != Symbol::kInputDim && s.from != Symbol::kInputValue) continue;
+      int id = p.inputs[size_t(s.input)];
+      if (id < 0) bad("a symbol comes from an absent input");
+      if (s.from == Symbol::kInputDim && s.dim >= p.values[size_t(id)].rank) bad("a symbol's dim");
+    }
+    for (const Json& item : j.array("code")) read_instruction(item);
+    if (const Json* list = j.find("commits")) {
+      if (!list->is_array()) bad("commits");
+      for (const Json& item : list->items) {
+        Commit c;
+        c.to_state = item.find("state") != nullptr;
+        c.target = c.to_state ? linker.state(item.str("state"))
+                              : number(item.at("input"), 0, int64_t(p.inputs.size()) - 1, "a commit's input");
+        c.value = value_id(item.at("value"), "a commit's value");
+        p.uses_state = p.uses_state || c.to_state;
+        p.commits.push_back(c);
+      }
+    }
+    if (const Json* list = j.find("checks")) {
+      if (!list->is_array()) bad("checks");
+      for (const Json& item : list->items) {
+        Check c;
+        const std::string& op = item.str("op");
+        c.op = op == "==" ? Check::kEq : op == "!=" ? Check::kNe : op == "<=" ? Check::kLe : Check::kGe;
+        if (c.op == Check::kGe && op != ">=") bad("a check's operator");
+        c.lhs = dim(item.at("lhs"));
+        c.rhs = dim(item.at("rhs"));
+        c.message = item.str_or("message", "");
+        p.checks.push_back(c);
+      }
+    }
+  }
+};
+
+std::unique_ptr<Program> Program::parse(const Json& j, const Linker& linker, Program* parent, int threads, int& counter) {
+  int depth = 0;
+  for (Program* q = parent; q; q = q->parent) ++depth;
+  if (depth > 32) fail("the manifest's program is malformed: control flow nested too deeply");
+  auto program = std::make_unique<Program>();
+  program->parent = parent;
+  program->thread_count = threads;
+  Reader{*program, linker, counter}.read(j);
+  program->analyse();
+  return program;
+}
+
+// Lifetimes of storage, which operands lie in memory of the caller, which commits need a copy aside.
+void Program::analyse() {
+  int n = int(code.size());
+  auto use = [&](int v, int at) {
+    if (v < 0) return;
+    Value& root = values[size_t(values[size_t(v)].root)];
+    if (root.first < 0) root.first = at;
+    root.last = std::max(root.last, at);
+  };
+  for (int i = 0; i < n; ++i) {
+    Instr& c = code[size_t(i)];
+    c.first_slot = num_slots;
+    num_slots += int(c.in.size() + c.out.size());
+    auto operand = [&](int v, int slot) {
+      use(v, i);
+      if (v < 0) return;
+      const Value& value = values[size_t(v)];
+      c.late = c.late || value.late;
+      Value::Kind kind = values[size_t(value.root)].kind;
+      if (!value.late && (kind == Value::kInput || kind == Value::kOutput || kind == Value::kState))
+        external_slots.emplace_back(slot, v);
+    };
+    for (size_t k = 0; k < c.in.size(); ++k) operand(c.in[k], c.first_slot + int(k));
+    for (size_t k = 0; k < c.out.size(); ++k) operand(c.out[k], c.first_slot + int(c.in.size() + k));
+    for (Dim d : c.attrs) c.late = c.late || dims.late(d);
+    for (Dim d : {c.scratch, c.thread_scratch, c.length}) c.late = c.late || (d != kNoDim && dims.late(d));
+    for (const auto& sub : c.sub)
+      if (sub)
+        for (const Symbol& s : sub->symbols)
+          if (s.from == Symbol::kOuter && symbols[size_t(s.outer)].from == Symbol::kLate) c.late = true;
+    c.late = c.late || !c.bind.empty();
+    has_late = has_late || c.late;
+  }
+  for (int v : outputs) {
+    use(v, n);
+    has_late = has_late || values[size_t(v)].late;
+  }
+  for (Commit& c : commits) {
+    use(c.value, n);
+    has_late = has_late || values[size_t(c.value)].late;
+    const Value& root = values[size_t(values[size_t(c.value)].root)];
+    for (const Commit& other : commits) {
+      if (other.to_state ? root.kind == Value::kState && root.index == other.target
+                         : root.kind == Value::kInput && root.index == other.target)
+        c.staged = true;
+    }
+  }
+  for (size_t v = 0; v < values.size(); ++v) {
+    Value& root = values[v];
+    if (root.root == int(v) && root.kind == Value::kTemp && root.late && root.last >= 0 && root.last < n)
+      code[size_t(root.last)].frees.push_back(int(v));
+  }
+}
+
+}  // namespace effc_rt
