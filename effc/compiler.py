@@ -101,9 +101,10 @@ def import_entry(e: Entry) -> Any:
 
 def _compile_cpu(entries: Mapping[str, Entry], target: str, num_threads: int | None, disable: Sequence[str], verify: bool) -> Any:
     from .backends import cpu
+    from .backends.cpu.lower import native
     from .backends.cpu.target import parse
     from .passes.manager import PassReport, Pipeline
-    from .passes.pipeline import default
+    from .passes.pipeline import Options, default
     from .runtime.loader import load
 
     started = time.perf_counter()
@@ -115,7 +116,7 @@ def _compile_cpu(entries: Mapping[str, Entry], target: str, num_threads: int | N
     graphs = {}
     for n, im in imported.items():
         reports[n] = PassReport()
-        pipeline = Pipeline(default(), disabled=tuple(disable), verify=verify or bool(os.environ.get("EFFC_VERIFY")))
+        pipeline = Pipeline(default(Options(native=native)), disabled=tuple(disable), verify=verify or bool(os.environ.get("EFFC_VERIFY")))
         graphs[n] = pipeline.run(im.graph, reports[n])
     mark = time.perf_counter()
     seconds["passes"] = mark - started - seconds["frontend"]

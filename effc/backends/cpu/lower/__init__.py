@@ -372,6 +372,12 @@ def load_rules() -> None:
         importlib.import_module(f"{__name__}.{m}")
 
 
+def native(op: str) -> bool:
+    """Whether the CPU backend has a lowering rule for this op."""
+    load_rules()
+    return op in RULES
+
+
 def why_not(node: Node) -> str | None:
     """Why the CPU backend cannot run this node itself, or None."""
     load_rules()
