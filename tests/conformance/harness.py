@@ -5,8 +5,11 @@ Many samples go into one graph, because a graph is what a backend compiles: a gr
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -176,3 +179,51 @@ def failures(group: Group, got: Sequence[Array], want: Sequence[Array]) -> list[
         if problem:
             out.append(f"{case}: {problem}")
     return out
+
+
+# Backends -------------------------------------------------------------------------------------------------------------
+
+
+class Runner:
+    """A graph compiled by a backend; ``run(arrays)`` gives its outputs in order."""
+
+    def __init__(self, graph: Graph, backend: str, passes: bool = False, disabled: tuple[str, ...] = ()) -> None:
+        if passes:
+            from effc.passes.manager import Pipeline
+            from effc.passes.pipeline import default
+
+            graph = Pipeline(default(), disabled=disabled, verify=True).run(graph)
+        self.graph = graph
+        self.backend = backend
+        if backend != "reference":
+            self._compile(graph, backend)
+
+    def _compile(self, graph: Graph, backend: str) -> None:
+        from effc.backends import cpu
+        from effc.backends.cpu.target import parse
+        from effc.compiler import write_artifact
+        from effc.runtime.loader import load
+
+        target = parse(backend)
+        parts = cpu.compile_graphs({"main": graph}, target, None)
+        self.outputs = [f"y{i}" for i in range(len(graph.outputs))]
+        names = SimpleNamespace(input_names=[n.name for n in graph.inputs], output_names=self.outputs, in_tree=None, out_tree=None)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.effc"
+            write_artifact(path, target, {"main": names}, {"main": graph}, parts, {})
+            self.model = load(path)
+
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        if self.backend == "reference":
+            return Interpreter().run(self.graph, arrays)
+        named = self.model.run({n.name: a for n, a in zip(self.graph.inputs, arrays, strict=True)})
+        return [np.asarray(named[n]) for n in self.outputs]
+
+
+def run_op(op: OpDef, chosen: list[Sample], backend: str, dynamic: bool = False) -> list[str]:
+    """Failures of one op's samples, compiled on their own; used to find the culprit when a group does not compile."""
+    group = build([(op, s) for s in chosen], dynamic)
+    try:
+        return failures(group, Runner(group.graph, backend).run(group.arrays), group.expected())
+    except Exception as e:
+        return [f"{op.name}: {type(e).__name__}: {str(e)[:800]}"]

@@ -1,0 +1,368 @@
+"""PyTorch's own operator samples (``op_db``) through effc: the figures of docs/torch-ops.md.
+
+    python tests/conformance/torch_opdb.py --target cpu --dtypes float32 --json build/opdb.json --resume --table docs/torch-ops.md
+
+For each operator and dtype the first 20 samples are taken, seeded. All their tensors are arguments of the compiled program, so that nothing
+can be folded. A sample counts if ``torch.export`` takes it and its program reproduces eager; then effc compiles the same exported program.
+
+Status of a sample: ``right``, ``wrong``, ``refused`` (an EffcError at compile time), ``crash`` (any other exception, or the process
+ended), ``hang``, ``export`` (torch.export does not take or reproduce it), ``skip`` (eager itself refuses). ``random`` operators are
+compared by dtype and shape. ``constant`` marks samples whose expectation has one value only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [HERE, os.path.dirname(os.path.dirname(HERE))]
+
+DTYPES = ("float32", "int64", "bool", "bfloat16", "complex64")
+SEED = 20260
+
+
+def operators() -> dict[str, Any]:
+    """op_db by full name (name.variant)."""
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    out: dict[str, Any] = {}
+    for op in op_db:
+        key = op.name + (f".{op.variant_test_name}" if op.variant_test_name else "")
+        if key not in out:
+            out[key] = op
+    return out
+
+
+class Case:
+    """One sample as a module whose inputs are all its tensors."""
+
+    def __init__(self, op: Any, sample: Any) -> None:
+        import torch
+        import torch.utils._pytree as pytree
+
+        leaves, spec = pytree.tree_flatten((sample.input, sample.args, sample.kwargs))
+        where = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor)]
+        self.inputs = tuple(leaves[i].detach().resolve_conj().resolve_neg() for i in where)
+        rest = [None if isinstance(x, torch.Tensor) else x for x in leaves]
+
+        class Sample(torch.nn.Module):
+            def forward(self, *tensors: Any) -> Any:
+                full = list(rest)
+                for i, t in zip(where, tensors, strict=True):
+                    full[i] = t
+                x, args, kwargs = pytree.tree_unflatten(full, spec)
+                return op(x, *args, **kwargs)
+
+        self.module = Sample()
+
+    def fresh(self) -> tuple[Any, ...]:
+        return tuple(t.clone() for t in self.inputs)
+
+
+def _arrays(out: Any) -> list[Any]:
+    """Numpy arrays of the tensors and numbers in an output."""
+    import torch
+    import torch.utils._pytree as pytree
+
+    from effc.frontend.torch.dtypes import to_numpy
+
+    result = []
+    for x in pytree.tree_leaves(out):
+        if isinstance(x, torch.Tensor):
+            result.append(to_numpy(x))
+        elif isinstance(x, (bool, int, float)):
+            result.append(x)
+        elif x is not None:
+            raise TypeError(f"an output of type {type(x).__name__}")
+    return result
+
+
+def _run_reference(program: Any, inputs: tuple[Any, ...], clock: dict[str, float]) -> list[Any]:
+    from effc.frontend.torch import import_model
+    from effc.frontend.torch.dtypes import to_numpy
+    from effc.ir.interp import run
+
+    t = time.perf_counter()
+    g = import_model(program)
+    clock["import"] += time.perf_counter() - t
+    t = time.perf_counter()
+    results = iter(run(g.graph, [to_numpy(x).copy() for x in inputs]))
+    clock["run"] += time.perf_counter() - t
+    return list(_leaves(g.out_tree, results))
+
+
+def _leaves(tree: dict[str, Any], results: Any) -> Any:
+    kind = tree["t"]
+    if kind == "leaf":
+        a = next(results)
+        yield {"int": int, "float": float, "bool": bool}[tree["py"]](a) if "py" in tree else a
+    elif kind == "const":
+        yield tree["value"]
+    elif kind != "none":
+        for c in tree["c"]:
+            yield from _leaves(c, results)
+
+
+def _run_compiled(program: Any, inputs: tuple[Any, ...], clock: dict[str, float], target: str) -> list[Any]:
+    import effc
+
+    t = time.perf_counter()
+    m = effc.compile(program, inputs, target=target)
+    clock["import"] += time.perf_counter() - t
+    t = time.perf_counter()
+    out = m(*inputs)
+    clock["run"] += time.perf_counter() - t
+    return _arrays(out)
+
+
+def _compare(got: list[Any], want: list[Any], random: bool) -> str:
+    import numpy as np
+    from compare import difference
+
+    if len(got) != len(want):
+        return f"{len(got)} outputs, expected {len(want)}"
+    for k, (a, b) in enumerate(zip(got, want, strict=True)):
+        if isinstance(b, (bool, int, float)):
+            same = a == b or (isinstance(b, float) and (a != a and b != b or abs(a - b) <= 1e-6 * abs(b)))
+            why = "" if random or same else f"{a}, expected {b}"
+        elif random:
+            a = np.asarray(a)
+            why = "" if (a.dtype, a.shape) == (b.dtype, b.shape) else f"{a.dtype}{a.shape}, expected {b.dtype}{b.shape}"
+        else:
+            why = difference(a, b)
+        if why:
+            return f"output {k}: {why}"
+    return ""
+
+
+def run_case(op: Any, sample: Any, target: str, clock: dict[str, float]) -> dict[str, Any]:
+    """Status and reason of one sample."""
+    import torch
+    from compare import is_constant
+
+    from effc.frontend.torch.export import tracing
+    from effc.runtime.errors import EffcError
+
+    try:
+        case = Case(op, sample)
+        torch.manual_seed(1)
+        want = _arrays(case.module(*case.fresh()))
+        torch.manual_seed(2)
+        again = _arrays(case.module(*case.fresh()))
+    except Exception as e:
+        return {"status": "skip", "reason": f"{type(e).__name__}: {str(e)[:200]}"}
+    random = bool(_compare(again, want, False))
+    t = time.perf_counter()
+    try:
+        with tracing():
+            program = torch.export.export(case.module, case.fresh(), strict=False)
+            clock["export"] += time.perf_counter() - t
+            torch.manual_seed(1)
+            said = _compare(_arrays(program.module()(*case.fresh())), want, random)
+    except Exception as e:
+        return {"status": "export", "reason": f"{type(e).__name__}: {str(e).strip().splitlines()[0][:200] if str(e).strip() else ''}"}
+    if said:
+        return {"status": "export", "reason": f"not reproduced: {said}"}
+    clock["check"] += time.perf_counter() - t
+    flags = {k: True for k, v in (("random", random), ("constant", is_constant(want))) if v}
+    try:
+        inputs = case.fresh()
+        got = _run_reference(program, inputs, clock) if target == "reference" else _run_compiled(program, inputs, clock, target)
+        why = _compare(got, want, random)
+    except EffcError as e:
+        internal = "internal:" in str(e) or e.message.startswith(("the reference of", "IndexError", "ValueError", "TypeError"))
+        return {"status": "crash" if internal else "refused", "reason": str(e)[:600], **flags}
+    except Exception as e:
+        return {"status": "crash", "reason": f"{type(e).__name__}: {str(e)[:400]}", **flags}
+    return {"status": "wrong", "reason": why, **flags} if why else {"status": "right", **flags}
+
+
+def worker(limit: int, target: str) -> None:
+    import logging
+
+    import torch
+    from worker_pool import serve
+
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+    torch.set_num_threads(1)
+    table = operators()
+
+    def run(request: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
+        import random
+
+        import numpy as np
+
+        op, dtype = table[request["op"]], getattr(torch, request["dtype"])
+        torch.manual_seed(SEED)
+        np.random.seed(SEED)
+        random.seed(SEED)
+        try:
+            samples = list(itertools.islice(op.sample_inputs("cpu", dtype, requires_grad=False), limit))
+        except Exception as e:
+            say({"case": 0, "status": "skip", "reason": f"no samples: {e}"[:300]})
+            return
+        for i, sample in enumerate(samples):
+            if i < request["start"]:
+                continue
+            say({"begin": i})
+            clock: dict[str, float] = Counter()  # type: ignore[assignment]
+            t = time.perf_counter()
+            result = run_case(op, sample, target, clock)
+            clock["all"] = time.perf_counter() - t
+            say({"case": i, **result, "seconds": {k: round(v, 4) for k, v in clock.items()}})
+
+    serve(run)
+
+
+def classify(cases: dict[str, dict[str, Any]]) -> str:
+    """Status of an operator at a dtype, from its samples: the worst that counts."""
+    states = Counter(c["status"] for c in cases.values())
+    counted = [c for c in cases.values() if c["status"] not in ("skip", "export")]
+    if not counted:
+        return "export" if states["export"] else "skip"
+    for bad in ("crash", "hang", "wrong", "refused"):
+        if states[bad]:
+            return bad
+    return "right"
+
+
+def summary(results: dict[str, Any]) -> dict[str, Any]:
+    """Counts by dtype, and what stands in the way, most frequent first."""
+    out: dict[str, Any] = {}
+    for dtype in dict.fromkeys(k.partition("@")[2] for k in results):
+        mine = {k.partition("@")[0]: v for k, v in results.items() if k.endswith("@" + dtype)}
+        states = {k: classify(v) for k, v in mine.items()}
+        counts = Counter(states.values())
+        denominator = sum(n for s, n in counts.items() if s not in ("skip", "export"))
+        strict = sum(
+            1 for k, v in mine.items() if states[k] not in ("skip", "export") and not any(c["status"] == "export" for c in v.values())
+        )
+        constant = sorted(k for k, v in mine.items() if states[k] == "right" and all(c.get("constant") for c in v.values() if c["status"] == "right"))
+        rand = sorted(k for k, v in mine.items() if any(c.get("random") for c in v.values()))
+        out[dtype] = {"counts": dict(counts), "exportable": denominator, "exportable_all_samples": strict, "constant": constant, "random": rand}
+    return out
+
+
+def write_table(results: dict[str, Any], path: str, target: str, samples: int) -> None:
+    """docs/torch-ops.md."""
+    import torch
+
+    said = summary(results)
+    lines = [
+        "# PyTorch operators", "",
+        f"PyTorch {torch.__version__}'s own samples (`op_db` of `torch.testing._internal.common_methods_invocations`), the first "
+        f"{samples} of each operator, on target `{target}`. Written by `tests/conformance/torch_opdb.py`.", "",
+        "An operator counts when `torch.export` takes and reproduces it; it is right when every such sample is. Random operators are "
+        "compared by dtype and shape.", "",
+        "| dtype | torch.export takes | right | refused | wrong | crash or hang | only constant expectations |", "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for dtype, s in said.items():
+        c = s["counts"]
+        lines.append(
+            f"| {dtype} | {s['exportable']} | {c.get('right', 0)} | {c.get('refused', 0)} | {c.get('wrong', 0)} | "
+            f"{c.get('crash', 0) + c.get('hang', 0)} | {len(s['constant'])} |"
+        )
+    for dtype, s in said.items():
+        lines += ["", f"## {dtype}", "", "Not right:", "", "| operator | status | samples | reason |", "|---|---|---|---|"]
+        for key, cases in sorted(results.items()):
+            name, _, d = key.partition("@")
+            state = classify(cases)
+            if d != dtype or state in ("right", "skip", "export"):
+                continue
+            bad = [c for c in cases.values() if c["status"] == state]
+            reason = " ".join(bad[0].get("reason", "").split())[:160].replace("|", "\\|")
+            lines.append(f"| {name} | {state} | {len(bad)} of {len(cases)} | {reason} |")
+        lines += ["", f"Compared by dtype and shape: {', '.join(s['random']) or 'none'}.", ""]
+        lines += [f"Right, but every expectation has one value only: {', '.join(s['constant']) or 'none'}.", ""]
+        gone = sorted(k.partition("@")[0] for k, v in results.items() if k.endswith("@" + dtype) and classify(v) == "export")
+        lines.append(f"Not taken by `torch.export`: {', '.join(gone) or 'none'}.")
+    with open(path, "w") as f:
+        f.write("\n".join(lines) + "\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--target", default="cpu")
+    p.add_argument("--dtypes", default="float32")
+    p.add_argument("--ops", default="", help="comma-separated names; a trailing * matches a prefix")
+    p.add_argument("--samples", type=int, default=20)
+    p.add_argument("--shard", default="1/1", help="i/n: every n-th operator from the i-th")
+    p.add_argument("--json", default="")
+    p.add_argument("--resume", action="store_true", help="keep what --json holds already")
+    p.add_argument("--retry", default="", help="with --resume: statuses to run again, e.g. refused,crash")
+    p.add_argument("--table", default="", help="write the Markdown table here")
+    p.add_argument("--timeout", type=float, default=120)
+    p.add_argument("--worker", action="store_true")
+    p.add_argument("--quiet", action="store_true")
+    a = p.parse_args(argv)
+    if a.worker:
+        worker(a.samples, a.target)
+        return 0
+    from worker_pool import sweep
+
+    import torch
+
+    table = operators()
+    wanted = [w for w in a.ops.split(",") if w]
+    i, n = (int(x) for x in a.shard.split("/"))
+    results: dict[str, Any] = {}
+    if a.resume and a.json and os.path.exists(a.json):
+        with open(a.json) as f:
+            results = json.load(f)["results"]
+        again = set(a.retry.split(","))
+        results = {k: v for k, v in results.items() if classify(v) not in again}
+    requests = []
+    for dtype in a.dtypes.split(","):
+        for key, op in itertools.islice(sorted(table.items()), i - 1, None, n):
+            hit = not wanted or any(key == w or (w.endswith("*") and key.startswith(w[:-1])) for w in wanted)
+            if hit and getattr(torch, dtype) in op.supported_dtypes("cpu") and f"{key}@{dtype}" not in results:
+                requests.append({"op": key, "dtype": dtype})
+    begun = time.perf_counter()
+
+    def on_case(request: dict[str, Any], said: dict[str, Any]) -> None:
+        case = {k: v for k, v in said.items() if k != "case"}
+        results.setdefault(f"{request['op']}@{request['dtype']}", {})[str(said["case"])] = case
+
+    def save() -> None:
+        if a.json:
+            os.makedirs(os.path.dirname(os.path.abspath(a.json)), exist_ok=True)
+            with open(a.json + ".part", "w") as f:
+                json.dump({"target": a.target, "samples": a.samples, "results": results}, f)
+            os.replace(a.json + ".part", a.json)
+
+    me = [os.path.abspath(__file__), "--samples", str(a.samples), "--target", a.target]
+    for done, request in enumerate(sweep(me, requests, on_case, a.timeout), 1):
+        key = f"{request['op']}@{request['dtype']}"
+        state = classify(results.setdefault(key, {}))
+        if not a.quiet and state not in ("right", "skip", "export"):
+            why = next((c.get("reason", "") for c in results[key].values() if c["status"] == state), "")
+            print(f"{state:8} {key}: {' '.join(why.split())[:300]}", flush=True)
+        if done % 50 == 0:
+            save()
+            print(f"-- {done}/{len(requests)} operators, {time.perf_counter() - begun:.0f} s", flush=True)
+    save()
+    spent: Counter[str] = Counter()
+    for cases in results.values():
+        for c in cases.values():
+            spent.update(c.get("seconds", {}))
+    said = summary(results)
+    for dtype, s in said.items():
+        print(dtype, s["counts"], f"exportable {s['exportable']} (all samples: {s['exportable_all_samples']}), constant only {len(s['constant'])}")
+    print("seconds:", {k: round(v, 1) for k, v in spent.items()})
+    if a.table:
+        write_table(results, a.table, a.target, a.samples)
+    return 0 if not any(s["counts"].get(b) for s in said.values() for b in ("wrong", "crash", "hang")) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
