@@ -1,0 +1,116 @@
+"""The ``reference`` backend: the numpy interpreter behind the same calling convention as a compiled model.
+
+It runs every graph op by op through the ops' numpy references: slow, exact in its types and shapes, and independent of every kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ...ir.dtypes import DType
+from ...ir.graph import Graph
+from ...ir.interp import Interpreter
+from ...runtime import tree
+from ...runtime.errors import EffcError
+
+Array = np.ndarray[Any, Any]
+
+
+def to_numpy(x: Any, dtype: DType) -> Array:
+    """A torch tensor, numpy array or Python scalar as a numpy array of exactly ``dtype``; EffcError for another dtype."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):
+        x = x.detach().resolve_conj().resolve_neg().cpu()
+        if x.dtype == torch.bfloat16:
+            a = x.contiguous().view(torch.int16).numpy().view(DType.bf16.np).reshape(x.shape)
+        elif x.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+            a = x.contiguous().view(torch.uint8).numpy().view(DType.f8e4m3.np if x.dtype == torch.float8_e4m3fn else DType.f8e5m2.np)
+        else:
+            a = x.numpy()
+    elif isinstance(x, (bool, int, float, complex)):
+        a = np.asarray(x, dtype.np)
+    else:
+        a = np.asarray(x)
+    if a.dtype != dtype.np:
+        raise EffcError(f"an argument has dtype {a.dtype}, the model was compiled for {dtype}", hint="convert the argument first")
+    return a
+
+
+def from_numpy(a: Array, as_torch: bool) -> Any:
+    """The array itself, or a torch tensor with its content."""
+    if not as_torch:
+        return a
+    import torch
+
+    if a.dtype == DType.bf16.np:
+        return torch.from_numpy(a.view(np.int16).copy()).view(torch.bfloat16).reshape(a.shape)
+    if a.dtype in (DType.f8e4m3.np, DType.f8e5m2.np):
+        kind = torch.float8_e4m3fn if a.dtype == DType.f8e4m3.np else torch.float8_e5m2
+        return torch.from_numpy(a.view(np.uint8).copy()).view(kind).reshape(a.shape)
+    return torch.from_numpy(np.array(a))
+
+
+class ReferenceEntry:
+    """One entry point bound to a session's buffers."""
+
+    def __init__(self, imported: Any, states: dict[str, Array]) -> None:
+        self._imported, self._states = imported, states
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        im = self._imported
+        graph: Graph = im.graph
+        leaves = tree.bind_arguments(im.in_tree, args, kwargs)
+        torch = sys.modules.get("torch")
+        as_torch = torch is not None and (any(isinstance(x, torch.Tensor) for x in leaves) or not any(isinstance(x, np.ndarray) for x in leaves))
+        arrays = [to_numpy(x, n.types[0].dtype) for x, n in zip(leaves, graph.inputs, strict=True)]
+        run_on = [np.array(a) if any(c.input == i for c in graph.commits) else a for i, a in enumerate(arrays)]
+        outs = Interpreter(self._states).run(graph, run_on)
+        for c in graph.commits:
+            if c.input is not None:
+                if torch is not None and isinstance(leaves[c.input], torch.Tensor):
+                    with torch.no_grad():
+                        leaves[c.input].copy_(from_numpy(run_on[c.input], True))
+                else:
+                    leaves[c.input][...] = run_on[c.input]
+        return tree.unflatten(im.out_tree, [from_numpy(a, as_torch) for a in outs])
+
+
+class ReferenceSession:
+    """Buffers of their own for every entry point."""
+
+    def __init__(self, entries: Mapping[str, Any]) -> None:
+        self._entries, self._states = entries, dict[str, Array]()
+
+    def entry(self, name: str) -> ReferenceEntry:
+        if name not in self._entries:
+            raise EffcError(f"there is no entry point {name!r}", hint="entry points: " + ", ".join(self._entries))
+        return ReferenceEntry(self._entries[name], self._states)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.entry(next(iter(self._entries)))(*args, **kwargs)
+
+
+class ReferenceModel:
+    """A model run by the numpy interpreter; called like a compiled one. It cannot be saved."""
+
+    def __init__(self, entries: Mapping[str, Any]) -> None:
+        self._entries = dict(entries)
+        self._default = self.session()
+        self.report: dict[str, Any] = {"target": "reference", "entries": {n: {"nodes": len(e.graph.nodes)} for n, e in entries.items()}}
+
+    def session(self) -> ReferenceSession:
+        return ReferenceSession(self._entries)
+
+    def entry(self, name: str) -> ReferenceEntry:
+        return self._default.entry(name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._default(*args, **kwargs)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        raise EffcError("target reference runs in this process only", hint="compile with target='cpu' to save an artifact")
