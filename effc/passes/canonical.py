@@ -290,7 +290,8 @@ def lossless(a: DType, b: DType) -> bool:
     if b.is_int:
         return (b.is_signed or not a.is_signed) and bits <= b.itemsize * 8 - b.is_signed
     # the exponent's range must do as well: f16 ends at 65504
-    return bits <= _BITS[b][0] + 1 and bits < 2 ** (_BITS[b][1] - 1)
+    mantissa, exponent = _BITS[b]
+    return bits <= mantissa + 1 and bits < int(2 ** (exponent - 1))
 
 
 class Convert(Rule):
