@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import enum
 from typing import Any
 
@@ -45,24 +46,24 @@ class DType(enum.Enum):
         return 4 if self is DType.c32 else self.np.itemsize
 
     @property
-    def is_float(self) -> bool:
+    def is_float(self) -> builtins.bool:
         return self in _FLOATS
 
     @property
-    def is_complex(self) -> bool:
+    def is_complex(self) -> builtins.bool:
         return self in (DType.c32, DType.c64, DType.c128)
 
     @property
-    def is_bool(self) -> bool:
+    def is_bool(self) -> builtins.bool:
         return self is DType.bool
 
     @property
-    def is_int(self) -> bool:
+    def is_int(self) -> builtins.bool:
         """Signed or unsigned integer, not bool."""
         return not (self.is_float or self.is_complex or self.is_bool)
 
     @property
-    def is_signed(self) -> bool:
+    def is_signed(self) -> builtins.bool:
         return self.value[0] in "ifbc" and not self.is_bool
 
     @property
