@@ -171,16 +171,9 @@ def write_artifact(path: Path, target: Any, imported: Mapping[str, Any], graphs:
         return placed[index]
 
     def finish(program: dict[str, Any]) -> None:
-        used = _used_values(program)
-        for i, v in enumerate(program["values"]):
-            if v["k"] != "const":
-                continue
-            data = v.pop("data")
-            if i in used:
-                v["seg"], v["offset"] = place(data)
-            else:  # packed instead: nothing reads the dense form
-                v.update(k="temp", shape=[0])
-                v.pop("strides", None)
+        for v in program["values"]:
+            if v["k"] == "const":
+                v["seg"], v["offset"] = place(v.pop("data"))
         for ins in program["code"]:
             for sub in ("then", "else", "cond", "body"):
                 if isinstance(ins.get(sub), dict):
@@ -216,23 +209,6 @@ def write_artifact(path: Path, target: Any, imported: Mapping[str, Any], graphs:
         w.add_file(f"graph/{name}.txt", str(g))
     manifest = {"effc": __version__, "target": target.name, "isa": list(target.isa), "states": states, "entries": entries, "report": dict(report)}
     w.save(path, to_json(manifest))
-
-
-def _used_values(program: Mapping[str, Any]) -> set[int]:
-    used: set[int] = set(program["outputs"]) | {c["value"] for c in program["commits"]}
-    for ins in program["code"]:
-        for key in ("in", "out", "carry", "xs", "consts"):
-            used.update(i for i in ins.get(key, ()) if isinstance(i, int) and i >= 0)
-        if isinstance(ins.get("cond"), int):
-            used.add(ins["cond"])
-    todo = list(used)
-    while todo:
-        v = program["values"][todo.pop()]
-        for key in ("base", "alias"):
-            if key in v and v[key] not in used:
-                used.add(v[key])
-                todo.append(v[key])
-    return used
 
 
 class SavedModel:

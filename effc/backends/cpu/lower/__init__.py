@@ -362,6 +362,9 @@ class Lowering:
             t = n.types[0]
             self.bufs[n[0]] = self.storage(t.dtype, t.shape, "input", i=i)
         for n in self.graph.nodes:
+            if self.parent is None and finish.is_argument(self.graph, n):
+                self.bufs[n[0]] = self.bufs[n.operands[0]]
+                continue
             self.lower_node(n)
         return finish.finish(self)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ....ir import dims
 from ....ir.dims import Dim, SymExpr
-from ....ir.graph import Graph
+from ....ir.graph import Graph, Node
 from ....passes.memory.plan import Interval, plan
 
 if TYPE_CHECKING:
@@ -22,16 +22,66 @@ def finish(cx: Lowering) -> dict[str, Any]:
     commits = _commits(cx)
     if cx.options.inplace:
         _reuse(cx, {c["value"] for c in commits}, commits)
-    return {
-        "symbols": _symbols(cx.graph) if cx.parent is None else [],
-        "values": cx.values,
-        "code": cx.code,
-        "inputs": list(range(len(cx.graph.inputs))),
-        "outputs": outputs,
-        "commits": commits,
-        "checks": [{"lhs": c.lhs, "op": c.op, "rhs": c.rhs, "message": c.message} for c in cx.graph.checks],
-        "arena": _arena(cx, outputs, commits),
-    }
+    arena = _arena(cx, outputs, commits)
+    return compact(
+        {
+            "symbols": _symbols(cx.graph) if cx.parent is None else [],
+            "values": cx.values,
+            "code": cx.code,
+            "inputs": list(range(len(cx.graph.inputs))),
+            "outputs": outputs,
+            "commits": commits,
+            "checks": [{"lhs": c.lhs, "op": c.op, "rhs": c.rhs, "message": c.message} for c in cx.graph.checks],
+            "arena": arena,
+        }
+    )
+
+
+def compact(program: dict[str, Any]) -> dict[str, Any]:
+    """Drops values that nothing refers to (weights that were packed instead, views made on the way) and renumbers the rest."""
+    values = program["values"]
+    used: set[int] = {*program["inputs"], *program["outputs"], *(c["value"] for c in program["commits"])}
+    for ins in program["code"]:
+        used.update(_operands(ins), ins["out"])
+    todo = list(used)
+    while todo:
+        v = values[todo.pop()]
+        for key in ("base", "alias"):
+            if key in v and v[key] not in used:
+                used.add(v[key])
+                todo.append(v[key])
+    # A value comes after what it refers to: outputs made late may be the base of earlier views.
+    order: list[int] = []
+    placed: set[int] = set()
+
+    def place(i: int) -> None:
+        if i in placed:
+            return
+        placed.add(i)
+        for key in ("base", "alias"):
+            if key in values[i]:
+                place(values[i][key])
+        order.append(i)
+
+    for i in sorted(used):
+        place(i)
+    at = {old: new for new, old in enumerate(order)}
+    at[-1] = -1
+    for i in order:
+        for key in ("base", "alias"):
+            if key in values[i]:
+                values[i][key] = at[values[i][key]]
+    for ins in program["code"]:
+        for key in ("in", "out", "carry", "xs", "consts"):
+            if key in ins:
+                ins[key] = [at[i] for i in ins[key]]
+        if isinstance(ins.get("cond"), int):
+            ins["cond"] = at[ins["cond"]]
+    program["values"] = [values[i] for i in order]
+    for key in ("inputs", "outputs"):
+        program[key] = [at[i] for i in program[key]]
+    program["commits"] = [{**c, "value": at[c["value"]]} for c in program["commits"]]
+    return program
 
 
 def _place_outputs(cx: Lowering) -> list[int]:
@@ -88,8 +138,16 @@ def _unbacked(g: Graph) -> set[str]:
 
 
 def value_symbols(g: Graph) -> dict[str, int]:
-    """Symbols given by integer scalar arguments: name -> input index."""
-    return {n.attrs["symbol"]: i for i, n in enumerate(g.inputs) if n.attrs.get("symbol")}
+    """Symbols given by integer scalar arguments (an ``item`` of an input): name -> input index."""
+    index = {n[0]: i for i, n in enumerate(g.inputs)}
+    return {str(n.attrs["value"]): index[n.operands[0]] for n in g.nodes if is_argument(g, n)}
+
+
+def is_argument(g: Graph, n: Node) -> bool:
+    """Whether the node only gives a name to an integer argument's value, so that it is known before the first instruction."""
+    if n.op != "item" or n.operands[0].node not in g.inputs:
+        return False
+    return n.operands[0].type == n.types[0] and str(n.attrs["value"]).isidentifier()
 
 
 def _commits(cx: Lowering) -> list[dict[str, Any]]:
