@@ -144,7 +144,8 @@ def unflatten(tree: Tree, leaves: list[Any]) -> Any:
 def _build(tree: Tree, leaves: Any) -> Any:
     kind = tree["t"]
     if kind == "leaf":
-        return next(leaves)
+        value = next(leaves)
+        return value.item() if "py" in tree else value  # a Python number in the model's own output
     if kind == "none":
         return None
     if kind == "const":

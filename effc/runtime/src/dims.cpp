@@ -16,6 +16,7 @@ DimTable::Op DimTable::op_from_name(const std::string& name) {
 }
 
 int64_t DimTable::apply(Op op, int64_t a, int64_t b) {
+  if (a == kUndefined || b == kUndefined) return kUndefined;
   switch (op) {
     case kAdd: return add(a, b);
     case kSub: return sub(a, b);
@@ -24,7 +25,7 @@ int64_t DimTable::apply(Op op, int64_t a, int64_t b) {
     case kMin: return std::min(a, b);
     default: break;
   }
-  if (b == 0) fail("a size divides by zero");
+  if (b == 0) return kUndefined;
   if (b == -1) return op == kMod ? 0 : sub(0, a);
   int64_t q = a / b, r = a % b;
   bool adjust = r != 0 && ((r < 0) != (b < 0));  // C truncates, sizes floor

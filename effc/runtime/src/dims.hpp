@@ -12,6 +12,8 @@ namespace effc_rt {
 
 using Dim = int32_t;  // index into a DimTable
 constexpr Dim kNoDim = -1;
+// The value of an expression that divides by zero: harmless unless used (as a negative size, it is refused).
+constexpr int64_t kUndefined = INT64_MIN;
 
 class DimTable {
  public:

@@ -392,8 +392,8 @@ void Frame::run(const View* inputs, Target* outputs) {
       slot.ns.fetch_add(now_ns() - start, std::memory_order_relaxed);
       slot.calls.fetch_add(1, std::memory_order_relaxed);
       const int64_t* env = p.has_late ? env_.data() : plan_->env.data();
-      slot.flops.fetch_add(env[p.code[i].flops], std::memory_order_relaxed);
-      slot.bytes.fetch_add(env[p.code[i].bytes], std::memory_order_relaxed);
+      slot.flops.fetch_add(std::max<int64_t>(env[p.code[i].flops], 0), std::memory_order_relaxed);
+      slot.bytes.fetch_add(std::max<int64_t>(env[p.code[i].bytes], 0), std::memory_order_relaxed);
     }
   } else {
     for (size_t i = 0; i < p.code.size(); ++i) step(i);

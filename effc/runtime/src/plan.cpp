@@ -133,7 +133,8 @@ std::shared_ptr<const Plan> Program::make_plan(const std::vector<int64_t>& symbo
   plan->root_offset.assign(values.size(), 0);
   std::vector<int64_t> need(values.size(), 0);  // bytes of each root
   int64_t* pool = plan->pool.data();
-  for (size_t i = 0; i < values.size(); ++i) {
+  for (int id : order) {
+    size_t i = size_t(id);
     const Value& v = values[i];
     Plan::Place& place = plan->values[i];
     int64_t *shape = pool, *strides = pool + v.rank;
@@ -169,7 +170,10 @@ std::shared_ptr<const Plan> Program::make_plan(const std::vector<int64_t>& symbo
     const Instr& c = code[i];
     Plan::Work& work = plan->work[i];
     work.attr = int64_t(plan->attrs.size());
-    for (Dim d : c.attrs) plan->attrs.push_back(env[d]);
+    for (Dim d : c.attrs) {
+      if (env[d] == kUndefined) fail("instruction '%s': a size divides by zero", c.name.c_str());
+      plan->attrs.push_back(env[d]);
+    }
     if (c.late) continue;
     work.scratch = env[c.scratch];
     work.thread_scratch = env[c.thread_scratch];

@@ -81,6 +81,7 @@ struct Program::Reader {
   }
   Dim dim_or(const Json& j, const char* key, int64_t otherwise) {
     const Json* d = j.find(key);
+    if (d && d->type == Json::kFloat) return p.dims.constant(d->f >= 0 && d->f < 9e18 ? int64_t(d->f) : 0);  // flops
     return d && !d->is_null() ? dim(*d) : p.dims.constant(otherwise);
   }
 
@@ -117,7 +118,7 @@ struct Program::Reader {
     }
   }
 
-  void read_value(const Json& j, int id) {
+  void read_value(const Json& j, int id, int64_t n_values) {
     Value v;
     v.dtype = dtype_from_name(j.str("d"));
     v.shape = dims(j, "shape");
@@ -157,15 +158,38 @@ struct Program::Reader {
         if (v.fixed < 0 || v.fixed % 64) bad("an arena offset that is negative or not a multiple of 64");
         p.fixed_offsets = true;
       }
-      if (j.find("alias")) v.base = number(j.at("alias"), 0, id - 1, "an alias");
+      if (j.find("alias")) v.base = number(j.at("alias"), 0, n_values - 1, "an alias");
     } else if (kind == "view") {
       v.kind = Value::kView;
-      v.base = number(j.at("base"), 0, id - 1, "a view's base");
+      v.base = number(j.at("base"), 0, n_values - 1, "a view's base");
       v.offset = dim_or(j, "offset", 0);
       if (!v.has_strides) bad("a view without strides");
     } else {
       bad("unknown kind of value");
     }
+    p.values.push_back(std::move(v));
+  }
+
+  // Orders values so that a view or alias comes after its base, and settles what they inherit from it.
+  void link_values() {
+    std::vector<char> mark(p.values.size(), 0);  // 1: on the path, 2: done
+    std::vector<int> path;
+    for (size_t start = 0; start < p.values.size(); ++start) {
+      for (int v = int(start); v >= 0 && mark[size_t(v)] != 2; v = p.values[size_t(v)].base) {
+        if (mark[size_t(v)] == 1) bad("views that refer to each other");
+        mark[size_t(v)] = 1;
+        path.push_back(v);
+      }
+      for (; !path.empty(); path.pop_back()) {
+        link(path.back());
+        mark[size_t(path.back())] = 2;
+        p.order.push_back(path.back());
+      }
+    }
+  }
+
+  void link(int id) {
+    Value& v = p.values[size_t(id)];
     if (v.base >= 0) {
       const Value& base = p.values[size_t(v.base)];
       v.root = base.root;
@@ -181,7 +205,6 @@ struct Program::Reader {
     mark(v.bytes);
     if (v.dyn && v.root != id) bad("a dyn value that aliases another");
     if (v.kind == Value::kInput && v.late) bad("an input's shape depends on a data-dependent symbol");
-    p.values.push_back(std::move(v));
   }
 
   // Float attributes; infinities and NaN come as words.
@@ -300,7 +323,8 @@ struct Program::Reader {
     const std::vector<Json>& values = j.array("values");
     if (values.size() > (1u << 24)) bad("too many values");
     p.values.reserve(values.size());
-    for (const Json& item : values) read_value(item, int(p.values.size()));
+    for (const Json& item : values) read_value(item, int(p.values.size()), int64_t(values.size()));
+    link_values();
     p.inputs = value_ids(j, "inputs", -1);
     p.outputs = value_ids(j, "outputs");
     for (size_t i = 0; i < p.inputs.size(); ++i)

@@ -135,6 +135,7 @@ struct Program {
   std::vector<std::string> symbol_names;
   DimTable dims;
   std::vector<Value> values;
+  std::vector<int> order;  // of values: bases before their views
   std::vector<Instr> code;
   std::vector<int> inputs, outputs;  // value ids; an unused input is -1
   std::vector<std::string> input_names;
