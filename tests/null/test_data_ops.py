@@ -36,10 +36,10 @@ def graph_of(name: str, sample: Sample, transposed: bool, symbolic: bool) -> tup
             operands.append(None)
             continue
         back = tuple(range(x.ndim))[::-1]
-        data = np.ascontiguousarray(x.transpose(back)) if transposed else x
+        data = np.ascontiguousarray(x.transpose(back)) if transposed and x.ndim > 1 else x
         shape = [b.symbol(f"s{n}") if symbolic and n > 1 else n for n in data.shape]
         v = b.input(f"x{i}", TensorType(DType.from_np(x.dtype), tuple(shape)))
-        operands.append(b.op("permute", v, dims=back) if transposed else v)
+        operands.append(b.op("permute", v, dims=back) if transposed and x.ndim > 1 else v)
         arrays.append(data)
     b.symbol("u0")
     out = b.op(name, *operands, **sample.attrs)

@@ -72,7 +72,8 @@ def _sort_samples(rng: np.random.Generator) -> Iterator[Sample]:
 op(
     "sort", "x", {"dim": int, "descending": (bool, False), "stable": (bool, True)}, infer=_sort, category="sort", cost=sort_cost,
     numpy=lambda x, *, dim, descending, stable: _pick(x, order(_plain(x), dim, descending), dim), samples=_sort_samples,
-    doc="Values and indices in order along dim. Always stable; `stable` is what the user asked for.",
+    doc="Values and indices in order along dim. Without `stable` the indices of equal elements may come in any order (the CPU "
+    "backend gives PyTorch's); the reference is always stable.",
 )
 
 
@@ -208,10 +209,11 @@ def _mode_np(x: Array, *, dim: int, keepdim: bool) -> tuple[Array, Array]:
 op(
     "mode", "x", {"dim": int, "keepdim": (bool, False)}, infer=_mode, numpy=_mode_np, category="sort", cost=sort_cost,
     samples=lambda rng: (
-        Sample((random_array(rng, s, dt),), {"dim": d, "keepdim": keep})
-        for dt in (np.int64, np.int32, np.bool_, np.float32)
-        for s, d in _NONEMPTY
+        Sample((random_array(rng, s, dt) if s[d] <= 16 else distinct(rng, s, dt),), {"dim": d, "keepdim": keep})
+        for dt in (np.int64, np.int32, np.float64, np.float32)
+        for s, d in (*_NONEMPTY, ((6, 16), 1), ((9, 20), 0))
         for keep in (False, True)
     ),
-    doc="The most frequent value (the smallest of several) and its last index. NaNs are distinct.",
+    doc="The most frequent value (the smallest of several) and an index of it, the last one in lines of up to 16 elements. NaNs "
+    "are distinct.",
 )

@@ -1,0 +1,115 @@
+"""Sorting and selection against PyTorch, ties and NaN included: values and indices must be PyTorch's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from effc.backends.cpu.target import parse
+from effc.ir.dtypes import DType
+from effc.ir.graph import Builder
+from effc.ir.types import TensorType
+from kernel_harness import available_isas
+from program_runner import Compiled
+
+torch = pytest.importorskip("torch")
+
+DTYPES = {
+    "f32": torch.float32, "f64": torch.float64, "f16": torch.float16, "bf16": torch.bfloat16, "i64": torch.int64,
+    "i32": torch.int32, "i16": torch.int16, "i8": torch.int8, "u8": torch.uint8, "bool": torch.bool,
+}  # fmt: skip
+CPUS = [f"cpu:x86-64-{isa}" for isa in available_isas()]
+
+
+def tied(seed: int, shape: tuple[int, ...], dtype: str, nan: bool = False) -> Any:
+    """Few distinct values; NaN, infinities and negative zeros on demand."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randint(-9, 10, shape, generator=g)
+    if dtype == "u8":
+        x = x.abs()
+    y = x.to(DTYPES[dtype]) if dtype != "bool" else x > 0
+    if nan and y.dtype.is_floating_point:
+        for value, share in ((float("nan"), 0.08), (float("inf"), 0.05), (-0.0, 0.05)):
+            y = torch.where(torch.rand(shape, generator=g) < share, torch.tensor(value, dtype=y.dtype), y)
+    return y
+
+
+def to_numpy(x: Any, dtype: str) -> np.ndarray[Any, Any]:
+    if dtype == "bf16":
+        return x.view(torch.int16).numpy().view(DType.bf16.np)
+    return x.numpy()
+
+
+def run(cpu: str, name: str, x: Any, dtype: str, **attrs: Any) -> list[Any]:
+    b = Builder()
+    data = to_numpy(x.contiguous(), dtype)
+    b.symbol("u0")
+    out = b.op(name, b.input("x", TensorType(DType(dtype), data.shape)), **attrs)
+    return Compiled(b.graph(out), parse(cpu)).run([data])
+
+
+def same(got: list[Any], want: Any, dtype: str) -> None:
+    for a, w in zip(got, want, strict=True):
+        b = to_numpy(w.contiguous(), dtype if w.dtype == DTYPES[dtype] else "i64")
+        assert a.shape == b.shape and a.dtype == b.dtype
+        wide = (lambda z: z.astype(np.float64)) if a.dtype.kind in "fV" else (lambda z: z)
+        assert np.array_equal(wide(a), wide(b), equal_nan=a.dtype.kind in "fV")
+
+
+SHAPES = [((7,), 0), ((16, 3), 0), ((17, 4), 0), ((3, 40), 1), ((2, 300, 2), 1), ((1500,), 0), ((5, 1), 1)]
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sort(cpu: str, dtype: str) -> None:
+    for k, (shape, dim) in enumerate(SHAPES):
+        for descending in (False, True):
+            for stable in (False, True):
+                x = tied(k, shape, dtype, nan=True)
+                want = torch.sort(x, dim=dim, descending=descending, stable=stable)
+                same(run(cpu, "sort", x, dtype, dim=dim, descending=descending, stable=stable), want, dtype)
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize("dtype", [d for d in DTYPES if d != "bool"])
+def test_selection(cpu: str, dtype: str) -> None:
+    for seed, (shape, dim) in enumerate(SHAPES):
+        n = shape[dim]
+        x = tied(seed, shape, dtype, nan=True)
+        for k in {1, 2, n // 2, n} - {0}:
+            if k > n:
+                continue
+            for largest in (False, True):
+                want = torch.topk(x, k, dim, largest=largest)
+                same(run(cpu, "topk", x, dtype, k=k, dim=dim, largest=largest), want, dtype)
+            want = torch.kthvalue(x, k, dim)
+            same(run(cpu, "kthvalue", x, dtype, k=k, dim=dim), want, dtype)
+        for keep in (False, True):
+            same(run(cpu, "median", x, dtype, dim=dim, keepdim=keep), torch.median(x, dim, keep), dtype)
+            same(run(cpu, "median", x, dtype, dim=dim, keepdim=keep, ignore_nan=True), torch.nanmedian(x, dim, keep), dtype)
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mode_and_unique(cpu: str, dtype: str) -> None:
+    import effc.ir.dims as dims
+
+    for seed, (shape, dim) in enumerate(SHAPES):
+        x = tied(seed, shape, dtype)
+        same(run(cpu, "mode", x, dtype, dim=dim), torch.mode(x, dim), dtype)
+        size = dims.symbol("u0")
+        for name, want in (
+            ("unique", torch.unique(x, return_inverse=True, return_counts=True)),
+            ("unique_consecutive", torch.unique_consecutive(x, return_inverse=True, return_counts=True)),
+        ):
+            same(run(cpu, name, x, dtype, size=size), want, dtype)
+        for consecutive, f in ((False, torch.unique), (True, torch.unique_consecutive)):
+            want = f(x, return_inverse=True, return_counts=True, dim=dim)
+            same(run(cpu, "unique_dim", x, dtype, dim=dim, consecutive=consecutive, size=size), want, dtype)
+    if DTYPES[dtype].is_floating_point:
+        x = tied(5, (60,), dtype, nan=True)
+        got = run(cpu, "unique", x, dtype, size=dims.symbol("u0"))
+        want = torch.unique(x, return_inverse=True, return_counts=True)
+        assert got[0].shape == tuple(want[0].shape) and np.array_equal(got[2], want[2].numpy())
