@@ -55,10 +55,10 @@ def samples(op: OpDef, seed: int = 0) -> list[Sample]:
     return list(op.samples(np.random.default_rng(seed))) if op.samples else []
 
 
-def _rename(value: Any, suffix: int, b: Builder) -> Any:
+def _rename(value: Any, suffix: int, b: Builder, lo: int) -> Any:
     """A sample's data-dependent symbol (u0) made the group's own."""
     if isinstance(value, D.SymExpr) and str(value).isidentifier():
-        return b.symbol(f"{value}_{suffix}", 0, None)
+        return b.symbol(f"{value}_{suffix}", lo, None)
     return value
 
 
@@ -86,7 +86,7 @@ def build(cases: Sequence[tuple[OpDef, Sample]], dynamic: bool = False) -> Group
             operands.append(b.input(f"x{k}_{len(case.inputs)}", TensorType(DType.from_np(a.dtype), shape)))
             case.inputs.append(len(arrays))
             arrays.append(a)
-        attrs = {name: _rename(v, k, b) for name, v in sample.attrs.items()}
+        attrs = {name: _rename(v, k, b, -(1 << 62) if op.name == "item" else 0) for name, v in sample.attrs.items()}
         node = b.node(op.name, operands, attrs)
         start = len(out_values)
         out_values += node.values

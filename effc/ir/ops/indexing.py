@@ -589,13 +589,14 @@ def _histc(x: TensorType, *, bins: int, lo: float, hi: float) -> TensorType:
 
 
 def _histc_np(x: Array, *, bins: int, lo: float, hi: float) -> Array:
-    flat = x.reshape(-1)
+    flat, t = x.reshape(-1), x.dtype.type
+    low, high = t(lo), t(hi)
     if lo == hi and flat.size:
-        lo, hi = float(flat.min()), float(flat.max())
-    if lo == hi:
-        lo, hi = lo - 1, hi + 1
-    inside = flat[(flat >= lo) & (flat <= hi)]
-    place = ((inside - x.dtype.type(lo)) * x.dtype.type(bins) / x.dtype.type(hi - lo)).astype(np.int64)
+        low, high = flat.min(), flat.max()
+    if low == high:
+        low, high = low - t(1), high + t(1)
+    inside = flat[(flat >= low) & (flat <= high)]
+    place = ((inside - low) * t(bins) / (high - low)).astype(np.int64)
     return np.bincount(np.minimum(place, bins - 1), minlength=bins).astype(x.dtype)
 
 
