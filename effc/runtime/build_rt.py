@@ -54,11 +54,12 @@ def compiler() -> list[str]:
 
 
 def content_hash(extra: Sequence[str] = ()) -> str:
-    """A hash of everything that decides the library: sources, headers, flags, compiler command."""
+    """A hash of everything that decides the library: sources, headers, flags. Not of the compiler's name, which may differ
+    between the machine that built a wheel and the one that runs it."""
     h = hashlib.sha256()
     for path in sorted((*sources(), *(ROOT / "src").glob("*.hpp"), *include_dir().glob("*.h"))):
         h.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    h.update("\0".join((*FLAGS, *extra, os.environ.get("CXX", ""))).encode())
+    h.update("\0".join((*FLAGS, *extra)).encode())
     return h.hexdigest()[:20]
 
 
@@ -117,3 +118,13 @@ def library() -> Path:
             if not (target / NAME).exists():
                 build(target)
     return target / NAME
+
+
+def main() -> None:
+    """Prints what a C program needs: the folders of effc.h and of libeffc_rt.so."""
+    print(f"include {include_dir()}")
+    print(f"lib {library().parent}")
+
+
+if __name__ == "__main__":
+    main()

@@ -360,7 +360,7 @@ def _from_torch(io: Io, t: Any, back: list[tuple[Any, Any]]) -> tuple[int, int, 
     strides = held.stride()
     if io.written:
         _refuse_overlap(io, shape, strides)
-    return held.data_ptr(), code, shape, strides, t
+    return held.data_ptr(), code, shape, strides, held
 
 
 def _refuse_overlap(io: Io, shape: Any, strides: Any) -> None:
