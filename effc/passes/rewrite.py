@@ -34,6 +34,16 @@ def const(v: Value | None) -> Array | None:
     return v.node.attrs["data"] if v is not None and v.node.op == "constant" else None
 
 
+def known(v: Value) -> Array | None:
+    """The array of a constant seen through reshape and permute, else None."""
+    if v.node.op in ("reshape", "permute"):
+        a = known(v.node.operands[0])
+        if a is None or not v.type.is_static:
+            return None
+        return a.transpose(v.node.attrs["dims"]) if v.node.op == "permute" else a.reshape(v.type.evaluate({}))
+    return const(v)
+
+
 def uniform(v: Value | None, limit: int = 1 << 16) -> Any:
     """The numpy scalar that every element of ``v`` equals (bit for bit), or None when that is not known."""
     while (

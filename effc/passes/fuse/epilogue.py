@@ -1,0 +1,141 @@
+"""Contractions take the elementwise ops that follow them as an epilogue: ``matmul`` -> ``matmul_fused``, ``conv`` -> ``conv_fused``.
+
+The epilogue is the largest set of elementwise nodes that (with the contraction) has one result and no user of anything else in it:
+then no operand from outside can depend on the contraction, and the fused node can stand where the last of them stood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from ...ir.dtypes import DType
+from ...ir.graph import Builder, Graph, Node, Value
+from ...ir.op import OPS, get
+from ..manager import Pass, PassReport, in_subgraphs
+from .kinds import is_map, is_scalar
+from .regions import body_of, fits_in
+
+FUSED = {"matmul": "matmul_fused", "conv": "conv_fused", "conv_transpose": "conv_fused"}
+
+
+@dataclass(frozen=True)
+class FuseEpilogues(Pass):
+    """Forms epilogues. Limits: extra operands and nodes of one."""
+
+    name: ClassVar[str] = "fuse_epilogues"
+    max_extras: int = 8
+    max_nodes: int = 32
+
+    def apply(self, graph: Graph, report: PassReport) -> Graph:
+        return self.one(in_subgraphs(graph, lambda g: self.one(g, report)), report)
+
+    def one(self, graph: Graph, report: PassReport) -> Graph:
+        get("add")
+        uses = graph.uses()
+        position = {id(n): i for i, n in enumerate(graph.nodes)}
+        taken: set[int] = set()
+        plan: dict[int, tuple[Node, list[Node]]] = {}  # by the last node: contraction, its epilogue in order
+        for n in graph.nodes:
+            if n.op not in FUSED or FUSED[n.op] not in OPS:
+                continue
+            if n.types[0].dtype.compute not in (DType.f32, DType.f64):
+                report.decline(self.name, f"no epilogues on {n.types[0].dtype} contractions", n)
+                continue
+            chain, reason = self.chain(n, uses, position, taken)
+            if chain:
+                plan[id(chain[-1])] = (n, chain)
+                taken.update(id(m) for m in chain)
+                taken.add(id(n))
+            elif reason:
+                report.decline(self.name, reason, n)
+        if not plan:
+            return graph
+        skip = {id(m) for n, chain in plan.values() for m in (n, *chain[:-1])}
+        b = Builder(graph.symbols)
+        env: dict[Value, Value] = {i[0]: i[0] for i in graph.inputs}
+        for n in graph.nodes:
+            if id(n) in skip:
+                continue
+            if id(n) in plan:
+                env[n[0]] = self.fused(b, *plan[id(n)], env)
+                report.count(f"{self.name}.{plan[id(n)][0].op}")
+                report.count(f"{self.name}.nodes", len(plan[id(n)][1]))
+                continue
+            ins = tuple(None if v is None else env[v] for v in n.inputs)
+            kept = n if ins == n.inputs else replace(n, inputs=ins)
+            b.nodes.append(kept)
+            env.update(zip(n.values, kept.values, strict=True))
+        return replace(
+            graph, nodes=tuple(b.nodes), outputs=tuple(env[v] for v in graph.outputs),
+            commits=tuple(replace(c, value=env[c.value]) for c in graph.commits),
+        ).without_dead()  # fmt: skip
+
+    def chain(
+        self, n: Node, uses: Mapping[Value, list[Node | None]], position: Mapping[int, int], taken: set[int]
+    ) -> tuple[list[Node], str | None]:
+        """The epilogue of ``n`` in topological order, empty with a reason where there is none."""
+        shape = n.types[0].shape
+        after: dict[int, Node] = {}
+        todo = [n]
+        reason: str | None = None
+        while todo and len(after) < 4 * self.max_nodes:
+            for u in uses.get(todo.pop()[0], []):
+                if u is None or id(u) in after or id(u) in taken:
+                    continue
+                if not is_map(u) or get(u.op).level != "core":
+                    reason = f"its user {u.op} is not elementwise"
+                elif u.types[0].shape != shape:
+                    reason = "its user has another shape"
+                else:
+                    after[id(u)] = u
+                    todo.append(u)
+        for last in sorted(after.values(), key=lambda m: -position[id(m)]):
+            inside = _between(n, last, after)
+            chain = sorted(inside.values(), key=lambda m: position[id(m)])
+            if any(u is None or (id(u) not in inside) for m in (n, *chain[:-1]) for u in uses[m[0]]):
+                reason = "a value between it and the end is used elsewhere"
+                continue
+            if len(chain) > self.max_nodes:
+                reason = "the epilogue would have too many nodes"
+                continue
+            extras = _extras(n, chain)
+            if len(extras) > self.max_extras:
+                reason = "the epilogue would have too many operands"
+                continue
+            if not all(fits_in(v.shape, shape) for v in extras):
+                reason = "an operand does not broadcast to the result"
+                continue
+            return chain, None
+        return [], reason
+
+    def fused(self, b: Builder, n: Node, chain: Sequence[Node], env: Mapping[Value, Value]) -> Value:
+        extras = _extras(n, chain)
+        body = body_of(chain, [n[0], *extras], [chain[-1][0]], ["acc"])
+        attrs: dict[str, Any] = {**n.attrs, "body": body}
+        loc = n.loc or chain[-1].loc
+        made = b.node(FUSED[n.op], [*(env[v] for v in n.operands), *(env[v] for v in extras)], attrs, loc, n.name)
+        return made[0]
+
+
+def _between(n: Node, last: Node, after: Mapping[int, Node]) -> dict[int, Node]:
+    """The nodes on paths from ``n`` to ``last``, ``last`` included and ``n`` not."""
+    out = {id(last): last}
+    todo = [last]
+    while todo:
+        for v in todo.pop().operands:
+            if id(v.node) in after and id(v.node) not in out:
+                out[id(v.node)] = v.node
+                todo.append(v.node)
+    return out
+
+
+def _extras(n: Node, chain: Sequence[Node]) -> list[Value]:
+    inside = {id(n), *(id(m) for m in chain)}
+    out: dict[Value, None] = {}
+    for m in chain:
+        for v in m.operands:
+            if id(v.node) not in inside and not is_scalar(v):
+                out[v] = None
+    return list(out)
