@@ -170,13 +170,13 @@ def map_kernel(gen: Generated, body: Graph, patterns: Sequence[int], acc: DType 
         text += (
             '\nextern "C" EFFC_EXPORT void @(const effc_call* c, int64_t b0, int64_t b1, int64_t m0, int64_t m1, int64_t n0, int64_t n1, '
             "const void* acc, int64_t ld) {\n"
-            f"  using namespace effc;\n  run_epilogue(c, b0, b1, m0, m1, n0, n1, acc, ld, sizeof({STORAGE[acc or DType.f32]}), c->attr + c->n_attr - {len(e.dv)}, @_::inner<{fast}>, "
+            f"  using namespace effc;\n  run_epilogue<{len(ops)}>(c, b0, b1, m0, m1, n0, n1, acc, ld, sizeof({STORAGE[acc or DType.f32]}), c->attr + c->n_attr - {len(e.dv)}, @_::inner<{fast}>, "
             f"@_pattern, @_::inner<{slow}>);\n}}\n"
         )
         return gen.add("epi", text), e.dv
     text += (
         '\nextern "C" EFFC_EXPORT int32_t @(const effc_call* c) {\n'
-        f"  using namespace effc;\n  return run_map(c, @_::inner<{fast}>, @_pattern, @_::inner<{slow}>);\n}}\n"
+        f"  using namespace effc;\n  return run_map<{len(ops)}>(c, @_::inner<{fast}>, @_pattern, @_::inner<{slow}>);\n}}\n"
     )
     return gen.add("map", text), e.dv
 
@@ -220,6 +220,9 @@ def stage(body: Graph, dims: tuple[int, ...], shape: Sequence[Dim]) -> Staging:
             out.full[v] = False
         else:
             out.stage[v] = before
+            if not n.operands:  # a scalar of the body
+                out.full[v] = False
+                continue
             # A reduced-shape value that needs no reduction is cheap: loops compute it where they need it.
             out.full[v] = before == 0 or any(out.full[x] for x in n.operands)
     return out
@@ -279,7 +282,7 @@ def rows_kernel(gen: Generated, body: Graph, dims: tuple[int, ...], shape: Seque
             "namespace {",
             f"struct @_ {{  // over {'columns' if columns else 'rows'}: {describe(body)}",
             *state,
-            f"  static constexpr int stages = {stages}, caches = {len(cached)};",
+            f"  static constexpr int stages = {stages}, caches = {len(cached)}, ops = {n_in + len(body.outputs)};",
             f"  static int8_t pattern(int k) {{ constexpr int8_t v[] = {{{', '.join(map(str, patterns))}}}; return v[k]; }}",
             f"  static int64_t cache_item(int k) {{ constexpr int64_t v[] = {{{items}}}; return v[k]; }}",
             *loops,
@@ -438,34 +441,51 @@ def _loop(k: int, body: Graph, e: Emitter, st: Staging, reds: list[Node], stores
             operands.append(f"    const auto q{at} = Operand<{STORAGE[v.dtype]}, 1>::make(p[{at}], 1);")
         if v in fills:
             lines.append(f"      q{at}.store(i, {names[v]});")
-    clauses: list[str] = []
-    after: list[str] = []
-    plain = True
-    for n in reds:
-        a = accs[n[0]]
-        x = names[n.operands[0]]
-        if columns:
-            lines.append(f"      st.{a}[i] = {_combine(n, f'st.{a}[i]', x)};")
-            continue
-        outer.append(f"    {_part(n)} {a} = st.{a}[0];")
-        lines.append(f"      {a} = {_combine(n, a, x)};")
-        after.append(f"    st.{a}[0] = {a};")
-        kind, dt = n.attrs["kind"], n.types[0].dtype
-        if dt.is_complex:
-            plain = False
-        elif dt.is_int and kind in ("sum", "prod"):
-            plain = False  # unsigned wraparound inside op::add: let the vectoriser find it
-        else:
-            name = {"sum": "+", "prod": "*", "max": "nanmax", "min": "nanmin", "any": "|", "all": "&"}[kind]
-            clauses.append(f"reduction({name} : {a})")
-    pragma = "#pragma GCC ivdep" if columns or not reds or not plain else "#pragma omp simd " + " ".join(clauses)
-    if not columns and reds and not plain:
-        pragma = ""
+    plain = all(not n.types[0].dtype.is_complex and not (n.types[0].dtype.is_int and n.attrs["kind"] in ("sum", "prod")) for n in reds)
     e.names = saved
+    open_, close = [*head, *(f"    {c}" for c in consts), *operands], ["  }"]
+    if columns or not reds:
+        for n in reds:
+            a = f"st.{accs[n[0]]}[i]"
+            lines.append(f"      {a} = {_combine(n, a, names[n.operands[0]])};")
+        return "\n".join([*open_, *outer, "#pragma GCC ivdep", "    for (int64_t i = 0; i < n; ++i) {", *lines, "    }", *close])
+    # Rows: cheap bodies are run on four strips of the row at once, so that sums do not wait for each other's latency.
+    strips = 4 if plain and not any(n.op in DEAR for n in order) else 1
+    args, first, rest, folds, stores_back = [], [], [], [], []
+    clauses: dict[str, list[str]] = {}
+    for n in reds:
+        a, t = accs[n[0]], _part(n)
+        args.append(f"{t}& {a}")
+        lines.append(f"      {a} = {_combine(n, a, names[n.operands[0]])};")
+        first.append(f"    {t} {a}_0 = st.{a}[0];")
+        rest += [f"    {t} {a}_{k} = {_identity(n, t)};" for k in range(1, strips)]
+        folds += [f"    {a}_0 = {_combine(n, f'{a}_0', f'{a}_{k}')};" for k in range(1, strips)]
+        stores_back.append(f"    st.{a}[0] = {a}_0;")
+        clauses.setdefault(_CLAUSE[n.attrs["kind"]], []).append(a)
+
+    def pragma(count: int) -> list[str]:
+        # Integer sums wrap inside op::add, complex ones are structs: the vectoriser finds what it can by itself.
+        if not plain:
+            return []
+        return ["#pragma omp simd " + " ".join(f"reduction({c} : {', '.join(f'{a}_{k}' for a in names_ for k in range(count))})" for c, names_ in clauses.items())]
+
+    step = [f"    auto step = [&](int64_t i, {', '.join(args)}) __attribute__((always_inline)) {{", *(f"  {line}" for line in lines), "    };"]
+
+    def call(k: int) -> str:
+        return f"step(i{f' + {k} * q' if k else ''}, {', '.join(f'{accs[n[0]]}_{k}' for n in reds)});"
+
+    wide: list[str] = []
+    start = "0"
+    if strips > 1:
+        start = "4 * q"
+        wide = ["    const int64_t q = n / 64 * 16;", *rest, *pragma(strips), "    for (int64_t i = 0; i < q; ++i) {",
+                *(f"      {call(k)}" for k in range(strips)), "    }", *folds]  # fmt: skip
     return "\n".join(
-        [*head, *(f"    {c}" for c in consts), *operands, *outer, *([pragma] if pragma else []), "    for (int64_t i = 0; i < n; ++i) {", *lines,
-         "    }", *after, "  }"]
-    )  # fmt: skip
+        [*open_, *outer, *step, *first, *wide, *pragma(1), f"    for (int64_t i = {start}; i < n; ++i) {call(0)}", *stores_back, *close]
+    )
+
+
+_CLAUSE = {"sum": "+", "prod": "*", "max": "nanmax", "min": "nanmin", "any": "|", "all": "&"}
 
 
 def _around(k: int, body: Graph, e: Emitter, st: Staging, reds: list[Node], reduced_nodes: list[Node], inputs: dict[Value, int],

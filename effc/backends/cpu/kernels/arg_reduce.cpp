@@ -16,8 +16,8 @@ template <class T>
 void arg_task(void* arg, int64_t begin, int64_t end, int32_t) {
   const ArgTask& t = *(const ArgTask*)arg;
   using C = compute_t<T>;
-  Cursor cur;
-  cur.seek(&t.nest, 2, t.nest.rank, begin);
+  Cursor<2> cur;
+  cur.seek(&t.nest, t.nest.rank, begin);
   for (int64_t u = begin; u < end; ++u, cur.next()) {
     const T* x = (const T*)((const char*)t.c->in[0].data + cur.offset[0]);
     C best = to_compute(x[0]);

@@ -78,14 +78,16 @@ struct Nest {
 };
 
 /* Position in the outer dims of a nest (all but the last `skip`), with the operands' byte offsets there. */
+template <int OPS>
 struct Cursor {
+  static constexpr int ops = OPS;
   const Nest* nest;
-  int ops, rank;
+  int rank;
   int64_t at[EFFC_MAX_RANK];
-  int64_t offset[MAX_OPERANDS];
+  int64_t offset[OPS];
 
-  void seek(const Nest* n, int operands, int outer, int64_t linear) {
-    nest = n, ops = operands, rank = outer;
+  void seek(const Nest* n, int outer, int64_t linear) {
+    nest = n, rank = outer;
     for (int k = 0; k < ops; ++k) offset[k] = 0;
     for (int d = rank - 1; d >= 0; --d) {
       at[d] = linear % n->size[d];
@@ -129,10 +131,11 @@ inline bool matches(const int64_t* bytes, const int64_t* items, const int8_t* pa
 
 /* ---- map: every result element depends on the operands' elements at the same place ---- */
 
+template <int OPS>
 struct MapTask {
   const effc_call* c;
   Nest nest;
-  int ops;
+  static constexpr int ops = OPS;
   char* base[MAX_OPERANDS];
   int64_t stride[MAX_OPERANDS]; /* of the inner loop, in elements */
   int64_t step[MAX_OPERANDS];   /* the same in bytes */
@@ -143,8 +146,8 @@ struct MapTask {
   static void run(void* arg, int64_t begin, int64_t end, int32_t) {
     const MapTask& t = *(const MapTask*)arg;
     int outer = t.nest.rank > 0 ? t.nest.rank - 1 : 0;
-    Cursor cur;
-    cur.seek(&t.nest, t.ops, outer, begin / t.blocks);
+    Cursor<OPS> cur;
+    cur.seek(&t.nest, outer, begin / t.blocks);
     int64_t block = begin % t.blocks;
     char* p[MAX_OPERANDS];
     for (int64_t u = begin; u < end; ++u) {
@@ -161,10 +164,10 @@ struct MapTask {
 
 /* Operands: all inputs, then all outputs; every one described on the common shape call->out[0]->shape. `fast` is used where the
  * innermost strides are `pattern`. */
-inline int32_t run_map(const effc_call* c, inner_fn fast, const int8_t* pattern, inner_fn any) {
-  MapTask t;
+template <int OPS>
+int32_t run_map(const effc_call* c, inner_fn fast, const int8_t* pattern, inner_fn any) {
+  MapTask<OPS> t;
   t.c = c;
-  t.ops = c->n_in + c->n_out;
   t.dv = c->attr;
   const effc_tensor& lead = c->out[0];
   int order[EFFC_MAX_RANK];
@@ -193,21 +196,23 @@ inline int32_t run_map(const effc_call* c, inner_fn fast, const int8_t* pattern,
   int64_t per = t.n < BLOCK ? t.n : BLOCK;
   int64_t grain = (2 * BLOCK + per - 1) / per;
   if (units <= grain)
-    MapTask::run(&t, 0, units, 0);
+    MapTask<OPS>::run(&t, 0, units, 0);
   else
-    c->api->parallel_for(c->run, units, grain, MapTask::run, &t);
+    c->api->parallel_for(c->run, units, grain, MapTask<OPS>::run, &t);
   return 0;
 }
 
 /* ---- epilogue: a map over a tile of accumulators; operand 0 is the tile. dv: the last attributes of the call ---- */
 
-inline void run_epilogue(const effc_call* c, int64_t b0, int64_t b1, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
+template <int OPS>
+void run_epilogue(const effc_call* c, int64_t b0, int64_t b1, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
                          const void* acc, int64_t ld, int64_t acc_size, const int64_t* dv, inner_fn fast,
                          const int8_t* pattern, inner_fn any) {
   char* p[MAX_OPERANDS];
   int64_t row[MAX_OPERANDS], s[MAX_OPERANDS];
   bool match = true;
-  int extras = c->n_in - c->n_own, ops = 1 + extras + c->n_out;
+  const int extras = c->n_in - c->n_own;
+  constexpr int ops = OPS;
   p[0] = (char*)acc, row[0] = ld * acc_size, s[0] = 1;
   for (int k = 1; k < ops; ++k) {
     const effc_tensor& x = k <= extras ? c->in[c->n_own + k - 1] : c->out[k - 1 - extras];
@@ -261,36 +266,36 @@ struct Rows {
     int red_outer = !t.columns && t.red.rank > 0 ? t.red.rank - 1 : t.red.rank;
     int64_t red_count = 1;
     for (int d = 0; d < red_outer; ++d) red_count *= t.red.size[d];
-    int all = t.ops + t.caches;
+    constexpr int ops = K::ops, all = ops + K::caches;
     char* cache = t.c->thread_scratch + worker * t.c->thread_scratch_bytes;
-    int64_t cache_bytes = t.caches ? t.c->thread_scratch_bytes / t.caches : 0;
-    Cursor cur, rc;
-    cur.seek(&t.kept, t.ops, kept_outer, begin / t.blocks);
+    int64_t cache_bytes = K::caches ? t.c->thread_scratch_bytes / K::caches : 0;
+    Cursor<K::ops> cur, rc;
+    cur.seek(&t.kept, kept_outer, begin / t.blocks);
     int64_t block = begin % t.blocks;
     char* kp[MAX_OPERANDS];
     char* p[MAX_OPERANDS];
     for (int64_t u = begin; u < end; ++u) {
       int64_t lanes = 1;
-      for (int k = 0; k < t.ops; ++k) kp[k] = t.base[k] + cur.offset[k];
+      for (int k = 0; k < ops; ++k) kp[k] = t.base[k] + cur.offset[k];
       if (t.columns) {
         int64_t i0 = block * LANES;
         lanes = t.n_kept - i0 < LANES ? t.n_kept - i0 : LANES;
-        for (int k = 0; k < t.ops; ++k) kp[k] += i0 * t.kept_step[k];
+        for (int k = 0; k < ops; ++k) kp[k] += i0 * t.kept_step[k];
       }
       for (int stage = 0; stage < K::stages; ++stage) {
         K::begin(stage, state, lanes);
-        rc.seek(&t.red, t.ops, red_outer, 0);
+        rc.seek(&t.red, red_outer, 0);
         for (int64_t r = 0; r < red_count; ++r) {
-          for (int k = 0; k < t.ops; ++k) p[k] = kp[k] + rc.offset[k];
+          for (int k = 0; k < ops; ++k) p[k] = kp[k] + rc.offset[k];
           if (t.columns) {
-            for (int k = t.ops; k < all; ++k) p[k] = cache + (k - t.ops) * cache_bytes + r * LANES * t.items[k];
+            for (int k = ops; k < all; ++k) p[k] = cache + (k - ops) * cache_bytes + r * LANES * t.items[k];
             if (t.fast)
               K::template columns<true>(stage, lanes, p, t.kept_stride, state, t.dv);
             else
               K::template columns<false>(stage, lanes, p, t.kept_stride, state, t.dv);
             if ((r & 255) == 255) K::flush(stage, state, lanes);
           } else {
-            for (int k = t.ops; k < all; ++k) p[k] = cache + (k - t.ops) * cache_bytes + r * t.n_red * t.items[k];
+            for (int k = ops; k < all; ++k) p[k] = cache + (k - ops) * cache_bytes + r * t.n_red * t.items[k];
             for (int64_t i0 = 0; i0 < t.n_red; i0 += CHUNK) {
               int64_t n = t.n_red - i0 < CHUNK ? t.n_red - i0 : CHUNK;
               if (t.fast)
