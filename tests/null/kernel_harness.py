@@ -7,6 +7,7 @@ Arrays may have any strides (that is how views are tested); an output passed as 
 kernel. ``mode`` chooses how parallel_for runs: "serial", "reverse" (chunks last to first, cycling worker numbers) or
 "threads". Scratch is filled with garbage, sized exactly and guarded. A nonzero status raises ``KernelError``.
 """
+
 from __future__ import annotations
 
 import ctypes

@@ -87,12 +87,10 @@ void micro(const Tile* t) {
       EFFC_UNROLL_ALL
       for (int j = 0; j < NV; ++j) acc[i][j] = V{};
   }
-  /* Rows are addressed as p0..p3 + {0,1,2} * lda: few registers, and no induction variable per row. */
+  /* Rows are addressed as p0, p1 + {0,1,2} * lda: few registers, and no induction variable per row. */
   int64_t lda = t->lda;
   const char* p0 = (const char*)t->a;
   const char* p1 = p0 + 3 * lda;
-  const char* p2 = p1 + 3 * lda;
-  const char* p3 = p2 + 3 * lda;
   const TB* b = (const TB*)t->b;
   const int64_t ldb = t->ldb, panel_stride = t->panel_stride;
   const char* next = t->next;
@@ -105,12 +103,12 @@ void micro(const Tile* t) {
       for (int j = 0; j < NV; ++j) x[j] = load_wide(b + j * L);
     } else {
       EFFC_UNROLL_ALL
-      for (int i = 0; i < MR; ++i) y[i] = splat(*(const T*)((i < 3 ? p0 : i < 6 ? p1 : i < 9 ? p2 : p3) + (i % 3) * lda + o * (int)sizeof(T)));
+      for (int i = 0; i < MR; ++i) y[i] = splat(*(const T*)((i < 3 ? p0 : p1) + (i % 3) * lda + o * (int)sizeof(T)));
     }
     if constexpr (NV <= kNV) {
       EFFC_UNROLL_ALL
       for (int i = 0; i < MR; ++i) {
-        const V s = splat(*(const T*)((i < 3 ? p0 : i < 6 ? p1 : i < 9 ? p2 : p3) + (i % 3) * lda + o * (int)sizeof(T)));
+        const V s = splat(*(const T*)((i < 3 ? p0 : p1) + (i % 3) * lda + o * (int)sizeof(T)));
         EFFC_UNROLL_ALL
         for (int j = 0; j < NV; ++j) acc[i][j] += s * x[j];
       }
@@ -128,18 +126,16 @@ void micro(const Tile* t) {
   for (; k >= U; k -= U) {
     __asm__("" : "+r"(p0), "+r"(lda));
     if constexpr (MR > 3) __asm__("" : "+r"(p1));
-    if constexpr (MR > 6) __asm__("" : "+r"(p2));
-    if constexpr (MR > 9) __asm__("" : "+r"(p3));
     __builtin_prefetch(next, 0, 2);
     __builtin_prefetch(next + 64, 0, 2);
     next += next_step;
     EFFC_UNROLL_ALL
     for (int o = 0; o < U; ++o) step(o);
-    p0 += U * sizeof(T), p1 += U * sizeof(T), p2 += U * sizeof(T), p3 += U * sizeof(T);
+    p0 += U * sizeof(T), p1 += U * sizeof(T);
   }
   for (; k > 0; --k) {
     step(0);
-    p0 += sizeof(T), p1 += sizeof(T), p2 += sizeof(T), p3 += sizeof(T);
+    p0 += sizeof(T), p1 += sizeof(T);
   }
   EFFC_UNROLL_ALL
   for (int i = 0; i < MR; ++i)
@@ -174,14 +170,6 @@ constexpr Table make_table() {
   fill_row<T, TB, 4>(t);
   fill_row<T, TB, 5>(t);
   fill_row<T, TB, 6>(t);
-  if constexpr (kMR > 6) {
-    fill_row<T, TB, 7>(t);
-    fill_row<T, TB, 8>(t);
-    fill_row<T, TB, 9>(t);
-    fill_row<T, TB, 10>(t);
-    fill_row<T, TB, 11>(t);
-    fill_row<T, TB, 12>(t);
-  }
   return t;
 }
 
