@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 ALIGN = 64
 
 
+def _check(c: Any) -> dict[str, Any]:
+    """The runtime knows == != <= >=; over integers, a < b is a + 1 <= b."""
+    if c.op in ("<", ">"):
+        return {"lhs": c.lhs + 1 if c.op == "<" else c.lhs, "op": c.op + "=", "rhs": c.rhs if c.op == "<" else c.rhs + 1, "message": c.message}
+    return {"lhs": c.lhs, "op": c.op, "rhs": c.rhs, "message": c.message}
+
+
 def finish(cx: Lowering) -> dict[str, Any]:
     """The finished program; nested ones are inside their instructions."""
     outputs = _place_outputs(cx)
@@ -31,7 +38,7 @@ def finish(cx: Lowering) -> dict[str, Any]:
             "inputs": list(range(len(cx.graph.inputs))),
             "outputs": outputs,
             "commits": commits,
-            "checks": [{"lhs": c.lhs, "op": c.op, "rhs": c.rhs, "message": c.message} for c in cx.graph.checks],
+            "checks": [_check(c) for c in cx.graph.checks],
             "arena": arena,
         }
     )
