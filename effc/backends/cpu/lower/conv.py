@@ -47,7 +47,9 @@ def _constant_sizes(node: Node, w: Buf) -> tuple[int, ...]:
     return sizes
 
 
-def _emit(cx: Lowering, node: Node, outs: list[Buf], spatial: Sequence[Dim], body: Graph | None, extras: list[Buf]) -> None:
+def _emit(
+    cx: Lowering, node: Node, outs: list[Buf], spatial: Sequence[Dim], body: Graph | None, extras: list[Buf]
+) -> None:
     attrs = node.attrs
     x, w = cx.strided(node.operands[0]), cx.strided(node.operands[1])
     transposed = node.op == "conv_transpose" or attrs.get("output_padding") is not None
@@ -61,7 +63,14 @@ def _emit(cx: Lowering, node: Node, outs: list[Buf], spatial: Sequence[Dim], bod
     common += [*_three(attrs["dilation"], 1), *_three(spatial, 1)]
     if compute not in (DType.f32, DType.f64):
         scratch = groups * taps * cg * (oc // groups) * compute.itemsize
-        cx.call("effc_conv_plain", [x, w], outs, [0, transposed, 0, *common, 0, 0, 0, 0], scratch=scratch, thread_scratch=oc * compute.itemsize)
+        cx.call(
+            "effc_conv_plain",
+            [x, w],
+            outs,
+            [0, transposed, 0, *common, 0, 0, 0, 0],
+            scratch=scratch,
+            thread_scratch=oc * compute.itemsize,
+        )
         return
     weights = cx.constant_of(node.operands[1])
     packed = weights is not None
@@ -79,11 +88,23 @@ def _emit(cx: Lowering, node: Node, outs: list[Buf], spatial: Sequence[Dim], bod
         name = f"effc_conv_dw_{compute}"
     else:
         blocks = packing.choose_blocks(
-            oc // groups, cg, groups, taps, compute.itemsize, vlen, innermost=convert or innermost(x), packed=packed, copy_elems=elems
+            oc // groups,
+            cg,
+            groups,
+            taps,
+            compute.itemsize,
+            vlen,
+            innermost=convert or innermost(x),
+            packed=packed,
+            copy_elems=elems,
         )
         name = f"effc_conv_{compute}"
     if weights is not None:
-        w = cx.const(packing.pack_depthwise(weights) if depthwise else packing.pack_conv(weights, groups, vlen, transposed=transposed))
+        w = cx.const(
+            packing.pack_depthwise(weights)
+            if depthwise
+            else packing.pack_conv(weights, groups, vlen, transposed=transposed)
+        )
     symbol, values = fused.epilogue(cx, body, compute, extras, outs) if body is not None else (None, [])
     cx.call(
         name, [x, w, *extras], outs, [packed, transposed, convert, *common, *blocks.attrs, *values], n_own=2, epilogue=symbol,
@@ -103,7 +124,12 @@ def lower_conv_fused(cx: Lowering, node: Node) -> None:
     shape = body.inputs[0].types[0].shape
     fits = all(t.shape == shape for t in node.types)
     if not fits or node.operands[0].type.dtype.compute not in (DType.f32, DType.f64):
-        cx.note(node, "a result of another shape than the convolution's" if not fits else f"no epilogue for {node.operands[0].type.dtype}")
+        cx.note(
+            node,
+            "a result of another shape than the convolution's"
+            if not fits
+            else f"no epilogue for {node.operands[0].type.dtype}",
+        )
         cx.lower_decomposed(node)
         return
     extras = [as_rows(cx, views.broadcast(cx, cx.strided(v), shape)) for v in node.operands[2:]]
