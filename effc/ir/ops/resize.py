@@ -52,6 +52,7 @@ def _resize(
         f"x must have {len(size)} spatial dims and rank 3 to 5, not {x.rank}",
     )
     require(mode == "nearest" or x.dtype.is_float, f"{mode} interpolation is not defined for {x.dtype}")
+    require(coords != "tf_crop_and_resize" or x.dtype.is_float, f"tf_crop_and_resize is not defined for {x.dtype}")
     require(scales is None or len(scales) == len(size), "scales needs one entry per spatial dim")
     require(
         coords != "tf_crop_and_resize" or (roi is not None and len(roi) == len(size)),
