@@ -200,6 +200,17 @@ class Staging:
     full: dict[Value, bool] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Scratch:
+    """Bytes of thread scratch per element of the reduced extent (times LANES for columns), and bytes of one partial state."""
+
+    per_element: int
+    state: int
+
+
+SPLITS, SPLIT_UNITS = 16, 8  # as in loop.hpp
+
+
 def stage(body: Graph, dims: tuple[int, ...], shape: Sequence[Dim]) -> Staging:
     """A reduced value is ready after its stage; a full value of stage k needs reductions up to stage k - 1."""
     out = Staging()
@@ -231,9 +242,8 @@ def stage(body: Graph, dims: tuple[int, ...], shape: Sequence[Dim]) -> Staging:
 _IDENTITY = {"sum": "0", "prod": "1", "any": "false", "all": "true"}
 
 
-def rows_kernel(gen: Generated, body: Graph, dims: tuple[int, ...], shape: Sequence[Dim], patterns: Sequence[int], columns: bool) -> tuple[str, list[Dim], int]:
-    """A staged reduction over ``dims`` of ``shape``. Returns symbol, dims needed as attributes, and the bytes of thread
-    scratch needed per element of the reduced extent (times LANES for columns)."""
+def rows_kernel(gen: Generated, body: Graph, dims: tuple[int, ...], shape: Sequence[Dim], patterns: Sequence[int], columns: bool) -> tuple[str, list[Dim], Scratch]:
+    """A staged reduction over ``dims`` of ``shape``. Returns symbol, dims needed as attributes, and the memory it needs."""
     _check(body)
     st = stage(body, dims, shape)
     e = Emitter(body)
@@ -260,6 +270,8 @@ def rows_kernel(gen: Generated, body: Graph, dims: tuple[int, ...], shape: Seque
     inputs = {n[0]: k for k, n in enumerate(body.inputs)}
     cache_at = {v: n_in + len(body.outputs) + i for i, v in enumerate(cached)}
     consts = _constants(e, scalars)
+    first = [n for n in body.nodes if n.op == "reduce" and st.stage[n[0]] == 1]
+    splittable = stages == 2 and not any(st.full[v] for v in body.outputs)
     loops: list[str] = []
     finishes: list[str] = []
     begins: list[str] = []
@@ -296,6 +308,10 @@ def rows_kernel(gen: Generated, body: Graph, dims: tuple[int, ...], shape: Seque
             *(f"    if (stage == {k}) {{ {b} }}" for k, b in enumerate(begins) if b),
             "    (void)stage;",
             "  }",
+            f"  static constexpr bool splittable = {str(splittable).lower()};",
+            "  static void merge([[maybe_unused]] State& d, [[maybe_unused]] const State& s, [[maybe_unused]] int64_t lanes) {",
+            *(f"    for (int64_t j = 0; j < lanes; ++j) d.{accs[n[0]]}w[j] = {_combine(n, f'd.{accs[n[0]]}w[j]', f's.{accs[n[0]]}w[j]')};" for n in first),
+            "  }",
             "  static void flush(int stage, [[maybe_unused]] State& st, [[maybe_unused]] int64_t lanes) {",
             *(f"    if (stage == {k}) {{ {b} }}" for k, b in enumerate(flushes) if b),
             "    (void)stage;",
@@ -315,7 +331,9 @@ def rows_kernel(gen: Generated, body: Graph, dims: tuple[int, ...], shape: Seque
     scratch = sum(v.dtype.itemsize for v in cached)
     if cached:  # all caches get equal shares
         scratch = max(v.dtype.itemsize for v in cached) * len(cached)
-    return gen.add("red", text), e.dv, scratch
+    # An upper bound of sizeof(State), for the partial states of a split reduction.
+    state_bytes = 16 * (len(reduced_nodes) + 2 * len(accs)) * (64 if columns else 1) + 64
+    return gen.add("red", text), e.dv, Scratch(scratch, state_bytes if splittable else 0)
 
 
 def _needed_later(v: Value, st: Staging, uses: dict[Value, list[Node | None]]) -> bool:

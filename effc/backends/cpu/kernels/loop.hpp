@@ -319,6 +319,71 @@ struct Rows {
   }
 };
 
+/* Few kept positions and long reductions: each is cut into SPLITS pieces (their borders depend on sizes alone), partial states are
+ * kept in call->scratch and merged in order. */
+constexpr int64_t SPLITS = 16, SPLIT_UNITS = 8;
+
+template <class K>
+struct Split {
+  const RowsTask* t;
+  int64_t total, len; /* inner loops of one kept position, and of one piece of it */
+  typename K::State* states;
+
+  static void run(void* arg, int64_t begin, int64_t end, int32_t) {
+    const Split& s = *(const Split*)arg;
+    const RowsTask& t = *s.t;
+    constexpr int ops = K::ops;
+    int kept_outer = t.columns && t.kept.rank > 0 ? t.kept.rank - 1 : t.kept.rank;
+    int red_outer = !t.columns && t.red.rank > 0 ? t.red.rank - 1 : t.red.rank;
+    int64_t per = t.columns ? 1 : (t.n_red + CHUNK - 1) / CHUNK;
+    Cursor<ops> cur, rc;
+    char* p[ops];
+    for (int64_t item = begin; item < end; ++item) {
+      int64_t u = item / SPLITS, piece = item % SPLITS;
+      typename K::State& state = s.states[item];
+      int64_t lanes = lanes_of(t, u);
+      K::begin(0, state, lanes);
+      cur.seek(&t.kept, kept_outer, u / t.blocks);
+      int64_t first = piece * s.len, last = first + s.len < s.total ? first + s.len : s.total;
+      for (int64_t r = first; r < last; ++r) {
+        rc.seek(&t.red, red_outer, r / per);
+        int64_t i0 = r % per * CHUNK, lane0 = u % t.blocks * LANES;
+        for (int k = 0; k < ops; ++k)
+          p[k] = t.base[k] + cur.offset[k] + rc.offset[k] + (t.columns ? lane0 * t.kept_step[k] : i0 * t.red_step[k]);
+        int64_t n = t.columns ? lanes : t.n_red - i0 < CHUNK ? t.n_red - i0 : CHUNK;
+        if (t.columns)
+          t.fast ? K::template columns<true>(0, n, p, t.kept_stride, state, t.dv)
+                 : K::template columns<false>(0, n, p, t.kept_stride, state, t.dv);
+        else
+          t.fast ? K::template rows<true>(0, n, p, t.red_stride, state, t.dv)
+                 : K::template rows<false>(0, n, p, t.red_stride, state, t.dv);
+        if (!t.columns || (r & 255) == 255) K::flush(0, state, lanes);
+      }
+      K::flush(0, state, lanes);
+    }
+  }
+  static int64_t lanes_of(const RowsTask& t, int64_t u) {
+    if (!t.columns) return 1;
+    int64_t left = t.n_kept - u % t.blocks * LANES;
+    return left < LANES ? left : LANES;
+  }
+  /* Merges the pieces of every kept position and writes the results. */
+  void join(int64_t units) const {
+    constexpr int ops = K::ops;
+    int kept_outer = t->columns && t->kept.rank > 0 ? t->kept.rank - 1 : t->kept.rank;
+    Cursor<ops> cur;
+    char* kp[ops];
+    for (int64_t u = 0; u < units; ++u) {
+      int64_t lanes = lanes_of(*t, u);
+      typename K::State& state = states[u * SPLITS];
+      for (int64_t i = 1; i < SPLITS; ++i) K::merge(state, states[u * SPLITS + i], lanes);
+      cur.seek(&t->kept, kept_outer, u / t->blocks);
+      for (int k = 0; k < ops; ++k) kp[k] = t->base[k] + cur.offset[k] + (t->columns ? u % t->blocks * LANES * t->kept_step[k] : 0);
+      K::finish(0, state, lanes, kp, t->kept_stride, t->dv);
+    }
+  }
+};
+
 /* call->attr: rank, mask of reduced dims, columns?, index of the operand whose strides order the dims, then the dims, then the
  * region's own attributes (dv). Operands (inputs, then outputs) are all described on the full shape; a result of reduced shape has
  * stride 0 along reduced dims. */
@@ -382,6 +447,16 @@ int32_t run_rows(const effc_call* c) {
   int64_t units = kept_outer * t.blocks;
   int64_t work = (t.columns ? LANES : 1) * (empty_red ? 0 : t.red.count()) + 1;
   int64_t grain = (BLOCK + work - 1) / work;
+  if constexpr (K::splittable) {
+    int64_t loops = t.columns ? t.red.count() : t.red.count() / (t.n_red ? t.n_red : 1) * ((t.n_red + CHUNK - 1) / CHUNK);
+    bool fits = c->scratch_bytes >= (int64_t)sizeof(typename K::State) * SPLITS * units;
+    if (units <= SPLIT_UNITS && fits && !empty_red && work >= 8 * BLOCK && loops >= 4 * SPLITS) {
+      Split<K> split{&t, loops, (loops + SPLITS - 1) / SPLITS, (typename K::State*)c->scratch};
+      c->api->parallel_for(c->run, units * SPLITS, 1, Split<K>::run, &split);
+      split.join(units);
+      return 0;
+    }
+  }
   if (units <= grain)
     Rows<K>::run(&t, 0, units, 0);
   else

@@ -122,14 +122,15 @@ def lower_rows(cx: Lowering, node: Node, body: Graph, operands: Sequence[Value],
     extent: Dim = 1
     for d in dims:
         extent = extent * shape[d]
-    per_thread = extent * scratch * (64 if columns else 1)
+    per_thread = extent * scratch.per_element * (64 if columns else 1)
+    partial = scratch.state * codegen.SPLITS * codegen.SPLIT_UNITS
     mask = sum(1 << d for d in dims)
     pairs = [] if columns else [
         (o, i) for o, i in inplace_pairs(len(outs), ins, views)
         if _read_before_written(body, i) and tuple(body.outputs[o].shape) == tuple(shape)
     ]  # fmt: skip
     cx.call(
-        kernel, ins, views, [len(shape), mask, columns, lead, *shape, *dv], thread_scratch=per_thread, inplace=pairs,
+        kernel, ins, views, [len(shape), mask, columns, lead, *shape, *dv], scratch=partial, thread_scratch=per_thread, inplace=pairs,
         name=node.name or codegen.describe(body).replace(" ", "_"),
     )  # fmt: skip
 
