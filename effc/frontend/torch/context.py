@@ -36,7 +36,7 @@ class Context:
         self.evaluator = Evaluator(builder, known, numbers)
         self.constants: dict[tuple[Any, DType], Value] = {}
         self.expected: list[TensorType | None] = []
-        self.fresh: list[Any] = []  # symbols that the current node defines
+        self.fresh: list[str] = []  # symbols that the current node defines
         self.fx: Any = None
 
     # types ------------------------------------------------------------------------------------------------------------
@@ -58,6 +58,13 @@ class Context:
         while f"{hint}{k}" in self.b.symbols:
             k += 1
         return self.b.symbol(f"{hint}{k}")
+
+    def define(self, size: Dim) -> None:
+        """The current node's one data-dependent size is this dim: no symbol of its own is needed."""
+        for name in self.fresh:
+            if name not in self.known:
+                self.known[name] = size
+                self.b.symbols.pop(name, None)
 
     # scalars and promotion --------------------------------------------------------------------------------------------
 

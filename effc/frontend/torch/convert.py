@@ -264,8 +264,9 @@ class GraphImporter:
 
     def _bind_fresh(self, n: fx.Node) -> None:
         """Declares the data-dependent symbols that this node defines."""
-        for s in n.meta.get("unbacked_bindings") or {}:
-            self.b.symbols.setdefault(str(s), (0, None))
+        self.cx.fresh = [str(s) for s in n.meta.get("unbacked_bindings") or {}]
+        for s in self.cx.fresh:
+            self.b.symbols.setdefault(s, (0, None))
 
     def _verify(self, n: fx.Node, v: Any, t: TensorType) -> None:
         """torch's own types are the check on every mapping."""
@@ -283,7 +284,7 @@ class GraphImporter:
             for s in n.meta.get("unbacked_bindings") or {}:
                 name = str(s)
                 if isinstance(fake, torch.SymFloat):
-                    self.cx.numbers[name] = self.b.op("convert", source, dtype=DType.f64)
+                    self.cx.numbers[name] = self.b.op("convert", self.cx.reshape(source, ()), dtype=DType.f64)
                 elif name not in self.known:
                     self.b.symbols.setdefault(name, (-BIG, None))
                     whole = source if source.dtype is DType.i64 else self.b.op("convert", source, dtype=DType.i64)

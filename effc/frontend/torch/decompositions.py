@@ -10,6 +10,7 @@ import torch
 
 from . import registry
 
+ALWAYS = frozenset({"batch_norm"})  # has a mapping, but in training only its decomposition updates the statistics
 KEEP_WHOLE = frozenset({"detach", "alias", "lift", "lift_fresh", "clone"})  # functionalisation takes care of them
 
 
@@ -30,7 +31,7 @@ def table() -> dict[Any, Callable[..., Any]]:
     }  # fmt: skip
     out.update(core.items())
     for op in list(out):
-        if isinstance(op, torch._ops.OpOverload) and registry.lookup(op) is not None:
+        if isinstance(op, torch._ops.OpOverload) and registry.lookup(op) is not None and registry.keys_of(op)[1] not in ALWAYS:
             del out[op]
     return out
 

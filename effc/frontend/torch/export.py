@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import operator
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ import torch.utils._pytree as pytree
 
 from ...runtime.errors import EffcError
 from . import dtypes as T
+from . import registry
 from .decompositions import table
 
 
@@ -60,7 +62,11 @@ def _tensor(x: Any) -> Any:
 
 
 def export(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any) -> torch.export.ExportedProgram:
-    """torch.export, without Dynamo first, with it where that fails."""
+    """torch.export, without Dynamo first, with it where that fails.
+
+    Between the two, conditions on sizes are deferred to run time: torch refuses, for one, pooling with ceil_mode at any odd
+    and even size, though the operators' own shape rules (which the IR has too) cover both.
+    """
     if not isinstance(model, torch.nn.Module):
         if not callable(model):
             raise EffcError(f"cannot compile a {type(model).__name__}", hint="give an nn.Module, an ExportedProgram or a file")
@@ -73,17 +79,19 @@ def export(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any) -> torch.exp
     level = quiet.level
     quiet.setLevel(logging.CRITICAL)
     try:
-        for strict in (False, True):
+        for strict, defer in ((False, False), (False, True), (True, False)):
             try:
                 with tracing():
-                    return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=strict)
+                    return torch.export.export(
+                        model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=strict, prefer_deferred_runtime_asserts_over_guards=defer
+                    )
             except Exception as e:
                 reasons.append(f"{type(e).__name__}: {_first(str(e))}")
-                first = e if not strict else first
+                first = e if len(reasons) == 1 else first
     finally:
         quiet.setLevel(level)
     raise EffcError(
-        f"torch.export refuses the model: {reasons[0]}" + (f"\n  with strict=True: {reasons[1]}" if reasons[1] != reasons[0] else ""),
+        f"torch.export refuses the model: {reasons[0]}" + (f"\n  with strict=True: {reasons[-1]}" if reasons[-1] != reasons[0] else ""),
         hint="make torch.export.export(model, args, kwargs, dynamic_shapes=...) work first",
     ) from first
 
@@ -98,8 +106,42 @@ def _first(text: str) -> str:
     return "\n".join(lines[:30]).strip()
 
 
+def is_functional(gm: torch.fx.GraphModule) -> bool:
+    """Whether every operator, in submodules too, has a mapping and none writes to its operands: nothing to decompose then."""
+    for module in gm.modules():
+        if not isinstance(module, torch.fx.GraphModule):
+            continue
+        for n in module.graph.nodes:
+            target = n.target
+            if n.op in ("placeholder", "output", "get_attr") or (n.op == "call_function" and _is_arithmetic(n)):
+                continue
+            if n.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
+                return False
+            if registry.keys_of(target)[0].startswith(("_assert", "sym_", "_local_scalar_dense")):
+                continue
+            if target._schema.is_mutable or registry.lookup(target) is None or _updates_statistics(n):
+                return False
+    return True
+
+
+def _is_arithmetic(n: torch.fx.Node) -> bool:
+    """getitem, and Python functions of numbers."""
+    if n.target is operator.getitem:
+        return True
+    number = (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)
+    return not isinstance(n.target, (torch._ops.OpOverload, torch._ops.HigherOrderOperator)) and isinstance(n.meta.get("val"), number)
+
+
+def _updates_statistics(n: torch.fx.Node) -> bool:
+    """Batch norm in training writes its running statistics though its schema does not say so."""
+    return "batch_norm" in str(n.target) and any(a is True for a in n.args[5:6])
+
+
 def decompose(ep: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Functionalises and decomposes all that has no mapping of its own."""
+    """Functionalises and decomposes all that has no mapping of its own. Programs that need neither are taken as they are."""
+    registry.load()
+    if is_functional(ep.graph_module):
+        return ep
     try:
         with tracing():
             return ep.run_decompositions(table())

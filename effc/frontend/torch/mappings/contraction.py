@@ -146,3 +146,10 @@ def _repeat_heads(cx: Context, x: Value, times: Dim) -> Value:
     wide = (*shape[:-2], times, *shape[-2:])
     y = cx.broadcast(cx.unsqueeze(x, -3), wide)
     return cx.reshape(y, (*shape[:-3], shape[-3] * times, *shape[-2:]))
+
+
+@aten("_trilinear")
+def _trilinear(cx: Context, a: Value, b: Value, c: Value, expand1: Any, expand2: Any, expand3: Any, sumdim: Any, unroll_dim: int = 1) -> Value:
+    parts = [cx.unsqueeze(t, *e) if e else t for t, e in ((a, expand1), (b, expand2), (c, expand3))]
+    wide = cx.mul(cx.mul(parts[0], parts[1]), parts[2])
+    return cx.reduce("sum", wide, tuple(sumdim)) if sumdim else wide

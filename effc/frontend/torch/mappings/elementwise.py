@@ -565,3 +565,19 @@ def _resized_bits(cx: Context, x: Value, out: DType) -> Value:
     else:
         y = bits
     return cx.op("bitcast", y, dtype=out) if out is not unsigned[b] else y
+
+
+@aten("frexp", "prims::frexp")
+def _frexp(cx: Context, x: Value) -> tuple[Value, Value]:
+    """Mantissa in [0.5, 1) and exponent, by the exponent bits; subnormals are scaled up first."""
+    wide = cx.convert(x, DType.f64)
+    tiny = cx.op("lt", cx.op("abs", wide), 2.0**-1022)
+    scaled = cx.where(tiny, cx.mul(wide, 2.0**54), wide)
+    bits = cx.op("bitcast", scaled, dtype=DType.i64)
+    exponent = cx.sub(cx.op("bitwise_and", cx.op("shr", bits, 52), 0x7FF), cx.const(1022, DType.i64))
+    exponent = cx.where(tiny, cx.sub(exponent, cx.const(54, DType.i64)), exponent)
+    kept = cx.op("bitwise_or", cx.op("bitwise_and", bits, ~(0x7FF << 52)), 1022 << 52)
+    mantissa = cx.op("bitcast", kept, dtype=DType.f64)
+    plain = cx.op("logical_or", cx.op("eq", wide, 0.0), cx.op("logical_not", cx.op("isfinite", wide)))
+    first = cx.convert(cx.where(plain, wide, mantissa), x.dtype)
+    return first, cx.convert(cx.where(plain, cx.const(0, DType.i64), exponent), DType.i32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from typing import Any
 
 from ....ir import dims as D
@@ -310,3 +311,91 @@ def _embedding_bag(
         raise Unsupported("the bookkeeping results of embedding_bag")
     rest = [None if t is None else cx.full(0, t.shape, t.dtype) for t in cx.expected[1:]]
     return (y, *rest)
+
+
+# Histograms and segments -----------------------------------------------------------------------------------------------
+
+
+def _edges(cx: Context, x: Value, bins: int, limits: Any) -> Value:
+    """bins + 1 equal edges over the given range, or the data's; a range of one point is widened by a half to both sides."""
+    work = x.dtype
+    if limits is not None:
+        lo, hi = float(limits[0]), float(limits[1])
+        if lo == hi:
+            lo, hi = lo - 0.5, hi + 0.5
+        a, b = cx.const(lo, work), cx.const(hi, work)
+    elif D.product(x.shape) == 0:
+        a, b = cx.const(0.0, work), cx.const(1.0, work)
+    else:
+        dims = tuple(range(x.rank))
+        a, b = cx.reduce("min", x, dims), cx.reduce("max", x, dims)
+        same = cx.op("eq", a, b)
+        a, b = cx.where(same, cx.sub(a, cx.const(0.5, work)), a), cx.where(same, cx.add(b, 0.5), b)
+    i = cx.iota(bins + 1)
+    step = cx.div(cx.sub(b, a), float(bins))
+    low = cx.add(cx.mul(cx.convert(i, work), step), a)
+    high = cx.sub(b, cx.mul(cx.convert(cx.sub(bins, i), work), step))
+    return cx.where(cx.op("lt", i, (bins + 1) // 2), low, high)
+
+
+def _density(cx: Context, counts: Value, edges: list[Value]) -> Value:
+    y = cx.div(counts, cx.reduce("sum", counts, tuple(range(counts.rank))))
+    for d, e in enumerate(edges):
+        n = e.shape[0]
+        width = cx.sub(cx.slice(e, 0, 1, n), cx.slice(e, 0, 0, n - 1))
+        y = cx.div(y, cx.reshape(width, tuple(n - 1 if k == d else 1 for k in range(counts.rank))))
+    return y
+
+
+@aten("histogram.bin_ct", "histogram.bins_tensor")
+def _histogram(cx: Context, x: Value, bins: Any, *, range: Any = None, weight: Value | None = None, density: bool = False) -> Any:
+    edges = bins if isinstance(bins, Value) else _edges(cx, x, bins, range)
+    points = cx.reshape(x, (D.product(x.shape), 1))
+    w = None if weight is None else cx.reshape(weight, (D.product(weight.shape),))
+    counts = cx.op("histogram", points, w, edges)
+    return (_density(cx, counts, [edges]) if density else counts), edges
+
+
+@aten("_histogramdd_bin_edges")
+def _histogramdd_edges(cx: Context, x: Value, bins: Any, *, range: Any = None, weight: Any = None, density: bool = False) -> Any:
+    n = x.shape[-1]
+    flat = cx.reshape(x, (D.product(x.shape[:-1]), n))
+    limits = [None if range is None else (range[2 * k], range[2 * k + 1]) for k in builtins.range(len(bins))]
+    return [_edges(cx, cx.select(flat, 1, k), b, limits[k]) for k, b in enumerate(bins)]
+
+
+@aten("_histogramdd_from_bin_cts", "_histogramdd_from_bin_tensors")
+def _histogramdd(cx: Context, x: Value, bins: Any, *, range: Any = None, weight: Value | None = None, density: bool = False) -> Value:
+    edges = bins if isinstance(bins[0], Value) else _histogramdd_edges(cx, x, bins, range=range)
+    points = cx.reshape(x, (D.product(x.shape[:-1]), x.shape[-1]))
+    w = None if weight is None else cx.reshape(weight, (D.product(weight.shape),))
+    counts = cx.op("histogram", points, w, *edges)
+    return _density(cx, counts, list(edges)) if density else counts
+
+
+@aten("segment_reduce")
+def _segment_reduce(
+    cx: Context, data: Value, reduce: str, *, lengths: Value | None = None, indices: Any = None, offsets: Value | None = None,
+    axis: int = 0, unsafe: bool = False, initial: Any = None,
+) -> Value:  # fmt: skip
+    """Rows are added (multiplied, ...) into their segment's row, which starts as the initial value."""
+    given = lengths if lengths is not None else offsets
+    if given is None or given.rank != 1 or axis not in (0, -data.rank):
+        raise Unsupported("segments along a dim that is not the first")
+    index = cx.index(given)
+    if lengths is None:
+        n = index.shape[0]
+        index = cx.sub(cx.slice(index, 0, 1, n), cx.slice(index, 0, 0, n - 1))
+    segments = index.shape[0]
+    rows = data.shape[0]
+    place = cx.op("repeat_interleave", index, size=rows)
+    start = {"sum": 0.0, "mean": 0.0, "prod": 1.0, "max": -float("inf"), "min": float("inf")}[reduce] if initial is None else initial
+    base = cx.full(start, (segments, *data.shape[1:]), data.dtype)
+    wide = cx.broadcast(cx.reshape(place, (rows, *(1 for _ in data.shape[1:]))), data.shape)
+    kind = {"sum": "sum", "mean": "sum", "prod": "prod", "max": "amax", "min": "amin"}[reduce]
+    y = cx.op("scatter", base, wide, data, dim=0, reduce=kind, include_self=True)
+    count = cx.reshape(index, (segments, *(1 for _ in data.shape[1:])))
+    if reduce == "mean":
+        mean = cx.div(y, cx.convert(count, y.dtype))
+        y = mean if initial is None else cx.where(cx.op("eq", count, 0), y, mean)
+    return y

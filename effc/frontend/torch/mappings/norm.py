@@ -112,7 +112,13 @@ def _saved(cx: Context, v: Value | None, index: int) -> Value | None:
     return cx.full(0.0, t.shape, t.dtype) if v is None or t.shape == (0,) else cx.reshape(cx.convert(v, t.dtype), t.shape)
 
 
-@aten("_native_batch_norm_legit_functional", "_batch_norm_with_update_functional")
+@aten("_batch_norm_with_update_functional")
+def _with_update(cx: Context, x: Value, weight: Any, bias: Any, mean: Any, var: Any, momentum: float, eps: float) -> Any:
+    y, bm, br, nm, nv = _batch(cx, x, weight, bias, mean, var, True, momentum, eps)
+    return y, _saved(cx, bm, 1), _saved(cx, br, 2), _saved(cx, None, 3), nm, nv
+
+
+@aten("_native_batch_norm_legit_functional")
 def _legit_functional(
     cx: Context, x: Value, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float
 ) -> Any:

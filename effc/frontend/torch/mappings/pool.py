@@ -121,7 +121,41 @@ aten("max_unpool3d")(_unpool(3))
 
 def _fractional(n: int) -> Any:
     def f(cx: Context, x: Value, kernel: Any, output_size: Any, samples: Value) -> Any:
-        raise Unsupported("fractional pooling")
+        """Windows at pseudo-random starts: floor((i + u) * a) - floor(u * a) with a = (in - k) / (out - 1), the last one at the end."""
+        k, out = _tuple(kernel, n), _tuple(output_size, n)
+        v = batched(cx, x, n)
+        lead, sizes = v.shape[:2], v.shape[2:]
+        if not all(isinstance(s, int) for s in (*sizes, *out)):
+            raise Unsupported("dynamic sizes")
+        u = samples if samples.rank == 3 else cx.unsqueeze(samples, 0)
+        flat: Any = None
+        for d in range(n):
+            column = (1, 0)[d] if n == 2 else d
+            s = cx.convert(cx.slice(u, 2, column, column + 1), x.dtype.compute)
+            i = cx.iota(out[d] - 1)
+            if out[d] > 1:
+                a = (sizes[d] - k[d]) / (out[d] - 1)
+                low = cx.convert(cx.mul(cx.add(cx.convert(i, s.dtype), s), a), DType.i64)
+                starts = cx.sub(low, cx.convert(cx.mul(s, a), DType.i64))
+                last = cx.full(sizes[d] - k[d], (*lead, 1), DType.i64)
+                starts = cx.concat([cx.broadcast(starts, (*lead, out[d] - 1)), last], 2)
+            else:
+                starts = cx.full(sizes[d] - k[d], (*lead, 1), DType.i64)
+            place = cx.add(cx.unsqueeze(starts, -1), cx.iota(k[d]))  # [N, C, out, k]
+            shape = [*lead] + [1] * (2 * n)
+            shape[2 + d], shape[2 + n + d] = out[d], k[d]
+            place = cx.reshape(place, shape)
+            flat = place if flat is None else cx.add(cx.mul(flat, sizes[d]), place)
+        taps = D.product(k)
+        cells = D.product(out)
+        rows = lead[0] * lead[1]
+        flat = cx.reshape(cx.broadcast(flat, (*lead, *out, *k)), (rows, cells * taps))
+        values = cx.op("gather", cx.reshape(v, (rows, D.product(sizes))), flat, dim=1)
+        values = cx.reshape(values, (rows, cells, taps))
+        best = cx.reduce("argmax", values, (2,), True)
+        y = cx.op("gather", values, best, dim=2)
+        where = cx.op("gather", cx.reshape(flat, (rows, cells, taps)), best, dim=2)
+        return _back(cx, cx.reshape(y, (*lead, *out))), _back(cx, cx.reshape(where, (*lead, *out)), 1)
 
     return f
 

@@ -59,12 +59,8 @@ def _entr(cx: Context, x: Value) -> Value:
 
 @aten("special_ndtr")
 def _ndtr(cx: Context, x: Value) -> Value:
-    """erfc keeps the lower tail exact."""
     v = cx.opmath(cx.convert(x, cx.out.dtype))
-    z = cx.mul(v, math.sqrt(0.5))
-    low = cx.mul(cx.op("erfc", cx.op("abs", z)), 0.5)
-    tails = cx.where(cx.op("gt", z, 0.0), cx.sub(1.0, low), low)
-    return cx.convert(cx.where(cx.op("lt", cx.op("abs", z), 1.0), cx.add(cx.mul(cx.op("erf", z), 0.5), 0.5), tails), cx.out.dtype)
+    return cx.convert(cx.mul(cx.add(cx.op("erf", cx.mul(v, math.sqrt(0.5))), 1.0), 0.5), cx.out.dtype)
 
 
 @aten("mvlgamma")

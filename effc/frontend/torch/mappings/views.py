@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -55,30 +54,33 @@ def _t(cx: Context, x: Value) -> Value:
     return cx.transpose(x) if x.rank == 2 else x
 
 
-def _bound(x: Any, size: Dim, default: Dim) -> Dim:
-    """A slice bound as torch normalises it: negative counts from the end, then clamped to [0, size]."""
-    if x is None:
-        return default
-    if isinstance(x, int) and isinstance(size, int):
-        return min(max(x + size if x < 0 else x, 0), size)
-    if isinstance(x, int):
-        if x >= BIG:
-            return size
-        return D.maximum(x + size, 0) if x < 0 else D.minimum(x, size)
-    return x  # symbolic: torch proved or checks at run time that it lies within
+NEGATIVE = 1 << 40  # x // NEGATIVE is -1 for a negative size and 0 for another
+
+
+def least(cx: Context, a: Dim, b: Dim) -> Dim:
+    """min of dims, decided by their bounds where possible."""
+    lo, hi = D.bounds(a - b, cx.b.symbols)
+    return a if hi <= 0 else b if lo >= 0 else D.minimum(a, b)
+
+
+def most(cx: Context, a: Dim, b: Dim) -> Dim:
+    lo, hi = D.bounds(a - b, cx.b.symbols)
+    return a if lo >= 0 else b if hi <= 0 else D.maximum(a, b)
 
 
 def _clamped(cx: Context, x: Any, size: Dim, default: Dim) -> Dim:
-    x = cx.dim(x) if isinstance(x, SymNumber) else x
-    if isinstance(x, SymExpr):
-        lo, hi = D.bounds(x, cx.b.symbols)
-        if hi < 0:
-            x = x + size
-        elif lo < 0:
-            raise Unsupported(f"a slice bound {x} of unknown sign")
-        over = D.bounds(x - size, cx.b.symbols)[1]
-        return x if over <= 0 else D.minimum(x, size)
-    return _bound(x, size, default)
+    """A slice bound as torch normalises it: negative counts from the end, then clamped to [0, size]."""
+    if x is None:
+        return default
+    d = cx.dim(x)
+    if isinstance(d, int) and d >= BIG:
+        return size
+    lo, hi = D.bounds(d, cx.b.symbols)
+    if hi < 0:
+        d = d + size
+    elif lo < 0:
+        d = d - size * D.floordiv(d, NEGATIVE)
+    return least(cx, most(cx, d, 0), size)
 
 
 @aten("slice", "slice_copy")
@@ -86,11 +88,15 @@ def _slice(cx: Context, x: Value, dim: int = 0, start: Any = None, end: Any = No
     d = cx.axis(dim, x.rank)
     size = x.shape[d]
     lo, hi = _clamped(cx, start, size, 0), _clamped(cx, end, size, size)
+    if cx.fresh:  # torch gave the length a symbol of its own
+        hi = most(cx, hi, lo)
+        cx.define(D.ceildiv(hi - lo, step))
+        return cx.slice(x, d, lo, hi, step)
     want = cx.out.shape[d]
     if isinstance(lo, int) and isinstance(hi, int) and hi < lo:
         hi = lo
     elif step == 1 and hi - lo != want:
-        if want == 0 or isinstance(want, int) or not D.symbols(want) - D.symbols(lo) - D.symbols(hi) - D.symbols(size):
+        if isinstance(want, int) or not D.symbols(want) - D.symbols(lo) - D.symbols(hi) - D.symbols(size):
             hi = lo + want  # torch's own result size: it knows which bounds cannot cross
     return cx.slice(x, d, lo, hi, step)
 
@@ -477,7 +483,7 @@ def _vander(cx: Context, x: Value, N: Any = None, **_: Any) -> Value:
     cols = [cx.broadcast(cx.const(1, v.dtype), v.shape)]
     for _i in range(1, n):
         cols.append(cx.mul(cols[-1], v))
-    return cx.concat([cx.unsqueeze(c, -1) for c in cols], -1) if n else cx.full(0, cx.out.shape, v.dtype)
+    return cx.reshape(cx.concat([cx.unsqueeze(c, -1) for c in cols], -1), cx.out.shape) if n else cx.full(0, cx.out.shape, v.dtype)
 
 
 @aten("nonzero_static")
@@ -502,4 +508,33 @@ def _nonzero_static(cx: Context, x: Value, *, size: Any, fill_value: int = -1) -
     return cx.where(cx.unsqueeze(filled, -1), cx.const(fill_value, DType.i64), table)
 
 
-__all__ = ["math"]
+
+@aten("_chunk_cat")
+def _chunk_cat(cx: Context, tensors: Any, dim: int, num_chunks: int) -> Value:
+    """Each tensor is padded to a multiple of the chunk count, flattened behind ``dim``; chunk i of all of them makes row i."""
+    rows = []
+    for x in tensors:
+        d = cx.axis(dim, x.rank)
+        n = x.shape[d]
+        per = -D.floordiv(-n, num_chunks)
+        pads = tuple((0, per * num_chunks - n) if i == d else (0, 0) for i in range(x.rank))
+        y = cx.op("pad", x, padding=pads, mode="constant", value=0) if pads[d] != (0, 0) else x
+        lead = y.shape[:d]
+        rows.append(cx.reshape(y, (*lead, num_chunks, per * D.product(y.shape[d + 1 :]))))
+    out = cx.concat([cx.convert(r, cx.out.dtype) for r in rows], rows[0].rank - 1)
+    return cx.reshape(out, cx.out.shape)
+
+
+@aten("resize")
+def _resize(cx: Context, x: Value, size: Any, **_: Any) -> Value:
+    """The elements in order under another size; what torch leaves uninitialised is zero."""
+    have, want = D.product(x.shape), D.product(cx.out.shape)
+    flat = cx.reshape(x, (have,))
+    if isinstance(have, int) and isinstance(want, int):
+        if want <= have:
+            flat = cx.slice(flat, 0, 0, want)
+        else:
+            flat = cx.op("pad", flat, padding=((0, want - have),), mode="constant", value=0 if not x.dtype.is_bool else False)
+    elif have != want:
+        raise Unsupported("dynamic sizes")
+    return cx.reshape(flat, cx.out.shape)
