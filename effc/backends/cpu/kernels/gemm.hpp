@@ -180,7 +180,7 @@ template <class T, class S>
 void transpose(const S* src, int64_t lds, T* dst, int64_t ldd, int64_t rows, int64_t cols) {
   constexpr int64_t L = lanes<T>;
   int64_t r = 0;
-  if constexpr (__is_same(T, S) && L > 1 && L <= 16) {
+  if constexpr (__is_same(T, S)) {
     for (; r + L <= rows; r += L) {
       int64_t c = 0;
       for (; c + L <= cols; c += L) transpose_block(src + r * lds + c, lds, dst + c * ldd + r, ldd);

@@ -67,6 +67,14 @@ EFFC_INLINE T sum_lanes(Vec<T> v) {
   return t[0];
 }
 
+template <int BYTES>
+struct IntOf {
+  typedef int32_t type;
+};
+template <>
+struct IntOf<8> {
+  typedef int64_t type;
+};
 template <int N>
 struct Int {
   static constexpr int value = N;
@@ -82,8 +90,7 @@ EFFC_INLINE void transpose_block(const T* src, int64_t lds, T* dst, int64_t ldd)
   for (int i = 0; i < L; ++i) r[i] = load(src + i * lds);
   auto round = [&](auto width) __attribute__((always_inline)) {
     constexpr int w = decltype(width)::value;
-    typedef decltype(V{} < V{}) M;
-    M low, high;
+    typename VecOf<typename IntOf<sizeof(T)>::type>::type low, high;
     for (int j = 0; j < L; ++j) {
       low[j] = (j & w) ? L + j - w : j;
       high[j] = (j & w) ? L + j : j + w;
@@ -100,7 +107,7 @@ EFFC_INLINE void transpose_block(const T* src, int64_t lds, T* dst, int64_t ldd)
   if constexpr (L > 2) round(Int<2>{});
   if constexpr (L > 4) round(Int<4>{});
   if constexpr (L > 8) round(Int<8>{});
-  static_assert(L <= 16, "element too small for this transpose");
+  static_assert(L <= 16 && sizeof(T) >= 4, "element too small for this transpose");
   EFFC_UNROLL_ALL
   for (int i = 0; i < L; ++i) store(dst + i * ldd, r[i]);
 }

@@ -75,3 +75,13 @@ def unpack_gemm_b(packed: Array) -> Array:
     panels = -(-n // nr)
     data = np.frombuffer(body, dtype.np).reshape(batches, panels, k, nr)
     return np.ascontiguousarray(data.transpose(0, 2, 1, 3).reshape(batches, k, panels * nr)[:, :, :n])
+
+
+# Blocking of gemm.hpp: rows and columns of a task, reduction steps of a block, rows up to which B is not packed by all threads.
+TILE, ROWS, COLS, STEPS, SPLIT_STEPS = 6, 144, 256, 512, 4096
+
+
+def thread_scratch(acc: DType, vlen: int) -> int:
+    """Bytes per thread for accumulators of this dtype; thread_scratch_bytes() of gemm.hpp."""
+    nr = vlen // acc.itemsize * (4 if vlen >= 64 else 2)
+    return acc.itemsize * (ROWS * COLS + ROWS * STEPS + STEPS * nr)
