@@ -228,6 +228,10 @@ def _chunk_sums(parts: list[Buffer]) -> list[str]:
     return sums
 
 
+# What zipfile raises for damaged or odd archives.
+_DAMAGE = (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, struct.error, zlib.error)
+
+
 class ArtifactReader:
     """Looks into an artifact without loading it: manifest, members, SHA-256."""
 
@@ -249,7 +253,7 @@ class ArtifactReader:
             raise
         except OSError as e:
             raise EffcError(f"cannot open '{path}': {e.strerror or e}") from e
-        except (zipfile.BadZipFile, ValueError, NotImplementedError, RecursionError, EOFError) as e:
+        except _DAMAGE as e:
             raise EffcError(f"'{path}' is damaged or not an effc artifact: {e}") from e
         if not isinstance(self.manifest, dict) or self.manifest.get("format") != FORMAT_VERSION:
             found = self.manifest.get("format") if isinstance(self.manifest, dict) else None
@@ -277,7 +281,7 @@ class ArtifactReader:
             return self._zip.read(path)
         except KeyError:
             raise EffcError(f"'{self.path}' has no member '{path}'") from None
-        except (zipfile.BadZipFile, EOFError, zlib.error) as e:
+        except (*_DAMAGE, OSError) as e:
             raise EffcError(f"'{self.path}' is damaged: {path}: {e}") from e
 
     def extract(self, folder: str | os.PathLike[str], prefix: str = "") -> list[Path]:
@@ -308,7 +312,7 @@ class ArtifactReader:
                         sha.update(block)
             except KeyError:
                 raise EffcError(f"'{self.path}' lacks '{name}'") from None
-            except (zipfile.BadZipFile, EOFError) as e:
+            except (*_DAMAGE, OSError) as e:
                 raise EffcError(f"'{self.path}' is damaged: {name}: {e}") from e
             if sha.hexdigest() != digest:
                 raise EffcError(f"'{self.path}' is damaged: the SHA-256 of '{name}' does not match")
