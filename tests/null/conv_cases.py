@@ -44,6 +44,7 @@ def run_conv(
     extras: Sequence[Array] = (),
     epilogue: str | None = None,
     depthwise: bool | None = None,
+    scratch_override: tuple[int, int] | None = None,
     **call: Any,
 ) -> Array:
     """The convolution of x [N, C, *S] with w, shaped [N, O, *out]. Threads by default: two, real ones."""
@@ -89,11 +90,12 @@ def run_conv(
     result = np.full((x.shape[0], 1, pixels, oc), 77, out_dtype)
     attrs = [int(packed), int(transposed), int(copy), groups, oc]
     attrs += three(ks, 1) + three(stride, 1) + three(pad, 0) + three(dilation, 1) + three(out, 1) + blocks.attrs
+    scratch = scratch_override or (blocks.scratch, blocks.thread_scratch)
     call = {"threads": 2, "mode": "threads", **call}
     suffix = {"f": f"f{8 * compute.itemsize}", "c": "complex"}.get(compute.kind, "int")
     kernel = kernel or f"effc_conv_{'dw_' if depthwise else ''}{suffix}"
     lib.call(
-        kernel, [x, wp, *extras], [result], attrs=attrs, scratch=blocks.scratch, thread_scratch=blocks.thread_scratch,
+        kernel, [x, wp, *extras], [result], attrs=attrs, scratch=scratch[0], thread_scratch=scratch[1],
         n_own=2, epilogue=epilogue, **call,
     )  # fmt: skip
     return np.moveaxis(result.reshape(x.shape[0], *out, oc), -1, 1)

@@ -1,0 +1,275 @@
+"""Convolution kernels against PyTorch in f64, packing round trips, epilogues, and independence of threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from conv_cases import channels_last, run_conv, transposed_size
+from kernel_harness import KernelError, KernelLibrary, available_isas
+
+from effc.backends.cpu.packing import conv as packing
+
+torch = pytest.importorskip("torch")
+F = torch.nn.functional
+UNITS = ["conv_f32.cpp", "conv_f64.cpp", "conv_dw.cpp", "conv_plain.cpp"]
+TOLERANCE = {"float32": 1e-5, "float64": 1e-10, "float16": 4e-3, "bfloat16": 2e-2, "complex64": 1e-5, "complex128": 1e-10}
+MODES = ["serial", "reverse", "threads"]
+
+EPILOGUE = """
+#include "effc_kernel.h"
+/* out[0] = max(acc + in[2], 0) + in[3], out[1] = acc; checks that boxes are inside and hit once. */
+extern "C" __attribute__((visibility("default"))) void test_epilogue(const effc_call* c, int64_t b0, int64_t b1, int64_t m0, int64_t m1,
+                                                                     int64_t n0, int64_t n1, const void* acc, int64_t ld) {
+  auto at = [&](const effc_tensor& t, int64_t m, int64_t n) -> float& {
+    return ((float*)t.data)[b0 * t.strides[0] + b1 * t.strides[1] + m * t.strides[2] + n * t.strides[3]];
+  };
+  for (int64_t m = m0; m < m1; ++m)
+    for (int64_t n = n0; n < n1; ++n) {
+      float v = ((const float*)acc)[(m - m0) * ld + n - n0], s = v + at(c->in[2], m, n);
+      at(c->out[0], m, n) = (s > 0 ? s : 0) + at(c->in[3], m, n);
+    }
+}
+"""
+
+
+@pytest.fixture(scope="module", params=available_isas())
+def lib(request: Any, tmp_path_factory: Any) -> KernelLibrary:
+    source = tmp_path_factory.mktemp("epilogue") / "epilogue.cpp"
+    source.write_text(EPILOGUE)
+    return KernelLibrary(UNITS, request.param, extra=[source])
+
+
+def as_torch(a: np.ndarray, wide: Any) -> Any:
+    return torch.from_numpy(np.ascontiguousarray(a.astype(wide)))
+
+
+def reference(x: np.ndarray, w: np.ndarray, stride: Any, pad: Any, dilation: Any, groups: int, extra: Any = None) -> np.ndarray:
+    """PyTorch's result in f64, c128, or exact integers."""
+    wide = {"c": np.complex128, "i": np.int64, "u": np.int64}.get(x.dtype.kind, np.float64)
+    nd = x.ndim - 2
+    kw = {"stride": list(stride), "padding": list(pad), "dilation": list(dilation), "groups": groups}
+    if extra is not None:
+        f = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[nd - 1]
+        kw["output_padding"] = list(extra)
+    else:
+        f = (F.conv1d, F.conv2d, F.conv3d)[nd - 1]
+    return f(as_torch(x, wide), as_torch(w, wide), **kw).numpy()
+
+
+def check(got: np.ndarray, want: np.ndarray, note: Any) -> None:
+    assert got.shape == want.shape, note
+    if got.dtype.kind in "iu":
+        assert np.array_equal(got, want.astype(got.dtype)), note
+    elif got.size:
+        scale = np.abs(want).max()  # 0 where every window lies in the padding
+        error = np.abs(got.astype(want.dtype) - want).max()
+        assert error <= TOLERANCE[got.dtype.name] * scale, (note, error, scale)
+
+
+def data(rng: np.random.Generator, shape: Any, dtype: Any) -> np.ndarray:
+    dtype = np.dtype(dtype)
+    if dtype.kind in "iu":
+        return rng.integers(0, 100, shape).astype(dtype)
+    if dtype.kind == "c":
+        return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(dtype)
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def physical(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
+    """x in some order in memory: channels last, channels first, or every second element of a larger array."""
+    choice = rng.integers(0, 3)
+    if choice == 0:
+        return channels_last(x)
+    return np.repeat(x, 2, axis=-1)[..., ::2] if choice == 1 else x
+
+
+def geometry(rng: np.random.Generator, nd: int) -> tuple[list[int], ...]:
+    kernel = rng.integers(1, 6 if nd < 3 else 4, nd).tolist()
+    stride, dilation = rng.integers(1, 4, nd).tolist(), rng.integers(1, 3, nd).tolist()
+    pad = rng.integers(0, 4, nd).tolist()
+    size = rng.integers(1, 20 if nd < 3 else 8, nd).tolist()
+    size = [max(s, d * (k - 1) + 1 - 2 * p) for s, d, k, p in zip(size, dilation, kernel, pad)]
+    return kernel, stride, dilation, pad, size
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_conv(lib: KernelLibrary, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for _ in range(12):
+        nd = int(rng.integers(1, 4))
+        groups, n = int(rng.choice([1, 1, 2, 3, 5])), int(rng.choice([0, 1, 1, 2, 3]))
+        cg, og = int(rng.choice([1, 2, 3, 7, 8, 16, 33])), int(rng.choice([1, 5, 16, 17, 24, 40, 70, 100]))
+        kernel, stride, dilation, pad, size = geometry(rng, nd)
+        x = physical(rng, data(rng, (n, cg * groups, *size), np.float32))
+        w = data(rng, (og * groups, cg, *kernel), np.float32)
+        options = {
+            "packed": bool(rng.integers(0, 2)), "copy": bool(rng.integers(0, 2)), "threads": int(rng.integers(1, 4)),
+            "mode": str(rng.choice(MODES)), "depthwise": False,
+        }  # fmt: skip
+        got = run_conv(lib, x, w, stride, pad, dilation, groups, **options)
+        check(got, reference(x, w, stride, pad, dilation, groups), (x.shape, w.shape, x.strides, stride, pad, dilation, groups, options))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_transposed(lib: KernelLibrary, seed: int) -> None:
+    rng = np.random.default_rng(100 + seed)
+    for _ in range(12):
+        nd = int(rng.integers(1, 4))
+        groups, n = int(rng.choice([1, 1, 2, 3])), int(rng.choice([1, 2, 3]))
+        cg, og = int(rng.choice([1, 3, 8, 17])), int(rng.choice([1, 5, 16, 40, 70]))
+        kernel, stride, dilation, pad, size = geometry(rng, nd)
+        extra = [int(rng.integers(0, max(s, d))) for s, d in zip(stride, dilation)]
+        if any(transposed_size(*a) <= 0 for a in zip(size, kernel, stride, pad, dilation, extra)):
+            continue
+        x = physical(rng, data(rng, (n, cg * groups, *size), np.float32))
+        w = data(rng, (cg * groups, og, *kernel), np.float32)
+        packed = bool(rng.integers(0, 2))
+        got = run_conv(lib, x, w, stride, pad, dilation, groups, transposed=True, output_padding=extra, packed=packed)
+        note = (x.shape, w.shape, stride, pad, dilation, groups, extra, packed)
+        check(got, reference(x, w, stride, pad, dilation, groups, extra), note)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_depthwise(lib: KernelLibrary, seed: int) -> None:
+    rng = np.random.default_rng(200 + seed)
+    for _ in range(12):
+        nd = int(rng.integers(1, 4))
+        channels, filters = int(rng.choice([2, 3, 5, 8, 17, 33, 40, 70, 130])), int(rng.choice([1, 1, 1, 2, 3]))
+        kernel, stride, dilation, pad, size = geometry(rng, nd)
+        dtype = rng.choice([np.float32, np.float32, np.float64])
+        x = physical(rng, data(rng, (int(rng.choice([0, 1, 2])), channels, *size), dtype))
+        w = data(rng, (channels * filters, 1, *kernel), dtype)
+        packed = bool(rng.integers(0, 2))
+        got = run_conv(lib, x, w, stride, pad, dilation, channels, packed=packed, threads=int(rng.integers(1, 4)))
+        check(got, reference(x, w, stride, pad, dilation, channels), (x.shape, w.shape, stride, pad, dilation, packed))
+
+
+CASES = [  # input, weights, stride, padding, dilation, groups: other dtypes
+    ((2, 6, 9, 8), (9, 2, 3, 3), (2, 1), (1, 0), (1, 2), 3),
+    ((1, 20, 13), (33, 20, 5), (1,), (2,), (1,), 1),
+    ((1, 8, 7, 6), (8, 1, 3, 3), (1, 1), (1, 1), (1, 1), 8),
+    ((1, 2, 4, 5, 3), (5, 2, 2, 2, 2), (1, 1, 2), (1, 0, 1), (1, 1, 1), 1),
+]
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16", "int8", "uint8", "int16", "int32", "int64", "complex64", "complex128"])
+def test_dtypes(lib: KernelLibrary, case: int, dtype: str) -> None:
+    rng = np.random.default_rng(case)
+    dt = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    xs, ws, stride, pad, dilation, groups = CASES[case]
+    x, w = physical(rng, data(rng, xs, dt)), data(rng, ws, dt)
+    if dt.kind in "iuc":
+        kernel, packed = "effc_conv_plain", False
+        size = {"kernel": kernel, "packed": packed, "depthwise": False, "scratch_override": (w.size * dt.itemsize, ws[0] * dt.itemsize)}
+        got = run_conv(lib, x, w, stride, pad, dilation, groups, **size)
+    else:
+        got = run_conv(lib, x, w, stride, pad, dilation, groups)
+    check(got, reference(x, w, stride, pad, dilation, groups), (case, dtype))
+
+
+LARGE = [  # shapes that split the reduction, span several images in a block, skip taps, and have whole-vector borders
+    ((1, 40, 128, 1), (70, 40, 64, 1), (1, 1), (31, 0), 1, "reduction longer than a block, 1-d as 2-d"),
+    ((5, 24, 8, 1), (48, 24, 64, 1), (1, 1), (32, 0), 1, "most taps outside, several images in a tile"),
+    ((3, 1, 200), (64, 1, 50), (4,), (25,), 1, "one channel, large window"),
+    ((1, 1536, 7, 7), (130, 1536, 1, 1), (1, 1), (0, 0), 1, "pointwise, long reduction"),
+    ((1, 3, 33, 35), (32, 3, 7, 7), (2, 2), (3, 3), 1, "first layer"),
+    ((2, 512, 3, 3), (96, 512, 3, 3), (1, 1), (1, 1), 1, "many channels, tiny image"),
+]
+
+
+@pytest.mark.parametrize("case", LARGE, ids=[c[-1] for c in LARGE])
+def test_large(lib: KernelLibrary, case: Any) -> None:
+    xs, ws, stride, pad, groups, _ = case
+    rng = np.random.default_rng(5)
+    x, w = data(rng, xs, np.float32), data(rng, ws, np.float32)
+    dilation = (1,) * len(stride)
+    want = reference(x, w, stride, pad, dilation, groups)
+    for layout in (x, channels_last(x)):
+        check(run_conv(lib, layout, w, stride, pad, dilation, groups), want, "packed")
+        check(run_conv(lib, layout, w, stride, pad, dilation, groups, packed=False), want, "weights not constant")
+
+
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_epilogue(lib: KernelLibrary, depthwise: bool) -> None:
+    rng = np.random.default_rng(7)
+    for n, c, o, size, kernel in [(2, 5, 37, (9, 11), (3, 3)), (1, 16, 300, (14, 13), (1, 1)), (3, 40, 20, (3, 2), (3, 1))]:
+        out = c if depthwise else o
+        x = channels_last(data(rng, (n, c, *size), np.float32))
+        w = data(rng, (out, 1 if depthwise else c, *kernel), np.float32)
+        pad = tuple(k // 2 for k in kernel)
+        pixels = size[0] * size[1]
+        bias = np.broadcast_to(data(rng, (out,), np.float32), (n, 1, pixels, out))
+        residual = data(rng, (n, 1, pixels, out), np.float32)
+        acc = reference(x, w, (1, 1), pad, (1, 1), c if depthwise else 1)
+        rows = np.moveaxis(acc, 1, -1).reshape(n, 1, pixels, out)
+        want = np.moveaxis((np.maximum(rows + bias, 0) + residual).reshape(n, *size, out), -1, 1)
+        for mode in MODES:
+            got = run_conv(
+                lib, x, w, (1, 1), pad, (1, 1), c if depthwise else 1, extras=[bias, residual], epilogue="test_epilogue", mode=mode
+            )  # fmt: skip
+            check(got, want, mode)
+
+
+def test_result_does_not_depend_on_threads(lib: KernelLibrary) -> None:
+    rng = np.random.default_rng(8)
+    for groups, cg in ((1, 24), (24, 1)):
+        x = channels_last(data(rng, (2, 24, 17, 19), np.float32))
+        w = data(rng, (24, cg, 3, 3), np.float32)
+        first = run_conv(lib, x, w, (1, 1), (1, 1), (1, 1), groups, threads=1, mode="serial")
+        for threads in (2, 3, 7):
+            for mode in MODES:
+                again = run_conv(lib, x, w, (1, 1), (1, 1), (1, 1), groups, threads=threads, mode=mode)
+                assert np.array_equal(first, again)
+
+
+def test_nan_and_inf_stay_where_they_are(lib: KernelLibrary) -> None:
+    rng = np.random.default_rng(9)
+    x, w = data(rng, (1, 9, 8, 8), np.float32), data(rng, (20, 9, 3, 3), np.float32)
+    x[0, 3, 2, 5], x[0, 1, 7, 0] = np.nan, np.inf
+    got = run_conv(lib, channels_last(x), w, (1, 1), (1, 1), (1, 1), 1)
+    want = reference(x, w, (1, 1), (1, 1), (1, 1), 1)
+    assert np.isnan(want).any() and np.isinf(want).any()
+    assert np.array_equal(np.isnan(got), np.isnan(want)) and np.array_equal(np.isposinf(got), np.isposinf(want))
+
+
+def test_wrong_calls_are_refused(lib: KernelLibrary) -> None:
+    x = np.zeros((1, 1, 1, 1), np.float32)
+    for kernel in ("effc_conv_f32", "effc_conv_dw_f32", "effc_conv_plain"):
+        with pytest.raises(KernelError, match="conv"):
+            lib.call(kernel, [x, x], [x.copy()], attrs=[1])
+
+
+@pytest.mark.parametrize("vlen", [32, 64])
+def test_packing_round_trip(vlen: int) -> None:
+    rng = np.random.default_rng(10)
+    for _ in range(40):
+        nd, groups = int(rng.integers(1, 4)), int(rng.integers(1, 4))
+        cg, og = int(rng.integers(1, 20)), int(rng.integers(1, 150))
+        kernel = rng.integers(1, 4, nd).tolist()
+        dtype = np.dtype(rng.choice([np.float32, np.float64]))
+        transposed = bool(rng.integers(0, 2))
+        w = data(rng, (cg * groups, og, *kernel) if transposed else (og * groups, cg, *kernel), dtype)
+        packed = packing.pack_conv(w, groups, vlen, transposed=transposed)
+        assert np.array_equal(packing.unpack(packed).reshape(w.shape), w)
+        d = data(rng, (og, 1, *kernel), dtype)
+        assert np.array_equal(packing.unpack(packing.pack_depthwise(d)).reshape(d.shape), d)
+    half = data(rng, (4, 3, 2), ml_dtypes.bfloat16)
+    assert np.array_equal(packing.unpack(packing.pack_conv(half, 1, vlen)).reshape(half.shape), half.astype(np.float32))
+
+
+def test_damaged_packing_is_refused() -> None:
+    packed = packing.pack_conv(np.ones((4, 3, 2), np.float32), 1, 32)
+    for damage in (packed[:40], packed[:-4], np.concatenate([packed[:70], packed[70:71] ^ 1, packed[71:]]), packed ^ 255):
+        with pytest.raises(packing.PackingError):
+            packing.unpack(damage)
+
+
+def test_panel_widths() -> None:
+    for vlen, lanes in ((32, 8), (64, 16)):
+        for og in range(1, 700):
+            nv = packing.choose_nv(og, lanes, vlen)
+            assert 1 <= nv <= 4 and (nv == 1 or (nv - 1) * lanes < og)
