@@ -7,8 +7,12 @@ from dataclasses import dataclass
 
 from .canonical import Canonicalise
 from .cleanup import Cse, Dce, Fold
+from .fuse.epilogue import FuseEpilogues
+from .fuse.regions import FuseRegions
+from .fuse.views import PrepareFusion
 from .legalise import Legalise, everything_core
 from .manager import Pass
+from .weights import FoldAffine, MergeMatmuls, UnflattenMatmuls
 
 
 @dataclass(frozen=True)
@@ -28,5 +32,14 @@ def default(options: Options | None = None) -> tuple[Pass, ...]:
         Canonicalise(),
         Fold(o.fold_limit),
         Cse(),
+        FoldAffine(),
+        UnflattenMatmuls(),
+        MergeMatmuls(),
+        Fold(o.fold_limit),
+        Canonicalise(),
+        Cse(),
+        FuseEpilogues(),
+        PrepareFusion(),
+        FuseRegions(),
         Dce(),
     )
