@@ -13,7 +13,7 @@ def difference(got: Any, want: Any, tolerance: float | None = None) -> str:
     """Empty when right, else what differs. Arrays may be of ml_dtypes."""
     got, want = np.asarray(got), np.asarray(want)
     if want.dtype == np.float16 and got.dtype == np.complex64:  # complex32, which numpy has not: compared as pairs
-        got = got.view(np.float32).reshape(*got.shape, 2).astype(np.float16)
+        got = np.stack([got.real, got.imag], -1).astype(np.float16)
     if got.dtype != want.dtype:
         return f"dtype {got.dtype}, expected {want.dtype}"
     if got.shape != want.shape:
