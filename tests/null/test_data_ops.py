@@ -1,4 +1,5 @@
-"""Every sample of the movement, indexing, sorting and cumulative ops: lowered for the CPU and run, against the interpreter.
+"""Every sample of the movement, indexing, sorting and cumulative ops: lowered for the CPU and run, against the
+interpreter.
 
 Each sample runs as it is, with operands that are transposed views, and with symbolic sizes.
 """
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kernel_harness import available_isas
+from program_runner import Compiled
 
 from effc.backends.cpu.target import parse
 from effc.ir import interp, ops  # noqa: F401  (ops: fills the table)
@@ -17,8 +20,6 @@ from effc.ir.dtypes import DType
 from effc.ir.graph import Builder, Graph
 from effc.ir.op import OPS, Sample
 from effc.ir.types import TensorType
-from kernel_harness import available_isas
-from program_runner import Compiled
 
 CATEGORIES = ("view", "movement", "indexing", "sort", "cumulative")
 NAMES = [n for n, d in OPS.items() if d.category in CATEGORIES and d.samples is not None]
@@ -27,7 +28,8 @@ TOLERANCE = {"f": {2: 4e-3, 4: 1e-5, 8: 1e-10}, "c": {8: 1e-5, 16: 1e-10}}
 
 
 def graph_of(name: str, sample: Sample, transposed: bool, symbolic: bool) -> tuple[Graph, list[Any]]:
-    """The op alone; with ``transposed`` its inputs come with reversed dims, with ``symbolic`` equal sizes share a symbol."""
+    """The op alone; with ``transposed`` its inputs come with reversed dims, with ``symbolic`` equal sizes share a
+    symbol."""
     b = Builder()
     arrays: list[Any] = []
     operands: list[Any] = []
@@ -75,9 +77,12 @@ def test_samples(name: str, cpu: str, variant: str) -> None:
             continue
         g, arrays = graph_of(name, sample, variant == "transposed", variant == "symbolic")
         want = interp.run(g, arrays)
-        mode: dict[str, Any] = [{}, {"threads": 3, "mode": "reverse"}, {"threads": 2, "mode": "threads"}][k % 3 if variant == "plain" else 0]
+        mode: dict[str, Any] = [{}, {"threads": 3, "mode": "reverse"}, {"threads": 2, "mode": "threads"}][
+            k % 3 if variant == "plain" else 0
+        ]
         got = Compiled(g, parse(cpu)).run(arrays, **mode)
-        where = f"{name} {dict(sample.attrs)} {[None if a is None else (a.dtype, a.shape) for a in sample.inputs]} {variant}"
+        shapes = [None if a is None else (a.dtype, a.shape) for a in sample.inputs]
+        where = f"{name} {dict(sample.attrs)} {shapes} {variant}"
         for a, b in zip(got, want, strict=True):
             check(a, b, where)
 

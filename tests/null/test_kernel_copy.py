@@ -7,10 +7,19 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-
 from kernel_harness import KernelError, KernelLibrary, available_isas
 
-DTYPES = [np.bool_, np.uint8, np.int16, np.float16, ml_dtypes.bfloat16, np.float32, np.int64, np.complex64, np.complex128]
+DTYPES = [
+    np.bool_,
+    np.uint8,
+    np.int16,
+    np.float16,
+    ml_dtypes.bfloat16,
+    np.float32,
+    np.int64,
+    np.complex64,
+    np.complex128,
+]
 MODES = [{"mode": "serial"}, {"mode": "reverse", "threads": 3}, {"mode": "threads", "threads": 2}]
 
 
@@ -29,14 +38,30 @@ def bits(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> np.nda
 
 
 def same_bits(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and np.ascontiguousarray(a).tobytes() == np.ascontiguousarray(b).tobytes()
+    return (
+        a.shape == b.shape
+        and a.dtype == b.dtype
+        and np.ascontiguousarray(a).tobytes() == np.ascontiguousarray(b).tobytes()
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", MODES, ids=lambda m: m["mode"])
 def test_permutations(lib: KernelLibrary, dtype: Any, mode: dict[str, Any]) -> None:
     rng = np.random.default_rng(1)
-    for shape in [(), (1,), (0, 3), (37,), (65, 33), (7, 130), (3, 17, 5), (2, 9, 3, 70), (4, 2, 8, 16), (2, 3, 1, 5, 4), (129, 4)]:
+    for shape in [
+        (),
+        (1,),
+        (0, 3),
+        (37,),
+        (65, 33),
+        (7, 130),
+        (3, 17, 5),
+        (2, 9, 3, 70),
+        (4, 2, 8, 16),
+        (2, 3, 1, 5, 4),
+        (129, 4),
+    ]:
         x = bits(rng, shape, dtype)
         for _ in range(4):
             dims = rng.permutation(len(shape))
@@ -52,9 +77,16 @@ def test_steps_flips_and_broadcasts(lib: KernelLibrary, dtype: Any) -> None:
     rng = np.random.default_rng(2)
     x = bits(rng, (12, 31, 40), dtype)
     for src in [
-        x[::2, 1::3, ::-1], x[::-1, ::-1, ::-1], x[:, :, ::2], x[3], x[:, 4, 5:], x[::-3].transpose(2, 0, 1),
-        np.broadcast_to(x[:, :1], (12, 9, 40)), np.broadcast_to(x[0, 0, 0], (5, 6)), np.broadcast_to(x[0, :, :1], (31, 33)),
-    ]:  # fmt: skip
+        x[::2, 1::3, ::-1],
+        x[::-1, ::-1, ::-1],
+        x[:, :, ::2],
+        x[3],
+        x[:, 4, 5:],
+        x[::-3].transpose(2, 0, 1),
+        np.broadcast_to(x[:, :1], (12, 9, 40)),
+        np.broadcast_to(x[0, 0, 0], (5, 6)),
+        np.broadcast_to(x[0, :, :1], (31, 33)),
+    ]:
         dst = np.empty(src.shape, dtype)
         lib.call("effc_copy", [src], [dst])
         assert same_bits(src, dst)
@@ -97,7 +129,13 @@ def test_large_transpose_with_threads(lib: KernelLibrary, dtype: Any) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_concat(lib: KernelLibrary, dtype: Any) -> None:
     rng = np.random.default_rng(5)
-    for shapes, dim in [([(3, 4), (3, 0), (3, 65)], 1), ([(2, 5), (7, 5)], 0), ([(2, 3, 4), (2, 9, 4)], 1), ([(5,)], 0), ([(0,), (0,)], 0)]:
+    for shapes, dim in [
+        ([(3, 4), (3, 0), (3, 65)], 1),
+        ([(2, 5), (7, 5)], 0),
+        ([(2, 3, 4), (2, 9, 4)], 1),
+        ([(5,)], 0),
+        ([(0,), (0,)], 0),
+    ]:
         xs = [bits(rng, s, dtype) for s in shapes]
         if len(shapes[0]) == 2:
             xs[0] = np.asfortranarray(xs[0])
@@ -125,7 +163,9 @@ def test_copy_into(lib: KernelLibrary) -> None:
         lib.call("effc_copy_into", [x, np.ones((4,), np.float32)], [np.empty_like(x)], attrs=[1, 5])
 
 
-@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [np.int64, np.int32, np.uint8, np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
+)
 def test_iota_and_fill(lib: KernelLibrary, dtype: Any) -> None:
     for shape, dim in [((100,), 0), ((3, 70), 1), ((70, 3), 0), ((2, 3, 4), 1), ((0,), 0), ((2, 0), 0)]:
         line = (5 - 2 * np.arange(shape[dim])).astype(dtype).reshape([-1 if i == dim else 1 for i in range(len(shape))])
@@ -135,7 +175,9 @@ def test_iota_and_fill(lib: KernelLibrary, dtype: Any) -> None:
     if np.dtype(dtype).kind not in "iu":
         out = np.empty(77, dtype)
         lib.call("effc_iota", [], [out], attrs=[0, 0, 0, 1], fattrs=[0.3, 0.01])
-        np.testing.assert_array_max_ulp(out.astype(np.float64), (0.3 + np.arange(77) * 0.01).astype(dtype).astype(np.float64), 1)
+        np.testing.assert_array_max_ulp(
+            out.astype(np.float64), (0.3 + np.arange(77) * 0.01).astype(dtype).astype(np.float64), 1
+        )
     out = np.empty((3, 5), dtype)
     lib.call("effc_fill_int", [], [out], attrs=[7])
     assert same_bits(out, np.full((3, 5), 7, dtype))

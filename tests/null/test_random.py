@@ -1,4 +1,5 @@
-"""Random kernels: Philox itself, distributions (Kolmogorov-Smirnov or chi-square), independence of threads, bad parameters."""
+"""Random kernels: Philox itself, distributions (Kolmogorov-Smirnov or chi-square), independence of threads, bad
+parameters."""
 
 from __future__ import annotations
 
@@ -7,14 +8,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from kernel_harness import KernelError, KernelLibrary, available_isas
+from program_runner import Compiled
 
 from effc.backends.cpu.target import parse
 from effc.ir import dims, interp
 from effc.ir.dtypes import DType
 from effc.ir.graph import Builder
 from effc.ir.types import TensorType
-from kernel_harness import KernelError, KernelLibrary, available_isas
-from program_runner import Compiled
 
 stats = pytest.importorskip("scipy.stats")
 N = 60_000
@@ -143,7 +144,9 @@ def test_gamma(lib: KernelLibrary, alpha: float) -> None:
     fits(out, stats.gamma(alpha).cdf)
 
 
-@pytest.mark.parametrize("n,p", [(1, 0.3), (10, 0.5), (40, 0.9), (100, 0.02), (1000, 0.4), (500, 0.97), (20, 0.0), (20, 1.0)])
+@pytest.mark.parametrize(
+    "n,p", [(1, 0.3), (10, 0.5), (40, 0.9), (100, 0.02), (1000, 0.4), (500, 0.97), (20, 0.0), (20, 1.0)]
+)
 def test_binomial(lib: KernelLibrary, n: int, p: float) -> None:
     out = np.empty(N, np.float64)
     lib.call("effc_binomial", [np.full(N, float(n)), np.full(N, p)], [out], seed=13)
@@ -169,7 +172,13 @@ def test_multinomial(lib: KernelLibrary) -> None:
     assert np.abs(np.bincount(after3, minlength=4) / len(after3) - np.array([0.25, 0, 0.75, 0])).max() < 0.02
     for bad, match in (([[0.0, 0]], "not all 0"), ([[-1.0, 2]], ">= 0"), ([[np.nan, 1]], "finite")):
         with pytest.raises(KernelError, match=match):
-            lib.call("effc_multinomial", [np.array(bad, np.float32)], [np.empty((1, 2), np.int64)], attrs=[1], thread_scratch=32)
+            lib.call(
+                "effc_multinomial",
+                [np.array(bad, np.float32)],
+                [np.empty((1, 2), np.int64)],
+                attrs=[1],
+                thread_scratch=32,
+            )
 
 
 def test_randperm(lib: KernelLibrary) -> None:
@@ -186,12 +195,20 @@ def test_randperm(lib: KernelLibrary) -> None:
 
 
 CASES: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
-    ("rand_uniform", (), {"lo": -1.0, "hi": 1.0}), ("rand_normal", (), {}), ("rand_int", (), {"hi": 9, "dtype": DType.i64}),
-    ("exponential", (), {}), ("geometric", (), {"p": 0.4}), ("cauchy", (), {}), ("log_normal", (), {"dtype": DType.f64}),
-    ("bernoulli", (np.full((3, 5), 0.5, np.float32),), {"dtype": DType.bool}), ("poisson", (np.full((3, 5), 2.0, np.float32),), {}),
-    ("gamma", (np.full((3, 5), 2.0, np.float32),), {}), ("binomial", (np.full((4,), 9.0, np.float64), np.full((4,), 0.5)), {}),
-    ("multinomial", (np.ones((2, 7), np.float32),), {"samples": 4}), ("randperm", (), {"n": 11}),
-]  # fmt: skip
+    ("rand_uniform", (), {"lo": -1.0, "hi": 1.0}),
+    ("rand_normal", (), {}),
+    ("rand_int", (), {"hi": 9, "dtype": DType.i64}),
+    ("exponential", (), {}),
+    ("geometric", (), {"p": 0.4}),
+    ("cauchy", (), {}),
+    ("log_normal", (), {"dtype": DType.f64}),
+    ("bernoulli", (np.full((3, 5), 0.5, np.float32),), {"dtype": DType.bool}),
+    ("poisson", (np.full((3, 5), 2.0, np.float32),), {}),
+    ("gamma", (np.full((3, 5), 2.0, np.float32),), {}),
+    ("binomial", (np.full((4,), 9.0, np.float64), np.full((4,), 0.5)), {}),
+    ("multinomial", (np.ones((2, 7), np.float32),), {"samples": 4}),
+    ("randperm", (), {"n": 11}),
+]
 
 
 @pytest.mark.parametrize("name,inputs,attrs", CASES, ids=lambda c: c if isinstance(c, str) else "")

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
-
-from effc.backends.cpu.target import parse
-from effc.ir.dtypes import DType
-from effc.ir.graph import Builder
-from effc.ir.types import TensorType
-from kernel_harness import available_isas
-from program_runner import Compiled
+from torch_compare import CPUS, SIZE, run, same
 
 torch = pytest.importorskip("torch")
 
 DTYPES = {
-    "f32": torch.float32, "f64": torch.float64, "f16": torch.float16, "bf16": torch.bfloat16, "i64": torch.int64,
-    "i32": torch.int32, "i16": torch.int16, "i8": torch.int8, "u8": torch.uint8, "bool": torch.bool,
-}  # fmt: skip
-CPUS = [f"cpu:x86-64-{isa}" for isa in available_isas()]
+    "f32": torch.float32,
+    "f64": torch.float64,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+    "i64": torch.int64,
+    "i32": torch.int32,
+    "i16": torch.int16,
+    "i8": torch.int8,
+    "u8": torch.uint8,
+    "bool": torch.bool,
+}
 
 
 def tied(seed: int, shape: tuple[int, ...], dtype: str, nan: bool = False) -> Any:
@@ -36,28 +36,6 @@ def tied(seed: int, shape: tuple[int, ...], dtype: str, nan: bool = False) -> An
     return y
 
 
-def to_numpy(x: Any, dtype: str) -> np.ndarray[Any, Any]:
-    if dtype == "bf16":
-        return x.view(torch.int16).numpy().view(DType.bf16.np)
-    return x.numpy()
-
-
-def run(cpu: str, name: str, x: Any, dtype: str, **attrs: Any) -> list[Any]:
-    b = Builder()
-    data = to_numpy(x.contiguous(), dtype)
-    b.symbol("u0")
-    out = b.op(name, b.input("x", TensorType(DType(dtype), data.shape)), **attrs)
-    return Compiled(b.graph(out), parse(cpu)).run([data])
-
-
-def same(got: list[Any], want: Any, dtype: str) -> None:
-    for a, w in zip(got, want, strict=True):
-        b = to_numpy(w.contiguous(), dtype if w.dtype == DTYPES[dtype] else "i64")
-        assert a.shape == b.shape and a.dtype == b.dtype
-        wide = (lambda z: z.astype(np.float64)) if a.dtype.kind in "fV" else (lambda z: z)
-        assert np.array_equal(wide(a), wide(b), equal_nan=a.dtype.kind in "fV")
-
-
 SHAPES = [((7,), 0), ((16, 3), 0), ((17, 4), 0), ((3, 40), 1), ((2, 300, 2), 1), ((1500,), 0), ((5, 1), 1)]
 
 
@@ -69,7 +47,7 @@ def test_sort(cpu: str, dtype: str) -> None:
             for stable in (False, True):
                 x = tied(k, shape, dtype, nan=True)
                 want = torch.sort(x, dim=dim, descending=descending, stable=stable)
-                same(run(cpu, "sort", x, dtype, dim=dim, descending=descending, stable=stable), want, dtype)
+                same(run(cpu, "sort", [x], reference=stable, dim=dim, descending=descending, stable=stable), want)
 
 
 @pytest.mark.parametrize("cpu", CPUS)
@@ -83,33 +61,30 @@ def test_selection(cpu: str, dtype: str) -> None:
                 continue
             for largest in (False, True):
                 want = torch.topk(x, k, dim, largest=largest)
-                same(run(cpu, "topk", x, dtype, k=k, dim=dim, largest=largest), want, dtype)
+                same(run(cpu, "topk", [x], reference=False, k=k, dim=dim, largest=largest), want)
             want = torch.kthvalue(x, k, dim)
-            same(run(cpu, "kthvalue", x, dtype, k=k, dim=dim), want, dtype)
+            same(run(cpu, "kthvalue", [x], reference=False, k=k, dim=dim), want)
         for keep in (False, True):
-            same(run(cpu, "median", x, dtype, dim=dim, keepdim=keep), torch.median(x, dim, keep), dtype)
-            same(run(cpu, "median", x, dtype, dim=dim, keepdim=keep, ignore_nan=True), torch.nanmedian(x, dim, keep), dtype)
+            same(run(cpu, "median", [x], dim=dim, keepdim=keep), torch.median(x, dim, keep))
+            same(run(cpu, "median", [x], dim=dim, keepdim=keep, ignore_nan=True), torch.nanmedian(x, dim, keep))
 
 
 @pytest.mark.parametrize("cpu", CPUS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_mode_and_unique(cpu: str, dtype: str) -> None:
-    import effc.ir.dims as dims
-
     for seed, (shape, dim) in enumerate(SHAPES):
         x = tied(seed, shape, dtype)
-        same(run(cpu, "mode", x, dtype, dim=dim), torch.mode(x, dim), dtype)
-        size = dims.symbol("u0")
+        same(run(cpu, "mode", [x], reference=False, dim=dim), torch.mode(x, dim))
         for name, want in (
             ("unique", torch.unique(x, return_inverse=True, return_counts=True)),
             ("unique_consecutive", torch.unique_consecutive(x, return_inverse=True, return_counts=True)),
         ):
-            same(run(cpu, name, x, dtype, size=size), want, dtype)
+            same(run(cpu, name, [x], size=SIZE), want)
         for consecutive, f in ((False, torch.unique), (True, torch.unique_consecutive)):
             want = f(x, return_inverse=True, return_counts=True, dim=dim)
-            same(run(cpu, "unique_dim", x, dtype, dim=dim, consecutive=consecutive, size=size), want, dtype)
+            same(run(cpu, "unique_dim", [x], dim=dim, consecutive=consecutive, size=SIZE), want)
     if DTYPES[dtype].is_floating_point:
         x = tied(5, (60,), dtype, nan=True)
-        got = run(cpu, "unique", x, dtype, size=dims.symbol("u0"))
+        got = run(cpu, "unique", [x], reference=False, size=SIZE)
         want = torch.unique(x, return_inverse=True, return_counts=True)
-        assert got[0].shape == tuple(want[0].shape) and np.array_equal(got[2], want[2].numpy())
+        assert got[0].shape == tuple(want[0].shape) and got[2].tolist() == want[2].tolist()

@@ -14,8 +14,16 @@ from .elementwise import random_array
 from .movement import Array, check_dim
 
 CASES: tuple[tuple[tuple[int, ...], int], ...] = (
-    ((37,), 0), ((5, 33), 1), ((33, 5), 0), ((2, 7, 19), 1), ((1,), 0), ((0,), 0), ((3, 0), 0), ((4, 1), 1), ((5000,), 0),
-)  # fmt: skip
+    ((37,), 0),
+    ((5, 33), 1),
+    ((33, 5), 0),
+    ((2, 7, 19), 1),
+    ((1,), 0),
+    ((0,), 0),
+    ((3, 0), 0),
+    ((4, 1), 1),
+    ((5000,), 0),
+)
 
 
 def wide(x: Array) -> Array:
@@ -42,12 +50,22 @@ def _samples(dtypes: tuple[Any, ...], span: float) -> Callable[[np.random.Genera
 
 _ARITHMETIC = (np.float32, np.float64, np.int64, np.int32, np.uint8, np.complex64, np.complex128, np.float16)
 op(
-    "cumsum", "x", {"dim": int}, infer=_same, category="cumulative", samples=_samples(_ARITHMETIC, 2),
+    "cumsum",
+    "x",
+    {"dim": int},
+    infer=_same,
+    category="cumulative",
+    samples=_samples(_ARITHMETIC, 2),
     numpy=lambda x, *, dim: np.cumsum(wide(x), axis=dim, dtype=wide(x).dtype).astype(x.dtype),
     doc="Running sum in x's dtype; f32 accumulates in f64, the short floats in f32, integers wrap.",
 )
 op(
-    "cumprod", "x", {"dim": int}, infer=_same, category="cumulative", samples=_samples(_ARITHMETIC, 1.5),
+    "cumprod",
+    "x",
+    {"dim": int},
+    infer=_same,
+    category="cumulative",
+    samples=_samples(_ARITHMETIC, 1.5),
     numpy=lambda x, *, dim: np.cumprod(wide(x), axis=dim, dtype=wide(x).dtype).astype(x.dtype),
     doc="Running product; accumulation as in cumsum.",
 )
@@ -90,7 +108,13 @@ def _extreme_samples(rng: np.random.Generator) -> Iterator[Sample]:
 
 for _name, _better in (("cummax", np.greater_equal), ("cummin", np.less_equal)):
     op(
-        _name, "x", {"dim": int}, infer=_extreme, numpy=_extreme_np(_better), category="cumulative", samples=_extreme_samples,
+        _name,
+        "x",
+        {"dim": int},
+        infer=_extreme,
+        numpy=_extreme_np(_better),
+        category="cumulative",
+        samples=_extreme_samples,
         doc="Running extremum and the last index at which it was met; a NaN stays from where it appears.",
     )
 
@@ -115,16 +139,28 @@ def _lse_np(x: Array, *, dim: int) -> Array:
 
 
 op(
-    "logcumsumexp", "x", {"dim": int}, infer=_lse, numpy=_lse_np, category="cumulative",
-    samples=_samples((np.float32, np.float64, np.float16), 40), cost=lambda i, o, a: Cost(o[0].numel * 20, o[0].nbytes * 2),
+    "logcumsumexp",
+    "x",
+    {"dim": int},
+    infer=_lse,
+    numpy=_lse_np,
+    category="cumulative",
+    samples=_samples((np.float32, np.float64, np.float16), 40),
+    cost=lambda i, o, a: Cost(o[0].numel * 20, o[0].nbytes * 2),
     doc="log(cumsum(exp(x))) without overflow.",
 )
 
 
 def _recurrence(a: TensorType, x: TensorType, init: TensorType | None = None, *, dim: int, reverse: bool) -> TensorType:
     check_dim(dim, x.rank)
-    require(a.dtype is x.dtype and (x.dtype.is_float or x.dtype.is_complex), f"needs two operands of one float dtype, not {a.dtype}, {x.dtype}")
-    require(a.rank == x.rank and all(same_dim(p, q) for p, q in zip(a.shape, x.shape, strict=True)), f"shapes {a.shape} and {x.shape} differ")
+    require(
+        a.dtype is x.dtype and (x.dtype.is_float or x.dtype.is_complex),
+        f"needs two operands of one float dtype, not {a.dtype}, {x.dtype}",
+    )
+    require(
+        a.rank == x.rank and all(same_dim(p, q) for p, q in zip(a.shape, x.shape, strict=True)),
+        f"shapes {a.shape} and {x.shape} differ",
+    )
     if init is not None:
         want = x.shape[:dim] + x.shape[dim + 1 :]
         require(init.dtype is x.dtype, f"the first state has dtype {init.dtype}")
@@ -154,8 +190,15 @@ def _recurrence_samples(rng: np.random.Generator) -> Iterator[Sample]:
 
 
 op(
-    "linear_recurrence", "a x init?", {"dim": int, "reverse": (bool, False)}, infer=_recurrence, numpy=_recurrence_np,
-    category="cumulative", samples=_recurrence_samples, cost=lambda i, o, a: Cost(o[0].numel * 2, o[0].nbytes * 3),
-    doc="h[t] = a[t]*h[t-1] + x[t] along dim (from the end with reverse), h before the first step being init or 0; returns all h. "
+    "linear_recurrence",
+    "a x init?",
+    {"dim": int, "reverse": (bool, False)},
+    infer=_recurrence,
+    numpy=_recurrence_np,
+    category="cumulative",
+    samples=_recurrence_samples,
+    cost=lambda i, o, a: Cost(o[0].numel * 2, o[0].nbytes * 3),
+    doc="h[t] = a[t]*h[t-1] + x[t] along dim (from the end with reverse), h before the first step being init or 0; "
+    "returns all h. "
     "What associative scans with that operator and diagonal state-space models compute.",
 )

@@ -1,7 +1,9 @@
 """Indexing, scattering and ops whose result size depends on the data.
 
-Index operands are i64 or i32; an index i of a dim of size n must lie in [-n, n) and wraps when negative. Anything else is
-an error of the data, reported at run time. A data-dependent size is an attribute that holds a symbol (``binds``), defined by
+Index operands are i64 or i32; an index i of a dim of size n must lie in [-n, n) and wraps when negative. Anything
+else is
+an error of the data, reported at run time. A data-dependent size is an attribute that holds a symbol (``binds``),
+defined by
 the node when it runs.
 """
 
@@ -14,7 +16,7 @@ import numpy as np
 
 from ..dims import Dim, symbol
 from ..dtypes import DType
-from ..op import Cost, DimAttr, Sample, broadcast_shapes, op, require, same_dim
+from ..op import DimAttr, Sample, broadcast_shapes, op, require, same_dim
 from ..types import TensorType
 from .elementwise import random_array
 from .movement import Array, check_dim, moved, replaced
@@ -42,7 +44,8 @@ def _widened(x: Array) -> Array:
     return x.astype(np.float32) if x.dtype.kind == "V" or x.dtype == np.float16 else np.array(x)
 
 
-# gather, take, index ---------------------------------------------------------------------------------------------------
+# gather, take, index
+# ---------------------------------------------------------------------------------------------------
 
 
 def _gather(x: TensorType, index: TensorType, *, dim: int) -> TensorType:
@@ -50,7 +53,10 @@ def _gather(x: TensorType, index: TensorType, *, dim: int) -> TensorType:
     require(x.rank == index.rank, f"operand and index have ranks {x.rank} and {index.rank}")
     check_dim(dim, x.rank)
     for i, (a, b) in enumerate(zip(x.shape, index.shape, strict=True)):
-        require(i == dim or not (isinstance(a, int) and isinstance(b, int)) or b <= a, f"index size {b} exceeds {a} in dim {i}")
+        require(
+            i == dim or not (isinstance(a, int) and isinstance(b, int)) or b <= a,
+            f"index size {b} exceeds {a} in dim {i}",
+        )
     return x.with_shape(index.shape)
 
 
@@ -62,16 +68,33 @@ def _grid(index: Array, dim: int, size: int) -> tuple[Array, ...]:
 
 def _gather_samples(rng: np.random.Generator) -> Iterator[Sample]:
     for dt in DTYPES:
-        for xs, ix, dim in [((7, 33), (5, 20), 0), ((7, 33), (7, 40), 1), ((3, 4, 5), (2, 6, 5), 1), ((4,), (0,), 0), ((1, 1), (1, 3), 1)]:
+        for xs, ix, dim in [
+            ((7, 33), (5, 20), 0),
+            ((7, 33), (7, 40), 1),
+            ((3, 4, 5), (2, 6, 5), 1),
+            ((4,), (0,), 0),
+            ((1, 1), (1, 3), 1),
+        ]:
             index = rng.integers(0, xs[dim], ix)
             yield Sample((random_array(rng, xs, dt), index), {"dim": dim})
-    yield Sample((random_array(rng, (6, 3), np.float32), rng.integers(-6, 6, (6, 3)).astype(np.int32)), {"dim": 0}, "negative i32")
+    yield Sample(
+        (random_array(rng, (6, 3), np.float32), rng.integers(-6, 6, (6, 3)).astype(np.int32)),
+        {"dim": 0},
+        "negative i32",
+    )
 
 
 op(
-    "gather", "x index", {"dim": int}, infer=_gather, category="indexing", cost=moved, samples=_gather_samples,
+    "gather",
+    "x index",
+    {"dim": int},
+    infer=_gather,
+    category="indexing",
+    cost=moved,
+    samples=_gather_samples,
     numpy=lambda x, index, *, dim: x[_grid(index, dim, x.shape[dim])],
-    doc="torch.gather: result[i.., j, ..] = x[i.., index[i.., j, ..], ..]; the index may be smaller than x in other dims.",
+    doc="torch.gather: result[i.., j, ..] = x[i.., index[i.., j, ..], ..]; the index may be smaller than x in other "
+    "dims.",
 )
 
 
@@ -83,12 +106,26 @@ def _take(x: TensorType, index: TensorType, *, dim: int) -> TensorType:
 
 def _take_samples(rng: np.random.Generator) -> Iterator[Sample]:
     for dt in DTYPES:
-        for xs, ix, dim in [((9, 17), (4,), 0), ((9, 17), (2, 3), 0), ((9, 17), (30,), 1), ((3, 4, 5), (2, 3), 1), ((5,), (), 0), ((5,), (0,), 0), ((4, 0), (3,), 0)]:
+        for xs, ix, dim in [
+            ((9, 17), (4,), 0),
+            ((9, 17), (2, 3), 0),
+            ((9, 17), (30,), 1),
+            ((3, 4, 5), (2, 3), 1),
+            ((5,), (), 0),
+            ((5,), (0,), 0),
+            ((4, 0), (3,), 0),
+        ]:
             yield Sample((random_array(rng, xs, dt), np.asarray(rng.integers(-xs[dim], xs[dim], ix))), {"dim": dim})
 
 
 op(
-    "take", "x index", {"dim": (int, 0)}, infer=_take, category="indexing", cost=moved, samples=_take_samples,
+    "take",
+    "x index",
+    {"dim": (int, 0)},
+    infer=_take,
+    category="indexing",
+    cost=moved,
+    samples=_take_samples,
     numpy=lambda x, index, *, dim: np.take(x, wrapped(index, x.shape[dim]), axis=dim),
     doc="numpy.take along one dim with an index of any rank: index_select, embedding.",
 )
@@ -141,18 +178,25 @@ def _indices(rng: np.random.Generator, case: Any) -> tuple[Array, ...]:
 
 
 op(
-    "index", "x indices*", {"dims": tuple}, category="indexing", cost=moved,
+    "index",
+    "x indices*",
+    {"dims": tuple},
+    category="indexing",
+    cost=moved,
     infer=lambda x, *indices, dims: x.with_shape(index_shape(x, indices, dims)),
     numpy=lambda x, *indices, dims: x[index_key(x, indices, dims)],
     samples=lambda rng: (
         Sample((random_array(rng, c[0], dt), *_indices(rng, c)), {"dims": c[2]}) for dt in DTYPES for c in _INDEX_CASES
     ),
-    doc="Advanced indexing: integer tensors, broadcast together, at the listed dims. Their dims stand where the first indexed "
+    doc="Advanced indexing: integer tensors, broadcast together, at the listed dims. Their dims stand where the "
+    "first indexed "
     "dim was if the indexed dims are adjacent, else in front.",
 )
 
 
-def _index_put(x: TensorType, values: TensorType, *indices: TensorType, dims: tuple[int, ...], accumulate: bool) -> TensorType:
+def _index_put(
+    x: TensorType, values: TensorType, *indices: TensorType, dims: tuple[int, ...], accumulate: bool
+) -> TensorType:
     want = index_shape(x, indices, dims)
     require(values.dtype is x.dtype, f"operands have dtypes {x.dtype} and {values.dtype}")
     require(values.rank <= len(want), f"values of rank {values.rank} do not fit {want}")
@@ -180,21 +224,33 @@ def _index_put_samples(rng: np.random.Generator) -> Iterator[Sample]:
             shape = x[index_key(x, ix, case[2])].shape
             for accumulate in (False, True):
                 yield Sample((x, random_array(rng, shape, dt), *ix), {"dims": case[2], "accumulate": accumulate})
-            yield Sample((x, random_array(rng, shape[1:] if shape else (), dt), *ix), {"dims": case[2]}, "values broadcast")
+            yield Sample(
+                (x, random_array(rng, shape[1:] if shape else (), dt), *ix), {"dims": case[2]}, "values broadcast"
+            )
 
 
 op(
-    "index_put", "x values indices*", {"dims": tuple, "accumulate": (bool, False)}, infer=_index_put, numpy=_index_put_np,
-    category="indexing", cost=moved, samples=_index_put_samples,
-    doc="x with values written (or added) where ``index`` would read. Values broadcast. Of several writes to one element the "
+    "index_put",
+    "x values indices*",
+    {"dims": tuple, "accumulate": (bool, False)},
+    infer=_index_put,
+    numpy=_index_put_np,
+    category="indexing",
+    cost=moved,
+    samples=_index_put_samples,
+    doc="x with values written (or added) where ``index`` would read. Values broadcast. Of several writes to one "
+    "element the "
     "last in row-major order of the indices stays.",
 )
 
 
-# scatter ---------------------------------------------------------------------------------------------------------------
+# scatter
+# ---------------------------------------------------------------------------------------------------------------
 
 
-def _scatter(x: TensorType, index: TensorType, src: TensorType, *, dim: int, reduce: str, include_self: bool) -> TensorType:
+def _scatter(
+    x: TensorType, index: TensorType, src: TensorType, *, dim: int, reduce: str, include_self: bool
+) -> TensorType:
     check_index(index)
     require(reduce in REDUCES, f"unknown reduction {reduce}; one of {', '.join(REDUCES)}")
     require(x.dtype is src.dtype, f"operands have dtypes {x.dtype} and {src.dtype}")
@@ -218,9 +274,13 @@ def _scatter_np(x: Array, index: Array, src: Array, *, dim: int, reduce: str, in
     if not include_self:
         out[grid] = identity(reduce, out.dtype)
     if x.dtype == np.bool_:
-        {"sum": np.logical_or, "prod": np.logical_and, "amax": np.logical_or, "amin": np.logical_and}[reduce].at(out, grid, given)
+        {"sum": np.logical_or, "prod": np.logical_and, "amax": np.logical_or, "amin": np.logical_and}[reduce].at(
+            out, grid, given
+        )
         return out
-    {"sum": np.add, "mean": np.add, "prod": np.multiply, "amax": np.maximum, "amin": np.minimum}[reduce].at(out, grid, given)
+    {"sum": np.add, "mean": np.add, "prod": np.multiply, "amax": np.maximum, "amin": np.minimum}[reduce].at(
+        out, grid, given
+    )
     if reduce == "mean":
         count = np.full(x.shape, int(include_self), np.int64)
         np.add.at(count, grid, 1)
@@ -248,17 +308,33 @@ def _scatter_samples(rng: np.random.Generator) -> Iterator[Sample]:
         for reduce in REDUCES:
             if (dt == np.complex64 and reduce not in ("none", "sum", "prod")) or (dt == np.bool_ and reduce == "mean"):
                 continue
-            for xs, ix, ss, dim in [((5, 9), (7, 9), (7, 9), 0), ((5, 9), (4, 20), (6, 21), 1), ((3, 4, 5), (3, 2, 5), (3, 2, 5), 1), ((4,), (0,), (3,), 0)]:
+            for xs, ix, ss, dim in [
+                ((5, 9), (7, 9), (7, 9), 0),
+                ((5, 9), (4, 20), (6, 21), 1),
+                ((3, 4, 5), (3, 2, 5), (3, 2, 5), 1),
+                ((4,), (0,), (3,), 0),
+            ]:
                 for own in (True, False):
                     x, src = random_array(rng, xs, dt, -2, 2), random_array(rng, ss, dt, -2, 2)
-                    yield Sample((x, rng.integers(-xs[dim], xs[dim], ix), src), {"dim": dim, "reduce": reduce, "include_self": own})
+                    yield Sample(
+                        (x, rng.integers(-xs[dim], xs[dim], ix), src),
+                        {"dim": dim, "reduce": reduce, "include_self": own},
+                    )
 
 
 op(
-    "scatter", "x index src", {"dim": int, "reduce": (str, "none"), "include_self": (bool, True)}, infer=_scatter,
-    numpy=_scatter_np, category="indexing", cost=moved, samples=_scatter_samples,
-    doc="torch.scatter / scatter_reduce: out[i.., index[i.., j, ..], ..] (reduce)= src[i.., j, ..]. Applied in order of j, so "
-    "results do not depend on threads; with 'none' the last write stays. amax and amin propagate NaN; an integer mean floors.",
+    "scatter",
+    "x index src",
+    {"dim": int, "reduce": (str, "none"), "include_self": (bool, True)},
+    infer=_scatter,
+    numpy=_scatter_np,
+    category="indexing",
+    cost=moved,
+    samples=_scatter_samples,
+    doc="torch.scatter / scatter_reduce: out[i.., index[i.., j, ..], ..] (reduce)= src[i.., j, ..]. Applied in order "
+    "of j, so "
+    "results do not depend on threads; with 'none' the last write stays. amax and amin propagate NaN; an integer "
+    "mean floors.",
 )
 
 
@@ -293,18 +369,37 @@ def _rows_samples(reduces: tuple[str, ...] | None) -> Any:
 
 
 op(
-    "index_add", "x index src", {"dim": int}, infer=_rows, category="indexing", level="macro", samples=_rows_samples(None),
-    decompose=lambda b, x, index, src, *, dim: b.op("scatter", x, _spread(b, x, index, dim, src.shape), src, dim=dim, reduce="sum"),
+    "index_add",
+    "x index src",
+    {"dim": int},
+    infer=_rows,
+    category="indexing",
+    level="macro",
+    samples=_rows_samples(None),
+    decompose=lambda b, x, index, src, *, dim: b.op(
+        "scatter", x, _spread(b, x, index, dim, src.shape), src, dim=dim, reduce="sum"
+    ),
     doc="Adds slice j of src to slice index[j] of x.",
 )
 op(
-    "index_copy", "x index src", {"dim": int}, infer=_rows, category="indexing", level="macro", samples=_rows_samples(None),
+    "index_copy",
+    "x index src",
+    {"dim": int},
+    infer=_rows,
+    category="indexing",
+    level="macro",
+    samples=_rows_samples(None),
     decompose=lambda b, x, index, src, *, dim: b.op("scatter", x, _spread(b, x, index, dim, src.shape), src, dim=dim),
     doc="Writes slice j of src over slice index[j] of x.",
 )
 op(
-    "index_reduce", "x index src", {"dim": int, "reduce": str, "include_self": (bool, True)}, infer=_rows, category="indexing",
-    level="macro", samples=_rows_samples(REDUCES),
+    "index_reduce",
+    "x index src",
+    {"dim": int, "reduce": str, "include_self": (bool, True)},
+    infer=_rows,
+    category="indexing",
+    level="macro",
+    samples=_rows_samples(REDUCES),
     decompose=lambda b, x, index, src, *, dim, reduce, include_self: b.op(
         "scatter", x, _spread(b, x, index, dim, src.shape), src, dim=dim, reduce=reduce, include_self=include_self
     ),
@@ -326,7 +421,13 @@ def _index_fill_lower(b: Any, x: Any, index: Any, value: Any, *, dim: int) -> An
 
 
 op(
-    "index_fill", "x index value", {"dim": int}, infer=_index_fill, category="indexing", level="macro", decompose=_index_fill_lower,
+    "index_fill",
+    "x index value",
+    {"dim": int},
+    infer=_index_fill,
+    category="indexing",
+    level="macro",
+    decompose=_index_fill_lower,
     samples=lambda rng: (
         Sample((random_array(rng, s, dt), rng.integers(0, s[d], n), random_array(rng, (), dt)), {"dim": d})
         for dt in (np.float32, np.int64)
@@ -339,7 +440,10 @@ op(
 def _masked_scatter(x: TensorType, mask: TensorType, source: TensorType) -> TensorType:
     require(mask.dtype.is_bool, f"the mask must be bool, not {mask.dtype}")
     require(x.dtype is source.dtype, f"operands have dtypes {x.dtype} and {source.dtype}")
-    require(x.rank == mask.rank and all(same_dim(a, b) for a, b in zip(x.shape, mask.shape, strict=True)), "mask and operand differ in shape")
+    require(
+        x.rank == mask.rank and all(same_dim(a, b) for a, b in zip(x.shape, mask.shape, strict=True)),
+        "mask and operand differ in shape",
+    )
     return x
 
 
@@ -353,7 +457,12 @@ def _masked_scatter_np(x: Array, mask: Array, source: Array) -> Array:
 
 
 op(
-    "masked_scatter", "x mask source", infer=_masked_scatter, numpy=_masked_scatter_np, category="indexing", cost=moved,
+    "masked_scatter",
+    "x mask source",
+    infer=_masked_scatter,
+    numpy=_masked_scatter_np,
+    category="indexing",
+    cost=moved,
     samples=lambda rng: (
         Sample((random_array(rng, s, dt), rng.random(s) < 0.4, random_array(rng, (n,), dt)))
         for dt in DTYPES
@@ -363,7 +472,8 @@ op(
 )
 
 
-# Sizes that depend on the data -----------------------------------------------------------------------------------------
+# Sizes that depend on the data
+# -----------------------------------------------------------------------------------------
 
 SIZE = symbol("u0")  # the samples' unknown size
 _SPARSE: tuple[tuple[int, ...], ...] = ((5, 9), (0, 3), (), (7,), (3, 4, 5), (4099,))
@@ -376,24 +486,39 @@ def _thinned(rng: np.random.Generator, shape: tuple[int, ...], dt: Any) -> Array
 
 def _masked_select(x: TensorType, mask: TensorType, *, size: Dim) -> TensorType:
     require(mask.dtype.is_bool, f"the mask must be bool, not {mask.dtype}")
-    require(x.rank == mask.rank and all(same_dim(a, b) for a, b in zip(x.shape, mask.shape, strict=True)), "mask and operand differ in shape")
+    require(
+        x.rank == mask.rank and all(same_dim(a, b) for a, b in zip(x.shape, mask.shape, strict=True)),
+        "mask and operand differ in shape",
+    )
     return x.with_shape((size,))
 
 
 op(
-    "masked_select", "x mask", {"size": DimAttr}, infer=_masked_select, numpy=lambda x, mask: x[mask], category="indexing",
-    binds=("size",), cost=moved,
+    "masked_select",
+    "x mask",
+    {"size": DimAttr},
+    infer=_masked_select,
+    numpy=lambda x, mask: x[mask],
+    category="indexing",
+    binds=("size",),
+    cost=moved,
     samples=lambda rng: (
         Sample((random_array(rng, s, dt), rng.random(s) < 0.4), {"size": SIZE}) for dt in DTYPES for s in _SPARSE
     ),
     doc="The elements of x where the mask is true, in row-major order.",
-)  # fmt: skip
+)
 op(
-    "nonzero", "x", {"size": DimAttr}, infer=lambda x, *, size: TensorType(DType.i64, (size, x.rank)), category="indexing",
-    numpy=lambda x: np.argwhere(x).astype(np.int64), binds=("size",), cost=moved,
+    "nonzero",
+    "x",
+    {"size": DimAttr},
+    infer=lambda x, *, size: TensorType(DType.i64, (size, x.rank)),
+    category="indexing",
+    numpy=lambda x: np.argwhere(x).astype(np.int64),
+    binds=("size",),
+    cost=moved,
     samples=lambda rng: (Sample((_thinned(rng, s, dt),), {"size": SIZE}) for dt in DTYPES for s in _SPARSE),
     doc="The coordinates of the nonzero elements in row-major order, one row each.",
-)  # fmt: skip
+)
 
 
 def _item_np(x: Array) -> Array:
@@ -407,10 +532,20 @@ def _item(x: TensorType, *, value: Dim) -> TensorType:
 
 
 op(
-    "item", "x", {"value": DimAttr}, infer=_item, numpy=_item_np, category="indexing", binds=("value",),
-    samples=lambda rng: (Sample((random_array(rng, s, dt),), {"value": SIZE}) for dt in (np.int64, np.int32, np.bool_) for s in [(), (1,)]),
+    "item",
+    "x",
+    {"value": DimAttr},
+    infer=_item,
+    numpy=_item_np,
+    category="indexing",
+    binds=("value",),
+    samples=lambda rng: (
+        Sample((random_array(rng, s, dt),), {"value": SIZE})
+        for dt in (np.int64, np.int32, np.bool_)
+        for s in [(), (1,)]
+    ),
     doc="Binds a symbol to the value of a one-element integer tensor; the result is that value.",
-)  # fmt: skip
+)
 
 
 def _repeats_np(repeats: Array) -> Array:
@@ -426,11 +561,20 @@ def _repeats(repeats: TensorType, *, size: Dim) -> TensorType:
 
 
 op(
-    "repeat_interleave", "repeats", {"size": DimAttr}, infer=_repeats, numpy=_repeats_np, category="indexing", binds=("size",),
+    "repeat_interleave",
+    "repeats",
+    {"size": DimAttr},
+    infer=_repeats,
+    numpy=_repeats_np,
+    category="indexing",
+    binds=("size",),
     cost=moved,
-    samples=lambda rng: (Sample((rng.integers(0, 4, n).astype(dt),), {"size": SIZE}) for n in (0, 1, 37) for dt in (np.int64, np.int32)),
-    doc="Index i repeated repeats[i] times: what ``take`` needs to repeat slices. size: a fresh symbol, or a known size to check.",
-)  # fmt: skip
+    samples=lambda rng: (
+        Sample((rng.integers(0, 4, n).astype(dt),), {"size": SIZE}) for n in (0, 1, 37) for dt in (np.int64, np.int32)
+    ),
+    doc="Index i repeated repeats[i] times: what ``take`` needs to repeat slices. size: a fresh symbol, or a known "
+    "size to check.",
+)
 
 
 def _bincount(x: TensorType, weights: TensorType | None = None, *, minlength: Dim, size: Dim) -> TensorType:
@@ -456,8 +600,15 @@ def _bincount_samples(rng: np.random.Generator) -> Iterator[Sample]:
 
 
 op(
-    "bincount", "x weights?", {"minlength": (DimAttr, 0), "size": DimAttr}, infer=_bincount, numpy=_bincount_np, category="indexing",
-    binds=("size",), samples=_bincount_samples, doc="How often each value occurs (or the sum of its weights).",
+    "bincount",
+    "x weights?",
+    {"minlength": (DimAttr, 0), "size": DimAttr},
+    infer=_bincount,
+    numpy=_bincount_np,
+    category="indexing",
+    binds=("size",),
+    samples=_bincount_samples,
+    doc="How often each value occurs (or the sum of its weights).",
 )
 
 
@@ -495,16 +646,39 @@ def _unique_samples(rng: np.random.Generator) -> Iterator[Sample]:
             yield Sample((np.asarray(rng.integers(0, 9, s)).astype(dt),), {"size": SIZE})
 
 
-op("unique", "x", {"size": DimAttr}, infer=_unique_types, numpy=_unique_np, category="indexing", binds=("size",), samples=_unique_samples,
-   doc="Sorted distinct elements; for each element its place among them; how often each occurs. NaNs are all distinct.")  # fmt: skip
-op("unique_consecutive", "x", {"size": DimAttr}, infer=_unique_types, numpy=_unique_consecutive_np, category="indexing",
-   binds=("size",), samples=_unique_samples, doc="``unique`` without sorting: merges runs of equal elements in row-major order.")  # fmt: skip
+op(
+    "unique",
+    "x",
+    {"size": DimAttr},
+    infer=_unique_types,
+    numpy=_unique_np,
+    category="indexing",
+    binds=("size",),
+    samples=_unique_samples,
+    doc="Sorted distinct elements; for each element its place among them; how often each occurs. NaNs are all "
+    "distinct.",
+)
+op(
+    "unique_consecutive",
+    "x",
+    {"size": DimAttr},
+    infer=_unique_types,
+    numpy=_unique_consecutive_np,
+    category="indexing",
+    binds=("size",),
+    samples=_unique_samples,
+    doc="``unique`` without sorting: merges runs of equal elements in row-major order.",
+)
 
 
 def _unique_dim(x: TensorType, *, dim: int, consecutive: bool, size: Dim) -> tuple[TensorType, ...]:
     require(not x.dtype.is_complex, f"not defined for {x.dtype}")
     check_dim(dim, x.rank)
-    return x.with_shape(replaced(x.shape, dim, size)), TensorType(DType.i64, (x.shape[dim],)), TensorType(DType.i64, (size,))
+    return (
+        x.with_shape(replaced(x.shape, dim, size)),
+        TensorType(DType.i64, (x.shape[dim],)),
+        TensorType(DType.i64, (size,)),
+    )
 
 
 def _unique_dim_np(x: Array, *, dim: int, consecutive: bool) -> tuple[Array, ...]:
@@ -529,161 +703,14 @@ def _unique_dim_samples(rng: np.random.Generator) -> Iterator[Sample]:
 
 
 op(
-    "unique_dim", "x", {"dim": int, "consecutive": (bool, False), "size": DimAttr}, infer=_unique_dim, numpy=_unique_dim_np,
-    category="indexing", binds=("size",), samples=_unique_dim_samples,
-    doc="Distinct slices along dim (in lexicographic order unless consecutive), each slice's place among them, their counts.",
-)
-
-
-# Search, histograms, bags ----------------------------------------------------------------------------------------------
-
-
-def _searchsorted(sorted: TensorType, values: TensorType, sorter: TensorType | None = None, *, right: bool, dtype: DType) -> TensorType:
-    require(dtype in INDEX, f"the result must be i64 or i32, not {dtype}")
-    require(sorted.dtype is values.dtype, f"operands have dtypes {sorted.dtype} and {values.dtype}")
-    require(not sorted.dtype.is_complex, f"not defined for {sorted.dtype}")
-    require(sorted.rank >= 1, "needs a sorted sequence of rank 1 or more")
-    if sorted.rank > 1:
-        ok = sorted.rank == values.rank and all(same_dim(a, b) for a, b in zip(sorted.shape[:-1], values.shape[:-1], strict=True))
-        require(ok, f"leading dims of {sorted.shape} and {values.shape} differ")
-    if sorter is not None:
-        require(sorter.dtype is DType.i64 and sorter.rank == sorted.rank, f"the sorter must be i64 of rank {sorted.rank}, not {sorter}")
-    return TensorType(dtype, values.shape)
-
-
-def _searchsorted_np(sorted: Array, values: Array, sorter: Array | None = None, *, right: bool, dtype: DType) -> Array:
-    if sorter is not None:
-        sorted = np.take_along_axis(sorted, sorter, -1)
-    side: Any = "right" if right else "left"
-    if sorted.ndim == 1:
-        return np.asarray(np.searchsorted(sorted, values, side)).astype(dtype.np)
-    n, m = sorted.shape[-1], values.shape[-1]
-    lines = zip(sorted.reshape(-1, n) if n else np.empty((int(np.prod(sorted.shape[:-1])), 0)), values.reshape(-1, m) if m else [], strict=False)
-    out = [np.searchsorted(a, v, side) for a, v in lines]
-    return np.asarray(out, dtype.np).reshape(values.shape)
-
-
-def _searchsorted_samples(rng: np.random.Generator) -> Iterator[Sample]:
-    for dt in (np.float32, np.int64, np.uint8, np.float64):
-        for ss, vs in [((13,), (5, 7)), ((13,), ()), ((3, 8), (3, 11)), ((0,), (4,)), ((1,), (3,)), ((2, 3, 1), (2, 3, 2))]:
-            seq = np.sort(random_array(rng, ss, dt, -9, 9), -1)
-            for right in (False, True):
-                yield Sample((seq, random_array(rng, vs, dt, -9, 9), None), {"right": right})
-            yield Sample((seq, random_array(rng, vs, dt, -9, 9), None), {"dtype": DType.i32})
-            mixed = random_array(rng, ss, dt, -9, 9)
-            yield Sample((mixed, random_array(rng, vs, dt, -9, 9), np.argsort(mixed, -1).astype(np.int64)), {})
-
-
-op(
-    "searchsorted", "sorted values sorter?", {"right": (bool, False), "dtype": (DType, DType.i64)}, infer=_searchsorted,
-    numpy=_searchsorted_np, category="indexing", samples=_searchsorted_samples,
-    doc="Where values would be inserted in the last dim of `sorted` (a 1-d one serves values of any shape: bucketize): before "
-    "equal elements, or behind them with `right`. NaN counts as largest.",
-)
-
-
-def _histc(x: TensorType, *, bins: int, lo: float, hi: float) -> TensorType:
-    require(bins > 0, "needs at least one bin")
-    require(x.dtype in (DType.f32, DType.f64), f"not defined for {x.dtype}")
-    return x.with_shape((bins,))
-
-
-def _histc_np(x: Array, *, bins: int, lo: float, hi: float) -> Array:
-    flat, t = x.reshape(-1), x.dtype.type
-    low, high = t(lo), t(hi)
-    if lo == hi and flat.size:
-        low, high = flat.min(), flat.max()
-    if low == high:
-        low, high = low - t(1), high + t(1)
-    inside = flat[(flat >= low) & (flat <= high)]
-    place = ((inside - low) * t(bins) / (high - low)).astype(np.int64)
-    return np.bincount(np.minimum(place, bins - 1), minlength=bins).astype(x.dtype)
-
-
-op(
-    "histc", "x", {"bins": int, "lo": float, "hi": float}, infer=_histc, numpy=_histc_np, category="indexing",
-    samples=lambda rng: (
-        Sample((random_array(rng, s, dt),), {"bins": n, "lo": a, "hi": b})
-        for dt in (np.float32, np.float64)
-        for s in [(300,), (5, 9), ()]
-        for n, a, b in [(10, 0.0, 0.0), (7, -2.0, 3.0), (1, -1.0, 1.0)]
-    ),
-    doc="Counts in equal bins over [lo, hi], or over the data's range if lo == hi; values outside (and NaN) are not counted.",
-)
-
-
-def _histogram(x: TensorType, weights: TensorType | None = None, *edges: TensorType) -> TensorType:
-    require(x.dtype in (DType.f32, DType.f64), f"not defined for {x.dtype}")
-    require(x.rank == 2 and same_dim(x.shape[1], len(edges)), f"needs points [n, {len(edges)}], not {x}")
-    require(all(e.rank == 1 and e.dtype is x.dtype for e in edges), "edges must be 1-d and of the operand's dtype")
-    require(weights is None or (weights.rank == 1 and weights.dtype is x.dtype), "weights must be 1-d and of the operand's dtype")
-    return x.with_shape(tuple(e.shape[0] - 1 for e in edges))
-
-
-def _histogram_np(x: Array, weights: Array | None = None, *edges: Array) -> Array:
-    h, _ = np.histogramdd(x.astype(np.float64), [e.astype(np.float64) for e in edges], weights=weights)
-    return h.astype(x.dtype)
-
-
-def _histogram_samples(rng: np.random.Generator) -> Iterator[Sample]:
-    for dt in (np.float32, np.float64):
-        for n, sizes in [(200, (8,)), (150, (5, 3)), (0, (4,)), (50, (2, 3, 4)), (1, (2,))]:
-            edges = [np.sort(random_array(rng, (k,), dt)) for k in sizes]
-            for weighted in (False, True):
-                weights = random_array(rng, (n,), dt) if weighted else None
-                yield Sample((random_array(rng, (n, len(sizes)), dt), weights, *edges))
-
-
-op(
-    "histogram", "x weights? edges*", infer=_histogram, numpy=_histogram_np, category="indexing", samples=_histogram_samples,
-    doc="Counts (or summed weights) of the points x [n, d] in the cells of d ascending edge sequences; bins are half open, the last closed.",
-)
-
-
-def _bag(weight: TensorType, indices: TensorType, offsets: TensorType, scales: TensorType | None = None, **attrs: Any) -> TensorType:
-    check_index(indices)
-    check_index(offsets)
-    require(attrs["mode"] in ("sum", "mean", "max"), f"unknown mode {attrs['mode']}")
-    require(weight.rank == 2 and weight.dtype.is_float, f"the table must be a float matrix, not {weight}")
-    require(indices.rank == 1 and offsets.rank == 1, "indices and offsets must be 1-d")
-    require(scales is None or (attrs["mode"] == "sum" and scales.dtype is weight.dtype), "per-sample weights need mode sum and the table's dtype")
-    bags = offsets.shape[0] - 1 if attrs["include_last_offset"] else offsets.shape[0]
-    return weight.with_shape((bags, weight.shape[1]))
-
-
-def _bag_np(
-    weight: Array, indices: Array, offsets: Array, scales: Array | None = None, *, mode: str, include_last_offset: bool, padding_idx: int
-) -> Array:
-    ends = [*offsets[1:]] if include_last_offset else [*offsets[1:], indices.size]
-    out = np.zeros((len(ends), weight.shape[1]), np.float64)
-    index = wrapped(indices, weight.shape[0])
-    for row, (a, e) in enumerate(zip(offsets, ends, strict=False)):
-        keep = np.arange(a, e)[index[a:e] != padding_idx]
-        rows = weight[index[keep]].astype(np.float64)
-        if len(keep) == 0:
-            continue
-        if scales is not None:
-            rows *= scales[keep].astype(np.float64)[:, None]
-        out[row] = {"sum": np.sum, "mean": np.mean, "max": np.max}[mode](rows, axis=0)
-    return out.astype(weight.dtype)
-
-
-def _bag_samples(rng: np.random.Generator) -> Iterator[Sample]:
-    for dt in (np.float32, np.float64, np.float16):
-        table = random_array(rng, (11, 37), dt)
-        index = rng.integers(0, 11, 20)
-        for mode in ("sum", "mean", "max"):
-            for offsets, last in [([0, 4, 4, 15], False), ([0, 7, 20], True), ([0], False)]:
-                for pad in (-1, 3):
-                    attrs = {"mode": mode, "include_last_offset": last, "padding_idx": pad}
-                    yield Sample((table, index, np.asarray(offsets, np.int64), None), attrs)
-        yield Sample((table, index, np.asarray([0, 4, 9], np.int64), random_array(rng, (20,), dt)), {"mode": "sum"})
-
-
-op(
-    "embedding_bag", "weight indices offsets scales?",
-    {"mode": (str, "sum"), "include_last_offset": (bool, False), "padding_idx": (int, -1)},
-    infer=_bag, numpy=_bag_np, category="indexing", samples=_bag_samples,
-    cost=lambda ins, outs, attrs: Cost(ins[1].numel * outs[0].shape[1], ins[1].numel * outs[0].shape[1] * outs[0].dtype.itemsize),
-    doc="Sums, means or maxima of table rows over bags indices[offsets[i]:offsets[i+1]]; padding_idx is left out; an empty bag gives 0.",
+    "unique_dim",
+    "x",
+    {"dim": int, "consecutive": (bool, False), "size": DimAttr},
+    infer=_unique_dim,
+    numpy=_unique_dim_np,
+    category="indexing",
+    binds=("size",),
+    samples=_unique_dim_samples,
+    doc="Distinct slices along dim (in lexicographic order unless consecutive), each slice's place among them, their "
+    "counts.",
 )

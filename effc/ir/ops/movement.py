@@ -43,7 +43,8 @@ def check_dim(dim: int, rank: int) -> None:
     require(0 <= dim < rank, f"dim {dim} does not fit rank {rank}")
 
 
-# reshape, permute, broadcast_to ----------------------------------------------------------------------------------------
+# reshape, permute, broadcast_to
+# ----------------------------------------------------------------------------------------
 
 
 def _reshape(x: TensorType, *, shape: tuple[Dim, ...]) -> TensorType:
@@ -54,13 +55,27 @@ def _reshape(x: TensorType, *, shape: tuple[Dim, ...]) -> TensorType:
 
 def _reshape_samples(rng: np.random.Generator) -> Iterator[Sample]:
     for dt in DTYPES:
-        for old, new in [((4, 6), (3, 8)), ((2, 3, 4), (24,)), ((5,), (1, 5, 1)), ((0, 3), (3, 0)), ((), (1, 1)), ((1,), ())]:
+        for old, new in [
+            ((4, 6), (3, 8)),
+            ((2, 3, 4), (24,)),
+            ((5,), (1, 5, 1)),
+            ((0, 3), (3, 0)),
+            ((), (1, 1)),
+            ((1,), ()),
+        ]:
             yield Sample((random_array(rng, old, dt),), {"shape": new})
 
 
 op(
-    "reshape", "x", {"shape": DimsAttr}, infer=_reshape, numpy=lambda x, *, shape: x.reshape(shape), category="view",
-    cost=free, samples=_reshape_samples, doc="The elements of x in row-major order under another shape.",
+    "reshape",
+    "x",
+    {"shape": DimsAttr},
+    infer=_reshape,
+    numpy=lambda x, *, shape: x.reshape(shape),
+    category="view",
+    cost=free,
+    samples=_reshape_samples,
+    doc="The elements of x in row-major order under another shape.",
 )
 
 
@@ -78,8 +93,15 @@ def _permute_samples(rng: np.random.Generator) -> Iterator[Sample]:
 
 
 op(
-    "permute", "x", {"dims": tuple}, infer=_permute, numpy=lambda x, *, dims: x.transpose(dims), category="view",
-    cost=free, samples=_permute_samples, doc="Result dim i is x's dim dims[i].",
+    "permute",
+    "x",
+    {"dims": tuple},
+    infer=_permute,
+    numpy=lambda x, *, dims: x.transpose(dims),
+    category="view",
+    cost=free,
+    samples=_permute_samples,
+    doc="Result dim i is x's dim dims[i].",
 )
 
 
@@ -91,18 +113,31 @@ def _broadcast_to(x: TensorType, *, shape: tuple[Dim, ...]) -> TensorType:
 
 
 op(
-    "broadcast_to", "x", {"shape": DimsAttr}, infer=_broadcast_to, numpy=lambda x, *, shape: np.broadcast_to(x, shape),
-    category="view", cost=free,
+    "broadcast_to",
+    "x",
+    {"shape": DimsAttr},
+    infer=_broadcast_to,
+    numpy=lambda x, *, shape: np.broadcast_to(x, shape),
+    category="view",
+    cost=free,
     samples=lambda rng: (
         Sample((random_array(rng, old, dt),), {"shape": new})
         for dt in DTYPES
-        for old, new in [((1, 3), (4, 3)), ((3, 1), (2, 3, 5)), ((), (2, 2)), ((1,), (0,)), ((2, 1), (2, 1)), ((5,), (3, 5))]
+        for old, new in [
+            ((1, 3), (4, 3)),
+            ((3, 1), (2, 3, 5)),
+            ((), (2, 2)),
+            ((1,), (0,)),
+            ((2, 1), (2, 1)),
+            ((5,), (3, 5)),
+        ]
     ),
     doc="numpy's broadcasting to a given shape.",
-)  # fmt: skip
+)
 
 
-# slice, flip, strided views --------------------------------------------------------------------------------------------
+# slice, flip, strided views
+# --------------------------------------------------------------------------------------------
 
 
 def _length(start: Dim, stop: Dim, step: int) -> Dim:
@@ -110,7 +145,9 @@ def _length(start: Dim, stop: Dim, step: int) -> Dim:
     return max(n, 0) if isinstance(n, int) else n
 
 
-def slice_shape(x: TensorType, starts: tuple[Dim, ...], stops: tuple[Dim, ...], steps: tuple[int, ...]) -> tuple[Dim, ...]:
+def slice_shape(
+    x: TensorType, starts: tuple[Dim, ...], stops: tuple[Dim, ...], steps: tuple[int, ...]
+) -> tuple[Dim, ...]:
     """The result shape of ``slice``; one entry per dim, 0 <= start <= stop <= size, step > 0."""
     require(len(starts) == len(stops) == len(steps) == x.rank, f"one entry per dim of rank {x.rank} is needed")
     for start, stop, step, size in zip(starts, stops, steps, x.shape, strict=True):
@@ -133,12 +170,16 @@ _SLICES: list[tuple[tuple[int, ...], dict[str, Any]]] = [
     ((0, 4), {"starts": (0, 1), "stops": (0, 3), "steps": (1, 1)}),
 ]
 op(
-    "slice", "x", {"starts": DimsAttr, "stops": DimsAttr, "steps": tuple}, category="view", cost=free,
+    "slice",
+    "x",
+    {"starts": DimsAttr, "stops": DimsAttr, "steps": tuple},
+    category="view",
+    cost=free,
     infer=lambda x, *, starts, stops, steps: x.with_shape(slice_shape(x, starts, stops, steps)),
     numpy=lambda x, *, starts, stops, steps: x[_slices(starts, stops, steps)],
     samples=lambda rng: (Sample((random_array(rng, s, dt),), a) for dt in DTYPES for s, a in _SLICES),
     doc="x[starts:stops:steps], one entry per dim; bounds are normalised, steps are positive.",
-)  # fmt: skip
+)
 
 
 def _flip(x: TensorType, *, dims: tuple[int, ...]) -> TensorType:
@@ -148,14 +189,20 @@ def _flip(x: TensorType, *, dims: tuple[int, ...]) -> TensorType:
 
 
 op(
-    "flip", "x", {"dims": tuple}, infer=_flip, numpy=lambda x, *, dims: np.flip(x, dims), category="view", cost=free,
+    "flip",
+    "x",
+    {"dims": tuple},
+    infer=_flip,
+    numpy=lambda x, *, dims: np.flip(x, dims),
+    category="view",
+    cost=free,
     samples=lambda rng: (
         Sample((random_array(rng, s, dt),), {"dims": d})
         for dt in DTYPES
         for s, d in [((3, 37), (1,)), ((4, 5), (0, 1)), ((2, 3, 4), (0, 2)), ((0, 2), (0,)), ((3,), ()), ((9, 1), (0,))]
     ),
     doc="Reverses the order of elements along dims.",
-)  # fmt: skip
+)
 
 
 def _as_strided(x: TensorType, *, shape: tuple[Dim, ...], strides: tuple[Dim, ...], offset: Dim) -> TensorType:
@@ -191,12 +238,16 @@ _STRIDED: list[tuple[tuple[int, ...], dict[str, Any]]] = [
     ((4, 5), {"shape": (), "strides": (), "offset": 3}),
 ]
 op(
-    "as_strided", "x", {"shape": DimsAttr, "strides": DimsAttr, "offset": (DimAttr, 0)}, infer=_as_strided,
+    "as_strided",
+    "x",
+    {"shape": DimsAttr, "strides": DimsAttr, "offset": (DimAttr, 0)},
+    infer=_as_strided,
     numpy=lambda x, *, shape, strides, offset: strided(np.ascontiguousarray(x), shape, strides, offset).copy(),
-    category="view", cost=free,
+    category="view",
+    cost=free,
     samples=lambda rng: (Sample((random_array(rng, s, dt),), a) for dt in DTYPES for s, a in _STRIDED),
     doc="A strided window on the row-major storage of x; strides and offset count elements.",
-)  # fmt: skip
+)
 
 
 def diagonal_length(rows: Dim, cols: Dim, offset: int) -> Dim:
@@ -221,11 +272,16 @@ _DIAGONALS: list[tuple[tuple[int, ...], dict[str, Any]]] = [
 ]
 _DIAGONAL_ATTRS = {"offset": (int, 0), "dim1": (int, 0), "dim2": (int, 1)}
 op(
-    "diagonal", "x", _DIAGONAL_ATTRS, infer=_diagonal, category="view", cost=free,
+    "diagonal",
+    "x",
+    _DIAGONAL_ATTRS,
+    infer=_diagonal,
+    category="view",
+    cost=free,
     numpy=lambda x, *, offset, dim1, dim2: np.diagonal(x, offset, dim1, dim2),
     samples=lambda rng: (Sample((random_array(rng, s, dt),), a) for dt in DTYPES for s, a in _DIAGONALS),
     doc="The diagonal of the planes (dim1, dim2) as the last dim.",
-)  # fmt: skip
+)
 
 
 def _unfold(x: TensorType, *, dim: int, size: int, step: int) -> TensorType:
@@ -243,17 +299,24 @@ def _unfold_np(x: Array, *, dim: int, size: int, step: int) -> Array:
 
 
 op(
-    "unfold", "x", {"dim": int, "size": int, "step": int}, infer=_unfold, numpy=_unfold_np, category="view", cost=free,
+    "unfold",
+    "x",
+    {"dim": int, "size": int, "step": int},
+    infer=_unfold,
+    numpy=_unfold_np,
+    category="view",
+    cost=free,
     samples=lambda rng: (
         Sample((random_array(rng, s, dt),), {"dim": d, "size": n, "step": k})
         for dt in DTYPES
         for s, d, n, k in [((10,), 0, 3, 2), ((4, 9), 1, 4, 1), ((4, 9), 0, 2, 2), ((5,), 0, 1, 1), ((5,), 0, 5, 3)]
     ),
     doc="torch.Tensor.unfold: windows of `size` along dim, `step` apart, as a new last dim.",
-)  # fmt: skip
+)
 
 
-# Components of complex numbers -----------------------------------------------------------------------------------------
+# Components of complex numbers
+# -----------------------------------------------------------------------------------------
 
 COMPLEX = {DType.f16: DType.c32, DType.f32: DType.c64, DType.f64: DType.c128}
 
@@ -291,18 +354,31 @@ def _complex_samples(rng: np.random.Generator) -> Iterator[Sample]:
 op("real", "x", infer=_part, numpy=lambda x: x.real, category="view", cost=free, samples=_complex_samples)
 op("imag", "x", infer=_part, numpy=lambda x: x.imag, category="view", cost=free, samples=_complex_samples)
 op(
-    "view_as_real", "x", infer=_as_real, numpy=lambda x: np.stack([x.real, x.imag], -1), category="view", cost=free,
-    samples=_complex_samples, doc="Complex numbers as pairs (real, imaginary) in a new last dim.",
+    "view_as_real",
+    "x",
+    infer=_as_real,
+    numpy=lambda x: np.stack([x.real, x.imag], -1),
+    category="view",
+    cost=free,
+    samples=_complex_samples,
+    doc="Complex numbers as pairs (real, imaginary) in a new last dim.",
 )
 op(
-    "view_as_complex", "x", infer=_as_complex, category="view", cost=free,
+    "view_as_complex",
+    "x",
+    infer=_as_complex,
+    category="view",
+    cost=free,
     numpy=_pairs,
-    samples=lambda rng: (Sample((random_array(rng, (*s, 2), dt),)) for dt in (np.float32, np.float64) for s in _COMPLEX_SHAPES),
+    samples=lambda rng: (
+        Sample((random_array(rng, (*s, 2), dt),)) for dt in (np.float32, np.float64) for s in _COMPLEX_SHAPES
+    ),
     doc="The inverse of view_as_real.",
-)  # fmt: skip
+)
 
 
-# Producers of fresh data -----------------------------------------------------------------------------------------------
+# Producers of fresh data
+# -----------------------------------------------------------------------------------------------
 
 
 def _copy_samples(rng: np.random.Generator) -> Iterator[Sample]:
@@ -311,8 +387,16 @@ def _copy_samples(rng: np.random.Generator) -> Iterator[Sample]:
             yield Sample((random_array(rng, s, dt),))
 
 
-op("copy", "x", infer=lambda x: x, numpy=lambda x: x.copy(), category="movement", cost=moved, samples=_copy_samples,
-   doc="The same tensor in storage of its own.")  # fmt: skip
+op(
+    "copy",
+    "x",
+    infer=lambda x: x,
+    numpy=lambda x: x.copy(),
+    category="movement",
+    cost=moved,
+    samples=_copy_samples,
+    doc="The same tensor in storage of its own.",
+)
 
 
 def _concat(*xs: TensorType, dim: int) -> TensorType:
@@ -331,13 +415,26 @@ def _concat(*xs: TensorType, dim: int) -> TensorType:
 
 def _concat_samples(rng: np.random.Generator) -> Iterator[Sample]:
     for dt in DTYPES:
-        for shapes, dim in [(((3, 4), (3, 1), (3, 6)), 1), (((2, 5), (0, 5), (4, 5)), 0), (((2, 3, 4), (2, 1, 4)), 1), (((7,),), 0), (((0,), (0,)), 0)]:
+        for shapes, dim in [
+            (((3, 4), (3, 1), (3, 6)), 1),
+            (((2, 5), (0, 5), (4, 5)), 0),
+            (((2, 3, 4), (2, 1, 4)), 1),
+            (((7,),), 0),
+            (((0,), (0,)), 0),
+        ]:
             yield Sample(tuple(random_array(rng, s, dt) for s in shapes), {"dim": dim})
 
 
 op(
-    "concat", "xs*", {"dim": int}, infer=_concat, numpy=lambda *xs, dim: np.concatenate(xs, axis=dim), category="movement",
-    cost=moved, samples=_concat_samples, doc="Operands of one dtype joined along an existing dim.",
+    "concat",
+    "xs*",
+    {"dim": int},
+    infer=_concat,
+    numpy=lambda *xs, dim: np.concatenate(xs, axis=dim),
+    category="movement",
+    cost=moved,
+    samples=_concat_samples,
+    doc="Operands of one dtype joined along an existing dim.",
 )
 
 
@@ -354,16 +451,28 @@ def _iota_np(*, shape: tuple[int, ...], dim: int, start: Any, step: Any, dtype: 
 
 
 op(
-    "iota", "", {"shape": DimsAttr, "dim": (int, 0), "start": (object, 0), "step": (object, 1), "dtype": (DType, DType.i64)},
-    infer=_iota, numpy=_iota_np, category="movement", cost=moved,
+    "iota",
+    "",
+    {"shape": DimsAttr, "dim": (int, 0), "start": (object, 0), "step": (object, 1), "dtype": (DType, DType.i64)},
+    infer=_iota,
+    numpy=_iota_np,
+    category="movement",
+    cost=moved,
     samples=lambda rng: (
         Sample((), {"shape": s, "dim": d, "start": a, "step": k, "dtype": t})
         for s, d in [((11,), 0), ((3, 70), 1), ((3, 70), 0), ((0,), 0), ((2, 3, 4), 1)]
-        for a, k, t in [(0, 1, DType.i64), (-5, 3, DType.i32), (0.5, 0.25, DType.f32), (1, 2, DType.f64), (7, -1, DType.f16)]
+        for a, k, t in [
+            (0, 1, DType.i64),
+            (-5, 3, DType.i32),
+            (0.5, 0.25, DType.f32),
+            (1, 2, DType.f64),
+            (7, -1, DType.f16),
+        ]
     ),
-    doc="start + i*step along one dim of the given shape (torch.arange for a 1-d shape). start and step: numbers or Dims; "
+    doc="start + i*step along one dim of the given shape (torch.arange for a 1-d shape). start and step: numbers or "
+    "Dims; "
     "float results are computed in f64 and rounded once.",
-)  # fmt: skip
+)
 
 
 def _full(operand: TensorType | None = None, /, *, value: Any, shape: tuple[Dim, ...], dtype: DType) -> TensorType:
@@ -380,14 +489,27 @@ def _full_np(operand: Array | None = None, /, *, value: Any, shape: tuple[int, .
 
 def _full_samples(rng: np.random.Generator) -> Iterator[Sample]:
     for s in [(3, 37), (), (0, 2), (1,)]:
-        for v, t in [(1.5, DType.f32), (-3, DType.i64), (True, DType.bool), (float("inf"), DType.f16), (1 + 2j, DType.c64), (2, DType.u8)]:
+        for v, t in [
+            (1.5, DType.f32),
+            (-3, DType.i64),
+            (True, DType.bool),
+            (float("inf"), DType.f16),
+            (1 + 2j, DType.c64),
+            (2, DType.u8),
+        ]:
             yield Sample((None,), {"value": v, "shape": s, "dtype": t})
         yield Sample((random_array(rng, (), np.float32),), {"shape": s, "dtype": DType.f32})
 
 
 op(
-    "full", "fill?", {"value": (object, None), "shape": DimsAttr, "dtype": DType}, infer=_full, numpy=_full_np,
-    category="movement", cost=moved, samples=_full_samples,
+    "full",
+    "fill?",
+    {"value": (object, None), "shape": DimsAttr, "dtype": DType},
+    infer=_full,
+    numpy=_full_np,
+    category="movement",
+    cost=moved,
+    samples=_full_samples,
     doc="A tensor filled with one value: a 0-d operand of the result's dtype, or the attribute (a number or a Dim).",
 )
 
@@ -409,11 +531,19 @@ for _name, _triangle_np in (
     ("triu", lambda x, *, diagonal: np.triu(x, diagonal)),
 ):
     op(
-        _name, "x", {"diagonal": (DimAttr, 0)}, infer=_triangle, numpy=_triangle_np, category="movement", cost=moved,
-        samples=_triangle_samples, doc="The triangle of the last two dims on and on one side of a diagonal; zeros elsewhere.",
+        _name,
+        "x",
+        {"diagonal": (DimAttr, 0)},
+        infer=_triangle,
+        numpy=_triangle_np,
+        category="movement",
+        cost=moved,
+        samples=_triangle_samples,
+        doc="The triangle of the last two dims on and on one side of a diagonal; zeros elsewhere.",
     )
 
-# Scatters into views ---------------------------------------------------------------------------------------------------
+# Scatters into views
+# ---------------------------------------------------------------------------------------------------
 
 
 def _into(view: Callable[..., TensorType]) -> Callable[..., TensorType]:
@@ -452,7 +582,9 @@ def _into_samples(cases: Any, view: Callable[..., TensorType]) -> Callable[[np.r
 def _select(x: TensorType, *, dim: int, index: Dim) -> TensorType:
     check_dim(dim, x.rank)
     size = x.shape[dim]
-    require(not (isinstance(index, int) and isinstance(size, int)) or 0 <= index < size, f"index {index} is out of range")
+    require(
+        not (isinstance(index, int) and isinstance(size, int)) or 0 <= index < size, f"index {index} is out of range"
+    )
     return x.with_shape(x.shape[:dim] + x.shape[dim + 1 :])
 
 
@@ -462,32 +594,56 @@ def _writable_diagonal(x: Array, *, offset: int, dim1: int, dim2: int) -> Array:
     return d
 
 
-_SELECTS = [((4, 6), {"dim": 0, "index": 2}), ((4, 6), {"dim": 1, "index": 0}), ((2, 3, 4), {"dim": 1, "index": 2}), ((3,), {"dim": 0, "index": 1}), ((0, 2), {"dim": 1, "index": 1})]
+_SELECTS = [
+    ((4, 6), {"dim": 0, "index": 2}),
+    ((4, 6), {"dim": 1, "index": 0}),
+    ((2, 3, 4), {"dim": 1, "index": 2}),
+    ((3,), {"dim": 0, "index": 1}),
+    ((0, 2), {"dim": 1, "index": 1}),
+]
 _DISTINCT = [(s, a) for s, a in _STRIDED if a["strides"] != (2, 1)]  # overlapping windows have no defined scatter
 
 for _name, _attrs, _view, _np_view, _cases in (
     (
-        "slice_scatter", {"starts": DimsAttr, "stops": DimsAttr, "steps": tuple},
+        "slice_scatter",
+        {"starts": DimsAttr, "stops": DimsAttr, "steps": tuple},
         lambda x, *, starts, stops, steps: x.with_shape(slice_shape(x, starts, stops, steps)),
-        lambda x, *, starts, stops, steps: x[_slices(starts, stops, steps)], _SLICES,
+        lambda x, *, starts, stops, steps: x[_slices(starts, stops, steps)],
+        _SLICES,
     ),
-    ("select_scatter", {"dim": int, "index": DimAttr}, _select, lambda x, *, dim, index: x[(slice(None),) * dim + (index, ...)], _SELECTS),
     (
-        "as_strided_scatter", {"shape": DimsAttr, "strides": DimsAttr, "offset": (DimAttr, 0)}, _as_strided,
-        lambda x, *, shape, strides, offset: strided(x, shape, strides, offset), _DISTINCT,
+        "select_scatter",
+        {"dim": int, "index": DimAttr},
+        _select,
+        lambda x, *, dim, index: x[(slice(None),) * dim + (index, ...)],
+        _SELECTS,
+    ),
+    (
+        "as_strided_scatter",
+        {"shape": DimsAttr, "strides": DimsAttr, "offset": (DimAttr, 0)},
+        _as_strided,
+        lambda x, *, shape, strides, offset: strided(x, shape, strides, offset),
+        _DISTINCT,
     ),
     ("diagonal_scatter", _DIAGONAL_ATTRS, _diagonal, _writable_diagonal, _DIAGONALS),
-):  # fmt: skip
+):
     op(
-        _name, "x src", _attrs, infer=_into(_view), numpy=_into_np(_np_view), category="movement", cost=moved,
-        samples=_into_samples(_cases, _view), doc=f"x with src written over what {_name.removesuffix('_scatter')} would view.",
+        _name,
+        "x src",
+        _attrs,
+        infer=_into(_view),
+        numpy=_into_np(_np_view),
+        category="movement",
+        cost=moved,
+        samples=_into_samples(_cases, _view),
+        doc=f"x with src written over what {_name.removesuffix('_scatter')} would view.",
     )
 
 
 def symbol_name(d: Dim) -> str | None:
     """The name of a dim that is exactly one symbol, else None."""
     if isinstance(d, SymExpr) and len(d.terms) == 1:
-        (monomial, factor), = d.terms
+        ((monomial, factor),) = d.terms
         if factor == 1 and len(monomial) == 1 and hasattr(monomial[0], "name"):
             return str(monomial[0].name)
     return None

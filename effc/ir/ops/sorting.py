@@ -40,7 +40,7 @@ def _pick(x: Array, index: Array, dim: int) -> tuple[Array, Array]:
 
 def _plain(x: Array) -> Array:
     """bfloat16 and fp8 widened: numpy sorts those without regard to NaN."""
-    return x.astype(np.float32) if x.dtype.kind == "V" or x.dtype.itemsize == 1 and x.dtype.kind == "f" else x
+    return x.astype(np.float32) if x.dtype.kind == "V" or (x.dtype.itemsize == 1 and x.dtype.kind == "f") else x
 
 
 def _sort(x: TensorType, *, dim: int, descending: bool, stable: bool) -> tuple[TensorType, TensorType]:
@@ -49,8 +49,16 @@ def _sort(x: TensorType, *, dim: int, descending: bool, stable: bool) -> tuple[T
 
 
 SHAPES: tuple[tuple[tuple[int, ...], int], ...] = (
-    ((40,), 0), ((5, 33), 1), ((33, 5), 0), ((2, 7, 3), 1), ((1,), 0), ((4, 1), 1), ((0,), 0), ((0, 3), 1), ((700,), 0),
-)  # fmt: skip
+    ((40,), 0),
+    ((5, 33), 1),
+    ((33, 5), 0),
+    ((2, 7, 3), 1),
+    ((1,), 0),
+    ((4, 1), 1),
+    ((0,), 0),
+    ((0, 3), 1),
+    ((700,), 0),
+)
 DTYPES: tuple[Any, ...] = (np.float32, np.float64, np.int64, np.int32, np.uint8, np.bool_, np.int8, np.float16)
 
 
@@ -70,9 +78,16 @@ def _sort_samples(rng: np.random.Generator) -> Iterator[Sample]:
 
 
 op(
-    "sort", "x", {"dim": int, "descending": (bool, False), "stable": (bool, True)}, infer=_sort, category="sort", cost=sort_cost,
-    numpy=lambda x, *, dim, descending, stable: _pick(x, order(_plain(x), dim, descending), dim), samples=_sort_samples,
-    doc="Values and indices in order along dim. Without `stable` the indices of equal elements may come in any order (the CPU "
+    "sort",
+    "x",
+    {"dim": int, "descending": (bool, False), "stable": (bool, True)},
+    infer=_sort,
+    category="sort",
+    cost=sort_cost,
+    numpy=lambda x, *, dim, descending, stable: _pick(x, order(_plain(x), dim, descending), dim),
+    samples=_sort_samples,
+    doc="Values and indices in order along dim. Without `stable` the indices of equal elements may come in any order "
+    "(the CPU "
     "backend gives PyTorch's); the reference is always stable.",
 )
 
@@ -102,13 +117,24 @@ def _topk_samples(rng: np.random.Generator) -> Iterator[Sample]:
             for k in {0, 1, shape[dim] // 2, shape[dim]}:
                 if k <= shape[dim]:
                     for largest in (True, False):
-                        yield Sample((distinct(rng, shape, dt),), {"k": k, "dim": dim, "largest": largest}, "indices of ties are open")
+                        yield Sample(
+                            (distinct(rng, shape, dt),),
+                            {"k": k, "dim": dim, "largest": largest},
+                            "indices of ties are open",
+                        )
 
 
 op(
-    "topk", "x", {"k": DimAttr, "dim": int, "largest": (bool, True), "sorted": (bool, True)}, infer=_topk, numpy=_topk_np,
-    category="sort", cost=sort_cost, samples=_topk_samples,
-    doc="The k largest (or smallest) values in order, and their indices. Which of several equal elements is taken is up to the "
+    "topk",
+    "x",
+    {"k": DimAttr, "dim": int, "largest": (bool, True), "sorted": (bool, True)},
+    infer=_topk,
+    numpy=_topk_np,
+    category="sort",
+    cost=sort_cost,
+    samples=_topk_samples,
+    doc="The k largest (or smallest) values in order, and their indices. Which of several equal elements is taken is "
+    "up to the "
     "backend; the reference takes the first.",
 )
 
@@ -143,12 +169,21 @@ def _kth_samples(rng: np.random.Generator) -> Iterator[Sample]:
     for dt in (np.float32, np.float64, np.int64):
         for shape, dim in _NONEMPTY:
             for k in {1, (shape[dim] + 1) // 2, shape[dim]}:
-                yield Sample((distinct(rng, shape, dt),), {"k": k, "dim": dim, "keepdim": k == 1}, "indices of ties are open")
+                yield Sample(
+                    (distinct(rng, shape, dt),), {"k": k, "dim": dim, "keepdim": k == 1}, "indices of ties are open"
+                )
 
 
 op(
-    "kthvalue", "x", {"k": DimAttr, "dim": int, "keepdim": (bool, False)}, infer=_kth, numpy=_kth_np, category="sort",
-    cost=sort_cost, samples=_kth_samples, doc="The k-th smallest value (k counts from 1) and an index of it.",
+    "kthvalue",
+    "x",
+    {"k": DimAttr, "dim": int, "keepdim": (bool, False)},
+    infer=_kth,
+    numpy=_kth_np,
+    category="sort",
+    cost=sort_cost,
+    samples=_kth_samples,
+    doc="The k-th smallest value (k counts from 1) and an index of it.",
 )
 
 
@@ -161,7 +196,11 @@ def _median(x: TensorType, *, dim: int, keepdim: bool, ignore_nan: bool) -> tupl
 def _median_np(x: Array, *, dim: int, keepdim: bool, ignore_nan: bool) -> tuple[Array, Array]:
     wide = _plain(x)
     nan = np.isnan(wide) if wide.dtype.kind == "f" else np.zeros(x.shape, bool)
-    count = x.shape[dim] - nan.sum(axis=dim, keepdims=True) if ignore_nan else np.full(nan.any(dim, keepdims=True).shape, x.shape[dim])
+    count = (
+        x.shape[dim] - nan.sum(axis=dim, keepdims=True)
+        if ignore_nan
+        else np.full(nan.any(dim, keepdims=True).shape, x.shape[dim])
+    )
     index = np.take_along_axis(order(wide, dim), np.maximum(count - 1, 0) // 2, dim)
     if not ignore_nan:
         index = np.where(nan.any(dim, keepdims=True), np.argmax(nan, axis=dim, keepdims=True), index)
@@ -181,8 +220,14 @@ def _median_samples(rng: np.random.Generator) -> Iterator[Sample]:
 
 
 op(
-    "median", "x", {"dim": int, "keepdim": (bool, False), "ignore_nan": (bool, False)}, infer=_median, numpy=_median_np,
-    category="sort", cost=sort_cost, samples=_median_samples,
+    "median",
+    "x",
+    {"dim": int, "keepdim": (bool, False), "ignore_nan": (bool, False)},
+    infer=_median,
+    numpy=_median_np,
+    category="sort",
+    cost=sort_cost,
+    samples=_median_samples,
     doc="The lower median and an index of it. A NaN in the line is the result (its first index), unless ignored.",
 )
 
@@ -207,13 +252,20 @@ def _mode_np(x: Array, *, dim: int, keepdim: bool) -> tuple[Array, Array]:
 
 
 op(
-    "mode", "x", {"dim": int, "keepdim": (bool, False)}, infer=_mode, numpy=_mode_np, category="sort", cost=sort_cost,
+    "mode",
+    "x",
+    {"dim": int, "keepdim": (bool, False)},
+    infer=_mode,
+    numpy=_mode_np,
+    category="sort",
+    cost=sort_cost,
     samples=lambda rng: (
         Sample((random_array(rng, s, dt) if s[d] <= 16 else distinct(rng, s, dt),), {"dim": d, "keepdim": keep})
         for dt in (np.int64, np.int32, np.float64, np.float32)
         for s, d in (*_NONEMPTY, ((6, 16), 1), ((9, 20), 0))
         for keep in (False, True)
     ),
-    doc="The most frequent value (the smallest of several) and an index of it, the last one in lines of up to 16 elements. NaNs "
+    doc="The most frequent value (the smallest of several) and an index of it, the last one in lines of up to 16 "
+    "elements. NaNs "
     "are distinct.",
 )

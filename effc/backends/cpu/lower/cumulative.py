@@ -25,11 +25,19 @@ def lower_extrema(cx: Lowering, node: Node) -> None:
 
 @lowers("logcumsumexp")
 def lower_logcumsumexp(cx: Lowering, node: Node) -> None:
-    cx.call("effc_logcumsumexp", [cx.dense(node.operands[0])], [cx.out(node)], attrs=[node.attrs["dim"]], inplace=[(0, 0)])
+    cx.call(
+        "effc_logcumsumexp", [cx.dense(node.operands[0])], [cx.out(node)], attrs=[node.attrs["dim"]], inplace=[(0, 0)]
+    )
 
 
 @lowers("linear_recurrence")
 def lower_linear_recurrence(cx: Lowering, node: Node) -> None:
     ins = [None if v is None else cx.dense(v) for v in (*node.inputs, None)[:3]]
     inplace = [(0, 1)] if own_storage([ins[1], ins[0], ins[2]]) else []
-    cx.call("effc_linear_recurrence", ins, [cx.out(node)], attrs=[node.attrs["dim"], int(node.attrs["reverse"])], inplace=inplace)
+    cx.call(
+        "effc_linear_recurrence",
+        ins,
+        [cx.out(node)],
+        attrs=[node.attrs["dim"], int(node.attrs["reverse"])],
+        inplace=inplace,
+    )

@@ -19,7 +19,9 @@ def bound_symbol(node: Node, attr: str = "size") -> str:
     """The symbol that a data-dependent result defines."""
     name = symbol_name(node.attrs[attr])
     if name is None:
-        raise EffcError(f"{node.op}: {attr} must be a symbol of its own, not {node.attrs[attr]}", op=node.op, loc=node.loc)
+        raise EffcError(
+            f"{node.op}: {attr} must be a symbol of its own, not {node.attrs[attr]}", op=node.op, loc=node.loc
+        )
     return name
 
 
@@ -52,10 +54,13 @@ def lower_index_put(cx: Lowering, node: Node) -> None:
     ins = [cx.dense(x), *(cx.strided(v) for v in (values, *indices))]
     common = broadcast_shapes(*(v.shape for v in indices))
     cx.call(
-        "effc_index_put", ins, [cx.out(node)],
+        "effc_index_put",
+        ins,
+        [cx.out(node)],
         attrs=[int(node.attrs["accumulate"]), *node.attrs["dims"], len(common), *common],
-        scratch=dims.product(common) * 8, inplace=own_storage(ins),
-    )  # fmt: skip
+        scratch=dims.product(common) * 8,
+        inplace=own_storage(ins),
+    )
 
 
 @lowers("scatter")
@@ -64,15 +69,21 @@ def lower_scatter(cx: Lowering, node: Node) -> None:
     reduce = node.attrs["reduce"]
     ins = [cx.dense(x), cx.strided(index), cx.strided(src)]
     cx.call(
-        "effc_scatter", ins, [cx.out(node)], attrs=[node.attrs["dim"], REDUCE[reduce], int(node.attrs["include_self"])],
-        scratch=x.type.numel * 4 if reduce == "mean" else 0, inplace=own_storage(ins),
-    )  # fmt: skip
+        "effc_scatter",
+        ins,
+        [cx.out(node)],
+        attrs=[node.attrs["dim"], REDUCE[reduce], int(node.attrs["include_self"])],
+        scratch=x.type.numel * 4 if reduce == "mean" else 0,
+        inplace=own_storage(ins),
+    )
 
 
 @lowers("masked_scatter")
 def lower_masked_scatter(cx: Lowering, node: Node) -> None:
     ins = [cx.dense(v) for v in node.operands]
-    cx.call("effc_masked_scatter", ins, [cx.out(node)], scratch=block_bytes(node.types[0].numel), inplace=own_storage(ins))
+    cx.call(
+        "effc_masked_scatter", ins, [cx.out(node)], scratch=block_bytes(node.types[0].numel), inplace=own_storage(ins)
+    )
 
 
 @lowers("masked_select")
@@ -134,7 +145,12 @@ def lower_histogram(cx: Lowering, node: Node) -> None:
 def lower_embedding_bag(cx: Lowering, node: Node) -> None:
     ins = [None if v is None else cx.dense(v) for v in (*node.inputs, None)[:4]]
     mode = {"sum": 0, "mean": 1, "max": 2}[node.attrs["mode"]]
-    cx.call("effc_embedding_bag", ins, [cx.out(node)], attrs=[mode, int(node.attrs["include_last_offset"]), node.attrs["padding_idx"]])
+    cx.call(
+        "effc_embedding_bag",
+        ins,
+        [cx.out(node)],
+        attrs=[mode, int(node.attrs["include_last_offset"]), node.attrs["padding_idx"]],
+    )
 
 
 @lowers("unique", "unique_consecutive")
@@ -142,7 +158,9 @@ def lower_unique(cx: Lowering, node: Node) -> None:
     x = cx.dense(node.operands[0])
     outs = [cx.out(node, 0, dyn=True), cx.out(node, 1), cx.out(node, 2, dyn=True)]
     keys = x.numel * (16 if x.dtype.itemsize == 8 else 8)
-    cx.call("effc_unique", [x], outs, attrs=[int(node.op == "unique")], scratch=keys * 2 + 64, bind=[bound_symbol(node)])
+    cx.call(
+        "effc_unique", [x], outs, attrs=[int(node.op == "unique")], scratch=keys * 2 + 64, bind=[bound_symbol(node)]
+    )
 
 
 @lowers("unique_dim")
@@ -151,6 +169,10 @@ def lower_unique_dim(cx: Lowering, node: Node) -> None:
     x = cx.dense(node.operands[0])
     outs = [cx.out(node, 0, dyn=True), cx.out(node, 1), cx.out(node, 2, dyn=True)]
     cx.call(
-        "effc_unique_dim", [x], outs, attrs=[dim, int(not node.attrs["consecutive"])], scratch=x.shape[dim] * 16,
+        "effc_unique_dim",
+        [x],
+        outs,
+        attrs=[dim, int(not node.attrs["consecutive"])],
+        scratch=x.shape[dim] * 16,
         bind=[bound_symbol(node)],
-    )  # fmt: skip
+    )

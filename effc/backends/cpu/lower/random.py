@@ -6,9 +6,13 @@ from ....ir.graph import Node
 from . import Lowering, lowers
 
 PARAMETERS = {
-    "rand_uniform": ("lo", "hi"), "rand_normal": ("mean", "std"), "log_normal": ("mean", "std"), "exponential": ("rate",),
-    "geometric": ("p",), "cauchy": ("median", "scale"),
-}  # fmt: skip
+    "rand_uniform": ("lo", "hi"),
+    "rand_normal": ("mean", "std"),
+    "log_normal": ("mean", "std"),
+    "exponential": ("rate",),
+    "geometric": ("p",),
+    "cauchy": ("median", "scale"),
+}
 
 
 @lowers(*PARAMETERS)
@@ -29,7 +33,9 @@ def lower_per_element(cx: Lowering, node: Node) -> None:
 @lowers("multinomial")
 def lower_multinomial(cx: Lowering, node: Node) -> None:
     x = cx.dense(node.operands[0])
-    cx.call("effc_multinomial", [x], [cx.out(node)], attrs=[int(node.attrs["replacement"])], thread_scratch=x.shape[-1] * 16)
+    cx.call(
+        "effc_multinomial", [x], [cx.out(node)], attrs=[int(node.attrs["replacement"])], thread_scratch=x.shape[-1] * 16
+    )
 
 
 @lowers("randperm")
