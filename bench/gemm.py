@@ -2,8 +2,8 @@
 
     python bench/gemm.py [--isa v3|v4] [--threads 2] [--rounds 15] [--mkn 128x384x1536 ...]
 
-Both engines use the same number of threads and run in alternating blocks in one process; medians are reported. ``packed``
-is a constant right-hand side (a Linear layer), ``plain`` a right-hand side known only at run time.
+Both engines use the same number of threads and run in alternating blocks in one process; medians are reported.
+``packed`` is a constant right-hand side (a Linear layer), ``plain`` a right-hand side known only at run time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "null")]
 
 import kernel_harness as h  # noqa: E402
 
-from effc.backends.cpu.packing.gemm import pack_gemm_b, panel_width  # noqa: E402
+from effc.backends.cpu.packing.gemm import pack_gemm_b, panel_width, thread_scratch  # noqa: E402
 from effc.ir.dtypes import DType  # noqa: E402
 
 PEAK = r"""
@@ -53,7 +53,7 @@ SHAPES = (
 
 def scratch(vlen: int) -> dict[str, int]:
     """Scratch of effc_matmul_f32; see gemm.hpp."""
-    return {"thread_scratch": 4 * (144 * 256 + 144 * 512 + 512 * panel_width(DType.f32, vlen)), "scratch": 64 << 20}
+    return {"thread_scratch": thread_scratch(DType.f32, vlen), "scratch": 64 << 20}
 
 
 def main() -> None:
@@ -81,8 +81,8 @@ def main() -> None:
     def peak() -> float:
         loops = 200_000
         t = np.zeros(5)
-        lib.call("effc_peak", [], [np.zeros(16 * args.threads, np.float32)], [loops], threads=args.threads, mode="threads",
-                 repeat=5, times=t)  # fmt: skip
+        sums = np.zeros(16 * args.threads, np.float32)
+        lib.call("effc_peak", [], [sums], [loops], threads=args.threads, mode="threads", repeat=5, times=t)
         return 2.0 * 12 * lanes * loops * args.threads / float(t.min()) / 1e9
 
     print(f"isa {args.isa}, {args.threads} threads; GFLOP/s, medians of {args.rounds} alternating blocks")

@@ -101,7 +101,8 @@ op(
     category="contraction",
     cost=_matmul_cost,
     samples=_matmul_samples,
-    doc="a[..., M, K] b[..., K, N] -> [..., M, N]; leading dims broadcast. Short floats accumulate in f32, integers modulo 2^bits.",
+    doc="a[..., M, K] b[..., K, N] -> [..., M, N]; leading dims broadcast. Short floats accumulate in f32, integers "
+    "modulo 2^bits.",
 )
 
 
@@ -137,7 +138,7 @@ op(
 )
 
 
-# Attention --------------------------------------------------------------------------------------------------------------
+# Attention ------------------------------------------------------------------------------------------------------------
 
 
 def _attention(
@@ -153,7 +154,7 @@ def _attention(
     h, hk = q.shape[1], k.shape[1]
     require(same_dim(hk, v.shape[1]), f"k has {hk} heads, v has {v.shape[1]}")
     if isinstance(h, int) and isinstance(hk, int):
-        require(hk > 0 and h % hk == 0 or h == hk, f"{h} query heads do not divide into {hk} key heads")
+        require((hk > 0 and h % hk == 0) or h == hk, f"{h} query heads do not divide into {hk} key heads")
     require(same_dim(q.shape[3], k.shape[3]), f"q has head size {q.shape[3]}, k has {k.shape[3]}")
     require(same_dim(k.shape[2], v.shape[2]), f"k has length {k.shape[2]}, v has {v.shape[2]}")
     require(softcap >= 0, "softcap must not be negative")
@@ -206,8 +207,8 @@ def _attention_np(
 
 
 def _attention_decompose(
-    b: Builder, q: Value, k: Value, v: Value, mask: Value | None = None, *, scale: float | None, causal: bool, causal_offset: Dim,
-    softcap: float, empty_nan: bool,
+    b: Builder, q: Value, k: Value, v: Value, mask: Value | None = None, *, scale: float | None, causal: bool,
+    causal_offset: Dim, softcap: float, empty_nan: bool,
 ) -> Value:  # fmt: skip
     dtype, acc = q.dtype, q.dtype.compute
     (n, h, lq, e), (_, hk, lk, ev) = q.shape, v.shape
@@ -309,8 +310,9 @@ op(
     decompose=_attention_decompose,
     cost=_attention_cost,
     samples=_attention_samples,
-    doc="softmax(scale * q k^T + mask) v, q[B, H, Lq, E], k[B, Hk, Lk, E], v[B, Hk, Lk, Ev] -> [B, H, Lq, Ev]; head h reads key "
-    "head h // (H / Hk). scale: 1/sqrt(E) by default. mask broadcasts to [B, H, Lq, Lk], bool (true: take part) or added. causal: "
-    "query i sees keys j <= i + causal_offset. softcap c > 0: scores become c tanh(scores / c) before masking. A row that sees no "
-    "key gives zeros, as torch's scaled_dot_product_attention does, or with empty_nan NaN, as a written-out softmax does. Short floats are computed in f32.",
+    doc="softmax(scale * q k^T + mask) v, q[B, H, Lq, E], k[B, Hk, Lk, E], v[B, Hk, Lk, Ev] -> [B, H, Lq, Ev]; head h "
+    "reads key head h // (H / Hk). scale: 1/sqrt(E) by default. mask broadcasts to [B, H, Lq, Lk], bool (true: take "
+    "part) or added. causal: query i sees keys j <= i + causal_offset. softcap c > 0: scores become c tanh(scores / c) "
+    "before masking. A row that sees no key gives zeros, as torch's scaled_dot_product_attention does, or with empty_nan "
+    "NaN, as a written-out softmax does. Short floats are computed in f32.",
 )

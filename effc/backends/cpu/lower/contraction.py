@@ -1,0 +1,223 @@
+"""Matrix multiplication and attention (kernels/gemm*.cpp, kernels/attention*.cpp).
+
+Kernels see rank 4, (b0, b1, M, K): batch dims that all operands can view as one are merged, and where the right-hand
+side has no batch, they become rows. Constant right-hand sides are packed, unless something else reads them too (a tied
+embedding).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ....ir import dims
+from ....ir.dims import Dim, ceildiv, maximum, minimum, product
+from ....ir.dtypes import DType
+from ....ir.graph import Graph, Node, Value
+from ....runtime.errors import EffcError
+from ..packing import gemm as packing
+from . import Buf, Lowering, lowers, views
+
+Array = np.ndarray[Any, Any]
+
+KERNELS = {
+    DType.f32: "f32", DType.f64: "f64", DType.f16: "f16", DType.bf16: "bf16", DType.c64: "c64", DType.c128: "c128",
+    **dict.fromkeys((DType.i8, DType.u8, DType.i16, DType.u16, DType.i32, DType.u32, DType.i64, DType.u64), "int"),
+}  # fmt: skip
+EPILOGUES = (DType.f32, DType.f64, DType.f16, DType.bf16)
+SHARED_BYTES = 16 << 20  # of B packed at once, where it is not a constant
+
+
+def accumulator(dtype: DType) -> DType:
+    """The dtype of the kernels' accumulators."""
+    if dtype.is_int:
+        return DType.i64 if dtype.itemsize == 8 else DType.i32
+    return dtype.real.compute
+
+
+# Shapes ---------------------------------------------------------------------------------------------------------------
+
+
+def _viewed(buf: Buf, shape: Sequence[Dim]) -> bool:
+    return views.reshape_strides(buf.shape, buf.strides, shape) is not None
+
+
+def _rank4(
+    cx: Lowering, batch: Sequence[Dim], a: Buf, b: Buf | None, n: Dim, shared: bool, tiles: Sequence[Buf]
+) -> tuple[Buf, Buf | None, list[Buf]]:
+    """a (..., M, K), b (..., K, N) and tiles (batch, M, N) as rank 4, by views where strides allow.
+
+    ``shared``: b has no batch. ``b`` is None when it is packed."""
+    m, k = a.shape[-2:]
+    if shared and tuple(a.shape[:-2]) == tuple(batch):  # the batch becomes rows
+        rows = product(batch) * m
+        if _viewed(a, (1, 1, rows, k)) and all(_viewed(t, (1, 1, rows, n)) for t in tiles):
+            return (
+                views.reshape(cx, a, (1, 1, rows, k)),
+                None if b is None else cx.view(b, (1, 1, k, n), (0, 0, *b.strides[-2:])),
+                [views.reshape(cx, t, (1, 1, rows, n)) for t in tiles],
+            )
+    full = [(views.broadcast(cx, a, (*batch, m, k)), (m, k)), *((t, (m, n)) for t in tiles)]
+    if b is not None:
+        full.append((views.broadcast(cx, b, (*batch, k, n)), (k, n)))
+    splits = [(product(batch[:i]), product(batch[i:])) for i in range(len(batch), -1, -1)]
+    outer = next((s for s in splits if all(_viewed(x, (*s, *tail)) for x, tail in full)), splits[0])
+    a4, *rest = (views.reshape(cx, x, (*outer, *tail)) for x, tail in full)
+    return a4, None if b is None else rest.pop(), rest
+
+
+# Constants ------------------------------------------------------------------------------------------------------------
+
+
+def constant_matrix(cx: Lowering, v: Value) -> tuple[Array, tuple[Any, ...]] | None:
+    """The data of a constant behind permutes and reshapes, and a key that names it; None for anything else."""
+    data = cx.constant_of(v)
+    if data is not None:
+        return data, (id(data),)
+    if v.node.op not in ("permute", "reshape"):
+        return None
+    found = constant_matrix(cx, v.node.operands[0])
+    if found is None or not v.type.is_static:
+        return None
+    data, key = found
+    if v.node.op == "permute":
+        return data.transpose(v.node.attrs["dims"]), (*key, "permute", *v.node.attrs["dims"])
+    return data.reshape(v.node.attrs["shape"]), (*key, "reshape", *v.node.attrs["shape"])
+
+
+def _only_multiplied(cx: Lowering, v: Value) -> bool:
+    """Every use of the constant under ``v`` is the right-hand side of a product."""
+    while v.node.op in ("permute", "reshape"):
+        v = v.node.operands[0]
+    todo = [v]
+    while todo:
+        x = todo.pop()
+        for user in cx.uses.get(x, []):
+            if user is None:
+                return False
+            if user.op in ("permute", "reshape"):
+                todo.append(user[0])
+            elif user.op not in ("matmul", "matmul_fused") or any(i != 1 and y == x for i, y in enumerate(user.inputs)):
+                return False
+    return True
+
+
+def packed_constant(cx: Lowering, node: Node, v: Value, batch: Sequence[Dim]) -> tuple[Buf, list[Dim]] | None:
+    """A packed right-hand side and the kernel's attributes, or None where it cannot be packed."""
+    if v.dtype not in packing.PACKABLE:
+        return None
+    found = constant_matrix(cx, v)
+    if found is None:
+        return None
+    data, key = found
+    if any(d != 1 for d in data.shape[:-2]) and tuple(data.shape[:-2]) != tuple(batch):
+        return None
+    if not _only_multiplied(cx, v):
+        cx.note(node, "the weights are read by other ops too, so they are kept once, unpacked")
+        return None
+    nr = packing.panel_width(v.dtype, cx.target.vlen)
+    memo = cx.constants.__dict__.setdefault("packed_gemm", {})
+    if (key, nr) not in memo:
+        k, n = data.shape[-2:]
+        memo[key, nr] = (data, packing.pack_gemm_b(data.reshape(int(np.prod(data.shape[:-2])), k, n), nr))
+    packed = memo[key, nr][1]
+    batches = int(np.prod(data.shape[:-2]))
+    return cx.const(packed), [batches, data.shape[-2], data.shape[-1]]
+
+
+# matmul ---------------------------------------------------------------------------------------------------------------
+
+
+def _scratch(acc: DType, unit: int, vlen: int, a: Buf, b: Buf) -> Dim:
+    """Scratch of effc_matmul_*: partial sums of a split reduction, or B in panels (Driver::run of gemm.hpp)."""
+    return maximum(_partial(acc, unit, vlen, a, b.shape[3]), _shared(acc, unit, vlen, a, b))
+
+
+def _flag(condition: Dim) -> Dim:
+    """1 where the dim is positive, else 0."""
+    return minimum(1, maximum(0, condition))
+
+
+def _partial(acc: DType, unit: int, vlen: int, a: Buf, n: Dim) -> Dim:
+    nr = packing.panel_width(acc, vlen)
+    rows, k = product(a.shape[:3]) * unit, a.shape[3] * unit
+    panels = ceildiv(n, nr)
+    # The kernel may fold batches into rows, which makes fewer tiles than it would count otherwise.
+    few = _flag(8 - ceildiv(ceildiv(rows, packing.TILE), 4) * panels)
+    splits = minimum(16, dims.floordiv(k, packing.SPLIT_STEPS // 2))
+    return few * _flag(k - packing.SPLIT_STEPS + 1) * splits * rows * panels * nr * acc.itemsize
+
+
+def _shared(acc: DType, unit: int, vlen: int, a: Buf, b: Buf) -> Dim:
+    nr = packing.panel_width(acc, vlen)
+    distinct: Dim = 1
+    repeat: Dim = 1
+    for size, stride in zip(b.shape[:2], b.strides[:2], strict=True):
+        if stride == 0:
+            repeat = repeat * size
+        else:
+            distinct = distinct * size
+    # It starts with the third block of rows (of at most ROWS) that multiplies the same B.
+    many = _flag(ceildiv(ceildiv(a.shape[2] * unit, packing.TILE), packing.ROWS // packing.TILE) * repeat - 2)
+    panel = b.shape[2] * unit * nr * acc.itemsize
+    return many * minimum(distinct * ceildiv(b.shape[3], nr) * panel, maximum(SHARED_BYTES, 4 * panel))
+
+
+def _emit(cx: Lowering, node: Node, outs: list[Buf], body: Graph | None, extras: list[Buf]) -> None:
+    left, right = node.operands[0], node.operands[1]
+    dtype, acc, vlen = left.dtype, accumulator(left.dtype), cx.target.vlen
+    batch, n = outs[0].shape[:-2], right.shape[-1]
+    packed = packed_constant(cx, node, right, batch)
+    if packed is not None:
+        shared, b = packed[1][0] == 1, None
+    else:
+        shared, b = all(d == 1 for d in right.shape[:-2]), cx.strided(right)
+    a4, b4, tiles = _rank4(cx, batch, cx.strided(left), b, n, shared, [*outs, *extras])
+    outs4, extras4 = tiles[: len(outs)], tiles[len(outs) :]
+    symbol, values = cx.epilogue(body, acc, extras4, outs4) if body is not None else (None, [])
+    thread_scratch = packing.thread_scratch(acc, vlen)
+    if packed is not None:
+        buf, attrs = packed
+        cx.call(
+            f"effc_matmul_packed_{KERNELS[dtype]}", [a4, buf, *extras4], outs4, [*attrs, *values], n_own=2,
+            epilogue=symbol, scratch=_partial(acc, 1, vlen, a4, n), thread_scratch=thread_scratch,
+        )  # fmt: skip
+    else:
+        assert b4 is not None
+        unit = 2 if dtype.is_complex else 1
+        cx.call(
+            f"effc_matmul_{KERNELS[dtype]}", [a4, b4, *extras4], outs4, values, n_own=2, epilogue=symbol,
+            scratch=_scratch(acc, unit, vlen, a4, b4), thread_scratch=thread_scratch,
+        )  # fmt: skip
+
+
+def _check(node: Node) -> DType:
+    dtype = node.operands[0].dtype
+    if dtype not in KERNELS:
+        raise EffcError(
+            f"target cpu multiplies no matrices of {dtype}", op=node.op, loc=node.loc, pass_name="lower",
+            hint="convert the operands to float32 first",
+        )  # fmt: skip
+    return dtype
+
+
+@lowers("matmul")
+def lower_matmul(cx: Lowering, node: Node) -> None:
+    _check(node)
+    _emit(cx, node, [cx.out(node)], None, [])
+
+
+@lowers("matmul_fused")
+def lower_matmul_fused(cx: Lowering, node: Node) -> None:
+    dtype = _check(node)
+    body: Any = node.attrs["body"]
+    shape = body.inputs[0].types[0].shape
+    fits = all(t.shape == shape for t in node.types)
+    if not fits or dtype not in EPILOGUES:
+        cx.note(node, "a result of another shape than the product's" if not fits else f"no epilogue for {dtype}")
+        cx.lower_decomposed(node)
+        return
+    extras = [views.broadcast(cx, cx.strided(v), shape) for v in node.operands[2:]]
+    _emit(cx, node, [cx.out(node, i) for i in range(len(node.types))], body, extras)
