@@ -238,7 +238,23 @@ def _invoke_subgraph(imp: GraphImporter, n: fx.Node) -> Any:
     return _inlined(imp, _module(imp, n.args[0]), [imp.arg(a) for a in n.args[2:]])
 
 
+def _with_effects(imp: GraphImporter, n: fx.Node) -> Any:
+    """An operator with a side effect behind a token: (token, *results)."""
+    from . import registry
+
+    target: Any = n.args[1]
+    f = registry.lookup(target)
+    if f is None:
+        raise Unsupported(f"effect of {target}")
+    fakes = n.meta.get("val") or (None,)
+    imp.cx.expected = [imp.type_of(x) for x in fakes[1:]]
+    imp.cx.fx = n
+    out = f(imp.cx, *imp.arg(n.args[2:]), **imp.arg(n.kwargs))
+    return (None, *(out if isinstance(out, tuple) else (out,)))
+
+
 _RULES = {
+    "with_effects": _with_effects,
     "cond": _cond,
     "while_loop": _while,
     "scan": _scan,

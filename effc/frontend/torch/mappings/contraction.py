@@ -9,6 +9,7 @@ from ....ir import dims as D
 from ....ir.dims import Dim
 from ....ir.dtypes import DType
 from ....ir.graph import Value
+from ....ir.op import broadcast_shapes
 from ..context import Context
 from ..registry import Unsupported, aten
 
@@ -102,6 +103,43 @@ def _sdpa(
 
 
 def attention(
+    cx: Context, q: Value, k: Value, v: Value, mask: Value | None, dropout_p: float, causal: bool, scale: float | None, gqa: bool
+) -> Value:
+    """torch's attention as the IR's, whose operands have rank 4: batch, heads, length, head size."""
+    if dropout_p > 0 or not q.dtype.is_float:
+        return _explicit(cx, q, k, v, mask, dropout_p, causal, scale, gqa)
+    lead = broadcast_shapes(q.shape[:-3], k.shape[:-3], v.shape[:-3])
+    n = D.product(lead)
+    flat: list[Value] = []
+    for t in (q, k, v):
+        heads = t.shape[-3] if t.rank >= 4 else 1
+        if t.rank < 4:  # [L, E] or [N, L, E]: one head
+            batch = t.shape[0] if t.rank == 3 else 1
+            flat.append(cx.reshape(t, (batch, 1, *t.shape[-2:])))
+        else:
+            wide = cx.broadcast(t, (*lead, *t.shape[-3:]))
+            flat.append(cx.reshape(wide, (n, heads, *t.shape[-2:])))
+    if q.rank == 3:
+        most = next((f.shape[0] for f in flat if f.shape[0] != 1), 1)
+        flat = [cx.broadcast(f, (most, *f.shape[1:])) for f in flat]
+    hq, hk, hv = (f.shape[1] for f in flat)
+    if hk != hv or (not gqa and hq != hk and hk != 1):
+        return _explicit(cx, q, k, v, mask, dropout_p, causal, scale, gqa)
+    m = None
+    if mask is not None:
+        m = mask if mask.dtype.is_bool else cx.convert(mask, q.dtype)
+        if q.rank == 3 and m.rank == 3:
+            m = cx.unsqueeze(m, 1)
+        elif m.rank > 4:
+            m = cx.reshape(cx.broadcast(m, (*lead, *m.shape[-3:])), (n, *m.shape[-3:]))
+        elif q.rank > 4 and m.rank == 4 and m.shape[0] != 1:
+            m = cx.reshape(cx.broadcast(m, (*lead, *m.shape[-3:])), (n, *m.shape[-3:]))
+        m = cx.reshape(m, ((1,) * (4 - m.rank)) + m.shape)
+    y = cx.b.op("attention", *flat, m, scale=scale, causal=causal)
+    return cx.reshape(y, cx.out.shape)
+
+
+def _explicit(
     cx: Context, q: Value, k: Value, v: Value, mask: Value | None, dropout_p: float, causal: bool, scale: float | None, gqa: bool
 ) -> Value:
     """softmax(q k^T * scale + mask) v in the op-math type; a row with nothing to look at gives zeros."""

@@ -225,7 +225,8 @@ def _stack(cx: Context, xs: Any, dim: int = 0) -> Value:
     return cx.concat([cx.unsqueeze(cx.convert(x, cx.out.dtype), d) for x in xs], d)
 
 
-@aten("split", "split_with_sizes", "split_copy", "split_with_sizes_copy", "chunk", "tensor_split")
+@aten("split", "split_with_sizes", "split_copy", "split_with_sizes_copy", "chunk",
+      "tensor_split.sections", "tensor_split.indices")  # fmt: skip
 def _split(cx: Context, x: Value, sizes: Any, dim: int = 0) -> tuple[Value, ...]:
     d = cx.axis(dim, x.rank)
     out: list[Value] = []
