@@ -1,0 +1,151 @@
+"""Lowering of convolution, pooling, padding and resize: fused epilogues, layouts, dynamic sizes, constant and run-time weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from program_runner import Compiled
+
+from effc.backends.cpu.target import CpuTarget
+from effc.ir import interp
+from effc.ir.dtypes import DType
+from effc.ir.graph import Builder, Graph, Value
+from effc.ir.types import TensorType
+
+TARGET = CpuTarget("x86-64-v3")
+TOLERANCE = {"float32": 1e-5, "float64": 1e-10, "float16": 4e-3, "bfloat16": 2e-2}
+
+
+def check(graph: Graph, arrays: list[np.ndarray]) -> Compiled:
+    compiled = Compiled(graph, TARGET)
+    want = interp.run(graph, arrays)
+    for threads, mode in ((1, "serial"), (3, "reverse")):
+        for got, ref in zip(compiled.run(arrays, threads, mode), want, strict=True):
+            assert got.shape == ref.shape and got.dtype == ref.dtype
+            if ref.dtype.name in TOLERANCE:
+                a, b = got.astype(np.float64), ref.astype(np.float64)
+                assert np.abs(a - b).max(initial=0) <= TOLERANCE[ref.dtype.name] * np.abs(b).max(initial=0)
+            else:
+                assert np.array_equal(got, ref)
+    return compiled
+
+
+def calls(compiled: Compiled) -> list[str]:
+    return [i["kernel"] for i in compiled.program["code"]]
+
+
+def conv_attrs(nd: int, pad: int = 1, groups: int = 1, stride: int = 1) -> dict[str, Any]:
+    return {"stride": (stride,) * nd, "padding": ((pad, pad),) * nd, "dilation": (1,) * nd, "groups": groups}
+
+
+def body(acc: TensorType, extras: list[TensorType], f: Any) -> Graph:
+    b = Builder()
+    values = [b.input("acc", acc), *(b.input(f"x{i}", t) for i, t in enumerate(extras))]
+    out = f(b, *values)
+    return b.graph([out] if isinstance(out, Value) else out)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("groups", [1, 2, 12])
+@pytest.mark.parametrize("constant", [True, False])
+def test_fused_bias_clamp_residual(dtype: Any, groups: int, constant: bool) -> None:
+    rng = np.random.default_rng(0)
+    dt = DType.from_np(dtype)
+    b = Builder()
+    x = b.input("x", TensorType(dt, (2, 12, 7, 9)))
+    data = rng.standard_normal((24, 12 // groups, 3, 3)).astype(dtype)
+    w = b.constant(data) if constant else b.input("w", TensorType(dt, data.shape))
+    bias = b.constant(rng.standard_normal((24, 1, 1)).astype(dtype))
+    residual = b.input("r", TensorType(dt, (2, 24, 7, 9)))
+    scale = b.input("s", TensorType(dt, (2, 1, 7, 1)))
+
+    def f(g: Builder, acc: Any, bias: Any, r: Any, s: Any) -> Any:
+        y = g.op("add", acc, bias)
+        y = g.op("minimum", g.op("maximum", y, g.constant(np.zeros((), dtype))), g.constant(np.full((), 6, dtype)))
+        y = g.op("add", g.op("mul", y, s), r)
+        return [y, g.op("gt", y, g.constant(np.ones((), dtype)))]
+
+    acc = TensorType(dt, (2, 24, 7, 9))
+    outs = b.op(
+        "conv_fused", x, w, bias, residual, scale, **conv_attrs(2, groups=groups),
+        body=body(acc, [bias.type, residual.type, scale.type], f),
+    )  # fmt: skip
+    graph = b.graph(outs[:1])  # the comparison may flip where rounding differs: only its presence is tested
+    arrays = [rng.standard_normal(n.types[0].shape).astype(dtype) for n in graph.inputs]
+    compiled = check(graph, arrays)
+    assert sum(k.startswith("effc_conv") for k in calls(compiled)) == 1
+
+
+def test_fused_transposed() -> None:
+    rng = np.random.default_rng(1)
+    b = Builder()
+    x = b.input("x", TensorType(DType.f32, (2, 6, 5, 4)))
+    w = b.constant(rng.standard_normal((6, 10, 3, 3)).astype(np.float32))
+    bias = b.constant(rng.standard_normal((10, 1, 1)).astype(np.float32))
+    acc = TensorType(DType.f32, (2, 10, 10, 8))
+    y = b.op(
+        "conv_fused", x, w, bias, **conv_attrs(2, stride=2), output_padding=(1, 1),
+        body=body(acc, [bias.type], lambda g, a, c: g.op("maximum", g.op("add", a, c), g.constant(np.zeros((), np.float32)))),
+    )  # fmt: skip
+    compiled = check(b.graph([y]), [rng.standard_normal((2, 6, 5, 4)).astype(np.float32)])
+    assert calls(compiled).count("effc_conv_f32") == 1
+
+
+def test_channels_stay_innermost_between_layers() -> None:
+    """conv, pool, depthwise, pad, resize: one copy at the end (the caller's result is row-major), none between."""
+    rng = np.random.default_rng(2)
+    b = Builder()
+    v = b.input("x", TensorType(DType.f32, (1, 3, 20, 22)))
+    v = b.op("conv", v, b.constant(rng.standard_normal((16, 3, 3, 3)).astype(np.float32)), **conv_attrs(2, stride=2))
+    v = b.op("max_pool", v, kernel=(3, 3), stride=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1))
+    v = b.op("pad", v, padding=((0, 0), (0, 0), (1, 0), (0, 2)), mode="reflect")
+    v = b.op("conv", v, b.constant(rng.standard_normal((16, 1, 3, 3)).astype(np.float32)), **conv_attrs(2, groups=16))
+    v = b.op("resize", v, size=(17, 9))
+    v = b.op("conv", v, b.constant(rng.standard_normal((8, 16, 1, 1)).astype(np.float32)), **conv_attrs(2, pad=0))
+    v = b.op("adaptive_avg_pool", v, size=(1, 1))
+    compiled = check(b.graph([v]), [rng.standard_normal((1, 3, 20, 22)).astype(np.float32)])
+    assert "effc_copy" not in calls(compiled)[:-1]
+
+
+def test_dynamic_batch_and_image() -> None:
+    rng = np.random.default_rng(3)
+    b = Builder()
+    n, h, w = b.symbol("n", 0, 8), b.symbol("h", 1, 64), b.symbol("w", 1, 64)
+    x = b.input("x", TensorType(DType.f32, (n, 3, h, w)))
+    v = b.op("conv", x, b.constant(rng.standard_normal((20, 3, 3, 3)).astype(np.float32)), **conv_attrs(2, stride=2))
+    bias = b.constant(rng.standard_normal((20, 1, 1)).astype(np.float32))
+    weights = b.constant(rng.standard_normal((20, 20, 3, 3)).astype(np.float32))
+    v = b.op(
+        "conv_fused", v, weights, bias, v, **conv_attrs(2),
+        body=body(v.type, [bias.type, v.type], lambda g, a, c, r: g.op("add", g.op("add", a, c), r)),
+    )  # fmt: skip
+    v = b.op("conv", v, b.constant(rng.standard_normal((20, 1, 3, 3)).astype(np.float32)), **conv_attrs(2, groups=20))
+    v = b.op("pad", v, padding=((0, 0), (0, 0), (1, 2), (0, 1)), mode="replicate")
+    v = b.op("avg_pool", v, kernel=(2, 2), stride=(2, 2), padding=((1, 1), (0, 0)), ceil_mode=True, count_include_pad=False)
+    v = b.op("conv_transpose", v, b.constant(rng.standard_normal((20, 7, 2, 2)).astype(np.float32)), **conv_attrs(2, 0, 1, 2), output_padding=(0, 0))
+    v = b.op("resize", v, size=(h, w), mode="linear", antialias=True)
+    v = b.op("adaptive_avg_pool", v, size=(2, 3))
+    graph = b.graph([v])
+    compiled = Compiled(graph, TARGET)
+    for shape in ((1, 3, 17, 23), (2, 3, 32, 5), (0, 3, 4, 4), (3, 3, 1, 1), (1, 3, 64, 64)):
+        a = rng.standard_normal(shape).astype(np.float32)
+        want = interp.run(graph, [a])[0]
+        got = compiled.run([a], 2, "threads")[0]
+        assert got.shape == want.shape and np.abs(got - want).max(initial=0) <= 1e-5 * np.abs(want).max(initial=0), shape
+
+
+def test_integer_fused_is_decomposed() -> None:
+    rng = np.random.default_rng(4)
+    b = Builder()
+    x = b.input("x", TensorType(DType.i64, (1, 3, 6)))
+    w = b.constant(rng.integers(-5, 5, (4, 3, 3)))
+    bias = b.constant(rng.integers(-5, 5, (4, 1)))
+    y = b.op(
+        "conv_fused", x, w, bias, **conv_attrs(1),
+        body=body(TensorType(DType.i64, (1, 4, 6)), [bias.type], lambda g, a, c: g.op("add", a, c)),
+    )  # fmt: skip
+    compiled = check(b.graph([y]), [rng.integers(-9, 9, (1, 3, 6))])
+    assert "effc_conv_plain" in calls(compiled)
