@@ -12,6 +12,7 @@ from .fuse.regions import FuseRegions
 from .fuse.views import PrepareFusion
 from .legalise import Legalise, everything_core
 from .manager import Pass
+from .pads import FoldPads
 from .weights import FoldAffine, MergeMatmuls, UnflattenMatmuls
 
 
@@ -32,6 +33,7 @@ def default(options: Options | None = None) -> tuple[Pass, ...]:
         Canonicalise(),
         Fold(o.fold_limit),
         Cse(),
+        FoldPads(),
         FoldAffine(),
         UnflattenMatmuls(),
         MergeMatmuls(),
