@@ -356,6 +356,4 @@ def _flattens(v: Value) -> bool:
     if v.node.op != "reshape" or v.rank != 2:
         return False
     x = v.node.operands[0]
-    return (
-        x.rank > 2 and x.shape[-1] == v.shape[1] and (x.node.op == "matmul" or is_map(x.node))
-    )
+    return x.rank > 2 and x.shape[-1] == v.shape[1] and (x.node.op == "matmul" or is_map(x.node))

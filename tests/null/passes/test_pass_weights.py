@@ -83,7 +83,11 @@ def test_fold_affine_declines() -> None:
             return b.graph([b.op("mul", y, c(b, 5, 5))])
         return b.graph([b.op("mul", y, c(b, 4, 1, 1)), y])
 
-    for kind, reason in [("shared", "the weights are used elsewhere too"), ("infinite", "a scale or shift is not finite"), ("used twice", "")]:
+    for kind, reason in [
+        ("shared", "the weights are used elsewhere too"),
+        ("infinite", "a scale or shift is not finite"),
+        ("used twice", ""),
+    ]:
         g = build(kind)
         report = PassReport()
         assert to_text(FoldAffine().run(g, report)) == to_text(g)
@@ -176,7 +180,9 @@ def test_gated_products_are_not_merged() -> None:
     g = b.graph([b.op("mul", b.op("mul", gate, b.op("sigmoid", gate)), up)])
     out, report = check_pass(MergeMatmuls(), g, None)
     assert ops(out).count("matmul") == 2
-    assert report.reasons("merge_matmuls") == {"a result goes into something else than views or attention; an epilogue serves it better"}
+    assert report.reasons("merge_matmuls") == {
+        "a result goes into something else than views or attention; an epilogue serves it better"
+    }
     out, report = check_pass(FuseEpilogues(), out)
     assert sorted(o for o in ops(out) if o != "permute") == ["matmul", "matmul_fused"]
 
@@ -213,7 +219,9 @@ def test_all_together_on_a_convolution_block() -> None:
         w = c(b, 4, 3 if k == 0 else 4, 3, 3)
         y = b.op("conv", y, w, stride=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1))
         inv = b.op("rsqrt", b.op("add", c(b, 4, low=0.5), b.constant(np.float32(1e-3))))
-        y = b.op("mul", b.op("sub", y, b.op("reshape", c(b, 4), shape=(4, 1, 1))), b.op("reshape", inv, shape=(4, 1, 1)))
+        y = b.op(
+            "mul", b.op("sub", y, b.op("reshape", c(b, 4), shape=(4, 1, 1))), b.op("reshape", inv, shape=(4, 1, 1))
+        )
         y = b.op("add", b.op("mul", y, c(b, 4, 1, 1)), c(b, 4, 1, 1))
         y = b.op("minimum", b.op("maximum", y, b.constant(np.float32(0))), b.constant(np.float32(6)))
     g = b.graph([y])
