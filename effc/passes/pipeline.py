@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .attention import FormAttention
 from .canonical import Canonicalise
 from .cleanup import Cse, Dce, Fold
 from .fuse.epilogue import FuseEpilogues
@@ -33,6 +34,7 @@ def default(options: Options | None = None) -> tuple[Pass, ...]:
         Canonicalise(),
         Fold(o.fold_limit),
         Cse(),
+        *((FormAttention(), Canonicalise(), Cse(), Dce()) if o.native("attention") else ()),
         FoldPads(),
         FoldAffine(),
         UnflattenMatmuls(),
@@ -42,6 +44,8 @@ def default(options: Options | None = None) -> tuple[Pass, ...]:
         Cse(),
         FuseEpilogues(),
         PrepareFusion(),
+        Canonicalise(),
+        Cse(),
         FuseRegions(),
         Dce(),
     )
