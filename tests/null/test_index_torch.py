@@ -192,6 +192,26 @@ def test_search_and_counts(cpu: str) -> None:
 
 
 @every_cpu
+def test_sizes_that_are_known(cpu: str) -> None:
+    """A size given as a number is checked against the data."""
+    x = torch.tensor([3.0, 0, 1, 3, 0])
+    mask = x > 0
+    for name, inputs, attrs, n, want in [
+        ("nonzero", [x], {}, 3, torch.nonzero(x)),
+        ("masked_select", [x, mask], {}, 3, x[mask]),
+        ("repeat_interleave", [x.long()], {}, 7, torch.repeat_interleave(x.long())),
+        ("bincount", [x.long(), None], {}, 4, torch.bincount(x.long())),
+        ("unique", [x], {}, 3, torch.unique(x, return_inverse=True, return_counts=True)),
+        ("unique_dim", [x], {"dim": 0}, 3, torch.unique(x, return_inverse=True, return_counts=True)),
+    ]:
+        same(run(cpu, name, inputs, size=n, **attrs), want)
+        with pytest.raises(KernelError, match=f"a size of {n} where {n + 1}"):
+            run(cpu, name, inputs, reference=False, size=n + 1, **attrs)
+    empty = torch.zeros(0, 3)
+    same(run(cpu, "nonzero", [empty], size=0), torch.nonzero(empty))
+
+
+@every_cpu
 def test_embedding_bag(cpu: str) -> None:
     table, i = data((20, 300), torch.float32), index((50,), 20)
     offsets = torch.tensor([0, 10, 10, 45])

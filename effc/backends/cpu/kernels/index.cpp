@@ -186,15 +186,14 @@ int64_t block_starts(const effc_call* call, int64_t n, int64_t* counts, Hit hit)
 
 }  // namespace
 
-// in: x, mask (bool), dense and of one shape; out (dyn): [count]; binds count. scratch: 8 bytes per 32768 elements, rounded up.
+// in: x, mask (bool), dense and of one shape; out: [count]. attr: the size (-1: dyn, see sized_out). scratch: 8 bytes per 32768 elements, rounded up.
 EFFC_EXPORT int32_t effc_masked_select(const effc_call* call) {
   const effc_tensor &x = call->in[0], &mask = call->in[1];
   const uint8_t* m = (const uint8_t*)mask.data;
   const int64_t n = numel(mask);
   int64_t* starts = (int64_t*)call->scratch;
   const int64_t total = block_starts(call, n, starts, [=](int64_t i) { return (int64_t)(m[i] != 0); });
-  if (call->api->alloc_out(call, 0, 1, &total)) return 1;
-  call->api->bind_symbol(call, 0, total);
+  if (sized_out(call, 0, 1, &total, total, call->attr[0])) return 1;
   by_size(elem_size(x.dtype), [&](auto z) {
     using T = decltype(z);
     const T* src = (const T*)x.data;
@@ -246,7 +245,7 @@ uint64_t magnitude_bits(int32_t dtype) {
 
 }  // namespace
 
-// in: x dense; out (dyn): i64 [count, rank], row-major order; binds count. scratch: 8 bytes per 32768 elements, rounded up.
+// in: x dense; out: i64 [count, rank], row-major order. attr: the count (-1: dyn). scratch: 8 bytes per 32768 elements, rounded up.
 EFFC_EXPORT int32_t effc_nonzero(const effc_call* call) {
   const effc_tensor& x = call->in[0];
   const int64_t n = numel(x);
@@ -258,9 +257,8 @@ EFFC_EXPORT int32_t effc_nonzero(const effc_call* call) {
     using T = decltype(z);
     const T* src = (const T*)x.data;
     const int64_t shape[2] = {block_starts(call, n, starts, [=](int64_t i) { return is_nonzero(src[i], bits, bits); }), rank};
-    status = call->api->alloc_out(call, 0, 2, shape);
+    status = sized_out(call, 0, 2, shape, shape[0], call->attr[0]);
     if (status) return;
-    call->api->bind_symbol(call, 0, shape[0]);
     int64_t* dst = (int64_t*)call->out[0].data;
     pfor(call, (n + kBlock - 1) / kBlock, 1, [&](int64_t b, int64_t e, int32_t) {
       for (int64_t k = b; k < e; ++k) {
@@ -287,11 +285,10 @@ EFFC_EXPORT int32_t effc_item(const effc_call* call) {
   return 0;
 }
 
-// in: repeats (i64/i32) dense [n]; out: i64 [sum], index i repeats[i] times. attr: the size, or -1: out is dyn and the size
-// is bound.
+// in: repeats (i64/i32) dense [n]; out: i64 [sum], index i repeats[i] times. attr: the size (-1: dyn).
 EFFC_EXPORT int32_t effc_repeat_interleave(const effc_call* call) {
   const effc_tensor& repeats = call->in[0];
-  const int64_t n = numel(repeats), want = call->attr[0];
+  const int64_t n = numel(repeats);
   int64_t total = 0;
   for (int64_t i = 0; i < n; ++i) {
     const int64_t r = load_int(repeats, i);
@@ -301,13 +298,7 @@ EFFC_EXPORT int32_t effc_repeat_interleave(const effc_call* call) {
     }
     total += r;
   }
-  if (want < 0) {
-    if (call->api->alloc_out(call, 0, 1, &total)) return 1;
-    call->api->bind_symbol(call, 0, total);
-  } else if (want != total) {
-    call->api->fail(call, "repeat_interleave: the counts add up to %lld, not %lld", (long long)total, (long long)want);
-    return 1;
-  }
+  if (sized_out(call, 0, 1, &total, total, call->attr[0])) return 1;
   int64_t* to = (int64_t*)call->out[0].data;
   for (int64_t i = 0; i < n; ++i)
     for (int64_t r = load_int(repeats, i); r > 0; --r) *to++ = i;

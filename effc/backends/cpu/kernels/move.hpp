@@ -216,6 +216,19 @@ struct Walk {
   void next() { next_of(*this); }
 };
 
+/* Storage for output i whose size `total` only the data tells. `want` < 0: the output is dyn, is allocated in this shape, and the
+ * call's symbol bound (with bind); else it is there already, for a size of `want`. 0, or 1 after reporting an error. */
+inline int32_t sized_out(const effc_call* call, int i, int rank, const int64_t* shape, int64_t total, int64_t want, bool bind = true) {
+  if (want < 0) {
+    if (call->api->alloc_out(call, i, rank, shape)) return 1;
+    if (bind) call->api->bind_symbol(call, 0, total);
+    return 0;
+  }
+  if (want == total) return 0;
+  call->api->fail(call, "the data give a size of %lld where %lld was promised", (long long)total, (long long)want);
+  return 1;
+}
+
 /* Checks indices of a dim: wraps negative ones and remembers one that is out of range (which then reads as 0). */
 struct IndexGuard {
   int64_t size;

@@ -59,7 +59,7 @@ EFFC_EXPORT int32_t effc_searchsorted(const effc_call* call) {
   return by_dtype<kReal>(seq.dtype, run) ? 0 : bad_dtype(call, "searchsorted", seq.dtype);
 }
 
-// in: x 1-d integer, weights? f32/f64, dense; out (dyn): [max(minlength, max(x)+1)]; binds that. attr: minlength.
+// in: x 1-d integer, weights? f32/f64, dense; out: [max(minlength, max(x)+1)]. attrs: minlength, the size (-1: dyn).
 EFFC_EXPORT int32_t effc_bincount(const effc_call* call) {
   const effc_tensor &x = call->in[0], &weights = call->in[1];
   const int64_t n = numel(x);
@@ -72,8 +72,7 @@ EFFC_EXPORT int32_t effc_bincount(const effc_call* call) {
     }
     size = v >= size ? v + 1 : size;
   }
-  if (call->api->alloc_out(call, 0, 1, &size)) return 1;
-  call->api->bind_symbol(call, 0, size);
+  if (sized_out(call, 0, 1, &size, size, call->attr[1])) return 1;
   void* out = call->out[0].data;
   memset(out, 0, (size_t)size * (size_t)elem_size(call->out[0].dtype));
   if (absent(weights))

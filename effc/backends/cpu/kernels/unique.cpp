@@ -3,8 +3,8 @@
 
 using namespace effc;
 
-// in: x dense; out: values (dyn) [u], inverse (i64, x's shape), counts (dyn, i64) [u]; binds u. attr: sort (else only runs of
-// neighbours are merged). scratch: 2 items per element, 64 bytes aligned. NaNs are all distinct.
+// in: x dense; out: values [u], inverse (i64, x's shape), counts (i64) [u]. attrs: sort (else only runs of neighbours are merged),
+// u (-1: values and counts are dyn). scratch: 2 items per element, 64 bytes aligned. NaNs are all distinct.
 EFFC_EXPORT int32_t effc_unique(const effc_call* call) {
   const effc_tensor& x = call->in[0];
   const bool sort = call->attr[0] != 0, floats = is_float(x.dtype);
@@ -18,9 +18,8 @@ EFFC_EXPORT int32_t effc_unique(const effc_call* call) {
     auto starts = [&](int64_t i) { return i == 0 || items[i].key != items[i - 1].key || (floats && items[i].key == kNanKey<Item>); };
     int64_t u = 0;
     for (int64_t i = 0; i < n; ++i) u += starts(i);
-    status = call->api->alloc_out(call, 0, 1, &u) || call->api->alloc_out(call, 2, 1, &u);
+    status = sized_out(call, 0, 1, &u, u, call->attr[1]) || sized_out(call, 2, 1, &u, u, call->attr[1], false);
     if (status) return;
-    call->api->bind_symbol(call, 0, u);
     int64_t *inverse = (int64_t*)call->out[1].data, *counts = (int64_t*)call->out[2].data;
     by_size(elem_size(x.dtype), [&](auto y) {
       using T = decltype(y);
@@ -40,8 +39,8 @@ EFFC_EXPORT int32_t effc_unique(const effc_call* call) {
   return status;
 }
 
-// in: x dense; out: values (dyn) with u slices along dim, inverse (i64) [n], counts (dyn, i64) [u]; binds u. attrs: dim, sort (in
-// lexicographic order; else only neighbours are merged). scratch: 8 bytes per slice.
+// in: x dense; out: values with u slices along dim, inverse (i64) [n], counts (i64) [u]. attrs: dim, sort (in lexicographic order;
+// else only neighbours are merged), u (-1: values and counts are dyn). scratch: 8 bytes per slice.
 EFFC_EXPORT int32_t effc_unique_dim(const effc_call* call) {
   const effc_tensor& x = call->in[0];
   const int dim = (int)call->attr[0];
@@ -73,9 +72,8 @@ EFFC_EXPORT int32_t effc_unique_dim(const effc_call* call) {
     for (int64_t i = 0; i < n; ++i) u += starts(i);
     int64_t shape[EFFC_MAX_RANK];
     for (int i = 0; i < x.rank; ++i) shape[i] = i == dim ? u : x.shape[i];
-    status = call->api->alloc_out(call, 0, x.rank, shape) || call->api->alloc_out(call, 2, 1, &u);
+    status = sized_out(call, 0, x.rank, shape, u, call->attr[2]) || sized_out(call, 2, 1, &u, u, call->attr[2], false);
     if (status) return;
-    call->api->bind_symbol(call, 0, u);
     T* values = (T*)call->out[0].data;
     int64_t *inverse = (int64_t*)call->out[1].data, *counts = (int64_t*)call->out[2].data;
     int64_t k = -1;

@@ -15,14 +15,18 @@ REDUCE = {"none": 0, "sum": 1, "prod": 2, "amax": 3, "amin": 4, "mean": 5}
 BLOCK = 32768  # elements per task of the kernels that compress (kBlock)
 
 
-def bound_symbol(node: Node, attr: str = "size") -> str:
-    """The symbol that a data-dependent result defines."""
-    name = symbol_name(node.attrs[attr])
-    if name is None:
-        raise EffcError(
-            f"{node.op}: {attr} must be a symbol of its own, not {node.attrs[attr]}", op=node.op, loc=node.loc
-        )
-    return name
+def open_size(cx: Lowering, node: Node) -> tuple[bool, Dim, list[str]]:
+    """Is the node's ``size`` known from its data only? Then the kernel's size attribute, and the symbol that it binds."""
+    size = node.attrs["size"]
+    name = symbol_name(size)
+    if name is None or name in input_symbols(cx):
+        return False, size, []
+    return True, -1, [name]
+
+
+def input_symbols(cx: Lowering) -> set[str]:
+    """Symbols that the sizes of the graph's inputs define."""
+    return {s for n in cx.graph.inputs for d in n.types[0].shape for s in dims.symbols(d)}
 
 
 def block_bytes(numel: Dim) -> Dim:
@@ -86,43 +90,32 @@ def lower_masked_scatter(cx: Lowering, node: Node) -> None:
     )
 
 
-@lowers("masked_select")
+@lowers("masked_select", "nonzero")
 def lower_masked_select(cx: Lowering, node: Node) -> None:
     ins = [cx.dense(v) for v in node.operands]
-    out = cx.out(node, dyn=True)
-    cx.call("effc_masked_select", ins, [out], scratch=block_bytes(ins[0].numel), bind=[bound_symbol(node)])
-
-
-@lowers("nonzero")
-def lower_nonzero(cx: Lowering, node: Node) -> None:
-    x = cx.dense(node.operands[0])
-    cx.call("effc_nonzero", [x], [cx.out(node, dyn=True)], scratch=block_bytes(x.numel), bind=[bound_symbol(node)])
+    dyn, size, bind = open_size(cx, node)
+    cx.call(f"effc_{node.op}", ins, [cx.out(node, dyn=dyn)], attrs=[size], scratch=block_bytes(ins[0].numel), bind=bind)
 
 
 @lowers("item")
 def lower_item(cx: Lowering, node: Node) -> None:
-    cx.call("effc_item", [cx.strided(node.operands[0])], [cx.out(node)], bind=[bound_symbol(node, "value")])
+    name = symbol_name(node.attrs["value"])
+    if name is None:
+        raise EffcError(f"item: value must be a symbol, not {node.attrs['value']}", op="item", loc=node.loc)
+    cx.call("effc_item", [cx.strided(node.operands[0])], [cx.out(node)], bind=[name])
 
 
 @lowers("repeat_interleave")
 def lower_repeat_interleave(cx: Lowering, node: Node) -> None:
-    repeats = cx.dense(node.operands[0])
-    name = symbol_name(node.attrs["size"])
-    if name is not None and name not in _sized(cx):
-        cx.call("effc_repeat_interleave", [repeats], [cx.out(node, dyn=True)], attrs=[-1], bind=[name])
-    else:
-        cx.call("effc_repeat_interleave", [repeats], [cx.out(node)], attrs=[node.attrs["size"]])
-
-
-def _sized(cx: Lowering) -> set[str]:
-    """Symbols that the sizes of the graph's inputs define."""
-    return {s for n in cx.graph.inputs for d in n.types[0].shape for s in dims.symbols(d)}
+    dyn, size, bind = open_size(cx, node)
+    cx.call("effc_repeat_interleave", [cx.dense(node.operands[0])], [cx.out(node, dyn=dyn)], attrs=[size], bind=bind)
 
 
 @lowers("bincount")
 def lower_bincount(cx: Lowering, node: Node) -> None:
-    ins = [cx.dense(node.inputs[0]), *(None if v is None else cx.dense(v) for v in (*node.inputs[1:], None)[:1])]  # type: ignore[arg-type]
-    cx.call("effc_bincount", ins, [cx.out(node, dyn=True)], attrs=[node.attrs["minlength"]], bind=[bound_symbol(node)])
+    ins = [None if v is None else cx.dense(v) for v in (*node.inputs, None)[:2]]
+    dyn, size, bind = open_size(cx, node)
+    cx.call("effc_bincount", ins, [cx.out(node, dyn=dyn)], attrs=[node.attrs["minlength"], size], bind=bind)
 
 
 @lowers("searchsorted")
@@ -156,23 +149,17 @@ def lower_embedding_bag(cx: Lowering, node: Node) -> None:
 @lowers("unique", "unique_consecutive")
 def lower_unique(cx: Lowering, node: Node) -> None:
     x = cx.dense(node.operands[0])
-    outs = [cx.out(node, 0, dyn=True), cx.out(node, 1), cx.out(node, 2, dyn=True)]
+    dyn, size, bind = open_size(cx, node)
+    outs = [cx.out(node, 0, dyn=dyn), cx.out(node, 1), cx.out(node, 2, dyn=dyn)]
     keys = x.numel * (16 if x.dtype.itemsize == 8 else 8)
-    cx.call(
-        "effc_unique", [x], outs, attrs=[int(node.op == "unique")], scratch=keys * 2 + 64, bind=[bound_symbol(node)]
-    )
+    cx.call("effc_unique", [x], outs, attrs=[int(node.op == "unique"), size], scratch=keys * 2 + 64, bind=bind)
 
 
 @lowers("unique_dim")
 def lower_unique_dim(cx: Lowering, node: Node) -> None:
     dim = node.attrs["dim"]
     x = cx.dense(node.operands[0])
-    outs = [cx.out(node, 0, dyn=True), cx.out(node, 1), cx.out(node, 2, dyn=True)]
-    cx.call(
-        "effc_unique_dim",
-        [x],
-        outs,
-        attrs=[dim, int(not node.attrs["consecutive"])],
-        scratch=x.shape[dim] * 16,
-        bind=[bound_symbol(node)],
-    )
+    dyn, size, bind = open_size(cx, node)
+    outs = [cx.out(node, 0, dyn=dyn), cx.out(node, 1), cx.out(node, 2, dyn=dyn)]
+    attrs = [dim, int(not node.attrs["consecutive"]), size]
+    cx.call("effc_unique_dim", [x], outs, attrs=attrs, scratch=x.shape[dim] * 8, bind=bind)

@@ -21,7 +21,7 @@ def ranked(cx: Context, *xs: Value) -> list[Value]:
 @aten("gather")
 def _gather(cx: Context, x: Value, dim: int, index: Value, *, sparse_grad: bool = False) -> Value:
     d = cx.axis(dim, x.rank)
-    if index.rank == 1 and index.shape[0] == 0 and cx.out.rank != 1:
+    if D.product(index.shape) == 0:
         return cx.full(0 if not x.dtype.is_bool else False, cx.out.shape, x.dtype)
     a, i = ranked(cx, x, cx.index(index))
     return cx.reshape(cx.op("gather", a, i, dim=d), cx.out.shape)
@@ -306,7 +306,7 @@ def _embedding_bag(
         "embedding_bag", weight, cx.index(indices), cx.index(offsets), per_sample_weights, mode=("sum", "mean", "max")[mode],
         include_last_offset=include_last_offset, padding_idx=padding_idx,
     )  # fmt: skip
-    used = {n.args[1] for n in cx.fx.users if len(n.args) > 1}
+    used = {n.args[1] for n in cx.fx.users if len(n.args) > 1 and n.users}
     if used - {0}:
         raise Unsupported("the bookkeeping results of embedding_bag")
     rest = [None if t is None else cx.full(0, t.shape, t.dtype) for t in cx.expected[1:]]
