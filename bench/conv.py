@@ -20,7 +20,7 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "tests" / "null")]
 
-from conv_cases import run_conv  # noqa: E402
+from conv_cases import aligned, channels_last, run_conv  # noqa: E402
 from kernel_harness import KernelLibrary, available_isas  # noqa: E402
 
 # name, batch, input channels, output channels, input size, kernel, stride, padding, groups
@@ -175,7 +175,7 @@ def main() -> None:
         if args.only not in name:
             continue
         x = rng.standard_normal((n, ci, *size)).astype(np.float32)
-        nhwc = np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1) if ci > 3 else x
+        nhwc = channels_last(x) if ci > 3 else aligned(x)
         w = rng.standard_normal((co, ci // groups, *kernel)).astype(np.float32)
         engines: dict[str, Callable[[int], float]] = {}
 

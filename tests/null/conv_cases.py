@@ -13,9 +13,18 @@ from effc.backends.cpu.packing import conv as packing
 Array = np.ndarray[Any, Any]
 
 
+def aligned(a: Array) -> Array:
+    """A copy of dense data that starts at a multiple of 64 bytes, as the runtime's storage does."""
+    room = np.empty(a.nbytes + 64, np.uint8)
+    skip = -room.ctypes.data % 64
+    out = room[skip : skip + a.nbytes].view(a.dtype).reshape(a.shape)
+    out[...] = a
+    return out
+
+
 def channels_last(x: Array) -> Array:
     """The same values with the channels innermost in memory."""
-    return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
+    return np.moveaxis(aligned(np.moveaxis(x, 1, -1)), -1, 1)
 
 
 def out_size(size: int, kernel: int, stride: int, pad: int, dilation: int) -> int:
@@ -87,7 +96,9 @@ def run_conv(
         )
         wp = packing.pack_conv(w, groups, lib.vlen, transposed=transposed) if packed else w
     pixels = int(np.prod(out))
-    result = np.full((x.shape[0], 1, pixels, oc), 77, out_dtype)
+    result = aligned(np.full((x.shape[0], 1, pixels, oc), 77, out_dtype))
+    if packed:
+        wp = aligned(wp)
     attrs = [int(packed), int(transposed), int(copy), groups, oc]
     attrs += three(ks, 1) + three(stride, 1) + three(pad, 0) + three(dilation, 1) + three(out, 1) + blocks.attrs
     scratch = scratch_override or (blocks.scratch, blocks.thread_scratch)

@@ -229,6 +229,7 @@ struct Conv {
   const T* x;
   int64_t xs[5]; /* strides: n, c, d, h, w */
   int64_t batch, channels, groups, cg, out, og, taps, k, pixels, in[3];
+  int64_t sp[3], st[3], pad[3]; /* output size, stride, low padding; a pointwise convolution may be seen as one long row */
   int64_t run; /* contiguous k values inside the image */
   bool innermost, direct, transposed;
   int nv, panels, mr;
@@ -400,11 +401,43 @@ EFFC_INLINE bool tap_offset(const Conv<T>& v, const Pixel<T>& px, const Tap& t, 
   return true;
 }
 
+/* Lists the pixels of rows [r0, r1), all of one image, of a plain convolution. */
+template <class T>
+int64_t list_rows(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, T* acc, int64_t ld, int64_t n0) {
+  const int64_t *sp = v.sp, *a = v.a;
+  const int64_t b = r0 / v.pixels, m_end = r1 - b * v.pixels, stride = v.st[2], step = stride * v.xs[4];
+  const effc_tensor& out = v.call->out[0];
+  int64_t m = r0 - b * v.pixels, ow = m % sp[2], oh = m / sp[2] % sp[1], od = m / (sp[1] * sp[2]);
+  /* output columns [lo, hi) have all their taps inside the row */
+  const int64_t reach = (a[kKernel + 2] - 1) * a[kDilation + 2];
+  Pixel<T>* q = w.pixels;
+  T* c = v.direct ? (T*)out.data + b * out.strides[0] + m * out.strides[2] + n0 : acc;
+  const int64_t c_step = v.direct ? out.strides[2] : ld;
+  while (m < m_end) {
+    const int64_t id = od * v.st[0] - v.pad[0], ih = oh * v.st[1] - v.pad[1];
+    int64_t iw = ow * stride - v.pad[2];
+    const bool in = id >= 0 && id + (a[kKernel] - 1) * a[kDilation] < v.in[0] && ih >= 0 &&
+                    ih + (a[kKernel + 1] - 1) * a[kDilation + 1] < v.in[1];
+    int64_t base = b * v.xs[0] + id * v.xs[2] + ih * v.xs[3] + iw * v.xs[4];
+    const int64_t end = min64(m_end, m + sp[2] - ow), last = v.in[2] - reach;
+    for (; m < end; ++m, ++q) {
+      q->base = base, q->c = c;
+      q->at[0] = (int32_t)id, q->at[1] = (int32_t)ih, q->at[2] = (int32_t)iw;
+      q->inside = in & (iw >= 0) & (iw < last);
+      base += step, iw += stride, c += c_step;
+    }
+    ow = 0;
+    if (++oh == sp[1]) oh = 0, ++od;
+  }
+  return r1 - r0;
+}
+
 /* Lists the pixels of rows [r0, r1) whose class is `cls`; pixel-major over images, so that the rows of a tile share taps. */
 template <class T>
 int64_t list_pixels(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, int64_t cls, T* acc, int64_t ld, int64_t n0) {
-  const int64_t* sp = v.a + kSpatial;
+  const int64_t* sp = v.sp;
   const int64_t b0 = r0 / v.pixels, b1 = (r1 - 1) / v.pixels;
+  if (b0 == b1 && !v.transposed) return list_rows(v, w, r0, r1, acc, ld, n0);
   const effc_tensor& out = v.call->out[0];
   int64_t m_begin = b0 == b1 ? r0 - b0 * v.pixels : 0, m_end = b0 == b1 ? r1 - b0 * v.pixels : v.pixels, count = 0;
   int64_t at[3] = {m_begin / (sp[1] * sp[2]), m_begin / sp[2] % sp[1], m_begin % sp[2]};
@@ -414,7 +447,7 @@ int64_t list_pixels(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, int64_
     bool in = true, match = true;
     if (!v.transposed) {
       for (int d = 0; d < 3; ++d) {
-        int64_t i0 = at[d] * v.a[kStride + d] - v.a[kPad + d];
+        int64_t i0 = at[d] * v.st[d] - v.pad[d];
         px.at[d] = (int32_t)i0;
         base += i0 * v.xs[2 + d];
         in = in && i0 >= 0 && i0 + (v.a[kKernel + d] - 1) * v.a[kDilation + d] < v.in[d];
@@ -673,6 +706,13 @@ int32_t conv_kernel(const effc_call* call) {
   const effc_tensor& out = call->out[0];
   constexpr bool is_float = __is_same(T, float) || __is_same(T, double);
   const bool same = is_float ? out.dtype == (__is_same(T, float) ? EFFC_F32 : EFFC_F64) : out.dtype <= EFFC_I64;
+  for (int d = 0; d < 3; ++d) v.sp[d] = a[kSpatial + d], v.st[d] = a[kStride + d], v.pad[d] = a[kPad + d];
+  bool one_row = v.taps == 1 && !v.transposed;
+  for (int d = 0; d < 3; ++d) one_row = one_row && v.st[d] == 1 && v.pad[d] == 0 && v.sp[d] == v.in[d];
+  if (one_row && v.xs[3] == v.xs[4] * v.in[2] && (v.in[0] == 1 || v.xs[2] == v.xs[3] * v.in[1])) {
+    v.sp[2] = v.in[2] = v.pixels;
+    v.sp[0] = v.sp[1] = v.in[0] = v.in[1] = 1;
+  }
   v.direct = !call->epilogue && same && (out.strides[3] == 1 || v.out == 1);
 
   /* Blocks: shrink until every thread has a few. */
