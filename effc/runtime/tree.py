@@ -172,6 +172,8 @@ def _instance(name: str, keys: list[str], items: list[Any]) -> Any:
             found: Any = importlib.import_module(module)
             for part in qualified.split("."):
                 found = getattr(found, part)
+            if issubclass(found, tuple) and not hasattr(found, "_fields"):  # a struct sequence, made from one iterable
+                return found(items)
             return found(**fields)
         except Exception:  # the class has moved or takes other arguments: the data are what matters
             pass

@@ -393,8 +393,13 @@ def convert_program(ep: torch.export.ExportedProgram, guards: Sequence[str] = ()
     graph = b.graph(
         outputs, commits=tuple(commits), states=dict(weights.states), checks=tuple(imp.checks), output_names=tuple(names)
     )
+    in_tree = trees.to_tree(in_spec, iter(leaves))
+    call = ep.module_call_graph[0].signature if ep.module_call_graph else None
+    arg_names = list(getattr(call, "forward_arg_names", None) or [])
+    if len(arg_names) >= len(in_tree["c"][0]["c"]) and in_tree["c"][0]["c"]:
+        in_tree["c"][0]["names"] = arg_names[: len(in_tree["c"][0]["c"])]
     return ImportedGraph(
-        graph, trees.to_tree(in_spec, iter(leaves)), trees.to_tree(out_spec, iter(out_leaves)),
+        graph, in_tree, trees.to_tree(out_spec, iter(out_leaves)),
         tuple(n.name for n in b.inputs), tuple(names), in_spec, out_spec,
     )  # fmt: skip
 
