@@ -68,8 +68,9 @@ struct Tile {
 };
 typedef void (*Micro)(const Tile*);
 
-/* c[MR][NV vectors] (+)= a[MR][k] b[k][NV vectors]. Vectors beyond kNV come from the following panels. */
-template <class T, class TB, int MR, int NV>
+/* c[MR][NV vectors] (+)= a[MR][k] b[k][NV vectors]. Vectors beyond kNV come from the following panels. With COLUMNS, a is
+ * stored [k][MR] and lda is the distance between reduction steps. */
+template <class T, class TB, int MR, int NV, bool COLUMNS = false>
 void micro(const Tile* t) {
   constexpr int L = lanes<T>, U = 4;
   typedef Vec<T> V;
@@ -95,6 +96,12 @@ void micro(const Tile* t) {
   const int64_t ldb = t->ldb, panel_stride = t->panel_stride;
   const char* next = t->next;
   const int64_t next_step = t->next_step;
+  auto element = [&](int i, int o) __attribute__((always_inline)) {
+    if constexpr (COLUMNS)
+      return splat(*(const T*)(p0 + i * (int)sizeof(T)));
+    else
+      return splat(*(const T*)((i < 3 ? p0 : p1) + (i % 3) * lda + o * (int)sizeof(T)));
+  };
   auto step = [&](int o) __attribute__((always_inline)) {
     V x[NV > kNV ? 1 : NV];
     V y[MR];
@@ -103,12 +110,12 @@ void micro(const Tile* t) {
       for (int j = 0; j < NV; ++j) x[j] = load_wide(b + j * L);
     } else {
       EFFC_UNROLL_ALL
-      for (int i = 0; i < MR; ++i) y[i] = splat(*(const T*)((i < 3 ? p0 : p1) + (i % 3) * lda + o * (int)sizeof(T)));
+      for (int i = 0; i < MR; ++i) y[i] = element(i, o);
     }
     if constexpr (NV <= kNV) {
       EFFC_UNROLL_ALL
       for (int i = 0; i < MR; ++i) {
-        const V s = splat(*(const T*)((i < 3 ? p0 : p1) + (i % 3) * lda + o * (int)sizeof(T)));
+        const V s = element(i, o);
         EFFC_UNROLL_ALL
         for (int j = 0; j < NV; ++j) acc[i][j] += s * x[j];
       }
@@ -121,6 +128,7 @@ void micro(const Tile* t) {
       }
     }
     b += ldb;
+    if constexpr (COLUMNS) p0 += lda;
   };
   int64_t k = t->k;
   for (; k >= U; k -= U) {
@@ -131,11 +139,11 @@ void micro(const Tile* t) {
     next += next_step;
     EFFC_UNROLL_ALL
     for (int o = 0; o < U; ++o) step(o);
-    p0 += U * sizeof(T), p1 += U * sizeof(T);
+    if constexpr (!COLUMNS) p0 += U * sizeof(T), p1 += U * sizeof(T);
   }
   for (; k > 0; --k) {
     step(0);
-    p0 += sizeof(T), p1 += sizeof(T);
+    if constexpr (!COLUMNS) p0 += sizeof(T), p1 += sizeof(T);
   }
   EFFC_UNROLL_ALL
   for (int i = 0; i < MR; ++i)

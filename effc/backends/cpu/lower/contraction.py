@@ -221,3 +221,34 @@ def lower_matmul_fused(cx: Lowering, node: Node) -> None:
         return
     extras = [views.broadcast(cx, cx.strided(v), shape) for v in node.operands[2:]]
     _emit(cx, node, [cx.out(node, i) for i in range(len(node.types))], body, extras)
+
+
+# Attention ------------------------------------------------------------------------------------------------------------
+
+_QUERIES, _KEYS, _PART, _PARTS = 64, 96, 256, 16  # kQB, kKB, kPart, kParts of attention.hpp
+
+
+@lowers("attention")
+def lower_attention(cx: Lowering, node: Node) -> None:
+    q, k, v = (cx.strided(x) for x in node.operands[:3])
+    if q.dtype not in EPILOGUES:
+        cx.note(node, f"no attention kernel for {q.dtype}")
+        cx.lower_decomposed(node)
+        return
+    a = node.attrs
+    mask = node.inputs[3] if len(node.inputs) > 3 else None
+    (b, h, lq, e), (_, hk, lk, ev) = q.shape, v.shape
+    m = None if mask is None else views.broadcast(cx, cx.strided(mask), (b, h, lq, lk))
+    # [B, H, L, E] is stored as [B, L, H, E]: what follows joins the heads
+    out = cx.out(node, order=(0, 2, 1, 3))
+    acc = q.dtype.compute
+    nr = packing.panel_width(acc, cx.target.vlen)
+    thread = e * _QUERIES + 2 * _KEYS * nr + ev * _QUERIES + _KEYS * (e + ev) + 6 * _QUERIES
+    # Bound on the tasks that split their keys, times parts (Attention::run)
+    parts = minimum(_PARTS, dims.floordiv(lk, _PART))
+    partial = _flag(parts - 1) * _PARTS * parts * (ev + 2) * _QUERIES * acc.itemsize
+    cx.call(
+        f"effc_attention_{KERNELS[q.dtype]}", [q, k, v, m], [out],
+        [a["causal"], a["causal_offset"], a["empty_nan"], a["scale"] is None], [a["scale"] or 0.0, a["softcap"]],
+        scratch=partial, thread_scratch=thread * acc.itemsize,
+    )  # fmt: skip
