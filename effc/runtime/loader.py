@@ -57,8 +57,8 @@ def numpy_dtype(short: str) -> np.dtype[Any]:
 
 _PACK = [struct.Struct(f"<Qii{r}q{8 * (_rt.MAX_RANK - r)}x{r}q{8 * (_rt.MAX_RANK - r)}xQ") for r in range(_rt.MAX_RANK + 1)]
 _HEAD = struct.Struct("<Qii")
+_ADDRESS = struct.Struct("<Q")
 _SHAPE = [struct.Struct(f"<{r}q") for r in range(_rt.MAX_RANK + 1)]
-_OWNER_AT = _rt.ARRAY_BYTES - 8
 _numpy_codes: dict[Any, int] = {}
 _torch_codes: dict[Any, int] = {}
 
@@ -209,11 +209,13 @@ class _Entry:
         for tree, ios, what in ((self.in_tree, self.inputs, "inputs"), (self.out_tree, self.outputs, "outputs")):
             if tree is not None and count_leaves(tree) != len(ios):
                 raise EffcError(f"the artifact is malformed: entry '{name}' has a tree that does not fit its {what}")
-        self._static = all(d >= 0 for o in self.outputs for d in o.shape)
+        self._numpy = [numpy_dtype(o.dtype) for o in self.outputs]
+        self._torch: list[Any] = []  # the outputs' torch dtypes, once torch is seen
+        self._static = self._describe([o.shape for o in self.outputs]) if all(d >= 0 for o in self.outputs for d in o.shape) else None
         symbols = spec["program"].get("symbols", [])
         # Integer arguments that decide sizes belong to the key under which inferred shapes are kept.
         self._sizing = [s["from"]["input"] for s in symbols if s.get("from") and s["from"].get("value")]
-        self._shapes: dict[Any, list[tuple[int, ...]]] = {}
+        self._shapes: dict[Any, list[tuple[tuple[int, ...], bytes]]] = {}
 
     def _signature(self, query: Any, count: int) -> list[Io]:
         ios = []
@@ -222,6 +224,11 @@ class _Entry:
             _rt.check(query(self._keep.ptr, self.index, i, ctypes.byref(io)))
             ios.append(Io(io.name.decode(), DTYPES[io.dtype], tuple(io.shape[: io.rank]), bool(io.written)))
         return ios
+
+    def _describe(self, shapes: list[tuple[int, ...]]) -> list[tuple[tuple[int, ...], bytes]]:
+        """Each output's shape with its packed description, all but the address; nothing where data decide the shape."""
+        return [(s, b"" if -1 in s else _PACK[len(s)].pack(0, _CODE[o.dtype], len(s), *s, *_row_major(s), 0))
+                for o, s in zip(self.outputs, shapes)]  # fmt: skip
 
     def _call(self, session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.in_tree is None:
@@ -266,22 +273,24 @@ class _Entry:
         view = (ctypes.c_char * len(arrays)).from_buffer(arrays)
         at = ctypes.addressof(view)
         out_at = at + size * n_in
-        out_shapes = [o.shape for o in self.outputs] if self._static else self._infer(shapes, alive, arrays, at)
         results: list[Any] = []
-        for k, (io, shape) in enumerate(zip(self.outputs, out_shapes)):
-            if -1 in shape:
-                results.append(None)  # the runtime allocates
-                continue
-            if use_torch:
-                result: Any = torch.empty(shape, dtype=getattr(torch, _TORCH_OF[io.dtype]))  # type: ignore[union-attr]
-                data = result.data_ptr()
-            else:
-                result = np.empty(shape, numpy_dtype(io.dtype))
-                data = result.__array_interface__["data"][0]
-            strides = _row_major(shape)
-            # A size-0 result may have no address; NULL would ask the runtime to allocate.
-            _PACK[len(shape)].pack_into(arrays, (n_in + k) * size, data or at, _CODE[io.dtype], len(shape), *shape, *strides, 0)
+        if use_torch and not self._torch:
+            self._torch = [getattr(torch, _TORCH_OF[o.dtype]) for o in self.outputs]
+        offset = n_in * size
+        for k, (shape, packed) in enumerate(self._infer(shapes, alive, arrays, at) if self._static is None else self._static):
+            result: Any = None  # without a description: the runtime allocates
+            if packed:
+                if use_torch:
+                    result = torch.empty(shape, dtype=self._torch[k])  # type: ignore[union-attr]
+                    data = result.data_ptr()
+                else:
+                    result = np.empty(shape, self._numpy[k])
+                    data = result.__array_interface__["data"][0]
+                arrays[offset : offset + size] = packed
+                # A size-0 result may have no address; NULL would ask the runtime to allocate.
+                _ADDRESS.pack_into(arrays, offset, data or at)
             results.append(result)
+            offset += size
         _rt.check(lib.effc_run(ptr, self.index, session._handle, at, n_in, out_at, n_out))
         for k, result in enumerate(results):
             if result is None:
@@ -291,15 +300,15 @@ class _Entry:
         del view
         return results
 
-    def _infer(self, shapes: list[Any], alive: list[Any], arrays: bytearray, at: int) -> list[tuple[int, ...]]:
+    def _infer(self, shapes: list[Any], alive: list[Any], arrays: bytearray, at: int) -> list[tuple[tuple[int, ...], bytes]]:
         values = tuple(int(alive[i]) for i in self._sizing) if self._sizing else ()
-        key = (tuple(map(tuple, shapes)), values)
+        key = (*map(tuple, shapes), values)
         known = self._shapes.get(key)
         if known is not None:
             return known
         size, n_in, n_out = _rt.ARRAY_BYTES, len(self.inputs), len(self.outputs)
         _rt.check(_rt.lib().effc_infer_shapes(self._keep.ptr, self.index, at, n_in, at + size * n_in, n_out))
-        known = [_SHAPE[len(o.shape)].unpack_from(arrays, (n_in + k) * size + 16) for k, o in enumerate(self.outputs)]
+        known = self._describe([_SHAPE[len(o.shape)].unpack_from(arrays, (n_in + k) * size + 16) for k, o in enumerate(self.outputs)])
         if len(self._shapes) >= 4096:
             self._shapes.clear()
         self._shapes[key] = known
@@ -316,7 +325,7 @@ class _Entry:
             result = torch.empty(shape, dtype=getattr(torch, _TORCH_OF[io.dtype]))
             to = result.data_ptr()
         else:
-            result = np.empty(shape, numpy_dtype(io.dtype))
+            result = np.empty(shape, self._numpy[k])
             to = result.ctypes.data
         nbytes = math.prod(shape) * _ITEM[_CODE[io.dtype]]
         if nbytes:

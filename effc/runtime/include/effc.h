@@ -12,7 +12,9 @@
  *
  * Functions that can fail return 0 on success; otherwise effc_last_error() says why. A loaded model may be used from any number of
  * threads at once. Two runs on one session of a model with state take turns. Link with libeffc_rt.so.
- * An artifact holds native code: load only files from sources you trust.
+ * An artifact holds native code: load only files from sources you trust. Its weights are mapped from the file: replace a file
+ * that is in use by renaming another over it, never by writing into it. After fork() a child may go on using a model, but not a
+ * session that another thread was running at that moment.
  */
 #ifndef EFFC_H
 #define EFFC_H

@@ -1,5 +1,6 @@
 #include "exec.hpp"
 
+#include <pthread.h>
 #include <time.h>
 
 #include <algorithm>
@@ -55,7 +56,11 @@ int64_t read_integer(const View& v, const char* what) {
 }  // namespace
 
 std::mutex& short_lock() {
-  static std::mutex* lock = new std::mutex;
+  static std::mutex* lock = [] {
+    // A child of fork() must find the lists that this guards whole, and the lock free.
+    pthread_atfork([] { short_lock().lock(); }, [] { short_lock().unlock(); }, [] { short_lock().unlock(); });
+    return new std::mutex;
+  }();
   return *lock;
 }
 
