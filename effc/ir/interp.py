@@ -164,7 +164,7 @@ class Interpreter:
     @staticmethod
     def _checked(n: Node, t: TensorType, a: Array, env: Mapping[str, int]) -> Array:
         if a.dtype != t.dtype.np:
-            if get(n.op).category == "elementwise" and t.dtype.compute is not t.dtype:
+            if get(n.op).category in ("elementwise", "reduction") and t.dtype.compute is not t.dtype:
                 a = a.astype(t.dtype.np)
             else:
                 raise EffcError(f"the reference of {n.op} gave {a.dtype}, its type rule says {t}", op=n.op, loc=n.loc)

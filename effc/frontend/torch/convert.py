@@ -381,7 +381,7 @@ def convert_program(ep: torch.export.ExportedProgram, guards: Sequence[str] = ()
     commits: list[Commit] = []
     for spec, value in zip(sig.output_specs, results, strict=True):
         if spec.kind in _STATE_OUT:
-            commits.append(Commit(value, state=str(spec.target)))
+            commits.append(Commit(imp.cx.convert(value, weights.states[str(spec.target)].type.dtype), state=str(spec.target)))
         elif spec.kind is OutputKind.USER_INPUT_MUTATION:
             commits.append(Commit(value, input=user[str(spec.target)]))
         elif spec.kind is OutputKind.TOKEN:

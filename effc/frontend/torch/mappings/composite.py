@@ -7,7 +7,7 @@ from typing import Any
 from ....ir import dims as D
 from ....ir.graph import Value
 from ..context import Context
-from ..registry import Unsupported, aten
+from ..registry import aten
 from . import conv, norm, reduce
 from .random import keep_mask
 
@@ -34,12 +34,10 @@ def _batch_norm(
     return norm._batch(cx, x, weight, bias, mean, var, training, momentum, eps)[0]
 
 
-@aten("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+@aten("dropout", "feature_dropout")
 def _dropout(cx: Context, x: Value, p: float, train: bool) -> Value:
     if not train or p == 0:
         return x
-    if "alpha" in str(cx.fx.target):
-        raise Unsupported("training mode without a decomposition")
     if p == 1:
         return cx.mul(x, 0.0)
     shape = x.shape[:2] + (1,) * (x.rank - 2) if "feature" in str(cx.fx.target) else x.shape

@@ -186,6 +186,15 @@ def _repeat_heads(cx: Context, x: Value, times: Dim) -> Value:
     return cx.reshape(y, (*shape[:-3], shape[-3] * times, *shape[-2:]))
 
 
+@aten("_grouped_mm", "transformers::grouped_mm_fallback")
+def _grouped_mm(cx: Context, x: Value, w: Value, offs: Value | None = None, bias: Any = None, out_dtype: Any = None) -> Value:
+    if offs is None:
+        return general(cx, x, w)
+    if x.rank != 2 or w.rank != 3 or bias is not None:
+        raise Unsupported("groups that are not blocks of rows")
+    return cx.op("grouped_matmul", x, w, cx.index(offs))
+
+
 @aten("_trilinear")
 def _trilinear(cx: Context, a: Value, b: Value, c: Value, expand1: Any, expand2: Any, expand3: Any, sumdim: Any, unroll_dim: int = 1) -> Value:
     parts = [cx.unsqueeze(t, *e) if e else t for t, e in ((a, expand1), (b, expand2), (c, expand3))]

@@ -85,14 +85,32 @@ aten("_upsample_bilinear2d_aa")(_smooth("linear", True, -0.75))
 aten("_upsample_bicubic2d_aa")(_smooth("cubic", True, -0.5))
 
 
+def _rounded_grid(cx: Context, grid: Value, sizes: Any, align: bool) -> Value:
+    """torch computes pixel coordinates of half types in that type: the same roundings, then back to [-1, 1] in f32."""
+    parts = []
+    for k, n in enumerate(reversed(sizes)):
+        c = cx.add(cx.slice(grid, grid.rank - 1, k, k + 1), 1.0)
+        if align:
+            pixel = cx.opmath(cx.mul(cx.div(c, 2.0), cx.scalar(n - 1, grid.dtype)))
+            width = cx.op("maximum", cx.scalar(n - 1, pixel.dtype), 1.0)
+            parts.append(cx.sub(cx.div(cx.mul(pixel, 2.0), width), cx.const(1.0, pixel.dtype)))
+        else:
+            pixel = cx.opmath(cx.div(cx.sub(cx.mul(c, cx.scalar(n, grid.dtype)), cx.const(1.0, grid.dtype)), 2.0))
+            parts.append(cx.sub(cx.div(cx.add(cx.mul(pixel, 2.0), 1.0), cx.scalar(n, pixel.dtype)), cx.const(1.0, pixel.dtype)))
+    return cx.concat(parts, grid.rank - 1)
+
+
 @aten("grid_sampler_2d", "grid_sampler_3d", "grid_sampler")
 def _grid_sampler(cx: Context, x: Value, grid: Value, mode: int, padding: int, align_corners: bool) -> Value:
     if 0 in cx.out.shape:
         return cx.full(0, cx.out.shape, x.dtype)
-    return cx.op(
-        "grid_sample", x, cx.convert(grid, x.dtype), mode=("bilinear", "nearest", "bicubic")[mode],
+    half = x.dtype.compute is not x.dtype
+    points = _rounded_grid(cx, grid, x.shape[2:], align_corners) if half else cx.convert(grid, x.dtype)
+    y = cx.op(
+        "grid_sample", cx.opmath(x), points, mode=("bilinear", "nearest", "bicubic")[mode],
         border=("zeros", "border", "reflection")[padding], align_corners=bool(align_corners),
     )  # fmt: skip
+    return cx.convert(y, x.dtype)
 
 
 @aten("col2im")

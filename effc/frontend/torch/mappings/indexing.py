@@ -55,6 +55,28 @@ def _embedding(cx: Context, weight: Value, indices: Value, padding_idx: int = -1
     return cx.op("take", weight, cx.index(indices), dim=0)
 
 
+@aten("embedding_renorm")
+def _embedding_renorm(cx: Context, weight: Value, indices: Value, max_norm: float, norm_type: float) -> Value:
+    """The table with the rows that are looked up scaled down to a p-norm of max_norm."""
+    work = cx.opmath(weight)
+    size = cx.op("abs", work)
+    p = float(norm_type)
+    if p == float("inf"):
+        norm = cx.reduce("max", size, (1,), True)
+    elif p == 1:
+        norm = cx.reduce("sum", size, (1,), True)
+    else:
+        power = cx.reduce("sum", cx.op("pow", size, cx.const(p, work.dtype)), (1,), True)
+        norm = cx.op("pow", power, cx.const(1 / p, work.dtype))
+    n = D.product(indices.shape)
+    false, true = cx.full(False, (weight.shape[0],), DType.bool), cx.full(True, (n,), DType.bool)
+    used = cx.op("scatter", false, cx.reshape(cx.index(indices), (n,)), true, dim=0)
+    limit = float(max_norm)
+    large = cx.op("logical_and", cx.op("gt", norm, cx.const(limit, work.dtype)), cx.unsqueeze(used, -1))
+    scaled = cx.mul(work, cx.div(cx.const(limit, work.dtype), cx.add(norm, cx.const(1e-7, work.dtype))))
+    return cx.convert(cx.where(large, scaled, work), weight.dtype)
+
+
 def _nonzeros(cx: Context, mask: Value) -> list[Value]:
     """The coordinates of a mask's true elements, one 1-d index per dim."""
     table = cx.op("nonzero", mask, size=cx.new_symbol())
@@ -223,7 +245,7 @@ def _bincount(cx: Context, x: Value, weights: Value | None = None, minlength: An
 
 @aten("histc")
 def _histc(cx: Context, x: Value, bins: int = 100, min: Any = 0, max: Any = 0) -> Value:
-    return cx.convert(cx.op("histc", x, bins=bins, lo=float(min), hi=float(max)), cx.out.dtype)
+    return cx.convert(cx.op("histc", cx.opmath(x), bins=bins, lo=float(min), hi=float(max)), cx.out.dtype)
 
 
 @aten("repeat_interleave.Tensor")
@@ -302,6 +324,11 @@ def _embedding_bag(
 ) -> Any:  # fmt: skip
     if padding_idx is None:
         padding_idx = -1
+    elif padding_idx < 0 and str(cx.fx.target).startswith("aten.embedding_bag"):  # the underscored forms mean "none" by -1
+        rows = weight.shape[0]
+        if not isinstance(rows, int):
+            raise Unsupported("a negative padding index in a table of symbolic size")
+        padding_idx += rows
     y = cx.op(
         "embedding_bag", weight, cx.index(indices), cx.index(offsets), per_sample_weights, mode=("sum", "mean", "max")[mode],
         include_last_offset=include_last_offset, padding_idx=padding_idx,

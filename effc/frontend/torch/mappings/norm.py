@@ -105,6 +105,11 @@ def _blend(cx: Context, old: Value, new: Value, momentum: float) -> Value:
     return cx.convert(y, old.dtype)
 
 
+def _running(cx: Context, v: Value | None, index: int) -> Value | None:
+    t = cx.expected[index]
+    return v if v is None or t is None else cx.convert(v, t.dtype)
+
+
 def _saved(cx: Context, v: Value | None, index: int) -> Value | None:
     t = cx.expected[index] if index < len(cx.expected) else None
     if t is None:
@@ -115,7 +120,7 @@ def _saved(cx: Context, v: Value | None, index: int) -> Value | None:
 @aten("_batch_norm_with_update_functional")
 def _with_update(cx: Context, x: Value, weight: Any, bias: Any, mean: Any, var: Any, momentum: float, eps: float) -> Any:
     y, bm, br, nm, nv = _batch(cx, x, weight, bias, mean, var, True, momentum, eps)
-    return y, _saved(cx, bm, 1), _saved(cx, br, 2), _saved(cx, None, 3), nm, nv
+    return y, _saved(cx, bm, 1), _saved(cx, br, 2), _saved(cx, None, 3), _running(cx, nm, 4), _running(cx, nv, 5)
 
 
 @aten("_native_batch_norm_legit_functional")
@@ -123,7 +128,7 @@ def _legit_functional(
     cx: Context, x: Value, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float
 ) -> Any:
     y, bm, br, nm, nv = _batch(cx, x, weight, bias, mean, var, training, momentum, eps)
-    return y, _saved(cx, bm, 1), _saved(cx, br, 2), nm, nv
+    return y, _saved(cx, bm, 1), _saved(cx, br, 2), _running(cx, nm, 3), _running(cx, nv, 4)
 
 
 @aten("_native_batch_norm_legit_no_training")
