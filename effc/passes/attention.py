@@ -421,13 +421,13 @@ class _Build:
         scale = s.scale
         k: Value = b.op("permute", kt, dims=(*range(kt.rank - 2), kt.rank - 1, kt.rank - 2))
         k = _flattened(b, k)
-        q, fq = _scaled(b, q)
-        k, fk = _scaled(b, k)
+        q, fq = scaled(b, q)
+        k, fk = scaled(b, k)
         scale = scale * fq * fk
         q, k, v = (self.four(b, t, s) for t in (q, k, v))
         if s.q_factor is not None:
             q = b.op("mul", q, self.mask_shape(b, now(s.q_factor), s))
-        k, v = _ungrouped(b, k, v)
+        k, v = ungrouped(b, k, v)
         q, k, v = self.batched(b, q, k, v)
         q, k, v, dtype = self.narrowed(b, q, k, v, s)
         mask, causal = self.masks(b, s, now, q, k)
@@ -645,7 +645,7 @@ def _split(t: _Term) -> list[_Term]:
     return [t]
 
 
-def _scaled(b: Builder, v: Value) -> tuple[Value, float]:
+def scaled(b: Builder, v: Value) -> tuple[Value, float]:
     """``v`` without the constant factors on it, through views; and their product."""
     chain: list[Node] = []
     at, factor = v, 1.0
@@ -695,7 +695,7 @@ def _flattened(b: Builder, v: Value) -> Value:
     return v
 
 
-def _ungrouped(b: Builder, k: Value, v: Value) -> tuple[Value, Value]:
+def ungrouped(b: Builder, k: Value, v: Value) -> tuple[Value, Value]:
     """Keys and values before their heads were repeated, where both were repeated equally often."""
     x, y = _repeated(k), _repeated(v)
     if x is None or y is None or x.shape[1] != y.shape[1]:
@@ -736,3 +736,15 @@ def _narrow_term(t: _Term, short: set[DType]) -> bool:
         return t.fill == -math.inf
     w = _narrow(t.value)
     return w is not None and w.dtype in short
+
+
+def without_causal(b: Builder, mask: Value, q: Value, k: Value) -> tuple[Value | None, Dim | None]:
+    """The mask of an ``attention`` node without its causal part, and the offset of that; (mask, None) where it has none."""
+    s = _Scores(terms=[_Term(mask, not mask.dtype.is_bool, fill=-math.inf)], zero_rows=True)
+    build = _Build(Graph((), (), (), b.symbols), {}, PassReport())
+    mark = len(b.nodes)
+    rest, offset = build.masks(b, s, lambda v: v, q, k)
+    if offset is None:
+        del b.nodes[mark:]
+        return mask, None
+    return rest, offset

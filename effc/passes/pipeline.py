@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .attention import FormAttention
+from .attention_refine import RefineAttention
 from .canonical import Canonicalise
 from .cleanup import Cse, Dce, Fold
 from .fuse.epilogue import FuseEpilogues
@@ -14,6 +15,7 @@ from .fuse.views import PrepareFusion
 from .legalise import Legalise, everything_core
 from .manager import Pass
 from .pads import FoldPads
+from .rotary import RotateHalf
 from .weights import FoldAffine, MergeMatmuls, UnflattenMatmuls
 
 
@@ -34,7 +36,7 @@ def default(options: Options | None = None) -> tuple[Pass, ...]:
         Canonicalise(),
         Fold(o.fold_limit),
         Cse(),
-        *((FormAttention(), Canonicalise(), Cse(), Dce()) if o.native("attention") else ()),
+        *((FormAttention(), RefineAttention(), Canonicalise(), Cse(), Dce()) if o.native("attention") else ()),
         FoldPads(),
         FoldAffine(),
         UnflattenMatmuls(),
@@ -42,6 +44,7 @@ def default(options: Options | None = None) -> tuple[Pass, ...]:
         Fold(o.fold_limit),
         Canonicalise(),
         Cse(),
+        RotateHalf(),
         FuseEpilogues(),
         PrepareFusion(),
         Canonicalise(),

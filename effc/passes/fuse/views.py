@@ -136,7 +136,15 @@ def _hoist(graph: Graph, report: PassReport) -> Graph:
 
 
 def _movable(n: Node) -> bool:
-    return n.op != "reshape" or inserted_ones(n.operands[0].shape, n.types[0].shape) is not None
+    if n.op != "reshape":
+        return True
+    old, new = n.operands[0].shape, n.types[0].shape
+    return inserted_ones(old, new) is not None or splits_last(old, new)
+
+
+def splits_last(old: tuple[Dim, ...], new: tuple[Dim, ...]) -> bool:
+    """A reshape that sees the last dim as two."""
+    return len(new) == len(old) + 1 and len(old) > 0 and new[:-2] == old[:-1] and new[-2] * new[-1] == old[-1]
 
 
 def _cone(top: Node, view: Node, uses: Mapping[Value, list[Node | None]], position: Mapping[int, int]) -> list[Node]:
@@ -181,7 +189,8 @@ def view_of(b: Builder, view: Node, v: Value, shape: tuple[Dim, ...]) -> Value:
     out: Value
     if view.op == "reshape":
         origin = inserted_ones(shape, view.types[0].shape)
-        assert origin is not None
+        if origin is None:  # the last dim is split
+            return split_last(b, v, *view.types[0].shape[-2:])
         return reshaped(b, v, origin, len(shape))
     full = v if pad == 0 else b.op("reshape", v, shape=(*[1] * pad, *v.shape))
     if view.op == "permute":
@@ -206,4 +215,15 @@ def reshaped(b: Builder, v: Value, origin: list[int | None], rank: int) -> Value
     if sizes == v.shape:
         return v
     out: Value = b.op("reshape", v, shape=sizes)
+    return out
+
+
+def split_last(b: Builder, x: Value, two: Dim, h: Dim) -> Value:
+    """``x`` with its last dim seen as two dims (ones if it is one)."""
+    if x.rank == 0:
+        return x
+    shape = (*x.shape[:-1], *((1, 1) if is_one(x.shape[-1]) else (two, h)))
+    if x.node.op == "reshape" and x.node.operands[0].shape == shape:
+        return x.node.operands[0]
+    out: Value = b.op("reshape", x, shape=shape)
     return out
