@@ -16,7 +16,7 @@ BLOCK = 32768  # elements per task of the kernels that compress (kBlock)
 
 
 def open_size(cx: Lowering, node: Node) -> tuple[bool, Dim, list[str]]:
-    """Is the node's ``size`` known from its data only? Then the kernel's size attribute, and the symbol that it binds."""
+    """Is the node's ``size`` known from its data only? Then the kernel's size attribute, and the symbol it binds."""
     size = node.attrs["size"]
     name = symbol_name(size)
     if name is None or name in input_symbols(cx):
