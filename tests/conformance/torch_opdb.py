@@ -21,6 +21,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -144,13 +145,23 @@ def _compare(got: list[Any], want: list[Any], random: bool) -> str:
     return ""
 
 
-def run_case(op: Any, sample: Any, target: str, clock: dict[str, float]) -> dict[str, Any]:
-    """Status and reason of one sample."""
+@dataclass
+class Prepared:
+    """A sample that torch.export took and reproduced."""
+
+    case: Case
+    program: Any
+    want: list[Any]
+    random: bool
+    flags: dict[str, bool]
+
+
+def prepare(op: Any, sample: Any, clock: dict[str, float]) -> Prepared | dict[str, Any]:
+    """The exported sample, or the status that says why it does not count."""
     import torch
     from compare import is_constant
 
     from effc.frontend.torch.export import tracing
-    from effc.runtime.errors import EffcError
 
     try:
         case = Case(op, sample)
@@ -168,26 +179,70 @@ def run_case(op: Any, sample: Any, target: str, clock: dict[str, float]) -> dict
             clock["export"] += time.perf_counter() - t
             torch.manual_seed(1)
             said = _compare(_arrays(program.module()(*case.fresh())), want, random)
+            seeded = any(torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()) for n in program.graph.nodes)
+            if said and seeded and not random:
+                random, said = True, _compare(_arrays(program.module()(*case.fresh())), want, True)
     except Exception as e:
         return {"status": "export", "reason": f"{type(e).__name__}: {str(e).strip().splitlines()[0][:200] if str(e).strip() else ''}"}
-    seeded = any(torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()) for n in program.graph.nodes)
-    if said and seeded and not random:
-        random, said = True, _compare(_arrays(program.module()(*case.fresh())), want, True)
-    random = random or seeded
     if said:
         return {"status": "export", "reason": f"not reproduced: {said}"}
+    random = random or seeded
     clock["check"] += time.perf_counter() - t
     flags = {k: True for k, v in (("random", random), ("constant", is_constant(want))) if v}
+    return Prepared(case, program, want, random, flags)
+
+
+def judge(p: Prepared, run: Callable[[tuple[Any, ...]], list[Any]]) -> dict[str, Any]:
+    """Status and reason of what ``run`` makes of the sample's inputs."""
+    from effc.runtime.errors import EffcError
+
     try:
-        inputs = case.fresh()
-        got = _run_reference(program, inputs, clock) if target == "reference" else _run_compiled(program, inputs, clock, target)
-        why = _compare(got, want, random)
+        why = _compare(run(p.case.fresh()), p.want, p.random)
     except EffcError as e:
-        internal = "internal:" in str(e) or e.message.startswith(("the reference of", "IndexError", "ValueError", "TypeError"))
-        return {"status": "crash" if internal else "refused", "reason": str(e)[:600], **flags}
+        internal = "internal" in str(e) or e.message.startswith(("the reference of", "IndexError", "ValueError", "TypeError"))
+        return {"status": "crash" if internal else "refused", "reason": str(e)[:600], **p.flags}
     except Exception as e:
-        return {"status": "crash", "reason": f"{type(e).__name__}: {str(e)[:400]}", **flags}
-    return {"status": "wrong", "reason": why, **flags} if why else {"status": "right", **flags}
+        return {"status": "crash", "reason": f"{type(e).__name__}: {str(e)[:400]}", **p.flags}
+    return {"status": "wrong", "reason": why, **p.flags} if why else {"status": "right", **p.flags}
+
+
+def run_case(op: Any, sample: Any, target: str, clock: dict[str, float]) -> dict[str, Any]:
+    """Status and reason of one sample."""
+    p = prepare(op, sample, clock)
+    if isinstance(p, dict):
+        return p
+    program = p.program
+    if target == "reference":
+        return judge(p, lambda inputs: _run_reference(program, inputs, clock))
+    return judge(p, lambda inputs: _run_compiled(program, inputs, clock, target))
+
+
+def run_batch(op: Any, samples: list[Any], target: str, say: Callable[[dict[str, Any]], None]) -> bool:
+    """All samples as entry points of one artifact: one compiler call. False if that does not work; nothing is said then."""
+    import effc
+
+    say({"begin": -1})
+    clock: dict[str, float] = Counter()  # type: ignore[assignment]
+    start = time.perf_counter()
+    prepared = [prepare(op, s, clock) for s in samples]
+    good = {i: p for i, p in enumerate(prepared) if isinstance(p, Prepared)}
+    results: dict[int, dict[str, Any]] = {i: p for i, p in enumerate(prepared) if isinstance(p, dict)}
+    if good:
+        t = time.perf_counter()
+        try:
+            m = effc.compile_entries({f"s{i}": effc.Entry(p.program, p.case.inputs) for i, p in good.items()}, target=target)
+        except Exception:
+            return False
+        clock["import"] += time.perf_counter() - t
+        t = time.perf_counter()
+        for i, p in good.items():
+            results[i] = judge(p, lambda inputs, i=i: _arrays(m.entry(f"s{i}")(*inputs)))
+        clock["run"] += time.perf_counter() - t
+    clock["all"] = time.perf_counter() - start
+    for i in sorted(results):
+        share = {k: round(v / len(results), 4) for k, v in clock.items()}
+        say({"case": i, **results[i], "seconds": share})
+    return True
 
 
 def worker(limit: int, target: str) -> None:
@@ -214,6 +269,8 @@ def worker(limit: int, target: str) -> None:
             samples = list(itertools.islice(op.sample_inputs("cpu", dtype, requires_grad=False), limit))
         except Exception as e:
             say({"case": 0, "status": "skip", "reason": f"no samples: {e}"[:300]})
+            return
+        if target != "reference" and len(samples) > 1 and not request.get("single") and run_batch(op, samples, target, say):
             return
         for i, sample in enumerate(samples):
             if i < request["start"]:

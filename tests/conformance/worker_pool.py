@@ -1,7 +1,8 @@
 """Runs cases in worker processes so that a crash or a hang costs one case. Used by the conformance sweeps.
 
 A worker is this interpreter running a script with ``--worker``: it reads one JSON request a line from stdin and answers with JSON
-lines on the descriptor given by ``EFFC_WORKER_FD``; ``{"begin": i}`` before each case, ``{"case": i, ...}`` after it, ``{"done": true}``.
+lines on the descriptor given by ``EFFC_WORKER_FD``; ``{"begin": i}`` before each case (-1: before a batch of all), ``{"case": i, ...}`` after it,
+``{"done": true}``.
 """
 
 from __future__ import annotations
@@ -97,11 +98,15 @@ def sweep(
             if died:
                 code = worker.stop()
                 worker = None
+                if current < 0:  # in a batch: nobody knows which case it was, so each gets a turn of its own
+                    request = {**request, "single": True}
+                    continue
                 reason = f"no answer in {timeout:.0f} s" if died == "hang" else f"the process ended with {code}"
                 on_case(request, {"case": current, "status": died, "reason": reason})
                 start = current + 1
                 if start > 4000:
                     finished = True
+        request.pop("single", None)
         served += 1
         if worker is not None and served >= restart_every:
             worker.stop()
