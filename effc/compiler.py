@@ -105,10 +105,13 @@ def _compile_cpu(entries: Mapping[str, Entry], target: str, num_threads: int | N
     from .backends.cpu.target import parse
     from .passes.manager import PassReport, Pipeline
     from .passes.pipeline import Options, default
-    from .runtime.loader import load
 
     started = time.perf_counter()
     t = parse(target)
+    cache, uncached = ModelCache.lookup(entries, t, disable)
+    if cache is not None and (hit := cache.get()) is not None:
+        path, folder = hit
+        return _runnable(path, folder, t, num_threads)
     seconds: dict[str, float] = {}
     imported = {n: import_entry(e) for n, e in entries.items()}
     seconds["frontend"] = time.perf_counter() - started
@@ -129,15 +132,83 @@ def _compile_cpu(entries: Mapping[str, Entry], target: str, num_threads: int | N
         "seconds": {k: round(v, 3) for k, v in seconds.items()},
         "entries": {n: {"passes": reports[n].as_json(), "kernels": kernel_counts(parts.programs[n]), "arena": parts.programs[n]["arena"]} for n in graphs},
         "notes": parts.notes,
+        "model_cache": uncached or "stored",
     }
     write_artifact(path, t, imported, graphs, parts, report)
-    wanted = t.isa
-    from .backends.cpu.target import host_features
+    if cache is not None:
+        cache.put(path)
+    return _runnable(path, folder, t, num_threads)
 
-    if not set(wanted) <= host_features():
+
+def _runnable(path: Path, folder: Any, target: Any, num_threads: int | None) -> Any:
+    """The artifact loaded, or for another machine's target, ready to be saved."""
+    from .backends.cpu.target import host_features
+    from .runtime.artifact import ArtifactReader
+    from .runtime.loader import load
+
+    if not set(target.isa) <= host_features():
+        with ArtifactReader(path) as r:
+            report = r.manifest["report"]
         return SavedModel(path, folder, report)
-    loaded = load(path, num_threads=num_threads)
-    return CompiledModel(loaded, path, folder, imported)
+    return CompiledModel(load(path, num_threads=num_threads), path, folder)
+
+
+class ModelCache:
+    """Artifacts of models compiled before, in the cache folder, by the fingerprint of model, inputs, options and effc itself.
+
+    ``EFFC_MODEL_CACHE=0`` turns it off; ``EFFC_MODEL_CACHE_BYTES`` bounds it (4 GiB), the least recently used go first.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder, self.file = folder, folder / f"{key}.effc"
+
+    @staticmethod
+    def lookup(entries: Mapping[str, Entry], target: Any, disable: Sequence[str]) -> tuple[ModelCache | None, str]:
+        """The cache slot of these entry points, or None and the reason why they have none."""
+        if os.environ.get("EFFC_MODEL_CACHE", "1") == "0" or os.environ.get("EFFC_SANITIZE"):
+            return None, "off"
+        from .backends.cpu.build import cache_dir, compiler_version
+        from .frontend.torch.fingerprint import Unhashable, fingerprint
+
+        try:
+            own = [f"{p.relative_to(PACKAGE)}/{p.stat().st_size}/{p.stat().st_mtime_ns}" for p in sorted(PACKAGE.rglob("*")) if p.suffix in (".py", ".hpp", ".cpp", ".h")]
+            options = (target.name, tuple(disable), compiler_version(), own)
+            key = fingerprint([(n, e.model, tuple(e.args), e.kwargs, e.dynamic_shapes) for n, e in entries.items()], options)
+        except Unhashable as e:
+            return None, f"not cached: {e}"
+        return ModelCache(cache_dir() / "models", key), ""
+
+    def get(self) -> tuple[Path, Any] | None:
+        """A private link to the cached artifact, or None."""
+        folder = tempfile.TemporaryDirectory(prefix="effc-", dir=self.folder if self.folder.exists() else None)
+        path = Path(folder.name) / "model.effc"
+        try:
+            os.link(self.file, path)
+            os.utime(self.file)
+            return path, folder
+        except OSError:
+            folder.cleanup()
+            return None
+
+    def put(self, path: Path) -> None:
+        """Keeps a copy; a full disk or an unwritable folder only means that there is none."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _copy(path, self.file)
+            self.trim(int(os.environ.get("EFFC_MODEL_CACHE_BYTES", 4 << 30)))
+        except (OSError, EffcError):
+            return
+
+    def trim(self, limit: int) -> None:
+        files = sorted(((f.stat().st_mtime, f.stat().st_size, f) for f in self.folder.glob("*.effc")), reverse=True)
+        total = 0
+        for _, size, f in files:
+            total += size
+            if total > limit:
+                f.unlink(missing_ok=True)
+
+
+PACKAGE = Path(__file__).parent
 
 
 def kernel_counts(program: Mapping[str, Any]) -> dict[str, int]:
