@@ -53,6 +53,9 @@ def run_conv(
     extras: Sequence[Array] = (),
     epilogue: str | None = None,
     depthwise: bool | None = None,
+    bias: Array | None = None,
+    residual: Array | None = None,
+    clamp: tuple[float, float] | None = None,
     scratch_override: tuple[int, int] | None = None,
     **call: Any,
 ) -> Array:
@@ -101,12 +104,15 @@ def run_conv(
         wp = aligned(wp)
     attrs = [int(packed), int(transposed), int(copy), groups, oc]
     attrs += three(ks, 1) + three(stride, 1) + three(pad, 0) + three(dilation, 1) + three(out, 1) + blocks.attrs
+    attrs.append((bias is not None) + 2 * (residual is not None) + 4 * (clamp is not None))
+    steps = [a for a in (bias, residual) if a is not None]
     scratch = scratch_override or (blocks.scratch, blocks.thread_scratch)
     call = {"threads": 2, "mode": "threads", **call}
     suffix = {"f": f"f{8 * compute.itemsize}", "c": "complex"}.get(compute.kind, "int")
     kernel = kernel or f"effc_conv_{'dw_' if depthwise else ''}{suffix}"
     lib.call(
-        kernel, [x, wp, *extras], [result], attrs=attrs, scratch=scratch[0], thread_scratch=scratch[1],
-        n_own=2, epilogue=epilogue, **call,
+        kernel, [x, wp, *steps, *extras], [result], attrs=attrs, scratch=scratch[0], thread_scratch=scratch[1],
+        n_own=2 + len(steps), epilogue=epilogue,
+        fattrs=list(clamp or ()), **call,
     )  # fmt: skip
     return np.moveaxis(result.reshape(x.shape[0], *out, oc), -1, 1)

@@ -214,6 +214,34 @@ def test_epilogue(lib: KernelLibrary, depthwise: bool) -> None:
             check(got, want, mode)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_steps(lib: KernelLibrary, seed: int) -> None:
+    """Bias, residual and clamp in the kernel itself."""
+    rng = np.random.default_rng(300 + seed)
+    cases: list[Any] = [((2, 5, 9, 11), (37, 5, 3, 3), 1), ((1, 16, 14, 13), (100, 16, 1, 1), 1), ((2, 33, 7, 8), (33, 1, 3, 3), 33)]
+    cases += [((1, 4, 6, 1), (9, 2, 3, 1), 1), ((1, 70, 64, 1), (20, 70, 40, 1), 1), ((3, 6, 4, 4), (1, 6, 3, 3), 1)]
+    for xs, ws, groups in cases:
+        if xs[1] != ws[1] * groups:
+            groups = xs[1] // ws[1]
+            ws = (ws[0] // groups * groups + groups, *ws[1:])
+        dtype = np.float64 if seed == 3 else np.float32
+        x, w = physical(rng, data(rng, xs, dtype)), data(rng, ws, dtype)
+        x[(0,) * x.ndim] = np.nan
+        pad, one = tuple(k // 2 for k in ws[2:]), (1,) * (len(xs) - 2)
+        acc = reference(x, w, one, pad, one, groups)
+        depthwise = groups == xs[1] and groups > 1
+        bias = data(rng, (ws[0],), dtype) if rng.integers(0, 4) else None
+        rows = np.ascontiguousarray(np.moveaxis(data(rng, acc.shape, dtype), 1, -1))
+        residual = None if depthwise or not rng.integers(0, 2) else rows.reshape(xs[0], 1, -1, ws[0])
+        clamp = [None, (0.0, 6.0), (0.0, np.inf), (-np.inf, 1.0)][rng.integers(0, 4)]
+        want = acc if bias is None else acc + bias.reshape(-1, *one)
+        want = want if residual is None else want + np.moveaxis(rows, -1, 1)
+        want = want if clamp is None else np.minimum(np.maximum(want, clamp[0]), clamp[1])
+        got = run_conv(lib, x, w, one, pad, one, groups, bias=bias, residual=residual, clamp=clamp)
+        assert np.isnan(want).any() and np.array_equal(np.isnan(got), np.isnan(want))
+        check(np.nan_to_num(got), np.nan_to_num(want), (xs, ws, clamp))
+
+
 def test_result_does_not_depend_on_threads(lib: KernelLibrary) -> None:
     rng = np.random.default_rng(8)
     for groups, cg in ((1, 24), (24, 1)):

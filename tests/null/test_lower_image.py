@@ -149,3 +149,49 @@ def test_integer_fused_is_decomposed() -> None:
     )  # fmt: skip
     compiled = check(b.graph([y]), [rng.integers(-9, 9, (1, 3, 6))])
     assert "effc_conv_plain" in calls(compiled)
+
+
+def step_graph(make: Any, depthwise: bool = False) -> tuple[Graph, list[np.ndarray]]:
+    rng = np.random.default_rng(5)
+    b = Builder()
+    x, r = b.input("x", TensorType(DType.f32, (2, 8, 6, 5))), b.input("r", TensorType(DType.f32, (2, 8, 6, 5)))
+    w = b.constant(rng.standard_normal((8, 1 if depthwise else 8, 3, 3)).astype(np.float32))
+    bias = b.constant(rng.standard_normal((8, 1, 1)).astype(np.float32))
+    acc = TensorType(DType.f32, (2, 8, 6, 5))
+    inner = body(acc, [bias.type, r.type], make)
+    y = b.op("conv_fused", x, w, bias, r, **conv_attrs(2, groups=8 if depthwise else 1), body=inner)
+    return b.graph([y]), [rng.standard_normal((2, 8, 6, 5)).astype(np.float32) for _ in range(2)]
+
+
+def c(g: Builder, value: float) -> Any:
+    return g.constant(np.float32(value))
+
+
+def test_common_bodies_run_in_the_kernel() -> None:
+    def relu_last(g: Builder, a: Any, bias: Any, r: Any) -> Any:
+        return g.op("maximum", g.op("add", r, g.op("add", a, bias)), c(g, 0))
+
+    def linear(g: Builder, a: Any, bias: Any, r: Any) -> Any:
+        return g.op("add", g.op("add", bias, a), r)
+
+    for make in (relu_last, linear):
+        compiled = check(*step_graph(make))
+        assert not any(i.get("epilogue") for i in compiled.program["code"])
+
+
+def test_other_bodies_are_epilogues() -> None:
+    def act_first(g: Builder, a: Any, bias: Any, r: Any) -> Any:  # the residual comes after the clamp
+        return g.op("add", g.op("minimum", g.op("add", a, bias), c(g, 1)), r)
+
+    def twice(g: Builder, a: Any, bias: Any, r: Any) -> Any:  # acc is used twice
+        return g.op("add", g.op("mul", a, a), g.op("add", bias, r))
+
+    def crossed(g: Builder, a: Any, bias: Any, r: Any) -> Any:  # limits that exclude each other
+        y = g.op("add", g.op("add", a, bias), r)
+        return g.op("minimum", g.op("maximum", y, c(g, 2)), c(g, 1))
+
+    for make in (act_first, twice, crossed):
+        compiled = check(*step_graph(make))
+        assert any(i.get("epilogue") for i in compiled.program["code"])
+    compiled = check(*step_graph(lambda g, a, bias, r: g.op("add", g.op("add", a, bias), r), depthwise=True))
+    assert any(i.get("epilogue") for i in compiled.program["code"])

@@ -50,44 +50,87 @@ struct Seg {
   int64_t k, len;
 };
 
-/* Where a tile goes: one pointer per row. `tail` of the last vector's lanes are stored. */
+/* Where a tile goes: one pointer per row. `tail` of the last vector's lanes are stored.
+ * With `last`, what the kernel itself can do after the sum: add a bias per column, add a residual, clamp. */
 template <class T>
 struct Sink {
   T* const* c;
   int64_t tail;
-  bool accumulate;
+  bool accumulate, last;
+  const T* bias;            /* or null */
+  const T* const* residual; /* or null */
+  bool clamp;
+  T lo, hi;
 };
 
-template <class T, int MR, int NV>
-EFFC_INLINE void load_tile(typename Simd<T>::vec (&acc)[MR][NV], const Sink<T>& s) {
-  using S = Simd<T>;
-  for (int i = 0; i < MR; ++i)
-    for (int j = 0; j < NV; ++j) {
-      if (!s.accumulate) {
-        acc[i][j] = typename S::vec{};
-      } else if (j + 1 < NV || s.tail == S::lanes) {
-        acc[i][j] = S::load(s.c[i] + j * S::lanes);
-      } else {
-        typename S::vec v = {};
-        for (int64_t l = 0; l < s.tail; ++l) v[l] = s.c[i][j * S::lanes + l];
-        acc[i][j] = v;
-      }
-    }
+/* The first `tail` lanes at p, the rest zero. */
+template <class T>
+EFFC_INLINE typename Simd<T>::vec load_part(const T* p, int64_t tail) {
+  if (tail == Simd<T>::lanes) return Simd<T>::load(p);
+  alignas(64) T tmp[Simd<T>::lanes] = {};
+  for (int64_t l = 0; l < tail; ++l) tmp[l] = p[l];
+  return Simd<T>::load(tmp);
 }
 
+/* NaN stays: a comparison with it is false. */
+template <class V>
+EFFC_INLINE V clamp_vec(V v, V lo, V hi) {
+  v = v < lo ? lo : v;
+  return v > hi ? hi : v;
+}
+
+/* Adds what is there already, does the sink's last steps and stores the tile. */
 template <class T, int MR, int NV>
-EFFC_INLINE void store_tile(const typename Simd<T>::vec (&acc)[MR][NV], const Sink<T>& s) {
+EFFC_INLINE void finish_tile(typename Simd<T>::vec (&acc)[MR][NV], const Sink<T>& s) {
   using S = Simd<T>;
-  for (int i = 0; i < MR; ++i)
+  typedef typename S::vec V;
+  if (s.accumulate) {
+    EFFC_UNROLL
     for (int j = 0; j < NV; ++j) {
-      if (j + 1 < NV || s.tail == S::lanes) {
-        S::store(s.c[i] + j * S::lanes, acc[i][j]);
-      } else {
-        alignas(64) T tmp[S::lanes];
-        S::store(tmp, acc[i][j]);
-        for (int64_t l = 0; l < s.tail; ++l) s.c[i][j * S::lanes + l] = tmp[l];
+      const int64_t lanes = j + 1 < NV ? S::lanes : s.tail;
+      EFFC_UNROLL
+      for (int i = 0; i < MR; ++i) acc[i][j] += load_part<T>(s.c[i] + j * S::lanes, lanes);
+    }
+  }
+  if (s.last) {
+    if (s.bias) {
+      EFFC_UNROLL
+      for (int j = 0; j < NV; ++j) {
+        const V b = load_part<T>(s.bias + j * S::lanes, j + 1 < NV ? S::lanes : s.tail);
+        EFFC_UNROLL
+        for (int i = 0; i < MR; ++i) acc[i][j] += b;
       }
     }
+    if (s.residual) {
+      EFFC_UNROLL
+      for (int j = 0; j < NV; ++j) {
+        const int64_t lanes = j + 1 < NV ? S::lanes : s.tail;
+        EFFC_UNROLL
+        for (int i = 0; i < MR; ++i) acc[i][j] += load_part<T>(s.residual[i] + j * S::lanes, lanes);
+      }
+    }
+    if (s.clamp) {
+      const V lo = V{} + s.lo, hi = V{} + s.hi;
+      EFFC_UNROLL
+      for (int j = 0; j < NV; ++j)
+        EFFC_UNROLL
+        for (int i = 0; i < MR; ++i) acc[i][j] = clamp_vec<V>(acc[i][j], lo, hi);
+    }
+  }
+  EFFC_UNROLL
+  for (int j = 0; j + 1 < NV; ++j)
+    EFFC_UNROLL
+    for (int i = 0; i < MR; ++i) S::store(s.c[i] + j * S::lanes, acc[i][j]);
+  if (s.tail == S::lanes) {
+    EFFC_UNROLL
+    for (int i = 0; i < MR; ++i) S::store(s.c[i] + (NV - 1) * S::lanes, acc[i][NV - 1]);
+  } else {
+    alignas(64) T tmp[MR][S::lanes];
+    EFFC_UNROLL
+    for (int i = 0; i < MR; ++i) S::store(tmp[i], acc[i][NV - 1]);
+    for (int i = 0; i < MR; ++i)
+      for (int64_t l = 0; l < s.tail; ++l) s.c[i][(NV - 1) * S::lanes + l] = tmp[i][l];
+  }
 }
 
 /* acc += sum over segs of rows[seg][i][0..len) * panel[seg.k ..][nv * lanes]. */
@@ -118,13 +161,7 @@ void micro_rows(const Seg* segs, int64_t nseg, const T* const* rows, const T* pa
       }
     }
   }
-  if (sink->accumulate) {
-    typename S::vec old[MR][NV];
-    load_tile<T, MR, NV>(old, *sink);
-    for (int i = 0; i < MR; ++i)
-      for (int j = 0; j < NV; ++j) acc[i][j] += old[i][j];
-  }
-  store_tile<T, MR, NV>(acc, *sink);
+  finish_tile<T, MR, NV>(acc, *sink);
 }
 
 /* acc += sum over k in [k0, k1) of rows[i][offsets[k]] * panel[k][nv * lanes]. */
@@ -152,13 +189,7 @@ void micro_offsets(const int64_t* offsets, int64_t k0, int64_t k1, const T* cons
       for (int j = 0; j < NV; ++j) acc[i][j] += a * w[j];
     }
   }
-  if (sink->accumulate) {
-    typename S::vec old[MR][NV];
-    load_tile<T, MR, NV>(old, *sink);
-    for (int i = 0; i < MR; ++i)
-      for (int j = 0; j < NV; ++j) acc[i][j] += old[i][j];
-  }
-  store_tile<T, MR, NV>(acc, *sink);
+  finish_tile<T, MR, NV>(acc, *sink);
 }
 
 template <class T>
@@ -204,8 +235,12 @@ enum Attr {
   kBlockRows = 21,  /* rows, channels and reduction length of a block */
   kBlockCols = 22,
   kBlockK = 23,
-  kAttrs = 24
+  kSteps = 24,      /* what the kernel does after the sum: bits of Step */
+  kAttrs = 25
 };
+
+/* The operands that steps need follow x and w in this order; clamp's bounds are the float attributes. */
+enum Step { kAddBias = 1, kAddResidual = 2, kClamp = 4 };
 
 struct Tap {
   int32_t at[3]; /* dilated position in the window (undilated index times dilation) */
@@ -220,6 +255,7 @@ struct Pixel {
   int32_t at[3];  /* window's origin in the image, may be negative (transposed: position + padding) */
   int32_t inside; /* the whole window is inside the image */
   T* c;           /* output row */
+  const T* r;     /* residual's row */
 };
 
 template <class T>
@@ -232,6 +268,10 @@ struct Conv {
   int64_t sp[3], st[3], pad[3]; /* output size, stride, low padding; a pointwise convolution may be seen as one long row */
   int64_t run; /* contiguous k values inside the image */
   bool innermost, direct, transposed;
+  const T* bias;
+  const effc_tensor* residual;
+  bool clamp;
+  T lo, hi;
   int nv, panels, mr;
   const T* packed;
   int64_t group_elems; /* packed elements per group */
@@ -401,18 +441,27 @@ EFFC_INLINE bool tap_offset(const Conv<T>& v, const Pixel<T>& px, const Tap& t, 
   return true;
 }
 
-/* Lists the pixels of rows [r0, r1), all of one image, of a plain convolution. */
 template <class T>
-int64_t list_rows(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, T* acc, int64_t ld, int64_t n0) {
+EFFC_INLINE const T* residual_row(const Conv<T>& v, int64_t b, int64_t m, int64_t n) {
+  const effc_tensor& t = *v.residual;
+  return (const T*)t.data + b * t.strides[0] + m * t.strides[2] + n;
+}
+
+/* Lists the pixels of rows [r0, r1), all of one image, of a plain convolution: those whose window is inside first;
+ * *inner is their number. */
+template <class T>
+int64_t list_rows(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, T* acc, int64_t ld, int64_t n0, int64_t* inner) {
   const int64_t *sp = v.sp, *a = v.a;
   const int64_t b = r0 / v.pixels, m_end = r1 - b * v.pixels, stride = v.st[2], step = stride * v.xs[4];
   const effc_tensor& out = v.call->out[0];
   int64_t m = r0 - b * v.pixels, ow = m % sp[2], oh = m / sp[2] % sp[1], od = m / (sp[1] * sp[2]);
   /* output columns [lo, hi) have all their taps inside the row */
   const int64_t reach = (a[kKernel + 2] - 1) * a[kDilation + 2];
-  Pixel<T>* q = w.pixels;
+  Pixel<T>*front = w.pixels, *back = w.pixels + (r1 - r0);
   T* c = v.direct ? (T*)out.data + b * out.strides[0] + m * out.strides[2] + n0 : acc;
   const int64_t c_step = v.direct ? out.strides[2] : ld;
+  const T* r = v.residual ? residual_row(v, b, m, n0) : nullptr;
+  const int64_t r_step = v.residual ? v.residual->strides[2] : 0;
   while (m < m_end) {
     const int64_t id = od * v.st[0] - v.pad[0], ih = oh * v.st[1] - v.pad[1];
     int64_t iw = ow * stride - v.pad[2];
@@ -420,24 +469,29 @@ int64_t list_rows(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, T* acc, 
                     ih + (a[kKernel + 1] - 1) * a[kDilation + 1] < v.in[1];
     int64_t base = b * v.xs[0] + id * v.xs[2] + ih * v.xs[3] + iw * v.xs[4];
     const int64_t end = min64(m_end, m + sp[2] - ow), last = v.in[2] - reach;
-    for (; m < end; ++m, ++q) {
-      q->base = base, q->c = c;
+    for (; m < end; ++m) {
+      const bool all = in & (iw >= 0) & (iw < last);
+      Pixel<T>* q = all ? front++ : --back;
+      q->base = base, q->c = c, q->r = r;
       q->at[0] = (int32_t)id, q->at[1] = (int32_t)ih, q->at[2] = (int32_t)iw;
-      q->inside = in & (iw >= 0) & (iw < last);
-      base += step, iw += stride, c += c_step;
+      q->inside = all;
+      base += step, iw += stride, c += c_step, r += r_step;
     }
     ow = 0;
     if (++oh == sp[1]) oh = 0, ++od;
   }
+  *inner = front - w.pixels;
   return r1 - r0;
 }
 
 /* Lists the pixels of rows [r0, r1) whose class is `cls`; pixel-major over images, so that the rows of a tile share taps. */
 template <class T>
-int64_t list_pixels(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, int64_t cls, T* acc, int64_t ld, int64_t n0) {
+int64_t list_pixels(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, int64_t cls, T* acc, int64_t ld, int64_t n0,
+                    int64_t* inner) {
   const int64_t* sp = v.sp;
   const int64_t b0 = r0 / v.pixels, b1 = (r1 - 1) / v.pixels;
-  if (b0 == b1 && !v.transposed) return list_rows(v, w, r0, r1, acc, ld, n0);
+  if (b0 == b1 && !v.transposed) return list_rows(v, w, r0, r1, acc, ld, n0, inner);
+  *inner = 0;
   const effc_tensor& out = v.call->out[0];
   int64_t m_begin = b0 == b1 ? r0 - b0 * v.pixels : 0, m_end = b0 == b1 ? r1 - b0 * v.pixels : v.pixels, count = 0;
   int64_t at[3] = {m_begin / (sp[1] * sp[2]), m_begin / sp[2] % sp[1], m_begin % sp[2]};
@@ -469,6 +523,7 @@ int64_t list_pixels(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, int64_
         if (r < r0 || r >= r1) continue;
         px.base = base + b * v.xs[0];
         px.c = v.direct ? (T*)out.data + b * out.strides[0] + m * out.strides[2] + n0 : acc + (r - r0) * ld;
+        px.r = v.residual ? residual_row(v, b, m, n0) : nullptr;
         w.pixels[count++] = px;
       }
     if (++at[2] == sp[2]) {
@@ -572,16 +627,23 @@ void run_block(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, 
   const bool patches = v.cg < 8 || !v.innermost;
   int64_t classes = v.transposed ? v.a[kStride] * v.a[kStride + 1] * v.a[kStride + 2] : 1;
   for (int64_t cls = 0; cls < classes; ++cls) {
-    int64_t count = list_pixels(v, w, r0, r1, cls, w.acc, ld, n0);
+    int64_t inner, count = list_pixels(v, w, r0, r1, cls, w.acc, ld, n0, &inner);
     if (!count) continue;
-    int64_t tiles = ceil_div(count, v.mr);
+    const int64_t inner_tiles = ceil_div(inner, v.mr), tiles = inner_tiles + ceil_div(count - inner, v.mr);
     for (int64_t k0 = 0; k0 == 0 || k0 < v.k; k0 += v.block_k) {
       int64_t k1 = min64(k0 + v.block_k, v.k);
       for (int64_t t = 0; t < tiles; ++t) {
-        int64_t p0 = t * count / tiles, p1 = (t + 1) * count / tiles;
+        int64_t p0, p1;
+        if (t < inner_tiles) {
+          p0 = t * inner / inner_tiles, p1 = (t + 1) * inner / inner_tiles;
+        } else {
+          const int64_t rest = count - inner, u = t - inner_tiles, n = tiles - inner_tiles;
+          p0 = inner + u * rest / n, p1 = inner + (u + 1) * rest / n;
+        }
         int mr = (int)(p1 - p0);
         const Pixel<T>* px = w.pixels + p0;
         T* c[kMaxRows];
+        const T* res[kMaxRows];
         bool all = true;
         for (int i = 0; i < mr; ++i) all = all && px[i].inside;
         int64_t nseg = -1;
@@ -596,13 +658,19 @@ void run_block(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, 
           w.segs[0].k = k0, w.segs[0].len = k1 - k0;
           for (int i = 0; i < mr; ++i) w.rows[i] = w.patch + i * v.k + k0;
         }
-        if (nseg == 0 && k0 > 0) continue;
+        const bool last = k1 >= v.k;
+        if (nseg == 0 && k0 > 0 && !last) continue;
         for (int64_t n = c0; n < c1; n += wide) {
           int64_t valid = min64(wide, c1 - n);
           int nv = (int)ceil_div(valid, S::lanes);
           for (int i = 0; i < mr; ++i) c[i] = px[i].c + (n - c0);
           int64_t tail = valid - (nv - 1) * S::lanes;
-          Sink<T> sink = {c, v.direct ? tail : S::lanes, k0 > 0};
+          Sink<T> sink = {c, v.direct ? tail : S::lanes, k0 > 0, last, nullptr, nullptr, v.clamp, v.lo, v.hi};
+          if (v.bias) sink.bias = v.bias + n0 + (n - c0);
+          if (v.residual) {
+            for (int i = 0; i < mr; ++i) res[i] = px[i].r + (n - c0);
+            sink.residual = res;
+          }
           const T* panel = v.packed + g * v.group_elems + n * v.k;
           if (nseg < 0)
             micro.offsets[nv - 1][mr - 1](v.offsets, k0, k1, prow, panel, &sink);
@@ -630,7 +698,7 @@ void run_blocks(void* arg, int64_t begin, int64_t end, int32_t worker) {
 /* The kernel: in x [N, C, *S], w (packed or not), then the epilogue's; out rank 4 (N, 1, pixels, O). */
 template <class T>
 int32_t conv_kernel(const effc_call* call) {
-  if (call->n_attr < kAttrs || call->n_own != 2 || call->n_out < 1) {
+  if (call->n_attr < kAttrs || call->n_own < 2 || call->n_out < 1) {
     call->api->fail(call, "conv: wrong number of operands or attributes");
     return 1;
   }
@@ -714,6 +782,19 @@ int32_t conv_kernel(const effc_call* call) {
     v.sp[0] = v.sp[1] = v.in[0] = v.in[1] = 1;
   }
   v.direct = !call->epilogue && same && (out.strides[3] == 1 || v.out == 1);
+
+  if (a[kSteps]) {
+    int operand = 2;
+    if (a[kSteps] & kAddBias) v.bias = (const T*)call->in[operand++].data;
+    if (a[kSteps] & kAddResidual) v.residual = &call->in[operand++];
+    v.clamp = (a[kSteps] & kClamp) != 0;
+    if (v.clamp && call->n_fattr == 2) v.lo = (T)call->fattr[0], v.hi = (T)call->fattr[1];
+    if (!v.direct || operand != call->n_own || (v.clamp && call->n_fattr != 2) ||
+        (v.residual && v.residual->strides[3] != 1 && v.out != 1)) {
+      call->api->fail(call, "conv: bias, residual and clamp need a plain result and their operands");
+      return 1;
+    }
+  }
 
   /* Blocks: shrink until every thread has a few. */
   v.block_rows = min64(a[kBlockRows], v.rows), v.block_cols = min64(a[kBlockCols], ceil_div(v.og, wide) * wide);

@@ -19,7 +19,9 @@ struct Depthwise {
   const T* x;
   int64_t xs[5], batch, channels, in[3], taps, pixels;
   const T* w; /* [tap][channel] */
-  bool direct;
+  bool direct, clamp;
+  const T* bias;
+  T limit[2];
   int64_t width_in, lo, hi; /* output columns [lo, hi) have all their taps inside the row */
   int64_t col_blocks, block_cols, segment, lines;
 };
@@ -64,6 +66,20 @@ EFFC_INLINE void dw_block(const Depthwise<T>& v, const DwRow<T>& row, int64_t co
           for (int j = 0; j < NV; ++j) acc[p][j] += *(const U*)(xp + j * L) * wv[j];
       }
     }
+  if (v.bias)
+    EFFC_UNROLL
+    for (int j = 0; j < NV; ++j) {
+      const V b = *(const U*)(v.bias + c + j * L);
+      EFFC_UNROLL
+      for (int p = 0; p < P; ++p) acc[p][j] += b;
+    }
+  if (v.clamp) {
+    const V lo = V{} + v.limit[0], hi = V{} + v.limit[1];
+    EFFC_UNROLL
+    for (int p = 0; p < P; ++p)
+      EFFC_UNROLL
+      for (int j = 0; j < NV; ++j) acc[p][j] = clamp_vec<V>(acc[p][j], lo, hi);
+  }
   EFFC_UNROLL
   for (int p = 0; p < P; ++p)
     EFFC_UNROLL
@@ -193,7 +209,7 @@ void repeat_rows(void* arg, int64_t begin, int64_t end, int32_t) {
  * accumulators. */
 template <class T>
 int32_t depthwise_kernel(const effc_call* call) {
-  if (call->n_attr < kAttrs || call->n_own != 2 || call->n_out < 1) {
+  if (call->n_attr < kAttrs || call->n_own < 2 || call->n_out < 1) {
     call->api->fail(call, "depthwise conv: wrong number of operands or attributes");
     return 1;
   }
@@ -250,6 +266,15 @@ int32_t depthwise_kernel(const effc_call* call) {
   }
   const effc_tensor& out = call->out[0];
   v.direct = !call->epilogue && out.dtype == (__is_same(T, float) ? EFFC_F32 : EFFC_F64) && (out.strides[3] == 1 || v.channels == 1);
+  if (a[kSteps]) {
+    if (a[kSteps] & kAddBias) v.bias = (const T*)call->in[2].data;
+    v.clamp = (a[kSteps] & kClamp) != 0;
+    if (v.clamp && call->n_fattr == 2) v.limit[0] = (T)call->fattr[0], v.limit[1] = (T)call->fattr[1];
+    if (!v.direct || (a[kSteps] & kAddResidual) || call->n_own != 2 + (v.bias != nullptr) || (v.clamp && call->n_fattr != 2)) {
+      call->api->fail(call, "depthwise conv: bias and clamp need a plain result and their operands");
+      return 1;
+    }
+  }
   v.width_in = v.in[2];
   int64_t reach = (a[kKernel + 2] - 1) * a[kDilation + 2];
   v.lo = min64(a[kSpatial + 2], (a[kPad + 2] + a[kStride + 2] - 1) / a[kStride + 2]);

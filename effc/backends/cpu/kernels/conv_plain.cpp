@@ -77,7 +77,7 @@ template <class S>
 void run_plain(const effc_call* call) {
   typedef compute_t<S> A;
   Plain<S> v;
-  v.call = call, v.a = call->attr + (call->n_attr - kAttrs);
+  v.call = call, v.a = call->attr;
   const int64_t* a = v.a;
   spatial_view(call->in[0], v.shape, v.xs);
   v.cg = v.shape[1] / a[kGroups], v.og = a[kOut] / a[kGroups];
@@ -100,7 +100,7 @@ void run_plain(const effc_call* call) {
 }  // namespace
 
 extern "C" __attribute__((visibility("default"))) int32_t effc_conv_plain(const effc_call* call) {
-  if (call->n_attr < kAttrs || call->n_own != 2 || call->attr[call->n_attr - kAttrs + kPacked] || call->epilogue) {
+  if (call->n_attr < kAttrs || call->n_own != 2 || call->attr[kPacked] || call->epilogue) {
     call->api->fail(call, "conv: integer and complex convolutions take plain weights and no epilogue");
     return 1;
   }

@@ -5,12 +5,14 @@ The kernels' rows are output pixels, their columns output channels: an epilogue 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ....ir.dims import Dim, product
 from ....ir.dtypes import DType
-from ....ir.graph import Graph, Node
+from ....ir.graph import Graph, Node, Value
 from ....runtime.errors import EffcError
 from ..packing import conv as packing
 from . import Buf, Lowering, fused, lowers, views
@@ -47,8 +49,67 @@ def _constant_sizes(node: Node, w: Buf) -> tuple[int, ...]:
     return sizes
 
 
+@dataclass(frozen=True)
+class Steps:
+    """What the kernel itself does after the sum: bias per channel, residual, clamp (Step in conv.hpp)."""
+
+    bias: Value | None = None
+    residual: Value | None = None
+    clamp: tuple[float, float] | None = None
+
+    @property
+    def bits(self) -> int:
+        return (self.bias is not None) + 2 * (self.residual is not None) + 4 * (self.clamp is not None)
+
+
+def _scalar(v: Value) -> float | None:
+    if v.node.op == "constant" and v.node.attrs["data"].size == 1:
+        return float(v.node.attrs["data"].reshape(-1)[0])
+    return None
+
+
+def steps_of(body: Graph, operands: Sequence[Value]) -> Steps | None:
+    """``body`` as steps: acc, plus at most one operand per channel and one of the result's shape, then limits; else None.
+
+    ``operands``: the fused node's extra operands, in the order of the body's inputs after the accumulator."""
+    acc = body.inputs[0][0]
+    full = acc.type
+    if len(body.outputs) != 1 or body.outputs[0].type != full:
+        return None
+    outer = {n[0]: v for n, v in zip(body.inputs[1:], operands, strict=True)}
+    bias: Value | None = None
+    residual: Value | None = None
+    lo, hi = -math.inf, math.inf
+    clamped, value = False, acc
+    for n in body.nodes:
+        if n.op == "constant":
+            continue
+        if len(n.operands) != 2 or value not in n.operands or n[0].type != full:
+            return None
+        other = n.operands[1] if n.operands[0] == value else n.operands[0]
+        limit = _scalar(other)
+        if n.op == "add" and other in outer and not clamped:
+            shape = (1,) * (full.rank - other.type.rank) + other.type.shape
+            if bias is None and all(d == 1 for i, d in enumerate(shape) if i != 1) and shape[1] == full.shape[1]:
+                bias = outer[other]
+            elif residual is None and shape == full.shape:
+                residual = outer[other]
+            else:
+                return None
+        elif n.op == "maximum" and limit is not None and limit <= hi:
+            lo, clamped = max(lo, limit), True
+        elif n.op == "minimum" and limit is not None and limit >= lo:
+            hi, clamped = min(hi, limit), True
+        else:
+            return None
+        value = n[0]
+    if value != body.outputs[0]:
+        return None
+    return Steps(bias, residual, (lo, hi) if clamped else None)
+
+
 def _emit(
-    cx: Lowering, node: Node, outs: list[Buf], spatial: Sequence[Dim], body: Graph | None, extras: list[Buf]
+    cx: Lowering, node: Node, outs: list[Buf], spatial: Sequence[Dim], body: Graph | None, extras: list[Buf], steps: Steps | None = None
 ) -> None:
     attrs = node.attrs
     x, w = cx.strided(node.operands[0]), cx.strided(node.operands[1])
@@ -67,7 +128,7 @@ def _emit(
             "effc_conv_plain",
             [x, w],
             outs,
-            [0, transposed, 0, *common, 0, 0, 0, 0],
+            [0, transposed, 0, *common, 0, 0, 0, 0, 0],
             scratch=scratch,
             thread_scratch=oc * compute.itemsize,
         )
@@ -105,10 +166,18 @@ def _emit(
             if depthwise
             else packing.pack_conv(weights, groups, vlen, transposed=transposed)
         )
+    steps = steps or Steps()
     symbol, values = fused.epilogue(cx, body, compute, extras, outs) if body is not None else (None, [])
+    own: list[Buf | None] = [x, w]
+    if steps.bias is not None:
+        own.append(views.reshape(cx, cx.strided(steps.bias), (oc,)))
+        if own[2] is not None and own[2].strides[0] != 1:
+            own[2] = cx.in_order(own[2], None)
+    if steps.residual is not None:
+        own.append(as_rows(cx, cx.in_order(cx.strided(steps.residual), channels_last(x.rank))))
     cx.call(
-        name, [x, w, *extras], outs, [packed, transposed, convert, *common, *blocks.attrs, *values], n_own=2, epilogue=symbol,
-        scratch=blocks.scratch, thread_scratch=blocks.thread_scratch,
+        name, [*own, *extras], outs, [packed, transposed, convert, *common, *blocks.attrs, steps.bits, *values],
+        steps.clamp or (), n_own=len(own), epilogue=symbol, scratch=blocks.scratch, thread_scratch=blocks.thread_scratch,
     )  # fmt: skip
 
 
@@ -131,6 +200,12 @@ def lower_conv_fused(cx: Lowering, node: Node) -> None:
             else f"no epilogue for {node.operands[0].type.dtype}",
         )
         cx.lower_decomposed(node)
+        return
+    depthwise = node.operands[1].shape[1] == 1 and node.attrs["output_padding"] is None and node.attrs["groups"] > 1
+    steps = steps_of(body, node.operands[2:]) if node.operands[0].type.dtype in (DType.f32, DType.f64) else None
+    if steps is not None and not (depthwise and steps.residual is not None):
+        out = cx.out(node, order=channels_last(len(shape)))
+        _emit(cx, node, [as_rows(cx, out)], shape[2:], None, [], steps)
         return
     extras = [as_rows(cx, views.broadcast(cx, cx.strided(v), shape)) for v in node.operands[2:]]
     outs = [as_rows(cx, cx.out(node, i, order=channels_last(len(shape)))) for i in range(len(node.types))]

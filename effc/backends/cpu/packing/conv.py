@@ -189,7 +189,7 @@ def choose_blocks(
     mr = max_rows(nv, vlen)
     rows = max(1, min(256, acc // cols) // mr) * mr
     segs = block_k // 8 + 3
-    thread = _align(rows * 32) + _align(segs * 16) + _align(segs * MAX_ROWS * 8)
+    thread = _align(rows * 40) + _align(segs * 16) + _align(segs * MAX_ROWS * 8)
     thread += _align(rows * cols * itemsize)
     if cg < 8 or not innermost:
         thread += _align(MAX_ROWS * k * itemsize)
