@@ -29,8 +29,8 @@ class Deep(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for i in range(5):
-            x = torch.tanh(x * (1 + i / 8)) + x.cumsum(i % 2).flip(i % 2) * 0.01
-            x = x.roll(i, 0) - x.mean(i % 2, keepdim=True) * x.abs().amax(1 - i % 2, keepdim=True) / (i + 2)
+            x = torch.tanh(x * (1 + i / 8)) + x.flip(i % 2).sin() * 0.01
+            x = x - x.mean(i % 2, keepdim=True) * x.abs().amax(1 - i % 2, keepdim=True) / (i + 2)
         return x
 
 

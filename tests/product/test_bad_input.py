@@ -152,7 +152,7 @@ def test_saving_where_one_cannot(model: Any, tmp_path: Path) -> None:
 def start(tmp_path: Path, **env: str) -> subprocess.Popen[str]:
     """`effc compile` of a model with many loops, with an empty cache, in a process group of its own."""
     command = [sys.executable, "-m", "effc.cli", "compile", "tests.product.factories:deep", "-o", str(tmp_path / "deep.effc")]
-    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "EFFC_CACHE_DIR": str(tmp_path / "cache"), **env},
+    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "EFFC_CACHE_DIR": str(tmp_path / "cache"), "EFFC_RT_LIB": _runtime(), **env},
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
