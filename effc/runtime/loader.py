@@ -9,14 +9,14 @@ import os
 import struct
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Iterator
+from typing import Any
 
 import numpy as np
 
-from . import _rt
+from . import _rt, debug
 from .errors import EffcError
 from .tree import bind_arguments, count_leaves, unflatten
 
@@ -24,17 +24,49 @@ DTYPES = "bool u8 i8 u16 i16 u32 i32 u64 i64 f16 bf16 f32 f64 f8e4m3 f8e5m2 c64 
 _CODE = {name: code for code, name in enumerate(DTYPES)}
 _ITEM = (1, 1, 1, 2, 2, 4, 4, 8, 8, 2, 2, 4, 8, 1, 1, 8, 16, 4)
 _TORCH_NAMES = {
-    "bool": "bool", "uint8": "u8", "int8": "i8", "uint16": "u16", "int16": "i16", "uint32": "u32", "int32": "i32", "uint64": "u64",
-    "int64": "i64", "float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64", "float8_e4m3fn": "f8e4m3",
-    "float8_e5m2": "f8e5m2", "complex64": "c64", "complex128": "c128", "complex32": "c32",
-}  # fmt: skip
+    "bool": "bool",
+    "uint8": "u8",
+    "int8": "i8",
+    "uint16": "u16",
+    "int16": "i16",
+    "uint32": "u32",
+    "int32": "i32",
+    "uint64": "u64",
+    "int64": "i64",
+    "float16": "f16",
+    "bfloat16": "bf16",
+    "float32": "f32",
+    "float64": "f64",
+    "float8_e4m3fn": "f8e4m3",
+    "float8_e5m2": "f8e5m2",
+    "complex64": "c64",
+    "complex128": "c128",
+    "complex32": "c32",
+}
 _TORCH_OF = {short: name for name, short in _TORCH_NAMES.items()}
 # Without ml_dtypes, and for c32 always, numpy has no such type: arrays are then views of the bits.
-_BITS = {"bf16": np.dtype(np.uint16), "f8e4m3": np.dtype(np.uint8), "f8e5m2": np.dtype(np.uint8), "c32": np.dtype(np.uint32)}
+_BITS = {
+    "bf16": np.dtype(np.uint16),
+    "f8e4m3": np.dtype(np.uint8),
+    "f8e5m2": np.dtype(np.uint8),
+    "c32": np.dtype(np.uint32),
+}
 _PLAIN = {
-    "bool": "?", "u8": "u1", "i8": "i1", "u16": "u2", "i16": "i2", "u32": "u4", "i32": "i4", "u64": "u8", "i64": "i8",
-    "f16": "f2", "f32": "f4", "f64": "f8", "c64": "c8", "c128": "c16",
-}  # fmt: skip
+    "bool": "?",
+    "u8": "u1",
+    "i8": "i1",
+    "u16": "u2",
+    "i16": "i2",
+    "u32": "u4",
+    "i32": "i4",
+    "u64": "u8",
+    "i64": "i8",
+    "f16": "f2",
+    "f32": "f4",
+    "f64": "f8",
+    "c64": "c8",
+    "c128": "c16",
+}
 _ML_NAMES = {"bf16": "bfloat16", "f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2"}
 _INTS = frozenset("bool u8 i8 u16 i16 u32 i32 u64 i64".split())
 
@@ -44,18 +76,22 @@ def _ml_dtype(short: str) -> np.dtype[Any] | None:
         import ml_dtypes
     except ImportError:
         return None
-    return np.dtype(getattr(ml_dtypes, _ML_NAMES[short]))
+    found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, _ML_NAMES[short]))
+    return found
 
 
 def numpy_dtype(short: str) -> np.dtype[Any]:
-    """The numpy dtype of results of this element type. bf16 and fp8 are ml_dtypes' types, or uint16 and uint8 views of the
-    bits where ml_dtypes is not installed; complex of halves is a uint32 view."""
+    """The numpy dtype of results of this element type. bf16 and fp8 are ml_dtypes' types, or uint16 and uint8 views of
+    the bits where ml_dtypes is not installed; complex of halves is a uint32 view."""
     if short in _PLAIN:
         return np.dtype(_PLAIN[short])
-    return (_ml_dtype(short) if short in _ML_NAMES else None) or _BITS[short]
+    found = _ml_dtype(short) if short in _ML_NAMES else None
+    return _BITS[short] if found is None else found
 
 
-_PACK = [struct.Struct(f"<Qii{r}q{8 * (_rt.MAX_RANK - r)}x{r}q{8 * (_rt.MAX_RANK - r)}xQ") for r in range(_rt.MAX_RANK + 1)]
+_PACK = [
+    struct.Struct(f"<Qii{r}q{8 * (_rt.MAX_RANK - r)}x{r}q{8 * (_rt.MAX_RANK - r)}xQ") for r in range(_rt.MAX_RANK + 1)
+]
 _HEAD = struct.Struct("<Qii")
 _ADDRESS = struct.Struct("<Q")
 _SHAPE = [struct.Struct(f"<{r}q") for r in range(_rt.MAX_RANK + 1)]
@@ -137,7 +173,9 @@ class Session:
     def _state_buffer(self, name: str) -> tuple[np.ndarray[Any, Any], str]:
         info = self.model.manifest.get("states", {}).get(name)
         if info is None:
-            raise EffcError(f"the model has no state '{name}'", hint=f"it has {', '.join(self.state_names()) or 'none'}")
+            raise EffcError(
+                f"the model has no state '{name}'", hint=f"it has {', '.join(self.state_names()) or 'none'}"
+            )
         return np.empty(info["shape"], numpy_dtype(info["d"])), info["d"]
 
     def state_names(self) -> list[str]:
@@ -146,7 +184,9 @@ class Session:
     def state(self, name: str) -> np.ndarray[Any, Any]:
         """A copy of one state."""
         out, _ = self._state_buffer(name)
-        _rt.check(_rt.lib().effc_session_state(self.model._ptr, self._handle, name.encode(), out.ctypes.data, out.nbytes, 0))
+        _rt.check(
+            _rt.lib().effc_session_state(self.model._ptr, self._handle, name.encode(), out.ctypes.data, out.nbytes, 0)
+        )
         return out
 
     def set_state(self, name: str, value: Any) -> None:
@@ -156,7 +196,11 @@ class Session:
         if array.dtype != like.dtype or array.shape != like.shape:
             raise EffcError(f"state '{name}' is {like.dtype}{like.shape}, got {array.dtype}{array.shape}")
         array = np.ascontiguousarray(array)
-        _rt.check(_rt.lib().effc_session_state(self.model._ptr, self._handle, name.encode(), array.ctypes.data, array.nbytes, 1))
+        _rt.check(
+            _rt.lib().effc_session_state(
+                self.model._ptr, self._handle, name.encode(), array.ctypes.data, array.nbytes, 1
+            )
+        )
 
 
 def _free_session(keep: _Handle, handle: int) -> None:
@@ -211,9 +255,16 @@ class _Entry:
                 raise EffcError(f"the artifact is malformed: entry '{name}' has a tree that does not fit its {what}")
         self._numpy = [numpy_dtype(o.dtype) for o in self.outputs]
         self._torch: list[Any] = []  # the outputs' torch dtypes, once torch is seen
-        self._static = self._describe([o.shape for o in self.outputs]) if all(d >= 0 for o in self.outputs for d in o.shape) else None
+        self._static = (
+            self._describe([o.shape for o in self.outputs])
+            if all(d >= 0 for o in self.outputs for d in o.shape)
+            else None
+        )
         symbols = spec["program"].get("symbols", [])
         # Integer arguments that decide sizes belong to the key under which inferred shapes are kept.
+        self._debug = debug.level()
+        if self._debug >= 2:
+            lib.effc_profile_enable(keep.ptr, 1)
         self._sizing = [s["from"]["input"] for s in symbols if s.get("from") and s["from"].get("value")]
         self._shapes: dict[Any, list[tuple[tuple[int, ...], bytes]]] = {}
 
@@ -227,8 +278,10 @@ class _Entry:
 
     def _describe(self, shapes: list[tuple[int, ...]]) -> list[tuple[tuple[int, ...], bytes]]:
         """Each output's shape with its packed description, all but the address; nothing where data decide the shape."""
-        return [(s, b"" if -1 in s else _PACK[len(s)].pack(0, _CODE[o.dtype], len(s), *s, *_row_major(s), 0))
-                for o, s in zip(self.outputs, shapes)]  # fmt: skip
+        return [
+            (s, b"" if -1 in s else _PACK[len(s)].pack(0, _CODE[o.dtype], len(s), *s, *_row_major(s), 0))
+            for o, s in zip(self.outputs, shapes)
+        ]
 
     def _call(self, session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.in_tree is None:
@@ -255,7 +308,8 @@ class _Entry:
         arrays = bytearray(size * (n_in + n_out) or 1)
         torch = sys.modules.get("torch")
         tensor_type = torch.Tensor if torch is not None else ()
-        use_torch = False
+        # No array among the arguments says which kind the caller wants: torch's, where torch is in use.
+        use_torch = torch is not None and all(isinstance(x, (bool, int, float, complex)) for x in leaves)
         alive = []  # what the packed addresses point to
         back: list[tuple[Any, Any]] = []  # (the caller's array, the copy that was passed) for written inputs
         shapes = []
@@ -277,7 +331,9 @@ class _Entry:
         if use_torch and not self._torch:
             self._torch = [getattr(torch, _TORCH_OF[o.dtype]) for o in self.outputs]
         offset = n_in * size
-        for k, (shape, packed) in enumerate(self._infer(shapes, alive, arrays, at) if self._static is None else self._static):
+        for k, (shape, packed) in enumerate(
+            self._infer(shapes, alive, arrays, at) if self._static is None else self._static
+        ):
             result: Any = None  # without a description: the runtime allocates
             if packed:
                 if use_torch:
@@ -291,7 +347,14 @@ class _Entry:
                 _ADDRESS.pack_into(arrays, offset, data or at)
             results.append(result)
             offset += size
-        _rt.check(lib.effc_run(ptr, self.index, session._handle, at, n_in, out_at, n_out))
+        status = lib.effc_run(ptr, self.index, session._handle, at, n_in, out_at, n_out)
+        if status:
+            _rt.check(status)
+        if self._debug >= 2:
+            debug.show(
+                f"entry {self.name}, inputs {[tuple(x) for x in shapes]}\n" + debug.profile_table(self._records())
+            )
+            lib.effc_profile_enable(ptr, 1)
         for k, result in enumerate(results):
             if result is None:
                 results[k] = self._adopt(k, arrays, (n_in + k) * size, out_at + k * size, torch if use_torch else None)
@@ -300,7 +363,9 @@ class _Entry:
         del view
         return results
 
-    def _infer(self, shapes: list[Any], alive: list[Any], arrays: bytearray, at: int) -> list[tuple[tuple[int, ...], bytes]]:
+    def _infer(
+        self, shapes: list[Any], alive: list[Any], arrays: bytearray, at: int
+    ) -> list[tuple[tuple[int, ...], bytes]]:
         values = tuple(int(alive[i]) for i in self._sizing) if self._sizing else ()
         key = (*map(tuple, shapes), values)
         known = self._shapes.get(key)
@@ -308,13 +373,27 @@ class _Entry:
             return known
         size, n_in, n_out = _rt.ARRAY_BYTES, len(self.inputs), len(self.outputs)
         _rt.check(_rt.lib().effc_infer_shapes(self._keep.ptr, self.index, at, n_in, at + size * n_in, n_out))
-        known = self._describe([_SHAPE[len(o.shape)].unpack_from(arrays, (n_in + k) * size + 16) for k, o in enumerate(self.outputs)])
+        known = self._describe(
+            [_SHAPE[len(o.shape)].unpack_from(arrays, (n_in + k) * size + 16) for k, o in enumerate(self.outputs)]
+        )
         if len(self._shapes) >= 4096:
             self._shapes.clear()
         self._shapes[key] = known
         for k in range(n_out):  # unset, for those that the runtime allocates
             arrays[(n_in + k) * size : (n_in + k + 1) * size] = bytes(size)
         return known
+
+    def _records(self) -> list[ProfileRecord]:
+        lib, p = _rt.lib(), _rt.Profile()
+        records = []
+        for i in range(lib.effc_profile_count(self._keep.ptr, self.index)):
+            _rt.check(lib.effc_profile_get(self._keep.ptr, self.index, i, ctypes.byref(p)))
+            records.append(
+                ProfileRecord(
+                    p.name.decode(), p.kernel.decode(), p.loc.decode(), p.depth, p.calls, p.ns * 1e-9, p.flops, p.bytes
+                )
+            )
+        return records
 
     def _adopt(self, k: int, arrays: bytearray, offset: int, address: int, torch: Any) -> Any:
         """A copy of an output that the runtime allocated, which is then freed."""
@@ -343,7 +422,9 @@ def _row_major(shape: tuple[int, ...]) -> list[int]:
 
 def _wrong_dtype(io: Io, got: str) -> EffcError:
     known = _TORCH_OF.get(io.dtype, io.dtype)
-    return EffcError(f"input '{io.name}' has dtype {got}, the model was compiled for {known}", hint=f"convert it to {known}")
+    return EffcError(
+        f"input '{io.name}' has dtype {got}, the model was compiled for {known}", hint=f"convert it to {known}"
+    )
 
 
 def _from_torch(io: Io, t: Any, back: list[tuple[Any, Any]]) -> tuple[int, int, Any, Any, Any]:
@@ -356,9 +437,13 @@ def _from_torch(io: Io, t: Any, back: list[tuple[Any, Any]]) -> tuple[int, int, 
     if code != _CODE[io.dtype]:
         raise _wrong_dtype(io, str(t.dtype))
     if t.device.type != "cpu":
-        raise EffcError(f"input '{io.name}' is on device {t.device}, this artifact runs on the CPU", hint="call .cpu() on it")
+        raise EffcError(
+            f"input '{io.name}' is on device {t.device}, this artifact runs on the CPU", hint="call .cpu() on it"
+        )
     if str(t.layout) != "torch.strided":
-        raise EffcError(f"input '{io.name}' has layout {t.layout}, only dense tensors are taken", hint="call .to_dense() on it")
+        raise EffcError(
+            f"input '{io.name}' has layout {t.layout}, only dense tensors are taken", hint="call .to_dense() on it"
+        )
     shape = t.shape
     if t.is_conj() or t.is_neg():
         held = t.detach().resolve_conj().resolve_neg()
@@ -374,8 +459,10 @@ def _from_torch(io: Io, t: Any, back: list[tuple[Any, Any]]) -> tuple[int, int, 
 
 def _refuse_overlap(io: Io, shape: Any, strides: Any) -> None:
     if any(n > 1 and s == 0 for n, s in zip(shape, strides)) and 0 not in shape:
-        raise EffcError(f"the model writes to input '{io.name}', whose elements share memory (an expanded array)",
-                        hint="pass a copy")  # fmt: skip
+        raise EffcError(
+            f"the model writes to input '{io.name}', whose elements share memory (an expanded array)",
+            hint="pass a copy",
+        )
 
 
 def _from_numpy(io: Io, leaf: Any, back: list[tuple[Any, Any]]) -> tuple[int, int, Any, Any, Any]:
@@ -430,8 +517,8 @@ def _scalar(io: Io, value: Any) -> np.ndarray[Any, Any]:
 class LoadedModel:
     """A model in memory. Immutable; may be called from many threads at once.
 
-    ``m(*args, **kwargs)`` runs the first entry point in the default session and returns the model's own output structure,
-    torch tensors if any input is one, else numpy arrays. ``m.run({name: array})`` returns ``{name: array}``.
+    ``m(*args, **kwargs)`` runs the first entry point in the default session and returns the model's own output
+    structure, torch tensors if any input is one, else numpy arrays. ``m.run({name: array})`` returns ``{name: array}``.
     """
 
     def __init__(self, path: str | os.PathLike[str], num_threads: int | None = None) -> None:
@@ -459,6 +546,8 @@ class LoadedModel:
             self._entries = [_Entry(self, i, name, specs[name]) for i, name in enumerate(specs)]
         except (KeyError, TypeError, AttributeError, ValueError) as e:
             raise EffcError(f"the artifact's signature is malformed: {type(e).__name__}: {e}") from e
+        if debug.level() >= 1:
+            debug.show(debug.plan_text(self.manifest))
         self._default = self._entries[0]
         self._session = _DefaultSession(self)
 
@@ -526,12 +615,7 @@ class LoadedModel:
         try:
             yield records
         finally:
-            index = (self._default if entry is None else self._find(entry)).index
-            p = _rt.Profile()
-            for i in range(lib.effc_profile_count(self._ptr, index)):
-                _rt.check(lib.effc_profile_get(self._ptr, index, i, ctypes.byref(p)))
-                records.append(ProfileRecord(p.name.decode(), p.kernel.decode(), p.loc.decode(), p.depth, p.calls, p.ns * 1e-9,
-                                             p.flops, p.bytes))  # fmt: skip
+            records += (self._default if entry is None else self._find(entry))._records()
             lib.effc_profile_enable(self._ptr, 0)
 
 
