@@ -71,6 +71,7 @@ class Case:
 
 def _arrays(out: Any) -> list[Any]:
     """Numpy arrays of the tensors and numbers in an output."""
+    import numpy as np
     import torch
     import torch.utils._pytree as pytree
 
@@ -80,7 +81,7 @@ def _arrays(out: Any) -> list[Any]:
     for x in pytree.tree_leaves(out):
         if isinstance(x, torch.Tensor):
             result.append(to_numpy(torch.view_as_real(x) if x.dtype is torch.complex32 else x))
-        elif isinstance(x, (bool, int, float)):
+        elif isinstance(x, (bool, int, float, np.ndarray)):  # arrays: effc's for a program without tensor arguments
             result.append(x)
         elif x is not None:
             raise TypeError(f"an output of type {type(x).__name__}")
