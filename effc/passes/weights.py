@@ -43,8 +43,9 @@ def _name(v: Value) -> str:
 
 def channel_axis(n: Node) -> int | None:
     """The dim of the result along which the weights' columns lie."""
-    rank = n.types[0].rank
-    return {"matmul": rank - 1, "conv": 1, "conv_transpose": 1}.get(n.op)
+    if n.op == "matmul":
+        return n.types[0].rank - 1
+    return 1 if n.op in ("conv", "conv_transpose") else None
 
 
 def per_channel(v: Value, rank: int, axis: int, size: int) -> Array | None:
