@@ -21,12 +21,26 @@ class Options(ctypes.Structure):
 
 
 class Io(ctypes.Structure):
-    _fields_ = [("name", ctypes.c_char_p), ("dtype", _I), ("rank", _I), ("shape", ctypes.c_int64 * MAX_RANK), ("written", _I)]
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("dtype", _I),
+        ("rank", _I),
+        ("shape", ctypes.c_int64 * MAX_RANK),
+        ("written", _I),
+    ]
 
 
 class Profile(ctypes.Structure):
-    _fields_ = [("name", ctypes.c_char_p), ("kernel", ctypes.c_char_p), ("loc", ctypes.c_char_p), ("depth", _I),
-                ("calls", ctypes.c_uint64), ("ns", ctypes.c_uint64), ("flops", ctypes.c_int64), ("bytes", ctypes.c_int64)]  # fmt: skip
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("kernel", ctypes.c_char_p),
+        ("loc", ctypes.c_char_p),
+        ("depth", _I),
+        ("calls", ctypes.c_uint64),
+        ("ns", ctypes.c_uint64),
+        ("flops", ctypes.c_int64),
+        ("bytes", ctypes.c_int64),
+    ]
 
 
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {

@@ -80,8 +80,11 @@ class _ZipStream:
             pad += align if pad < 4 else 0
             extra += struct.pack("<HH", _PAD_ID, pad - 4) + bytes(pad - 4)
         size32 = _MAX32 if big else size
-        self._write(_LOCAL.pack(0x04034B50, 45 if big else 20, 0x800, 0, 0, _DOS_DATE, crc, size32, size32,
-                                len(name), len(extra)))  # fmt: skip
+        self._write(
+            _LOCAL.pack(
+                0x04034B50, 45 if big else 20, 0x800, 0, 0, _DOS_DATE, crc, size32, size32, len(name), len(extra)
+            )
+        )
         self._write(name + extra)
         for view in views:
             self._write(view)
@@ -96,16 +99,38 @@ class _ZipStream:
             extra = struct.pack(f"<HH{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
             size32, offset32 = min(size, _MAX32), min(offset, _MAX32)
             version = 45 if wide else 20
-            self._write(_CENTRAL.pack(0x02014B50, version, version, 0x800, 0, 0, _DOS_DATE, crc, size32, size32, len(name),
-                                      len(extra), 0, 0, 0, 0o644 << 16, offset32))  # fmt: skip
+            self._write(
+                _CENTRAL.pack(
+                    0x02014B50,
+                    version,
+                    version,
+                    0x800,
+                    0,
+                    0,
+                    _DOS_DATE,
+                    crc,
+                    size32,
+                    size32,
+                    len(name),
+                    len(extra),
+                    0,
+                    0,
+                    0,
+                    0o644 << 16,
+                    offset32,
+                )
+            )
             self._write(name + extra)
         size, count = self.at - start, len(self.directory)
         if start >= _MAX32 or count >= 0xFFFF:
             end64 = self.at
             self._write(_END64.pack(0x06064B50, _END64.size - 12, 45, 45, 0, 0, count, count, size, start))
             self._write(_LOCATOR64.pack(0x07064B50, 0, end64, 1))
-        self._write(_END.pack(0x06054B50, 0, 0, min(count, 0xFFFF), min(count, 0xFFFF), min(size, _MAX32),
-                              min(start, _MAX32), 0))  # fmt: skip
+        self._write(
+            _END.pack(
+                0x06054B50, 0, 0, min(count, 0xFFFF), min(count, 0xFFFF), min(size, _MAX32), min(start, _MAX32), 0
+            )
+        )
 
 
 class ArtifactWriter:
@@ -123,7 +148,7 @@ class ArtifactWriter:
         self._files: dict[str, Buffer] = {}
 
     def add_weight(self, data: Any, *, segment: int = 0) -> tuple[int, int]:
-        """Adds a numpy array or bytes; returns its segment and byte offset. The buffer must not change until ``save``."""
+        """Adds a numpy array or bytes; returns its segment and byte offset. It must not change until ``save``."""
         view = _bytes_view(data)
         key = (segment, _rt.xxh3(view) ^ view.nbytes)
         for seg, offset, other in self._known.get(key, ()):
@@ -168,8 +193,14 @@ class ArtifactWriter:
             segments.append({"path": path, "nbytes": nbytes, "chunk": CHUNK, "xxh3": _chunk_sums(parts)})
         for path, data in self._files.items():
             z.add(path, [data])
-        full = {"format": FORMAT_VERSION, "abi": ABI_VERSION, **manifest,
-                "segments": segments, "code": code, "sha256": dict(z.sha256)}  # fmt: skip
+        full = {
+            "format": FORMAT_VERSION,
+            "abi": ABI_VERSION,
+            **manifest,
+            "segments": segments,
+            "code": code,
+            "sha256": dict(z.sha256),
+        }
         full.setdefault("states", {})
         full.setdefault("report", {})
         try:
@@ -185,7 +216,7 @@ class ArtifactWriter:
 
 
 def write_file_atomically(path: str | os.PathLike[str], write: Any) -> None:
-    """Calls ``write(file)`` on a temporary file beside ``path``, then renames it there. Leaves nothing behind on failure."""
+    """Calls ``write(file)`` on a temporary file beside ``path``, then renames it. Leaves nothing behind on failure."""
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     try:
@@ -200,7 +231,9 @@ def write_file_atomically(path: str | os.PathLike[str], write: Any) -> None:
         finally:
             os.close(folder)
     except OSError as e:
-        raise EffcError(f"cannot write '{target}': {e.strerror or e}", hint="free some space or choose another place") from e
+        raise EffcError(
+            f"cannot write '{target}': {e.strerror or e}", hint="free some space or choose another place"
+        ) from e
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
@@ -245,7 +278,9 @@ class ArtifactReader:
             for info in self._zip.infolist():
                 parts = info.filename.split("/")
                 if info.filename.startswith("/") or "\\" in info.filename or any(p in ("", ".", "..") for p in parts):
-                    raise EffcError(f"'{path}' is refused: entry path '{info.filename[:80]}' is not a plain relative path")
+                    raise EffcError(
+                        f"'{path}' is refused: entry path '{info.filename[:80]}' is not a plain relative path"
+                    )
                 if info.compress_type != zipfile.ZIP_STORED:
                     raise EffcError(f"'{path}' is refused: entry '{info.filename}' is compressed")
             self.manifest: dict[str, Any] = json.loads(self.read("manifest.json"))
@@ -257,8 +292,10 @@ class ArtifactReader:
             raise EffcError(f"'{path}' is damaged or not an effc artifact: {e}") from e
         if not isinstance(self.manifest, dict) or self.manifest.get("format") != FORMAT_VERSION:
             found = self.manifest.get("format") if isinstance(self.manifest, dict) else None
-            raise EffcError(f"'{path}' has format version {found}, this effc reads version {FORMAT_VERSION}",
-                            hint="compile the model again")  # fmt: skip
+            raise EffcError(
+                f"'{path}' has format version {found}, this effc reads version {FORMAT_VERSION}",
+                hint="compile the model again",
+            )
 
     def __enter__(self) -> ArtifactReader:
         return self
@@ -296,8 +333,8 @@ class ArtifactReader:
         return written
 
     def verify(self) -> None:
-        """Checks the SHA-256 of every member against the manifest. EffcError names the first that differs, is missing, or
-        is not listed."""
+        """Checks the SHA-256 of every member against the manifest. EffcError names the first that differs, is missing,
+        or is not listed."""
         expected = self.manifest.get("sha256")
         if not isinstance(expected, dict):
             raise EffcError(f"'{self.path}' has no list of SHA-256 sums")

@@ -22,9 +22,19 @@ from .errors import EffcError
 ROOT = Path(__file__).resolve().parent
 NAME = "libeffc_rt.so"
 FLAGS = (
-    "-std=c++17", "-O3", "-march=x86-64", "-mtune=generic", "-fPIC", "-shared", "-fvisibility=hidden",
-    "-fvisibility-inlines-hidden", "-DEFFC_RT_BUILD", "-Wall", "-Wextra", "-pthread",
-)  # fmt: skip
+    "-std=c++17",
+    "-O3",
+    "-march=x86-64",
+    "-mtune=generic",
+    "-fPIC",
+    "-shared",
+    "-fvisibility=hidden",
+    "-fvisibility-inlines-hidden",
+    "-DEFFC_RT_BUILD",
+    "-Wall",
+    "-Wextra",
+    "-pthread",
+)
 # The baseline ISA: what runs here is bookkeeping. -O3 is for the loop of the checksum, which it vectorises.
 
 
@@ -54,7 +64,7 @@ def compiler() -> list[str]:
 
 
 def content_hash(extra: Sequence[str] = ()) -> str:
-    """A hash of everything that decides the library: sources, headers, flags. Not of the compiler's name, which may differ
+    """A hash of what decides the library: sources, headers, flags. Not of the compiler's name, which may differ
     between the machine that built a wheel and the one that runs it."""
     h = hashlib.sha256()
     for path in sorted((*sources(), *(ROOT / "src").glob("*.hpp"), *include_dir().glob("*.h"))):

@@ -13,10 +13,23 @@ class EffcError(Exception):
     """
 
     def __init__(
-        self, message: str, *, op: str | None = None, loc: Any = None, shapes: Any = None, pass_name: str | None = None,
+        self,
+        message: str,
+        *,
+        op: str | None = None,
+        loc: Any = None,
+        shapes: Any = None,
+        pass_name: str | None = None,
         hint: str | None = None,
-    ) -> None:  # fmt: skip
-        self.message, self.op, self.loc, self.shapes, self.pass_name, self.hint = message, op, loc, shapes, pass_name, hint
+    ) -> None:
+        self.message, self.op, self.loc, self.shapes, self.pass_name, self.hint = (
+            message,
+            op,
+            loc,
+            shapes,
+            pass_name,
+            hint,
+        )
         lines = [message]
         for label, value in (("op", op), ("at", loc), ("operands", shapes), ("pass", pass_name), ("try", hint)):
             if value is not None and value != "" and value != ():

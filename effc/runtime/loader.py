@@ -45,7 +45,7 @@ _TORCH_NAMES = {
 }
 _TORCH_OF = {short: name for name, short in _TORCH_NAMES.items()}
 # Without ml_dtypes, and for c32 always, numpy has no such type: arrays are then views of the bits.
-_BITS = {
+_BITS: dict[str, np.dtype[Any]] = {
     "bf16": np.dtype(np.uint16),
     "f8e4m3": np.dtype(np.uint8),
     "f8e5m2": np.dtype(np.uint8),

@@ -1,7 +1,7 @@
 """Pytrees of a signature: flattening a caller's arguments, rebuilding a model's output structure.
 
-A TREE is JSON (docs/architecture.md). ``in_tree`` is a pair: the tuple of positional arguments and the dict of keyword arguments. The
-tuple may carry "names", the parameters' names, so that a positional argument can also be given by keyword.
+A TREE is JSON (docs/architecture.md). ``in_tree`` is a pair: the tuple of positional arguments and the dict of keyword
+arguments. The tuple may carry "names", the parameters' names: its arguments can then also be given by keyword.
 """
 
 from __future__ import annotations
@@ -41,13 +41,17 @@ def bind_arguments(tree: Tree, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         given.append(kwargs.pop(names[len(given)]))
     if len(given) < len(want):
         label = f" '{names[len(given)]}'" if len(given) < len(names) else ""
-        raise EffcError(f"missing argument {len(given)}{label}: the model takes {_count(len(want), 'positional argument')}, "
-                        f"{len(given)} given")  # fmt: skip
+        raise EffcError(
+            f"missing argument {len(given)}{label}: the model takes {_count(len(want), 'positional argument')}, "
+            f"{len(given)} given"
+        )
     if len(given) > len(want):
         # A keyword argument given by position is taken in the order of the keywords.
-        extra = given[len(want):]
-        raise EffcError(f"{_count(len(extra), 'unexpected positional argument')}: the model was compiled for {len(want)}"
-                        + (f" and the keyword(s) {', '.join(keyword['keys'])}" if keyword.get("keys") else ""))  # fmt: skip
+        extra = given[len(want) :]
+        raise EffcError(
+            f"{_count(len(extra), 'unexpected positional argument')}: the model was compiled for {len(want)}"
+            + (f" and the keyword(s) {', '.join(keyword['keys'])}" if keyword.get("keys") else "")
+        )
     leaves: list[Any] = []
     for i, (child, value) in enumerate(zip(want, given)):
         _flatten(child, value, f"argument '{names[i]}'" if i < len(names) else f"argument {i}", leaves)
@@ -58,8 +62,10 @@ def bind_arguments(tree: Tree, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         twice = [k for k in unexpected if k in names]
         if twice:
             raise EffcError(f"argument '{twice[0]}' is given twice")
-        raise EffcError(f"unexpected keyword argument(s) {', '.join(map(repr, unexpected))}: the model was compiled for "
-                        f"{', '.join(map(repr, keys)) or 'none'}")  # fmt: skip
+        raise EffcError(
+            f"unexpected keyword argument(s) {', '.join(map(repr, unexpected))}: the model was compiled for "
+            f"{', '.join(map(repr, keys)) or 'none'}"
+        )
     if missing:
         raise EffcError(f"missing keyword argument(s) {', '.join(map(repr, missing))}")
     for key, child in zip(keys, keyword.get("c", ())):
@@ -79,12 +85,16 @@ def _flatten(tree: Tree, value: Any, path: str, leaves: list[Any]) -> None:
         leaves.append(value)
     elif kind == "none":
         if value is not None:
-            raise EffcError(f"{path} must be None, as when the model was compiled, got {type(value).__name__}",
-                            hint="compile the model with an example of that argument")  # fmt: skip
+            raise EffcError(
+                f"{path} must be None, as when the model was compiled, got {type(value).__name__}",
+                hint="compile the model with an example of that argument",
+            )
     elif kind == "const":
         if not _same_constant(tree["value"], value):
-            raise EffcError(f"{path} was the constant {tree['value']!r} when the model was compiled, got {_brief(value)}",
-                            hint="compile again with the value you need, or make it an array")  # fmt: skip
+            raise EffcError(
+                f"{path} was the constant {tree['value']!r} when the model was compiled, got {_brief(value)}",
+                hint="compile again with the value you need, or make it an array",
+            )
     elif kind in ("tuple", "list"):
         if not isinstance(value, (list, tuple)):
             raise EffcError(f"{path} must be a {kind} of {len(tree['c'])}, got {type(value).__name__}")
@@ -123,7 +133,11 @@ def _same_constant(want: Any, value: Any) -> bool:
     if isinstance(want, list):
         return isinstance(value, (list, tuple)) and len(want) == len(value) and all(map(_same_constant, want, value))
     if isinstance(want, bool) or isinstance(value, bool) or want is None or isinstance(want, str):
-        return type(value) is type(want) and bool(value == want) if isinstance(want, (bool, str)) else str(value) == str(want)
+        return (
+            type(value) is type(want) and bool(value == want)
+            if isinstance(want, (bool, str))
+            else str(value) == str(want)
+        )
     try:
         return bool(value == want)
     except Exception:  # a foreign type's comparison may raise anything

@@ -24,8 +24,21 @@ def kernels() -> bytes:
     out = Path(tempfile.gettempdir()) / f"effc-runtime-kernels-{key}.so"
     if not out.exists():
         part = out.with_suffix(".part")
-        subprocess.run([*build_rt.compiler(), "-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", f"-I{build_rt.include_dir()}",
-                        str(source), "-o", str(part)], check=True)  # fmt: skip
+        subprocess.run(
+            [
+                *build_rt.compiler(),
+                "-std=c++17",
+                "-O1",
+                "-fPIC",
+                "-shared",
+                "-fvisibility=hidden",
+                f"-I{build_rt.include_dir()}",
+                str(source),
+                "-o",
+                str(part),
+            ],
+            check=True,
+        )
         part.replace(out)
     return out.read_bytes()
 
@@ -46,11 +59,15 @@ def scale(a: int, out: int, factor: Any = 1.0, offset: Any = 0) -> dict[str, Any
     return call("t_scale", [a], [out], attrs=[offset], fattrs=[factor])
 
 
-def program(values: list[dict[str, Any]], code: list[dict[str, Any]], inputs: list[int], outputs: list[int], **more: Any) -> dict[str, Any]:
+def program(
+    values: list[dict[str, Any]], code: list[dict[str, Any]], inputs: list[int], outputs: list[int], **more: Any
+) -> dict[str, Any]:
     return {"symbols": [], "values": values, "code": code, "inputs": inputs, "outputs": outputs, **more}
 
 
-def dim_symbol(name: str, input: int, dim: int, lo: int = 0, hi: int | None = None, mul: int = 1, add: int = 0) -> dict[str, Any]:
+def dim_symbol(
+    name: str, input: int, dim: int, lo: int = 0, hi: int | None = None, mul: int = 1, add: int = 0
+) -> dict[str, Any]:
     return {"name": name, "lo": lo, "hi": hi, "from": {"input": input, "dim": dim, "mul": mul, "add": add}}
 
 
@@ -63,22 +80,36 @@ def entry(prog: dict[str, Any], in_tree: Any = None, out_tree: Any = None) -> di
     values = prog["values"]
 
     def io(ids: list[int], prefix: str) -> list[dict[str, Any]]:
-        return [{"name": f"{prefix}{i}", "dtype": values[v]["d"], "shape": [str(d) for d in values[v]["shape"]]} for i, v in enumerate(ids)]
+        return [
+            {"name": f"{prefix}{i}", "dtype": values[v]["d"], "shape": [str(d) for d in values[v]["shape"]]}
+            for i, v in enumerate(ids)
+        ]
 
     n_out = len(prog["outputs"])
     return {
-        "inputs": io(prog["inputs"], "x"), "outputs": io(prog["outputs"], "y"), "program": prog,
+        "inputs": io(prog["inputs"], "x"),
+        "outputs": io(prog["outputs"], "y"),
+        "program": prog,
         "in_tree": in_tree or args_tree(len(prog["inputs"])),
         "out_tree": out_tree or (LEAF if n_out == 1 else {"t": "tuple", "c": [LEAF] * n_out}),
-    }  # fmt: skip
+    }
 
 
 def manifest(entries: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"effc": "0", "target": "cpu:x86-64", "isa": [], "entries": entries, **more}
 
 
-def save(path: Path, prog: dict[str, Any] | None = None, *, entries: dict[str, Any] | None = None, writer: ArtifactWriter | None = None,
-         states: Any = None, in_tree: Any = None, out_tree: Any = None, **more: Any) -> Path:
+def save(
+    path: Path,
+    prog: dict[str, Any] | None = None,
+    *,
+    entries: dict[str, Any] | None = None,
+    writer: ArtifactWriter | None = None,
+    states: Any = None,
+    in_tree: Any = None,
+    out_tree: Any = None,
+    **more: Any,
+) -> Path:
     """Writes an artifact with the test kernels and one program (or several entries)."""
     w = writer or ArtifactWriter()
     w.add_code(kernels())

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import hashlib
 import io
+import itertools
 import json
 import os
 import struct
@@ -34,9 +35,20 @@ def small(path: Path) -> Path:
     w = ArtifactWriter()
     seg, offset = w.add_weight(np.arange(6, dtype=np.float32))
     w.add_file("graph/main.txt", "graph\n")
-    values = [tensor(["s0", 3], "input", i=0), tensor([2, 3], "const", seg=seg, offset=offset), tensor(["s0", 3], "view", base=0, offset=0, strides=[3, 1]),
-              tensor([6], "state", name="a")]  # fmt: skip
-    prog = program(values, [], [0], [2, 1, 3], symbols=[dim_symbol("s0", 0, 0, 0, 9)], checks=[{"lhs": "s0", "op": "!=", "rhs": 5, "message": "not 5"}])
+    values = [
+        tensor(["s0", 3], "input", i=0),
+        tensor([2, 3], "const", seg=seg, offset=offset),
+        tensor(["s0", 3], "view", base=0, offset=0, strides=[3, 1]),
+        tensor([6], "state", name="a"),
+    ]
+    prog = program(
+        values,
+        [],
+        [0],
+        [2, 1, 3],
+        symbols=[dim_symbol("s0", 0, 0, 0, 9)],
+        checks=[{"lhs": "s0", "op": "!=", "rhs": 5, "message": "not 5"}],
+    )
     state = {"a": {"d": "f32", "shape": [6], "seg": seg, "offset": offset}}
     w.save(path, manifest({"main": entry(prog)}, states=state))
     return path
@@ -47,7 +59,12 @@ X = np.arange(6, dtype=np.float32).reshape(2, 3)
 
 def right(m: Any) -> bool:
     got = m(X)
-    return len(got) == 3 and all(np.array_equal(g.reshape(-1), X.reshape(-1)) for g in got) and got[0].shape == (2, 3) and got[2].shape == (6,)
+    return (
+        len(got) == 3
+        and all(np.array_equal(g.reshape(-1), X.reshape(-1)) for g in got)
+        and got[0].shape == (2, 3)
+        and got[2].shape == (6,)
+    )
 
 
 def test_small_is_right(tmp_path: Path) -> None:
@@ -73,7 +90,9 @@ def test_reader_and_verify(tmp_path: Path) -> None:
         assert r.manifest["format"] == 1 and list(r.manifest["entries"]) == ["main"]
         assert r.read("graph/main.txt") == b"graph\n" and r.size("weights/0.bin") == 24
         r.verify()
-        assert [p.relative_to(tmp_path / "out").as_posix() for p in r.extract(tmp_path / "out", "graph/")] == ["graph/main.txt"]
+        assert [p.relative_to(tmp_path / "out").as_posix() for p in r.extract(tmp_path / "out", "graph/")] == [
+            "graph/main.txt"
+        ]
         with pytest.raises(EffcError, match="no member"):
             r.read("nothing")
     data = bytearray(path.read_bytes())
@@ -84,7 +103,7 @@ def test_reader_and_verify(tmp_path: Path) -> None:
         where = data.index(b"graph/main.txt") if signature == b"PK\x03\x04" else data.rindex(b"graph/main.txt")
         struct.pack_into("<I", data, where - (16 if signature == b"PK\x03\x04" else 30), crc)
     (tmp_path / "bad.effc").write_bytes(data)
-    with ArtifactReader(tmp_path / "bad.effc") as r, pytest.raises(EffcError, match="SHA-256 of 'graph/main.txt'"):
+    with ArtifactReader(tmp_path / "bad.effc") as r, pytest.raises(EffcError, match=r"SHA-256 of 'graph/main\.txt'"):
         r.verify()
 
 
@@ -134,8 +153,14 @@ print(json.dumps(counts))
 def run_corpus(tmp_path: Path, good: Path, corpus: list[Any], env: dict[str, str] | None = None) -> dict[str, int]:
     (tmp_path / "corpus.json").write_text(json.dumps(corpus))
     code = TRY.format(tests=str(Path(__file__).parent), good=str(good))
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "damaged.effc"), str(tmp_path / "corpus.json")], capture_output=True, text=True,
-                          check=False, cwd=ROOT, env={**os.environ, **(env or {})})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "damaged.effc"), str(tmp_path / "corpus.json")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return dict(json.loads(done.stdout))
 
@@ -148,7 +173,7 @@ def damage(size: int) -> list[Any]:
 
 
 def test_damage_is_refused_or_harmless(tmp_path: Path) -> None:
-    """Truncation at many places, a bit flipped in every byte, runs of zeros and ones: an EffcError or the right answer."""
+    """Truncation at many places, a bit flipped in every byte, runs of zeros and ones: EffcError or the right answer."""
     good = small(tmp_path / "good.effc")
     data = good.read_bytes()
     # Padding before the weights is where most flips are harmless; leave most of it out.
@@ -228,9 +253,18 @@ def test_malformed_manifests_are_refused(tmp_path: Path, words: str, change: Any
 
 
 def test_sizes_beyond_memory_are_refused(tmp_path: Path) -> None:
-    values = [tensor(["s0"], "input", i=0), tensor([["*", "s0", 1 << 45]]), tensor(["s0"], "view", base=1, offset=0, strides=[1]), tensor(["s0"], "output", i=0)]
-    m = load(save(tmp_path / "m.effc", program(values, [scale(0, 2), scale(2, 3)], [0], [3], symbols=[dim_symbol("s0", 0, 0)])))
-    with pytest.raises(EffcError, match="cannot allocate|out of memory"):
+    values = [
+        tensor(["s0"], "input", i=0),
+        tensor([["*", "s0", 1 << 45]]),
+        tensor(["s0"], "view", base=1, offset=0, strides=[1]),
+        tensor(["s0"], "output", i=0),
+    ]
+    m = load(
+        save(
+            tmp_path / "m.effc", program(values, [scale(0, 2), scale(2, 3)], [0], [3], symbols=[dim_symbol("s0", 0, 0)])
+        )
+    )
+    with pytest.raises(EffcError, match=r"cannot allocate|out of memory"):
         m(np.ones(1000, np.float32))
     np.testing.assert_array_equal(m(np.ones(0, np.float32)), np.ones(0, np.float32))
 
@@ -277,14 +311,14 @@ def test_odd_zips_are_refused(tmp_path: Path) -> None:
         with pytest.raises(EffcError, match=words):
             load(path)
     for where in (tmp_path, tmp_path / "nothing.effc", "/dev/null"):
-        with pytest.raises(EffcError, match="cannot open|regular file"):
+        with pytest.raises(EffcError, match=r"cannot open|regular file"):
             load(where)
         with pytest.raises(EffcError):
             ArtifactReader(where)
 
 
 def test_overlapping_entries_are_refused(tmp_path: Path) -> None:
-    """Two directory records that point at one local header under one name would be duplicates; under a longer first entry, an overlap."""
+    """A directory record that points into another entry's data."""
     inner = raw_zip([("manifest.json", b"{}")])
     local = inner[: inner.index(b"PK\x01\x02")]
     data = bytearray(raw_zip([("outer", local), ("manifest.json", b"{}")]))
@@ -331,7 +365,7 @@ def test_writing_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         real(self, data)
 
     monkeypatch.setattr(artifact._ZipStream, "_write", full)
-    with pytest.raises(EffcError, match="cannot write.*No space left"):
+    with pytest.raises(EffcError, match=r"cannot write.*No space left"):
         w.save(path, manifest({}))
     monkeypatch.setattr(artifact._ZipStream, "_write", lambda self, data: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
@@ -364,7 +398,25 @@ def test_writer_refuses_odd_members() -> None:
 def test_xxh3_matches_the_reference_package() -> None:
     xxhash = pytest.importorskip("xxhash")
     data = RNG.integers(0, 256, 1 << 16, np.uint8).tobytes()
-    sizes = [*range(0, 300), 511, 512, 513, 1023, 1024, 1025, 1087, 1088, 1089, 2047, 2048, 2049, 4096, 5000, 65535, 65536]
+    sizes = [
+        *range(300),
+        511,
+        512,
+        513,
+        1023,
+        1024,
+        1025,
+        1087,
+        1088,
+        1089,
+        2047,
+        2048,
+        2049,
+        4096,
+        5000,
+        65535,
+        65536,
+    ]
     for n in sizes:
         for start in (0, 1, 7):
             piece = data[start : start + n]
@@ -387,17 +439,19 @@ def test_chunk_sums_span_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     data = RNG.integers(0, 256, 1000, np.uint8).tobytes()
     for cuts in ([], [1], [63, 64, 65], [10, 10, 500], [64, 128, 999, 1000]):
         edges = [0, *cuts, len(data)]
-        parts = [data[a:b] for a, b in zip(edges, edges[1:])]
+        parts = [data[a:b] for a, b in itertools.pairwise(edges)]
         assert artifact._chunk_sums(parts) == [f"{_rt.xxh3(data[i : i + 64]):016x}" for i in range(0, 1000, 64)]
 
 
 def test_code_is_checked_before_it_is_mapped(tmp_path: Path) -> None:
-    path = save(tmp_path / "m.effc", program([tensor([2], "input", i=0), tensor([2], "output", i=0)], [add(0, 0, 1)], [0], [1]))
+    path = save(
+        tmp_path / "m.effc", program([tensor([2], "input", i=0), tensor([2], "output", i=0)], [add(0, 0, 1)], [0], [1])
+    )
     data = bytearray(path.read_bytes())
     at = data.index(kernels()[:64])
     data[at + len(kernels()) // 2] ^= 4
     path.write_bytes(data)
-    with pytest.raises(EffcError, match="checksum of 'code/cpu.so'"):
+    with pytest.raises(EffcError, match=r"checksum of 'code/cpu\.so'"):
         load(path)
     w = ArtifactWriter()
     w.add_code(b"not an ELF file at all")
@@ -408,8 +462,12 @@ def test_code_is_checked_before_it_is_mapped(tmp_path: Path) -> None:
 
 def test_loading_the_same_file_many_times(tmp_path: Path) -> None:
     """Each load maps its own code; the dynamic linker must not take a reused descriptor for an object it knows."""
+
     def build(factor: float, name: str) -> Path:
-        return save(tmp_path / name, program([tensor([2], "input", i=0), tensor([2], "output", i=0)], [scale(0, 1, factor)], [0], [1]))
+        return save(
+            tmp_path / name,
+            program([tensor([2], "input", i=0), tensor([2], "output", i=0)], [scale(0, 1, factor)], [0], [1]),
+        )
 
     x = np.ones(2, np.float32)
     one, two = build(2.0, "a.effc"), build(3.0, "b.effc")

@@ -28,8 +28,25 @@ def c_compiler() -> list[str]:
 
 def build(tmp_path: Path, source: Path, out: str, *flags: str) -> Path:
     lib = build_rt.library().parent
-    command = [*c_compiler(), "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-O1", str(source), f"-I{build_rt.include_dir()}", *flags,
-               "-o", str(tmp_path / out), f"-L{lib}", "-leffc_rt", f"-Wl,-rpath,{lib}", "-lm", "-ldl"]  # fmt: skip
+    command = [
+        *c_compiler(),
+        "-std=c11",
+        "-D_GNU_SOURCE",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-O1",
+        str(source),
+        f"-I{build_rt.include_dir()}",
+        *flags,
+        "-o",
+        str(tmp_path / out),
+        f"-L{lib}",
+        "-leffc_rt",
+        f"-Wl,-rpath,{lib}",
+        "-lm",
+        "-ldl",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return tmp_path / out
@@ -38,10 +55,20 @@ def build(tmp_path: Path, source: Path, out: str, *flags: str) -> Path:
 def model(path: Path) -> Path:
     w = ArtifactWriter()
     seg, offset = w.add_weight(np.arange(12, dtype=np.float32).reshape(3, 4))
-    values = [tensor(["s0", 3, 4], "input", i=0), tensor(["s0", 3, 4], "view", base=5, offset=0, strides=[0, 4, 1]), tensor(["s0", 3, 4]),
-              tensor(["s0", 3], "output", i=0), tensor(["u0"], "output", d="i64", i=1, dyn=True), tensor([3, 4], "const", seg=seg, offset=offset),
-              tensor([["*", "s0", 12]], "view", base=2, offset=0, strides=[1])]  # fmt: skip
-    code = [add(0, 1, 2), call("t_sum_last", [2], [3], scratch=64, thread_scratch=64), call("t_nonzero", [6], [4], attrs=[1], bind=["u0"])]
+    values = [
+        tensor(["s0", 3, 4], "input", i=0),
+        tensor(["s0", 3, 4], "view", base=5, offset=0, strides=[0, 4, 1]),
+        tensor(["s0", 3, 4]),
+        tensor(["s0", 3], "output", i=0),
+        tensor(["u0"], "output", d="i64", i=1, dyn=True),
+        tensor([3, 4], "const", seg=seg, offset=offset),
+        tensor([["*", "s0", 12]], "view", base=2, offset=0, strides=[1]),
+    ]
+    code = [
+        add(0, 1, 2),
+        call("t_sum_last", [2], [3], scratch=64, thread_scratch=64),
+        call("t_nonzero", [6], [4], attrs=[1], bind=["u0"]),
+    ]
     symbols = [dim_symbol("s0", 0, 0), {"name": "u0", "lo": 0, "hi": None, "from": None}]
     return save(path, program(values, code, [0], [3, 4], symbols=symbols), writer=w)
 
@@ -53,7 +80,12 @@ def test_example_prints_the_same_numbers(tmp_path: Path, size: int) -> None:
     done = subprocess.run([exe, artifact, str(size)], capture_output=True, text=True, check=True, env={})
     x = np.sin(np.arange(size * 12, dtype=np.float64)).astype(np.float32).reshape(size, 3, 4)
     y, i = load(artifact)(x)
-    want = [f"output 0: dtype 11, shape {size} 3", *(f"{v:.9g}" for v in y.ravel().tolist()), f"output 1: dtype 8, shape {len(i)}", *map(str, i.tolist())]
+    want = [
+        f"output 0: dtype 11, shape {size} 3",
+        *(f"{v:.9g}" for v in y.ravel().tolist()),
+        f"output 1: dtype 8, shape {len(i)}",
+        *map(str, i.tolist()),
+    ]
     assert done.stdout.split("\n")[:-1] == want
     missing = subprocess.run([exe, tmp_path / "nothing.effc"], capture_output=True, text=True, check=False)
     assert missing.returncode == 1 and "cannot open" in missing.stderr
@@ -73,8 +105,12 @@ extern void* __libc_memalign(size_t, size_t);
 void* malloc(size_t n) { __atomic_add_fetch(&count, 1, __ATOMIC_RELAXED); return __libc_malloc(n); }
 void* calloc(size_t a, size_t b) { __atomic_add_fetch(&count, 1, __ATOMIC_RELAXED); return __libc_calloc(a, b); }
 void* realloc(void* p, size_t n) { __atomic_add_fetch(&count, 1, __ATOMIC_RELAXED); return __libc_realloc(p, n); }
-int posix_memalign(void** p, size_t a, size_t n) { __atomic_add_fetch(&count, 1, __ATOMIC_RELAXED); *p = __libc_memalign(a, n); return !*p; }
-void* aligned_alloc(size_t a, size_t n) { __atomic_add_fetch(&count, 1, __ATOMIC_RELAXED); return __libc_memalign(a, n); }
+static void* aligned(size_t a, size_t n) {
+  __atomic_add_fetch(&count, 1, __ATOMIC_RELAXED);
+  return __libc_memalign(a, n);
+}
+int posix_memalign(void** p, size_t a, size_t n) { *p = aligned(a, n); return !*p; }
+void* aligned_alloc(size_t a, size_t n) { return aligned(a, n); }
 
 int main(int argc, char** argv) {
   effc_model* model;
@@ -99,9 +135,15 @@ int main(int argc, char** argv) {
 
 
 def test_a_warm_run_allocates_nothing(tmp_path: Path) -> None:
-    """Two sizes in turn, a non-contiguous input, a state, a write-back that is staged: after the first of each, no malloc."""
-    values = [tensor(["s0", 3], "input", i=0), tensor(["s0", 3]), tensor([3, "s0"], "view", base=1, offset=0, strides=[1, 3]),
-              tensor([3, "s0"], "output", i=0), tensor([4], "state", name="a"), tensor([4], "view", base=4, offset=3, strides=[-1])]  # fmt: skip
+    """Two sizes in turn, a non-contiguous input, a state, a staged write-back: after the first of each, no malloc."""
+    values = [
+        tensor(["s0", 3], "input", i=0),
+        tensor(["s0", 3]),
+        tensor([3, "s0"], "view", base=1, offset=0, strides=[1, 3]),
+        tensor([3, "s0"], "output", i=0),
+        tensor([4], "state", name="a"),
+        tensor([4], "view", base=4, offset=3, strides=[-1]),
+    ]
     code = [add(0, 0, 1), scale(2, 3, 2.0)]
     prog = program(values, code, [0], [3], symbols=[dim_symbol("s0", 0, 0)], commits=[{"state": "a", "value": 5}])
     artifact = save(tmp_path / "m.effc", prog, states={"a": {"d": "f32", "shape": [4]}})
@@ -121,7 +163,19 @@ def test_header_is_plain_c_and_cpp(tmp_path: Path) -> None:
     build(tmp_path, source, "h", "-pedantic")
     cpp = tmp_path / "h.cpp"
     cpp.write_text(source.read_text())
-    subprocess.run([*build_rt.compiler(), "-std=c++17", "-fsyntax-only", "-Wall", "-Werror", "-pedantic", f"-I{build_rt.include_dir()}", str(cpp)], check=True)
+    subprocess.run(
+        [
+            *build_rt.compiler(),
+            "-std=c++17",
+            "-fsyntax-only",
+            "-Wall",
+            "-Werror",
+            "-pedantic",
+            f"-I{build_rt.include_dir()}",
+            str(cpp),
+        ],
+        check=True,
+    )
 
 
 def test_library_needs_only_libc_libstdcpp_and_pthreads() -> None:
@@ -130,9 +184,23 @@ def test_library_needs_only_libc_libstdcpp_and_pthreads() -> None:
         pytest.skip("readelf is not installed")
     out = subprocess.run([readelf, "-dW", build_rt.library()], capture_output=True, text=True, check=True).stdout
     needed = set(re.findall(r"NEEDED.*\[(.*?)\]", out))
-    assert needed <= {"libc.so.6", "libstdc++.so.6", "libm.so.6", "libgcc_s.so.1", "libpthread.so.0", "libdl.so.2", "ld-linux-x86-64.so.2"}, needed
-    symbols = subprocess.run([readelf, "--dyn-syms", "-W", build_rt.library()], capture_output=True, text=True, check=True).stdout
-    exported = {parts[7].split("@")[0] for line in symbols.splitlines() if len(parts := line.split()) == 8 and parts[6].isdigit() and parts[4] == "GLOBAL"}
+    assert needed <= {
+        "libc.so.6",
+        "libstdc++.so.6",
+        "libm.so.6",
+        "libgcc_s.so.1",
+        "libpthread.so.0",
+        "libdl.so.2",
+        "ld-linux-x86-64.so.2",
+    }, needed
+    symbols = subprocess.run(
+        [readelf, "--dyn-syms", "-W", build_rt.library()], capture_output=True, text=True, check=True
+    ).stdout
+    exported = {
+        parts[7].split("@")[0]
+        for line in symbols.splitlines()
+        if len(parts := line.split()) == 8 and parts[6].isdigit() and parts[4] == "GLOBAL"
+    }
     assert exported and all(name.startswith("effc_") for name in exported), exported
 
 

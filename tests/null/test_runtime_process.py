@@ -25,12 +25,19 @@ ROOT = Path(__file__).parents[2]
 
 
 def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, **env})
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, **env}
+    )
 
 
 def chain(path: Path) -> LoadedModel:
     """y = 3 * (x + x) + sum over rows, sizes (s0, 64)."""
-    values = [tensor(["s0", 64], "input", i=0), tensor(["s0", 64]), tensor(["s0", 64], "output", i=0), tensor(["s0"], "output", i=1)]
+    values = [
+        tensor(["s0", 64], "input", i=0),
+        tensor(["s0", 64]),
+        tensor(["s0", 64], "output", i=0),
+        tensor(["s0"], "output", i=1),
+    ]
     code = [add(0, 0, 1), scale(1, 2, 3.0), call("t_sum_last", [1], [3], scratch=64, thread_scratch=64)]
     return load(save(path, program(values, code, [0], [2, 3], symbols=[dim_symbol("s0", 0, 0)])), num_threads=2)
 
@@ -77,7 +84,12 @@ def test_sizes_that_always_change_do_not_add_up(tmp_path: Path) -> None:
     """The cache of plans is bounded, and so is the memory of data-dependent values."""
     m = chain(tmp_path / "m.effc")
     u = {"name": "u0", "lo": 0, "hi": None, "from": None}
-    values = [tensor(["s0"], "input", i=0), tensor(["u0"], d="i64", dyn=True), tensor(["u0"]), tensor(["u0"], "output", i=0)]
+    values = [
+        tensor(["s0"], "input", i=0),
+        tensor(["u0"], d="i64", dyn=True),
+        tensor(["u0"]),
+        tensor(["u0"], "output", i=0),
+    ]
     code = [call("t_nonzero", [0], [1], attrs=[1], bind=["u0"]), call("t_take", [0, 1], [2]), scale(2, 3, 2.0)]
     d = load(save(tmp_path / "d.effc", program(values, code, [0], [3], symbols=[dim_symbol("s0", 0, 0), u])))
 
@@ -98,15 +110,30 @@ def test_pool(tmp_path: Path) -> None:
     """Coverage, chunk borders, worker numbers, nesting, concurrent callers, fork while busy."""
     exe = tmp_path / "pool"
     lib = build_rt.library().parent
-    subprocess.run([*build_rt.compiler(), "-std=c++17", "-O1", str(DATA / "pool_test.cpp"), f"-I{build_rt.include_dir()}", "-o", str(exe), f"-L{lib}",
-                    "-leffc_rt", f"-Wl,-rpath,{lib}", "-pthread"], check=True)  # fmt: skip
+    subprocess.run(
+        [
+            *build_rt.compiler(),
+            "-std=c++17",
+            "-O1",
+            str(DATA / "pool_test.cpp"),
+            f"-I{build_rt.include_dir()}",
+            "-o",
+            str(exe),
+            f"-L{lib}",
+            "-leffc_rt",
+            f"-Wl,-rpath,{lib}",
+            "-pthread",
+        ],
+        check=True,
+    )
     done = subprocess.run([exe], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0 and done.stdout == "fine\n", done.stdout
 
 
 def test_threads_follow_the_environment(tmp_path: Path) -> None:
     chain(tmp_path / "m.effc")
-    code = f"from effc.runtime.loader import load; print(load({str(tmp_path / 'm.effc')!r}).num_threads, load({str(tmp_path / 'm.effc')!r}, 3).num_threads)"
+    path = repr(str(tmp_path / "m.effc"))
+    code = f"from effc.runtime.loader import load; print(load({path}).num_threads, load({path}, 3).num_threads)"
     assert python(code, EFFC_NUM_THREADS="5").stdout == "5 3\n"
     everything = len(os.sched_getaffinity(0))
     for odd in ("", "0", "-1", "many"):
@@ -142,7 +169,10 @@ print(sorted(_rt.cpu_features() & {{"avx512f", "amx_tile", "sse4_2"}}))
 def test_isa_is_checked_before_code_is_mapped(tmp_path: Path) -> None:
     """The code object's constructor would end the process."""
     source = tmp_path / "bomb.cpp"
-    source.write_text('#include <unistd.h>\nnamespace { struct Bomb { Bomb() { _exit(77); } } bomb; }\nextern "C" int nothing() { return 0; }\n')
+    source.write_text(
+        "#include <unistd.h>\nnamespace { struct Bomb { Bomb() { _exit(77); } } bomb; }\n"
+        'extern "C" int nothing() { return 0; }\n'
+    )
     subprocess.run([*build_rt.compiler(), "-shared", "-fPIC", str(source), "-o", str(tmp_path / "bomb.so")], check=True)
     w = ArtifactWriter()
     w.add_code((tmp_path / "bomb.so").read_bytes())
@@ -158,16 +188,57 @@ def test_isa_is_checked_before_code_is_mapped(tmp_path: Path) -> None:
 def test_cpu_features_agree_with_the_kernel() -> None:
     flags = set(Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0].replace(":", "").split())
     mine = _rt.cpu_features()
-    rename = {"lzcnt": "abm", "bmi": "bmi1", "sse3": "pni", "pclmul": "pclmulqdq", "avx512vnni": "avx512_vnni", "avx512bf16": "avx512_bf16",
-              "avx512vbmi2": "avx512_vbmi2", "avx512bitalg": "avx512_bitalg", "avx512vpopcntdq": "avx512_vpopcntdq", "avx512fp16": "avx512_fp16",
-              "avxvnni": "avx_vnni", "avxifma": "avx_ifma", "x87": "fpu", "avx512vp2intersect": "avx512_vp2intersect", "avxvnniint8": "avx_vnni_int8",
-              "avxneconvert": "avx_ne_convert"}  # fmt: skip
-    shown_late = {"amx_fp16", "amx_complex", "avx_ifma", "avx_vnni_int8", "avx_ne_convert"}  # older kernels do not list these
+    rename = {
+        "lzcnt": "abm",
+        "bmi": "bmi1",
+        "sse3": "pni",
+        "pclmul": "pclmulqdq",
+        "avx512vnni": "avx512_vnni",
+        "avx512bf16": "avx512_bf16",
+        "avx512vbmi2": "avx512_vbmi2",
+        "avx512bitalg": "avx512_bitalg",
+        "avx512vpopcntdq": "avx512_vpopcntdq",
+        "avx512fp16": "avx512_fp16",
+        "avxvnni": "avx_vnni",
+        "avxifma": "avx_ifma",
+        "x87": "fpu",
+        "avx512vp2intersect": "avx512_vp2intersect",
+        "avxvnniint8": "avx_vnni_int8",
+        "avxneconvert": "avx_ne_convert",
+    }
+    shown_late = {
+        "amx_fp16",
+        "amx_complex",
+        "avx_ifma",
+        "avx_vnni_int8",
+        "avx_ne_convert",
+    }  # older kernels do not list these
     for name in mine:
         flag = rename.get(name, name)
         assert flag in flags or flag in shown_late, name
-    for name in ("sse3", "ssse3", "sse4_1", "sse4_2", "popcnt", "avx", "avx2", "fma", "f16c", "bmi", "bmi2", "lzcnt", "movbe", "avx512f", "avx512bw",
-                 "avx512vl", "avx512dq", "avx512cd", "avx512vnni", "avx512bf16", "avx512fp16"):  # fmt: skip
+    for name in (
+        "sse3",
+        "ssse3",
+        "sse4_1",
+        "sse4_2",
+        "popcnt",
+        "avx",
+        "avx2",
+        "fma",
+        "f16c",
+        "bmi",
+        "bmi2",
+        "lzcnt",
+        "movbe",
+        "avx512f",
+        "avx512bw",
+        "avx512vl",
+        "avx512dq",
+        "avx512cd",
+        "avx512vnni",
+        "avx512bf16",
+        "avx512fp16",
+    ):
         assert (rename.get(name, name) in flags) == (name in mine), name
 
 
@@ -212,8 +283,20 @@ print("fine")
 def test_no_process_is_started(tmp_path: Path) -> None:
     """Audit hook, children in /proc, children's resource use. And no file is written: code is mapped from memory."""
     chain(tmp_path / "m.effc")
-    done = subprocess.run([sys.executable, "-c", NO_PROCESS, str(tmp_path / "m.effc")], capture_output=True, text=True, check=False, cwd=ROOT,
-                          env={**os.environ, "PATH": "", "TMPDIR": str(tmp_path), "EFFC_NUM_THREADS": "2", "EFFC_RT_LIB": str(build_rt.library())})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", NO_PROCESS, str(tmp_path / "m.effc")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PATH": "",
+            "TMPDIR": str(tmp_path),
+            "EFFC_NUM_THREADS": "2",
+            "EFFC_RT_LIB": str(build_rt.library()),
+        },
+    )
     assert done.stdout == "fine\n", done.stderr
 
 
@@ -235,7 +318,7 @@ def test_load_time_of_90_megabytes(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[60 << 20] ^= 1
     path.write_bytes(data)
-    with pytest.raises(EffcError, match="checksum of 'weights/0.bin'"):
+    with pytest.raises(EffcError, match=r"checksum of 'weights/0\.bin'"):
         load(path)
 
 
@@ -268,7 +351,7 @@ def test_results_do_not_depend_on_threads(tmp_path: Path) -> None:
 
 
 def simulate(blocks: list[tuple[int, int, int]], path: Path) -> tuple[int, int]:
-    """Runs a chain of values with these sizes and lifetimes; the program's own results tell whether storage was shared wrongly."""
+    """Runs values with these sizes and lifetimes; their contents tell whether storage was shared wrongly."""
     steps = max(last for _, _, last in blocks) + 1
     values = [tensor([1], "input", i=0)]
     made: list[list[int]] = [[] for _ in range(steps)]
@@ -339,17 +422,25 @@ def test_static_offsets_are_used_and_checked(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """effc_rt built with AddressSanitizer and UndefinedBehaviorSanitizer, and the environment to run Python with it."""
-    flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g"]
-    asan = subprocess.run([*build_rt.compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
+    flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1"]
+    asan = subprocess.run(
+        [*build_rt.compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     if "/" not in asan:
         pytest.skip("no libasan.so")
-    stdcpp = subprocess.run([*build_rt.compiler(), "-print-file-name=libstdc++.so.6"], capture_output=True, text=True, check=True).stdout.strip()
+    stdcpp = subprocess.run(
+        [*build_rt.compiler(), "-print-file-name=libstdc++.so.6"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     folder = build_rt.cache_dir() / "rt" / ("san-" + build_rt.content_hash(flags))
     lib = folder / build_rt.NAME
     if not lib.exists():
         build_rt.build(folder, flags)
-    return {"EFFC_RT_LIB": str(lib), "LD_PRELOAD": f"{os.path.realpath(asan)} {os.path.realpath(stdcpp)}",
-            "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1", "UBSAN_OPTIONS": "print_stacktrace=1"}  # fmt: skip
+    return {
+        "EFFC_RT_LIB": str(lib),
+        "LD_PRELOAD": f"{os.path.realpath(asan)} {os.path.realpath(stdcpp)}",
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
 
 
 def test_damage_under_sanitizers(tmp_path: Path, sanitized: dict[str, str]) -> None:
@@ -363,6 +454,12 @@ def test_damage_under_sanitizers(tmp_path: Path, sanitized: dict[str, str]) -> N
 def test_runs_under_sanitizers(tmp_path: Path, sanitized: dict[str, str]) -> None:
     """This folder's running tests, against the sanitizer build."""
     tests = [str(Path(__file__).parent / f"test_runtime_{name}.py") for name in ("run", "state", "control")]
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests], capture_output=True, text=True, check=False, cwd=ROOT,
-                          env={**os.environ, **sanitized})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, **sanitized},
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

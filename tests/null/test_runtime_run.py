@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runtime_artifacts import add, call, dim_symbol, program, save, scale, tensor
 
 from effc.runtime.artifact import ArtifactWriter
 from effc.runtime.errors import EffcError
 from effc.runtime.loader import load
-
-from runtime_artifacts import add, call, dim_symbol, entry, program, save, scale, tensor
 
 RNG = np.random.default_rng(0)
 
@@ -24,8 +23,12 @@ def test_static_add(tmp_path: Path) -> None:
     w = ArtifactWriter()
     weight = f32(3, 5)
     seg, offset = w.add_weight(weight)
-    values = [tensor([3, 5], "input", i=0), tensor([3, 5], "const", seg=seg, offset=offset), tensor([3, 5]),
-              tensor([3, 5], "output", i=0)]  # fmt: skip
+    values = [
+        tensor([3, 5], "input", i=0),
+        tensor([3, 5], "const", seg=seg, offset=offset),
+        tensor([3, 5]),
+        tensor([3, 5], "output", i=0),
+    ]
     m = load(save(tmp_path / "m.effc", program(values, [add(0, 1, 2), scale(2, 3, 2.0, 1)], [0], [3]), writer=w))
     x = f32(3, 5)
     np.testing.assert_array_equal(m(x), (x + weight) * 2 + 1)
@@ -35,15 +38,33 @@ def test_static_add(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("n", [0, 1, 2, 7, 129])
 def test_dynamic_shape(tmp_path: Path, n: int) -> None:
-    values = [tensor(["s0", 3], "input", i=0), tensor(["s0", 3], "input", i=1), tensor(["s0", 3]), tensor([3, "s0"], "view", base=2, offset=0, strides=[1, 3]),
-              tensor([["+", "s0", 1], 3], "output", i=0), tensor(["s0", 3], "view", base=4, offset=3, strides=[3, 1]),
-              tensor([1, 3], "view", base=4, offset=0, strides=[3, 1]), tensor([1, 3], "const", seg=0, offset=0),
-              tensor([3], "output", i=1)]  # fmt: skip
-    code = [add(0, 1, 2), scale(2, 5, 3.0), scale(7, 6), call("t_sum_last", [3], [8], scratch=["*", "s0", 4], thread_scratch=8)]
+    values = [
+        tensor(["s0", 3], "input", i=0),
+        tensor(["s0", 3], "input", i=1),
+        tensor(["s0", 3]),
+        tensor([3, "s0"], "view", base=2, offset=0, strides=[1, 3]),
+        tensor([["+", "s0", 1], 3], "output", i=0),
+        tensor(["s0", 3], "view", base=4, offset=3, strides=[3, 1]),
+        tensor([1, 3], "view", base=4, offset=0, strides=[3, 1]),
+        tensor([1, 3], "const", seg=0, offset=0),
+        tensor([3], "output", i=1),
+    ]
+    code = [
+        add(0, 1, 2),
+        scale(2, 5, 3.0),
+        scale(7, 6),
+        call("t_sum_last", [3], [8], scratch=["*", "s0", 4], thread_scratch=8),
+    ]
     code[3]["scratch"] = ["max", 64, ["*", "s0", 4]]
     w = ArtifactWriter()
     w.add_weight(np.arange(3, dtype=np.float32))
-    m = load(save(tmp_path / "m.effc", program(values, code, [0, 1], [4, 8], symbols=[dim_symbol("s0", 0, 0, 0, 512)]), writer=w))
+    m = load(
+        save(
+            tmp_path / "m.effc",
+            program(values, code, [0, 1], [4, 8], symbols=[dim_symbol("s0", 0, 0, 0, 512)]),
+            writer=w,
+        )
+    )
     a, b = f32(n, 3), f32(n, 3)
     for _ in range(2):
         y, s = m(a, b)
@@ -55,7 +76,9 @@ def test_dynamic_shape(tmp_path: Path, n: int) -> None:
 
 def test_wrong_inputs_are_named(tmp_path: Path) -> None:
     values = [tensor(["s0", 4], "input", i=0), tensor(["s0", 4], "input", i=1), tensor(["s0", 4], "output", i=0)]
-    m = load(save(tmp_path / "m.effc", program(values, [add(0, 1, 2)], [0, 1], [2], symbols=[dim_symbol("s0", 0, 0, 2, 8)])))
+    m = load(
+        save(tmp_path / "m.effc", program(values, [add(0, 1, 2)], [0, 1], [2], symbols=[dim_symbol("s0", 0, 0, 2, 8)]))
+    )
     ok = f32(3, 4)
     assert m(ok, ok).shape == (3, 4)
     for bad, words in [
@@ -72,15 +95,15 @@ def test_wrong_inputs_are_named(tmp_path: Path) -> None:
         with pytest.raises(EffcError) as e:
             m(bad, ok)
         assert all(w in str(e.value) for w in words), str(e.value)
-    with pytest.raises(EffcError, match="x1.*\\(4, 4\\)"):
+    with pytest.raises(EffcError, match=r"x1.*\(4, 4\)"):
         m(ok, f32(4, 4))
     with pytest.raises(EffcError, match="missing argument 1"):
         m(ok)
     with pytest.raises(EffcError, match="unexpected positional"):
         m(ok, ok, ok)
-    with pytest.raises(EffcError, match="unexpected keyword.*'foo'"):
+    with pytest.raises(EffcError, match=r"unexpected keyword.*'foo'"):
         m(ok, ok, foo=1)
-    with pytest.raises(EffcError, match="missing input.*'x1'"):
+    with pytest.raises(EffcError, match=r"missing input.*'x1'"):
         m.run({"x0": ok})
     with pytest.raises(EffcError, match="no entry point"):
         m.entry("nothing")

@@ -3,8 +3,8 @@
  *   cc run.c -I<include> -L<lib> -leffc_rt -Wl,-rpath,<lib> -o run
  *   ./run model.effc [size]
  *
- * Sizes that vary are set to `size` (default 2). Every input element i is filled with sin(i) (floats) or i % 2 (integers, bool).
- * <include> and <lib> are printed by:  python -m effc.runtime.build_rt
+ * Sizes that vary are set to `size` (default 2). Every input element i is filled with sin(i) (floats) or i % 2
+ * (integers, bool). <include> and <lib> are printed by:  python -m effc.runtime.build_rt
  */
 #include <math.h>
 #include <stdio.h>
@@ -21,7 +21,8 @@ static size_t item_size(int32_t dtype) {
 
 static int64_t count(const effc_array* a) {
   int64_t n = 1;
-  for (int32_t d = 0; d < a->rank; ++d) n *= a->shape[d];
+  for (int32_t d = 0; d < a->rank; ++d)
+    n *= a->shape[d];
   return n;
 }
 
@@ -80,18 +81,21 @@ int main(int argc, char** argv) {
     if (!in[i].data) return 2;
     fill(&in[i]);
   }
-  for (int32_t i = 0; i < n_out; ++i) effc_array_init(&out[i], NULL, 0, 0, NULL); /* the runtime allocates */
+  for (int32_t i = 0; i < n_out; ++i)
+    effc_array_init(&out[i], NULL, 0, 0, NULL); /* the runtime allocates */
 
   if (effc_run(model, 0, NULL, in, n_in, out, n_out) != 0) return fail("run");
 
   for (int32_t i = 0; i < n_out; ++i) {
     printf("output %d: dtype %d, shape", i, out[i].dtype);
-    for (int32_t d = 0; d < out[i].rank; ++d) printf(" %lld", (long long)out[i].shape[d]);
+    for (int32_t d = 0; d < out[i].rank; ++d)
+      printf(" %lld", (long long)out[i].shape[d]);
     printf("\n");
     print(&out[i]);
     effc_array_free(&out[i]);
   }
-  for (int32_t i = 0; i < n_in; ++i) free(in[i].data);
+  for (int32_t i = 0; i < n_in; ++i)
+    free(in[i].data);
   effc_free(model);
   return 0;
 }

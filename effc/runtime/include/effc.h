@@ -10,11 +10,11 @@
  *   effc_array_free(&out);
  *   effc_free(model);
  *
- * Functions that can fail return 0 on success; otherwise effc_last_error() says why. A loaded model may be used from any number of
- * threads at once. Two runs on one session of a model with state take turns. Link with libeffc_rt.so.
- * An artifact holds native code: load only files from sources you trust. Its weights are mapped from the file: replace a file
- * that is in use by renaming another over it, never by writing into it. After fork() a child may go on using a model, but not a
- * session that another thread was running at that moment.
+ * Functions that can fail return 0 on success; otherwise effc_last_error() says why. A loaded model may be used from
+ * any number of threads at once. Two runs on one session of a model with state take turns. Link with libeffc_rt.so. An
+ * artifact holds native code: load only files from sources you trust. Its weights are mapped from the file: replace a
+ * file that is in use by renaming another over it, never by writing into it. After fork() a child may go on using a
+ * model, but not a session that another thread was running at that moment.
  */
 #ifndef EFFC_H
 #define EFFC_H
@@ -68,7 +68,8 @@ EFFC_API const char* effc_cpu_features(void);
 /* Why the last call on this thread failed. */
 EFFC_API const char* effc_last_error(void);
 
-/* Loads an artifact: checks its structure, this CPU and the checksums before any of its code is mapped. `options` may be NULL. */
+/* Loads an artifact: checks its structure, this CPU and the checksums before any of its code is mapped. `options` may
+ * be NULL. */
 EFFC_API int32_t effc_load(const char* path, const effc_options* options, effc_model** model);
 EFFC_API void effc_free(effc_model* model); /* sessions of the model must be freed before */
 /* The artifact's manifest.json. */
@@ -84,31 +85,32 @@ EFFC_API int32_t effc_num_outputs(const effc_model* model, int32_t entry);
 EFFC_API int32_t effc_input(const effc_model* model, int32_t entry, int32_t i, effc_io* io);
 EFFC_API int32_t effc_output(const effc_model* model, int32_t entry, int32_t i, effc_io* io);
 
-/* A session holds the state a model changes (caches, buffers) and its random numbers. NULL where one is asked for means the
- * model's default session. */
+/* A session holds the state a model changes (caches, buffers) and its random numbers. NULL where one is asked for means
+ * the model's default session. */
 EFFC_API int32_t effc_session_new(effc_model* model, effc_session** session);
 EFFC_API void effc_session_free(effc_session* session);
 EFFC_API int32_t effc_session_seed(effc_model* model, effc_session* session, uint64_t seed);
 EFFC_API int32_t effc_session_reset(effc_model* model, effc_session* session); /* states as they were at load */
 /* Copies a state's bytes out of (write == 0) or into (write != 0) a session; nbytes must match. */
-EFFC_API int32_t effc_session_state(effc_model* model, effc_session* session, const char* name, void* data, size_t nbytes,
-                                    int32_t write);
+EFFC_API int32_t effc_session_state(effc_model* model, effc_session* session, const char* name, void* data,
+                                    size_t nbytes, int32_t write);
 
-/* Fills in dtype, rank, shape and row-major strides of the outputs for these inputs (whose data may be NULL unless an integer
- * argument decides a size). A size that depends on data is -1. */
+/* Fills in dtype, rank, shape and row-major strides of the outputs for these inputs (whose data may be NULL unless an
+ * integer argument decides a size). A size that depends on data is -1. */
 EFFC_API int32_t effc_infer_shapes(effc_model* model, int32_t entry, const effc_array* inputs, int32_t n_inputs,
                                    effc_array* outputs, int32_t n_outputs);
 
 /* Runs an entry point. Inputs are borrowed; those the model changes are written back. An output whose data is NULL is
  * allocated, and described, by the runtime; otherwise its dtype and shape must be the inferred ones and it must be
  * row-major. Outputs must not overlap inputs. */
-EFFC_API int32_t effc_run(effc_model* model, int32_t entry, effc_session* session, const effc_array* inputs, int32_t n_inputs,
-                          effc_array* outputs, int32_t n_outputs);
+EFFC_API int32_t effc_run(effc_model* model, int32_t entry, effc_session* session, const effc_array* inputs,
+                          int32_t n_inputs, effc_array* outputs, int32_t n_outputs);
 
 EFFC_API void effc_array_init(effc_array* array, void* data, int32_t dtype, int32_t rank, const int64_t* shape);
 EFFC_API void effc_array_free(effc_array* array);
 
-/* Time spent per instruction, counted while profiling is on. Nested programs' instructions follow the one that holds them. */
+/* Time spent per instruction, counted while profiling is on. Nested programs' instructions follow the one that holds
+ * them. */
 typedef struct effc_profile {
   const char* name;   /* the instruction's name */
   const char* kernel; /* the kernel's symbol, or "if", "while", "scan" */
@@ -122,8 +124,8 @@ EFFC_API int32_t effc_profile_count(const effc_model* model, int32_t entry);
 EFFC_API int32_t effc_profile_get(const effc_model* model, int32_t entry, int32_t i, effc_profile* out);
 
 /* Bytes of temporary memory for these inputs, and the bound below which no plan could go. */
-EFFC_API int32_t effc_arena(effc_model* model, int32_t entry, const effc_array* inputs, int32_t n_inputs, int64_t* bytes,
-                            int64_t* lower_bound);
+EFFC_API int32_t effc_arena(effc_model* model, int32_t entry, const effc_array* inputs, int32_t n_inputs,
+                            int64_t* bytes, int64_t* lower_bound);
 
 /* Memory allocations made by runs so far, by the whole process: a warm run with the same sizes makes none. */
 EFFC_API uint64_t effc_alloc_count(void);

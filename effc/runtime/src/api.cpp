@@ -68,7 +68,8 @@ const char* effc_version(void) { return EFFC_RT_VERSION; }
 const char* effc_cpu_features(void) {
   static const std::string text = [] {
     std::string t;
-    for (const std::string& f : cpu_features()) t += (t.empty() ? "" : " ") + f;
+    for (const std::string& f : cpu_features())
+      t += (t.empty() ? "" : " ") + f;
     return t;
   }();
   return text.c_str();
@@ -153,7 +154,8 @@ int32_t effc_session_reset(effc_model* model, effc_session* session) {
   });
 }
 
-int32_t effc_session_state(effc_model* model, effc_session* session, const char* name, void* data, size_t nbytes, int32_t write) {
+int32_t effc_session_state(effc_model* model, effc_session* session, const char* name, void* data, size_t nbytes,
+                           int32_t write) {
   return guarded([&] {
     Session& s = pick(model, session);
     need(name && (data || nbytes == 0), "effc_session_state needs a name and data");
@@ -170,8 +172,8 @@ int32_t effc_session_state(effc_model* model, effc_session* session, const char*
   });
 }
 
-int32_t effc_infer_shapes(effc_model* model, int32_t entry, const effc_array* inputs, int32_t n_inputs, effc_array* outputs,
-                          int32_t n_outputs) {
+int32_t effc_infer_shapes(effc_model* model, int32_t entry, const effc_array* inputs, int32_t n_inputs,
+                          effc_array* outputs, int32_t n_outputs) {
   return guarded([&] {
     need(model && (inputs || !n_inputs) && (outputs || !n_outputs), "effc_infer_shapes got a NULL argument");
     model->infer(entry, inputs, n_inputs, outputs, n_outputs);

@@ -91,11 +91,13 @@ void copy_loop(int rank, const int64_t* shape, char* dst, const int64_t* ds, con
     if (a == 1 && b == 1) {
       memcpy(dst, src, size_t(n) * kSize);
     } else {
-      for (int64_t i = 0; i < n; ++i) memcpy(dst + i * a * kSize, src + i * b * kSize, kSize);
+      for (int64_t i = 0; i < n; ++i)
+        memcpy(dst + i * a * kSize, src + i * b * kSize, kSize);
     }
     return;
   }
-  for (int64_t i = 0; i < n; ++i) copy_loop<kSize>(rank - 1, shape + 1, dst + i * ds[0] * kSize, ds + 1, src + i * ss[0] * kSize, ss + 1);
+  for (int64_t i = 0; i < n; ++i)
+    copy_loop<kSize>(rank - 1, shape + 1, dst + i * ds[0] * kSize, ds + 1, src + i * ss[0] * kSize, ss + 1);
 }
 
 }  // namespace
@@ -131,7 +133,8 @@ void copy_strided(int rank, const int64_t* shape, int itemsize, void* dst, const
 
 std::string shape_text(int rank, const int64_t* shape) {
   std::string text = "(";
-  for (int i = 0; i < rank; ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  for (int i = 0; i < rank; ++i)
+    text += (i ? ", " : "") + std::to_string(shape[i]);
   return text + (rank == 1 ? ",)" : ")");
 }
 

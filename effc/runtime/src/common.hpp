@@ -28,9 +28,10 @@ struct DtypeInfo {
   int32_t size;
 };
 constexpr int kNumDtypes = 18;
-constexpr DtypeInfo kDtypes[kNumDtypes] = {
-    {"bool", 1}, {"u8", 1},   {"i8", 1},  {"u16", 2}, {"i16", 2},    {"u32", 4},    {"i32", 4}, {"u64", 8},  {"i64", 8},
-    {"f16", 2},  {"bf16", 2}, {"f32", 4}, {"f64", 8}, {"f8e4m3", 1}, {"f8e5m2", 1}, {"c64", 8}, {"c128", 16}, {"c32", 4}};
+constexpr DtypeInfo kDtypes[kNumDtypes] = {{"bool", 1}, {"u8", 1},    {"i8", 1},  {"u16", 2},    {"i16", 2},
+                                           {"u32", 4},  {"i32", 4},   {"u64", 8}, {"i64", 8},    {"f16", 2},
+                                           {"bf16", 2}, {"f32", 4},   {"f64", 8}, {"f8e4m3", 1}, {"f8e5m2", 1},
+                                           {"c64", 8},  {"c128", 16}, {"c32", 4}};
 int dtype_from_name(const std::string& name);  // throws Error
 
 // Sizes come from files and callers: all arithmetic on them is checked.

@@ -26,7 +26,8 @@ Target Frame::target(int v, const char* what) {
   }
   define(v);
   View w = view(v);
-  if (!is_row_major(w.rank, w.shape, w.strides)) fail("the program is malformed: the result of '%s' is not row-major", what);
+  if (!is_row_major(w.rank, w.shape, w.strides))
+    fail("the program is malformed: the result of '%s' is not row-major", what);
   static char empty[64];
   t.data = w.data ? w.data : empty;
   t.rank = w.rank;
@@ -58,7 +59,8 @@ bool truth(const View& v) {
 
 int64_t bytes_of(const View& v) {
   int64_t n = kDtypes[v.dtype].size;
-  for (int d = 0; d < v.rank; ++d) n = mul(n, v.shape[d]);
+  for (int d = 0; d < v.rank; ++d)
+    n = mul(n, v.shape[d]);
   return n;
 }
 
@@ -70,12 +72,15 @@ void Frame::branch(size_t i) {
   if (bytes_of(cond) != kDtypes[cond.dtype].size) fail("the condition of '%s' must hold one element", c.name.c_str());
   Frame& f = child(i, truth(cond) ? 0 : 1);
   std::vector<View> in;
-  for (size_t k = 0; k + 1 < c.in.size(); ++k) in.push_back(view(c.in[k]));
+  for (size_t k = 0; k + 1 < c.in.size(); ++k)
+    in.push_back(view(c.in[k]));
   f.bind(in.data(), this);
   std::vector<Target> out;
-  for (int v : c.out) out.push_back(target(v, c.name.c_str()));
+  for (int v : c.out)
+    out.push_back(target(v, c.name.c_str()));
   f.run(in.data(), out.data());
-  for (size_t k = 0; k < out.size(); ++k) settle(c.out[k], out[k]);
+  for (size_t k = 0; k < out.size(); ++k)
+    settle(c.out[k], out[k]);
 }
 
 namespace {
@@ -122,7 +127,8 @@ void Frame::loop(size_t i) {
   const Instr& c = program_.code[i];
   size_t n = size_t(c.n_carry);
   std::vector<View> in;
-  for (int v : c.in) in.push_back(view(v));
+  for (int v : c.in)
+    in.push_back(view(v));
   std::vector<Target> out;
   for (size_t k = 0; k < n; ++k) {
     int v = c.out[k];
@@ -148,7 +154,8 @@ void Frame::loop(size_t i) {
   Frame &test = child(i, 0), &body = child(i, 1);
   alignas(16) char flag[16];
   for (;;) {
-    for (size_t k = 0; k < n; ++k) in[k].data = carries.now[k];
+    for (size_t k = 0; k < n; ++k)
+      in[k].data = carries.now[k];
     test.bind(in.data(), this);
     Target t;
     t.data = flag;
@@ -179,12 +186,15 @@ void Frame::scan(size_t i) {
   size_t n_carry = size_t(c.n_carry), n_xs = size_t(c.n_xs), n_ys = c.out.size() - n_carry;
   int64_t length = program_.has_late ? env_[size_t(c.length)] : plan_->env[size_t(c.length)];
   std::vector<View> in;
-  for (int v : c.in) in.push_back(view(v));
+  for (int v : c.in)
+    in.push_back(view(v));
   std::vector<Target> out;
-  for (int v : c.out) out.push_back(target(v, c.name.c_str()));
+  for (int v : c.out)
+    out.push_back(target(v, c.name.c_str()));
   for (const Target& t : out)
     if (!t.data) fail("the results of '%s' must have sizes that are known before it runs", c.name.c_str());
-  Carries carries = make_carries(std::vector<View>(in.begin(), in.begin() + long(n_carry)), out, loops_[size_t(control_[i])]);
+  Carries carries =
+      make_carries(std::vector<View>(in.begin(), in.begin() + long(n_carry)), out, loops_[size_t(control_[i])]);
   std::vector<int64_t> strides(n_carry * EFFC_MAX_RANK);
   for (size_t k = 0; k < n_carry; ++k) {
     row_major(in[k].rank, in[k].shape, &strides[k * EFFC_MAX_RANK]);
@@ -195,7 +205,9 @@ void Frame::scan(size_t i) {
   std::vector<int64_t> x_step(n_xs), y_step(n_ys);
   for (size_t k = 0; k < n_xs; ++k) {
     View& x = in[n_carry + k];
-    if (x.rank < 1 || x.shape[0] != length) fail("scan '%s' of length %lld over an operand of another length", c.name.c_str(), static_cast<long long>(length));
+    if (x.rank < 1 || x.shape[0] != length)
+      fail("scan '%s' of length %lld over an operand of another length", c.name.c_str(),
+           static_cast<long long>(length));
     x0[k] = x.data;
     x_step[k] = x.strides[0] * kDtypes[x.dtype].size;
     --x.rank;
@@ -204,10 +216,12 @@ void Frame::scan(size_t i) {
   }
   for (size_t k = 0; k < n_ys; ++k) {
     Target& y = out[n_carry + k];
-    if (y.rank < 1 || y.shape[0] != length) fail("scan '%s' of length %lld into a result of another length", c.name.c_str(), static_cast<long long>(length));
+    if (y.rank < 1 || y.shape[0] != length)
+      fail("scan '%s' of length %lld into a result of another length", c.name.c_str(), static_cast<long long>(length));
     y0[k] = y.data;
     y_step[k] = kDtypes[program_.values[size_t(c.out[n_carry + k])].dtype].size;
-    for (int d = 1; d < y.rank; ++d) y_step[k] *= y.shape[d];
+    for (int d = 1; d < y.rank; ++d)
+      y_step[k] *= y.shape[d];
     --y.rank;
     std::copy(y.shape + 1, y.shape + 1 + y.rank, y.shape);
   }
@@ -219,9 +233,12 @@ void Frame::scan(size_t i) {
       in[k].data = carries.now[k];
       out[k].data = carries.next[k];
     }
-    for (size_t k = 0; k < n_xs; ++k) in[n_carry + k].data = x0[k] ? x0[k] + at * x_step[k] : nullptr;
-    for (size_t k = 0; k < n_ys; ++k) out[n_carry + k].data = y0[k] + at * y_step[k];
-    for (Target& t : out) t.allocated = false;
+    for (size_t k = 0; k < n_xs; ++k)
+      in[n_carry + k].data = x0[k] ? x0[k] + at * x_step[k] : nullptr;
+    for (size_t k = 0; k < n_ys; ++k)
+      out[n_carry + k].data = y0[k] + at * y_step[k];
+    for (Target& t : out)
+      t.allocated = false;
     body.bind(in.data(), this);
     body.run(in.data(), out.data());
     carries.flip();

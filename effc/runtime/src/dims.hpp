@@ -20,8 +20,8 @@ class DimTable {
   enum Op : uint8_t { kConst, kSymbol, kAdd, kSub, kMul, kFloorDiv, kMod, kMax, kMin };
   struct Expr {
     Op op;
-    bool late;    // depends on a symbol that only an instruction binds
-    Dim a, b;     // operands; always earlier in the table
+    bool late;      // depends on a symbol that only an instruction binds
+    Dim a, b;       // operands; always earlier in the table
     int64_t value;  // kConst: the number; kSymbol: the symbol's index
   };
 

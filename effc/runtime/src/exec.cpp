@@ -87,7 +87,8 @@ void Session::release() {
 }
 
 Heap::~Heap() {
-  for (Entry& e : entries_) free_bytes(e.p);
+  for (Entry& e : entries_)
+    free_bytes(e.p);
 }
 
 char* Heap::take(int64_t bytes) {
@@ -115,9 +116,11 @@ void Heap::give(char* p) {
 }
 
 void Heap::reset() {
-  for (Entry& e : entries_) e.used = false;
+  for (Entry& e : entries_)
+    e.used = false;
   if (total_ > 2 * peak_ + (1 << 20)) {  // sizes that changed from run to run must not add up
-    for (Entry& e : entries_) free_bytes(e.p);
+    for (Entry& e : entries_)
+      free_bytes(e.p);
     entries_.clear();
     total_ = 0;
   }
@@ -137,7 +140,8 @@ struct Services {
       if (i < 0 || i >= call->n_out) effc_rt::fail("a kernel allocated an output that it does not have");
       int v = record->instr->out[size_t(i)];
       const Value& value = record->frame->program_.values[size_t(v)];
-      if (!value.dyn || rank != value.rank) effc_rt::fail("a kernel allocated an output that the program does not declare so");
+      if (!value.dyn || rank != value.rank)
+        effc_rt::fail("a kernel allocated an output that the program does not declare so");
       int64_t strides[EFFC_MAX_RANK];
       for (int k = 0; k < rank; ++k)
         if (shape[k] < 0) effc_rt::fail("a kernel allocated an output of negative size");
@@ -154,7 +158,8 @@ struct Services {
   static void bind_symbol(const effc_call* call, int32_t i, int64_t value) {
     auto* record = const_cast<CallRecord*>(reinterpret_cast<const CallRecord*>(call));
     try {
-      if (i < 0 || size_t(i) >= record->instr->bind.size()) effc_rt::fail("a kernel bound a symbol that it does not define");
+      if (i < 0 || size_t(i) >= record->instr->bind.size())
+        effc_rt::fail("a kernel bound a symbol that it does not define");
       record->frame->bind_late(record->instr->bind[size_t(i)], value);
     } catch (const std::exception& e) {
       report(call, e.what());
@@ -221,7 +226,8 @@ void Frame::bind(const View* inputs, const Frame* parent) {
            in.dtype >= 0 && in.dtype < kNumDtypes ? kDtypes[in.dtype].name : "?", kDtypes[v.dtype].name);
     if (in.rank != v.rank)
       fail("%s has rank %d (shape %s), the model was compiled for rank %d: %s", name(i).c_str(), in.rank,
-           shape_text(std::max(0, std::min(in.rank, EFFC_MAX_RANK)), in.shape).c_str(), v.rank, p.dims_text(v.shape).c_str());
+           shape_text(std::max(0, std::min(in.rank, EFFC_MAX_RANK)), in.shape).c_str(), v.rank,
+           p.dims_text(v.shape).c_str());
   }
   for (size_t k = 0; k < p.symbols.size(); ++k) {
     const Symbol& s = p.symbols[k];
@@ -245,17 +251,19 @@ void Frame::bind(const View* inputs, const Frame* parent) {
       } else {
         int64_t rest = sub(in.shape[s.dim], s.add);
         if (rest % s.mul != 0)
-          fail("%s: dim %d is %lld, which is not of the form %s that the model was compiled for", name(i).c_str(), s.dim,
-               static_cast<long long>(in.shape[s.dim]),
+          fail("%s: dim %d is %lld, which is not of the form %s that the model was compiled for", name(i).c_str(),
+               s.dim, static_cast<long long>(in.shape[s.dim]),
                p.dims.text(p.values[size_t(p.inputs[i])].shape[size_t(s.dim)], p.symbol_names).c_str());
         value = rest / s.mul;
       }
       if (value < s.lo || value > s.hi) {
-        std::string range = s.hi == INT64_MAX ? format("at least %lld", static_cast<long long>(s.lo))
-                                              : format("%lld to %lld", static_cast<long long>(s.lo), static_cast<long long>(s.hi));
+        std::string range = s.hi == INT64_MAX
+                                ? format("at least %lld", static_cast<long long>(s.lo))
+                                : format("%lld to %lld", static_cast<long long>(s.lo), static_cast<long long>(s.hi));
         std::string what = s.from == Symbol::kInputValue ? "the value" : format("dim %d", s.dim);
         fail("%s: %s is %lld, but the model was compiled for %s = %s", name(i).c_str(), what.c_str(),
-             static_cast<long long>(s.from == Symbol::kInputValue ? value : in.shape[s.dim]), s.name.c_str(), range.c_str());
+             static_cast<long long>(s.from == Symbol::kInputValue ? value : in.shape[s.dim]), s.name.c_str(),
+             range.c_str());
       }
     }
     if (symbols_[k] != value) same = false;
@@ -287,9 +295,11 @@ void Frame::check(bool late) {
     bool ok = c.op == Check::kEq ? a == b : c.op == Check::kNe ? a != b : c.op == Check::kLe ? a <= b : a >= b;
     if (!ok) {
       static const char* const kText[] = {"==", "!=", "<=", ">="};
-      fail("%s (%s %s %s does not hold: %lld and %lld)", c.message.empty() ? "the inputs' sizes do not fit together" : c.message.c_str(),
+      fail("%s (%s %s %s does not hold: %lld and %lld)",
+           c.message.empty() ? "the inputs' sizes do not fit together" : c.message.c_str(),
            program_.dims.text(c.lhs, program_.symbol_names).c_str(), kText[c.op],
-           program_.dims.text(c.rhs, program_.symbol_names).c_str(), static_cast<long long>(a), static_cast<long long>(b));
+           program_.dims.text(c.rhs, program_.symbol_names).c_str(), static_cast<long long>(a),
+           static_cast<long long>(b));
     }
   }
 }
@@ -353,13 +363,16 @@ void Frame::run(const View* inputs, Target* outputs) {
     if (p.values[v].late && p.values[v].root == int(v)) roots_[v] = nullptr;
   if (p.has_late) {
     heap_.reset();
-    for (LateValue& v : late_) v.resolved = false;
+    for (LateValue& v : late_)
+      v.resolved = false;
     late_symbols_ = symbols_;
     known_symbols_.assign(p.symbols.size(), 0);
-    for (size_t s = 0; s < p.symbols.size(); ++s) known_symbols_[s] = p.symbols[s].from != Symbol::kLate;
+    for (size_t s = 0; s < p.symbols.size(); ++s)
+      known_symbols_[s] = p.symbols[s].from != Symbol::kLate;
     env_ = plan_->env;
     known_env_.resize(p.dims.size());
-    for (size_t d = 0; d < p.dims.size(); ++d) known_env_[d] = !p.dims.late(Dim(d));
+    for (size_t d = 0; d < p.dims.size(); ++d)
+      known_env_[d] = !p.dims.late(Dim(d));
   }
   for (size_t v = 0; v < p.values.size(); ++v) {
     const Value& value = p.values[v];
@@ -401,7 +414,8 @@ void Frame::run(const View* inputs, Target* outputs) {
       slot.bytes.fetch_add(std::max<int64_t>(env[p.code[i].bytes], 0), std::memory_order_relaxed);
     }
   } else {
-    for (size_t i = 0; i < p.code.size(); ++i) step(i);
+    for (size_t i = 0; i < p.code.size(); ++i)
+      step(i);
   }
   finish_outputs(outputs);
   commit(inputs);
@@ -415,7 +429,8 @@ void Frame::step(size_t i) {
     case Instr::kScan: scan(i); break;
   }
   if (program_.has_late)
-    for (int v : program_.code[i].frees) heap_.give(roots_[size_t(v)]);
+    for (int v : program_.code[i].frees)
+      heap_.give(roots_[size_t(v)]);
 }
 
 void Frame::call(size_t i) {
@@ -454,7 +469,8 @@ void Frame::call(size_t i) {
   }
   int32_t status = c.fn(&r.call);
   if (status != 0 || (c.late && !run_.error.empty())) {
-    std::string why = run_.error.empty() ? format("kernel %s failed with status %d", c.kernel.c_str(), int(status)) : run_.error;
+    std::string why =
+        run_.error.empty() ? format("kernel %s failed with status %d", c.kernel.c_str(), int(status)) : run_.error;
     run_.error.clear();
     fail("%s [in %s%s%s]", why.c_str(), c.name.c_str(), c.loc.empty() ? "" : " at ", c.loc.c_str());
   }

@@ -45,7 +45,7 @@ struct RunState {
   Session* session = nullptr;
   ProfileSlot* profile = nullptr;  // NULL: off
   std::mutex error_lock;
-  std::string error;               // from effc_api::fail; the first one counts
+  std::string error;  // from effc_api::fail; the first one counts
 };
 
 struct View {  // an operand, wherever it lies
@@ -124,8 +124,8 @@ class Frame {
   Frame& child(size_t i, int slot);
 
   // Values, late ones included.
-  void resolve(int v);                 // a late value's sizes and address
-  void define(int v);                  // storage for an instruction's result, if it has none yet
+  void resolve(int v);  // a late value's sizes and address
+  void define(int v);   // storage for an instruction's result, if it has none yet
   void set_dynamic(int v, int rank, const int64_t* shape, char* data);
   void bind_late(int symbol, int64_t value);
   const Plan::Place& place(int v) const;
@@ -140,17 +140,17 @@ class Frame {
   std::shared_ptr<const Plan> plan_;
   std::vector<int64_t> symbols_;
   Buffer arena_;
-  std::vector<char*> roots_;             // by value id, for roots
+  std::vector<char*> roots_;  // by value id, for roots
   std::vector<effc_tensor> slots_;
   std::vector<CallRecord> calls_;
   std::vector<Buffer> input_copies_;
-  std::vector<Buffer> loops_;            // per instruction with control flow: second copies of carries
+  std::vector<Buffer> loops_;                     // per instruction with control flow: second copies of carries
   std::vector<std::unique_ptr<Frame>> children_;  // two per instruction with control flow
-  std::vector<int> control_;             // instruction -> index into loops_, or -1
+  std::vector<int> control_;                      // instruction -> index into loops_, or -1
   Buffer staging_;
-  Target* outputs_ = nullptr;            // during run
+  Target* outputs_ = nullptr;  // during run
   // Programs with data-dependent sizes only.
-  std::vector<int> late_index_;          // value -> index into late_, or -1
+  std::vector<int> late_index_;  // value -> index into late_, or -1
   std::vector<LateValue> late_;
   std::vector<uint8_t> known_symbols_, known_env_;
   std::vector<int64_t> late_symbols_, env_;
@@ -173,7 +173,7 @@ struct Entry {
   std::string name;
   std::vector<IoInfo> inputs, outputs;
   std::unique_ptr<Program> program;
-  std::vector<std::unique_ptr<Context>> idle;  // guarded by short_lock()
+  std::vector<std::unique_ptr<Context>> idle;              // guarded by short_lock()
   std::vector<std::pair<const Instr*, int>> instructions;  // in profile order, with depth
   std::unique_ptr<ProfileSlot[]> profile;
 };

@@ -70,7 +70,8 @@ constexpr Feature kFeatures[] = {
 };
 
 std::string normal(std::string name) {
-  for (char& c : name) c = c == '-' || c == '.' ? '_' : char(c >= 'A' && c <= 'Z' ? c + 32 : c);
+  for (char& c : name)
+    c = c == '-' || c == '.' ? '_' : char(c >= 'A' && c <= 'Z' ? c + 32 : c);
   return name;
 }
 
@@ -128,11 +129,13 @@ void require_isa(const std::vector<std::string>& isa, const std::string& target)
   const auto& have = cpu_features();
   std::string missing;
   for (const std::string& name : isa)
-    if (std::find(have.begin(), have.end(), normal(name)) == have.end()) missing += (missing.empty() ? "" : ", ") + name;
+    if (std::find(have.begin(), have.end(), normal(name)) == have.end())
+      missing += (missing.empty() ? "" : ", ") + name;
   if (!missing.empty())
-    fail("this artifact was compiled for '%s' and cannot run here: this machine lacks %s (or the operating system does "
-         "not enable it). Compile it for a smaller target, for example target=\"cpu:x86-64-v3\".",
-         target.c_str(), missing.c_str());
+    fail(
+        "this artifact was compiled for '%s' and cannot run here: this machine lacks %s (or the operating system does "
+        "not enable it). Compile it for a smaller target, for example target=\"cpu:x86-64-v3\".",
+        target.c_str(), missing.c_str());
 }
 
 }  // namespace effc_rt

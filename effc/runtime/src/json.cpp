@@ -11,9 +11,12 @@ struct Parser {
   const char* p;
   const char* end;
 
-  [[noreturn]] void bad(const char* what) { fail("the manifest is not valid JSON: %s at byte %lld", what, static_cast<long long>(p - begin)); }
+  [[noreturn]] void bad(const char* what) {
+    fail("the manifest is not valid JSON: %s at byte %lld", what, static_cast<long long>(p - begin));
+  }
   void space() {
-    while (p < end && (*p == ' ' || *p == '\t' || *p == '\n' || *p == '\r')) ++p;
+    while (p < end && (*p == ' ' || *p == '\t' || *p == '\n' || *p == '\r'))
+      ++p;
   }
   bool literal(const char* word) {
     size_t n = strlen(word);
@@ -99,7 +102,8 @@ struct Parser {
       }
     }
     std::vector<const std::string*> sorted;
-    for (const std::string& key : j.keys) sorted.push_back(&key);
+    for (const std::string& key : j.keys)
+      sorted.push_back(&key);
     std::sort(sorted.begin(), sorted.end(), [](auto* a, auto* b) { return *a < *b; });
     for (size_t k = 1; k < sorted.size(); ++k)
       if (*sorted[k] == *sorted[k - 1]) bad("duplicate key");
@@ -110,7 +114,7 @@ struct Parser {
     unsigned code = 0;
     for (int k = 0; k < 4; ++k, ++p) {
       char c = *p;
-      unsigned digit = c >= '0' && c <= '9' ? unsigned(c - '0')
+      unsigned digit = c >= '0' && c <= '9'   ? unsigned(c - '0')
                        : c >= 'a' && c <= 'f' ? unsigned(c - 'a' + 10)
                        : c >= 'A' && c <= 'F' ? unsigned(c - 'A' + 10)
                                               : 16u;
@@ -143,7 +147,8 @@ struct Parser {
     ++p;
     for (;;) {
       const char* start = p;
-      while (p < end && *p != '"' && *p != '\\' && static_cast<unsigned char>(*p) >= 0x20) ++p;
+      while (p < end && *p != '"' && *p != '\\' && static_cast<unsigned char>(*p) >= 0x20)
+        ++p;
       out.append(start, p);
       if (p == end) bad("unterminated string");
       if (*p == '"') {
@@ -184,13 +189,15 @@ struct Parser {
     const char* start = p;
     if (p < end && *p == '-') ++p;
     const char* digits = p;
-    while (p < end && *p >= '0' && *p <= '9') ++p;
+    while (p < end && *p >= '0' && *p <= '9')
+      ++p;
     if (p == digits || (p - digits > 1 && *digits == '0')) bad("bad number");
     bool real = false;
     if (p < end && *p == '.') {
       real = true;
       const char* after = ++p;
-      while (p < end && *p >= '0' && *p <= '9') ++p;
+      while (p < end && *p >= '0' && *p <= '9')
+        ++p;
       if (p == after) bad("bad number");
     }
     if (p < end && (*p == 'e' || *p == 'E')) {
@@ -198,7 +205,8 @@ struct Parser {
       ++p;
       if (p < end && (*p == '+' || *p == '-')) ++p;
       const char* after = p;
-      while (p < end && *p >= '0' && *p <= '9') ++p;
+      while (p < end && *p >= '0' && *p <= '9')
+        ++p;
       if (p == after) bad("bad number");
     }
     if (!real) {

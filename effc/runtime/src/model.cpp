@@ -48,12 +48,13 @@ uint64_t parse_hex(const Json& j) {
 
 int64_t count_of(const std::vector<int64_t>& shape) {
   int64_t n = 1;
-  for (int64_t d : shape) n = mul(n, d);
+  for (int64_t d : shape)
+    n = mul(n, d);
   return n;
 }
 
-// Maps code from memory: no file is written. The path is spelled differently each time ("/" or "/./" per bit of a counter),
-// because the dynamic linker takes equal paths for the same object even after the number was reused.
+// Maps code from memory: no file is written. The path is spelled differently each time ("/" or "/./" per bit of a
+// counter), because the dynamic linker takes equal paths for the same object even after the number was reused.
 void* load_code_object(const uint8_t* data, int64_t size, const std::string& what) {
   int fd = memfd_create("effc", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (fd < 0) fail("cannot create memory for the artifact's code: %s", strerror(errno));
@@ -69,7 +70,8 @@ void* load_code_object(const uint8_t* data, int64_t size, const std::string& wha
   }
   static std::atomic<uint32_t> counter{0};
   std::string path = "/proc/self/fd";
-  for (uint32_t k = counter.fetch_add(1); k; k >>= 1) path += k & 1 ? "/." : "/";
+  for (uint32_t k = counter.fetch_add(1); k; k >>= 1)
+    path += k & 1 ? "/." : "/";
   path += "/" + std::to_string(fd);
   void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   const char* why = handle ? nullptr : dlerror();
@@ -78,21 +80,24 @@ void* load_code_object(const uint8_t* data, int64_t size, const std::string& wha
   return handle;
 }
 
-
 }  // namespace
 
 Model::Model(const char* path, int want_threads) : file_(path) {
   threads = want_threads > 0 ? std::min(want_threads, 256) : default_threads();
   std::vector<ZipEntry> files = read_zip(file_.data, file_.size);
   const ZipEntry& m = find(files, "manifest.json");
-  if (crc32(file_.data + m.offset, m.size) != m.crc32) fail("the artifact is damaged: the manifest's checksum does not match");
+  if (crc32(file_.data + m.offset, m.size) != m.crc32)
+    fail("the artifact is damaged: the manifest's checksum does not match");
   manifest.assign(reinterpret_cast<const char*>(file_.data + m.offset), size_t(m.size));
   Json j = Json::parse(manifest.data(), manifest.size());
   if (!j.is_object()) fail("the manifest is not an object");
   int64_t format = j.integer("format");
   if (format != EFFC_FORMAT_VERSION)
-    fail("this artifact has format version %lld, this effc reads version %d: compile the model again, or use the effc that "
-         "wrote it", static_cast<long long>(format), EFFC_FORMAT_VERSION);
+    fail(
+        "this artifact has format version %lld, this effc reads version %d: compile the model again, or use the effc "
+        "that "
+        "wrote it",
+        static_cast<long long>(format), EFFC_FORMAT_VERSION);
   if (j.integer("abi") != EFFC_ABI_VERSION)
     fail("this artifact's kernels have ABI version %lld, this effc has %d: compile the model again",
          static_cast<long long>(j.integer("abi")), EFFC_ABI_VERSION);
@@ -129,7 +134,8 @@ void Model::load_segments(const Json& manifest_json, const std::vector<ZipEntry>
       fail("the artifact is damaged: '%s' has another number of checksums", f.path.c_str());
     for (size_t k = 0; k < sums.size(); ++k) {
       int64_t at = int64_t(k) * chunk;
-      chunks_.push_back({file_.data + f.offset + at, std::min(chunk, nbytes - at), parse_hex(sums[k]), &segment_paths_.back()});
+      chunks_.push_back(
+          {file_.data + f.offset + at, std::min(chunk, nbytes - at), parse_hex(sums[k]), &segment_paths_.back()});
     }
     linker.segments.push_back({file_.data + f.offset, nbytes});
     total = add(total, nbytes);
@@ -151,7 +157,8 @@ void Model::verify_weights() {
     }
   };
   parallel_for(threads, int64_t(chunks_.size()), 1, task, &job);
-  if (job.bad >= 0) fail("the artifact is damaged: the checksum of '%s' does not match", chunks_[size_t(job.bad)].path->c_str());
+  if (job.bad >= 0)
+    fail("the artifact is damaged: the checksum of '%s' does not match", chunks_[size_t(job.bad)].path->c_str());
   weights_ok_.store(true, std::memory_order_release);
 }
 
@@ -182,8 +189,8 @@ void Model::load_states(const Json& manifest_json) {
     info.nbytes = mul(count_of(info.shape), kDtypes[info.dtype].size);
     if (item.find("seg")) {
       int64_t seg = item.integer("seg"), offset = item.integer("offset");
-      if (seg < 0 || size_t(seg) >= linker.segments.size() || offset < 0 || offset > linker.segments[size_t(seg)].nbytes ||
-          info.nbytes > linker.segments[size_t(seg)].nbytes - offset)
+      if (seg < 0 || size_t(seg) >= linker.segments.size() || offset < 0 ||
+          offset > linker.segments[size_t(seg)].nbytes || info.nbytes > linker.segments[size_t(seg)].nbytes - offset)
         fail("state '%s' lies outside its segment", info.name.c_str());
       info.init = linker.segments[size_t(seg)].data + offset;
     }
@@ -236,7 +243,8 @@ void Model::load_entries(const Json& manifest_json) {
     e->program = Program::parse(item.object("program"), linker, nullptr, threads, counter);
     e->inputs = read_ios(item.at("inputs"), *e->program, e->program->inputs);
     e->outputs = read_ios(item.at("outputs"), *e->program, e->program->outputs);
-    for (const IoInfo& io : e->inputs) e->program->input_names.push_back(io.name);
+    for (const IoInfo& io : e->inputs)
+      e->program->input_names.push_back(io.name);
     for (const Commit& c : e->program->commits)
       if (!c.to_state) e->inputs[size_t(c.target)].written = true;
     collect(*e->program, 0, e->instructions);
@@ -274,12 +282,15 @@ struct Model::Lease {
     if (entry.idle.size() < kMaxIdle) entry.idle.push_back(std::move(context));
   }
   void take_inputs(const effc_array* in, int n_in) {
-    if (n_in != int(entry.inputs.size())) fail("the model takes %d inputs, %d were given", int(entry.inputs.size()), n_in);
+    if (n_in != int(entry.inputs.size()))
+      fail("the model takes %d inputs, %d were given", int(entry.inputs.size()), n_in);
     for (int i = 0; i < n_in; ++i) {
-      if (in[i].rank < 0 || in[i].rank > EFFC_MAX_RANK) fail("input '%s' has rank %d", entry.inputs[size_t(i)].name.c_str(), in[i].rank);
+      if (in[i].rank < 0 || in[i].rank > EFFC_MAX_RANK)
+        fail("input '%s' has rank %d", entry.inputs[size_t(i)].name.c_str(), in[i].rank);
       for (int d = 0; d < in[i].rank; ++d)
         if (in[i].shape[d] < 0) fail("input '%s' has a negative size", entry.inputs[size_t(i)].name.c_str());
-      context->inputs[size_t(i)] = {static_cast<char*>(in[i].data), in[i].dtype, in[i].rank, in[i].shape, in[i].strides};
+      context->inputs[size_t(i)] = {static_cast<char*>(in[i].data), in[i].dtype, in[i].rank, in[i].shape,
+                                    in[i].strides};
     }
   }
   Entry& entry;
@@ -326,7 +337,8 @@ void Model::run(int index, Session* use, const effc_array* in, int n_in, effc_ar
   for (int i = 0; i < n_in; ++i) {
     if (in[i].data) continue;
     int64_t count = 1;
-    for (int d = 0; d < in[i].rank; ++d) count = in[i].shape[d] == 0 ? 0 : count;
+    for (int d = 0; d < in[i].rank; ++d)
+      count = in[i].shape[d] == 0 ? 0 : count;
     if (count) fail("input '%s' has no data", e.inputs[size_t(i)].name.c_str());
   }
   c.frame.bind(c.inputs.data(), nullptr);

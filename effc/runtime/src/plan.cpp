@@ -60,7 +60,8 @@ int64_t plan_arena(std::vector<Block>& blocks, int steps, int64_t* lower_bound) 
     change[size_t(b.last) + 1] = sub(change[size_t(b.last) + 1], b.bytes);
   }
   int64_t live = 0, bound = 0;
-  for (int64_t c : change) bound = std::max(bound, live = add(live, c));
+  for (int64_t c : change)
+    bound = std::max(bound, live = add(live, c));
   if (lower_bound) *lower_bound = bound;
 
   std::vector<int> order(blocks.size());
@@ -103,7 +104,8 @@ void fill_place(const Value& v, const int64_t* env, const Plan::Place* base_plac
   }
   place.count = row_major(v.rank, shape, strides);
   if (v.has_strides)
-    for (int i = 0; i < v.rank; ++i) strides[i] = env[v.strides[size_t(i)]];
+    for (int i = 0; i < v.rank; ++i)
+      strides[i] = env[v.strides[size_t(i)]];
   place.row_major = !v.has_strides || is_row_major(v.rank, shape, strides);
   int64_t item = kDtypes[v.dtype].size;
   place.offset = base_place ? base_place->offset : 0;
@@ -127,7 +129,8 @@ std::shared_ptr<const Plan> Program::make_plan(const std::vector<int64_t>& symbo
   const int64_t* env = plan->env.data();
 
   size_t total = 0;
-  for (const Value& v : values) total += 2 * size_t(v.rank);
+  for (const Value& v : values)
+    total += 2 * size_t(v.rank);
   plan->pool.resize(total + 1);
   plan->values.resize(values.size());
   plan->root_offset.assign(values.size(), 0);
@@ -189,7 +192,8 @@ std::shared_ptr<const Plan> Program::make_plan(const std::vector<int64_t>& symbo
     }
   }
   plan->arena_bytes = plan_arena(blocks, int(code.size()), &plan->lower_bound);
-  for (size_t i = 0; i < blocks.size(); ++i) *where[i] = blocks[i].at;
+  for (size_t i = 0; i < blocks.size(); ++i)
+    *where[i] = blocks[i].at;
   return plan;
 }
 

@@ -1,7 +1,8 @@
 // Fork-join pool. A job is published in one 64-bit word (epoch, open bit, number of workers inside), so that a worker
-// that wakes late finds the job closed and goes back to sleep: the caller never waits for a thread that has not started.
-// Chunks are dealt out in equal contiguous ranges, one per thread, and stolen when a thread's own range is used up: the same
-// thread sees the same part of the data from kernel to kernel, and slow threads do not hold up the join.
+// that wakes late finds the job closed and goes back to sleep: the caller never waits for a thread that has not
+// started. Chunks are dealt out in equal contiguous ranges, one per thread, and stolen when a thread's own range is
+// used up: the same thread sees the same part of the data from kernel to kernel, and slow threads do not hold up the
+// join.
 #include "pool.hpp"
 
 #include <linux/futex.h>
@@ -46,7 +47,7 @@ struct Pool {
   std::mutex busy;  // held for the length of one fork-join
   int workers = 0;  // threads started, not counting callers
   bool fork_handler = false;
-  alignas(64) std::atomic<uint64_t> state{0};  // epoch << 32 | open | inside
+  alignas(64) std::atomic<uint64_t> state{0};   // epoch << 32 | open | inside
   alignas(64) std::atomic<uint32_t> signal{0};  // changes with each job; sleepers wait on it
   std::atomic<uint32_t> sleepers{0};
   // The job; written before `state` opens it.
@@ -169,7 +170,8 @@ void parallel_for(int threads, int64_t n, int64_t grain, effc_task_fn fn, void* 
     // The chunk borders are the same as in parallel.
     int before = t_worker;
     t_worker = worker;
-    for (int64_t c = 0; c < chunks; ++c) fn(arg, c * grain, std::min(n, (c + 1) * grain), worker);
+    for (int64_t c = 0; c < chunks; ++c)
+      fn(arg, c * grain, std::min(n, (c + 1) * grain), worker);
     t_worker = before;
     return;
   }

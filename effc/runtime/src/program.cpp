@@ -9,7 +9,8 @@
 namespace effc_rt {
 
 Linker::~Linker() {
-  for (void* handle : code) dlclose(handle);
+  for (void* handle : code)
+    dlclose(handle);
 }
 
 void* Linker::symbol(const std::string& name) const {
@@ -26,7 +27,8 @@ int Linker::state(const std::string& name) const {
 
 std::string Program::dims_text(const std::vector<Dim>& shape) const {
   std::string text = "(";
-  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + dims.text(shape[i], symbol_names);
+  for (size_t i = 0; i < shape.size(); ++i)
+    text += (i ? ", " : "") + dims.text(shape[i], symbol_names);
   return text + (shape.size() == 1 ? ",)" : ")");
 }
 
@@ -42,10 +44,13 @@ struct Program::Reader {
     if (!j.is_int() || j.i < lo || j.i > hi) fail("the manifest's program is malformed: %s out of range", what);
     return int(j.i);
   }
-  int value_id(const Json& j, const char* what, int lo = 0) { return number(j, lo, int64_t(p.values.size()) - 1, what); }
+  int value_id(const Json& j, const char* what, int lo = 0) {
+    return number(j, lo, int64_t(p.values.size()) - 1, what);
+  }
   std::vector<int> value_ids(const Json& j, const char* key, int lo = 0) {
     std::vector<int> ids;
-    for (const Json& item : j.array(key)) ids.push_back(value_id(item, key, lo));
+    for (const Json& item : j.array(key))
+      ids.push_back(value_id(item, key, lo));
     return ids;
   }
 
@@ -76,7 +81,8 @@ struct Program::Reader {
   }
   std::vector<Dim> dims(const Json& j, const char* key) {
     std::vector<Dim> out;
-    for (const Json& item : j.array(key)) out.push_back(dim(item));
+    for (const Json& item : j.array(key))
+      out.push_back(dim(item));
     return out;
   }
   Dim dim_or(const Json& j, const char* key, int64_t otherwise) {
@@ -139,7 +145,8 @@ struct Program::Reader {
       if (v.has_strides) bad("an input or output with strides");
     } else if (kind == "const") {
       v.kind = Value::kConst;
-      const Segment& seg = linker.segments[size_t(number(j.at("seg"), 0, int64_t(linker.segments.size()) - 1, "a segment"))];
+      const Segment& seg =
+          linker.segments[size_t(number(j.at("seg"), 0, int64_t(linker.segments.size()) - 1, "a segment"))];
       int64_t offset = j.integer("offset");
       if (offset < 0 || offset > seg.nbytes) bad("a constant lies outside its segment");
       v.data = seg.data + offset;
@@ -199,8 +206,10 @@ struct Program::Reader {
     }
     v.late = v.late || v.dyn;
     auto mark = [&](Dim d) { v.late = v.late || (d != kNoDim && p.dims.late(d)); };
-    for (Dim d : v.shape) mark(d);
-    for (Dim d : v.strides) mark(d);
+    for (Dim d : v.shape)
+      mark(d);
+    for (Dim d : v.strides)
+      mark(d);
     mark(v.offset);
     mark(v.bytes);
     if (v.dyn && v.root != id) bad("a dyn value that aliases another");
@@ -230,7 +239,8 @@ struct Program::Reader {
     if (j.find("attrs")) c.attrs = dims(j, "attrs");
     if (const Json* f = j.find("fattrs")) {
       if (!f->is_array()) bad("fattrs");
-      for (const Json& item : f->items) c.fattrs.push_back(real(item));
+      for (const Json& item : f->items)
+        c.fattrs.push_back(real(item));
     }
     c.scratch = dim_or(j, "scratch", 0);
     c.thread_scratch = dim_or(j, "thread_scratch", 0);
@@ -250,16 +260,19 @@ struct Program::Reader {
   void nested(const Json& j, const char* key, Instr& c, int slot, size_t n_in, size_t n_out) {
     c.sub[slot] = Program::parse(j.object(key), linker, &p, p.thread_count, counter);
     const Program& sub = *c.sub[slot];
-    if (sub.inputs.size() != n_in || sub.outputs.size() != n_out) bad("a nested program's inputs or outputs do not match");
+    if (sub.inputs.size() != n_in || sub.outputs.size() != n_out)
+      bad("a nested program's inputs or outputs do not match");
     if (!sub.commits.empty()) bad("a nested program with commits");
     // Results go straight into the outer values, slices of them for the ys of a scan; inputs are checked when bound.
     for (size_t k = 0; k < n_out && !(c.op == Instr::kWhile && slot == 0); ++k) {
       const Value &inner = sub.values[size_t(sub.outputs[k])], &outer = p.values[size_t(c.out[k])];
       int row = c.op == Instr::kScan && k >= size_t(c.n_carry) ? 1 : 0;
-      if (inner.dtype != outer.dtype || inner.rank + row != outer.rank) bad("the result of a nested program does not match");
+      if (inner.dtype != outer.dtype || inner.rank + row != outer.rank)
+        bad("the result of a nested program does not match");
     }
     for (int k = 0; k < c.n_carry; ++k)
-      if (p.values[size_t(c.in[size_t(k)])].dtype != p.values[size_t(c.out[size_t(k)])].dtype) bad("a carry's dtypes differ");
+      if (p.values[size_t(c.in[size_t(k)])].dtype != p.values[size_t(c.out[size_t(k)])].dtype)
+        bad("a carry's dtypes differ");
     p.uses_state = p.uses_state || sub.uses_state;
   }
 
@@ -323,7 +336,8 @@ struct Program::Reader {
     const std::vector<Json>& values = j.array("values");
     if (values.size() > (1u << 24)) bad("too many values");
     p.values.reserve(values.size());
-    for (const Json& item : values) read_value(item, int(p.values.size()), int64_t(values.size()));
+    for (const Json& item : values)
+      read_value(item, int(p.values.size()), int64_t(values.size()));
     link_values();
     p.inputs = value_ids(j, "inputs", -1);
     p.outputs = value_ids(j, "outputs");
@@ -344,7 +358,8 @@ struct Program::Reader {
       if (id < 0) bad("a symbol comes from an absent input");
       if (s.from == Symbol::kInputDim && s.dim >= p.values[size_t(id)].rank) bad("a symbol's dim");
     }
-    for (const Json& item : j.array("code")) read_instruction(item);
+    for (const Json& item : j.array("code"))
+      read_instruction(item);
     if (const Json* list = j.find("commits")) {
       if (!list->is_array()) bad("commits");
       for (const Json& item : list->items) {
@@ -373,9 +388,11 @@ struct Program::Reader {
   }
 };
 
-std::unique_ptr<Program> Program::parse(const Json& j, const Linker& linker, Program* parent, int threads, int& counter) {
+std::unique_ptr<Program> Program::parse(const Json& j, const Linker& linker, Program* parent, int threads,
+                                        int& counter) {
   int depth = 0;
-  for (Program* q = parent; q; q = q->parent) ++depth;
+  for (Program* q = parent; q; q = q->parent)
+    ++depth;
   if (depth > 32) fail("the manifest's program is malformed: control flow nested too deeply");
   auto program = std::make_unique<Program>();
   program->parent = parent;
@@ -407,10 +424,14 @@ void Program::analyse() {
       if (!value.late && (kind == Value::kInput || kind == Value::kOutput || kind == Value::kState))
         external_slots.emplace_back(slot, v);
     };
-    for (size_t k = 0; k < c.in.size(); ++k) operand(c.in[k], c.first_slot + int(k));
-    for (size_t k = 0; k < c.out.size(); ++k) operand(c.out[k], c.first_slot + int(c.in.size() + k));
-    for (Dim d : c.attrs) c.late = c.late || dims.late(d);
-    for (Dim d : {c.scratch, c.thread_scratch, c.length}) c.late = c.late || (d != kNoDim && dims.late(d));
+    for (size_t k = 0; k < c.in.size(); ++k)
+      operand(c.in[k], c.first_slot + int(k));
+    for (size_t k = 0; k < c.out.size(); ++k)
+      operand(c.out[k], c.first_slot + int(c.in.size() + k));
+    for (Dim d : c.attrs)
+      c.late = c.late || dims.late(d);
+    for (Dim d : {c.scratch, c.thread_scratch, c.length})
+      c.late = c.late || (d != kNoDim && dims.late(d));
     for (const auto& sub : c.sub)
       if (sub)
         for (const Symbol& s : sub->symbols)

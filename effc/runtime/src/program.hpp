@@ -33,7 +33,7 @@ struct Linker {
   ~Linker();
   std::vector<Segment> segments;
   std::vector<StateInfo> states;
-  std::vector<void*> code;  // dlopen handles
+  std::vector<void*> code;                      // dlopen handles
   void* symbol(const std::string& name) const;  // throws Error
   int state(const std::string& name) const;     // throws Error
 };
@@ -52,16 +52,16 @@ struct Value {
   enum Kind : uint8_t { kInput, kConst, kState, kTemp, kOutput, kView };
   Kind kind = kTemp;
   bool dyn = false;
-  bool late = false;       // shape, strides or place known only once an instruction has run
+  bool late = false;  // shape, strides or place known only once an instruction has run
   bool has_strides = false;
   int dtype = 0, rank = 0;
-  int index = -1;          // input, output or state number
-  int base = -1;           // the view's base, or the value that `alias` names
-  int root = -1;           // the value that owns the storage
+  int index = -1;  // input, output or state number
+  int base = -1;   // the view's base, or the value that `alias` names
+  int root = -1;   // the value that owns the storage
   std::vector<Dim> shape, strides;
-  Dim offset = kNoDim;     // of a view, in elements
+  Dim offset = kNoDim;  // of a view, in elements
   Dim bytes = kNoDim;
-  int64_t fixed = -1;      // static arena offset
+  int64_t fixed = -1;             // static arena offset
   const uint8_t* data = nullptr;  // kConst
   int64_t data_bytes = 0;
   int first = -1, last = -1;  // of a root: the instructions that define it and use it last
@@ -80,16 +80,16 @@ struct Instr {
   std::vector<Dim> attrs;
   std::vector<double> fattrs;
   Dim scratch = kNoDim, thread_scratch = kNoDim, flops = kNoDim, bytes = kNoDim;
-  std::vector<int> bind;     // symbols that the kernel binds
-  std::vector<int> frees;    // late roots used here for the last time
+  std::vector<int> bind;   // symbols that the kernel binds
+  std::vector<int> frees;  // late roots used here for the last time
   std::string name, kernel, loc;
-  int cond = -1;             // if
+  int cond = -1;  // if
   int n_carry = 0, n_xs = 0, n_consts = 0;
   Dim length = kNoDim;
   bool reverse = false;
   std::unique_ptr<Program> sub[2];  // then/else, cond/body, body
   int profile_id = 0;
-  int first_slot = 0;        // of its operands in the frame's table of arguments
+  int first_slot = 0;  // of its operands in the frame's table of arguments
 };
 
 struct Commit {
@@ -112,9 +112,9 @@ struct Plan {
   std::vector<int64_t> env;      // value of each Dim (0 if late)
   struct Place {
     const int64_t *shape, *strides;
-    int64_t offset;   // bytes from the root's data
-    int64_t count;    // elements
-    int64_t lo, hi;   // bytes touched, relative to the root's data: [lo, hi)
+    int64_t offset;  // bytes from the root's data
+    int64_t count;   // elements
+    int64_t lo, hi;  // bytes touched, relative to the root's data: [lo, hi)
     bool row_major;
   };
   std::vector<Place> values;
@@ -147,7 +147,8 @@ struct Program {
   int thread_count = 1;
 
   // Parses and checks; throws Error. `counter` numbers instructions for profiling, nested ones included.
-  static std::unique_ptr<Program> parse(const Json& j, const Linker& linker, Program* parent, int threads, int& counter);
+  static std::unique_ptr<Program> parse(const Json& j, const Linker& linker, Program* parent, int threads,
+                                        int& counter);
 
   // The plan for these symbol values, from the cache or made now.
   std::shared_ptr<const Plan> plan(const std::vector<int64_t>& symbol_values);

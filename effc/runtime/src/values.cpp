@@ -35,14 +35,17 @@ void Frame::resolve(int v) {
     if (d != kNoDim && !known_env_[size_t(d)])
       fail("the size %s is used before it is known", p.dims.text(d, p.symbol_names).c_str());
   };
-  for (Dim d : value.shape) known(d);
-  for (Dim d : value.strides) known(d);
+  for (Dim d : value.shape)
+    known(d);
+  for (Dim d : value.strides)
+    known(d);
   known(value.offset);
   fill_place(value, env_.data(), value.base >= 0 ? &place(value.base) : nullptr, late.shape, late.strides, late.place);
   if (value.root != v) {
     const Value& root = p.values[size_t(value.root)];
     const Plan::Place& at = place(value.root);
-    int64_t limit = root.kind == Value::kConst || root.kind == Value::kState ? root.data_bytes : at.count * kDtypes[root.dtype].size;
+    int64_t limit = root.kind == Value::kConst || root.kind == Value::kState ? root.data_bytes
+                                                                             : at.count * kDtypes[root.dtype].size;
     if (root.kind == Value::kTemp) {
       limit = std::max(limit, at.hi);
       if (root.bytes != kNoDim && known_env_[size_t(root.bytes)]) limit = std::max(limit, env_[size_t(root.bytes)]);
@@ -92,7 +95,8 @@ void Frame::define(int v) {
   if (root != v) resolve(v);
 }
 
-// A "dyn" value gets its sizes, and its storage unless data already holds it. A size that is a bare unbound symbol binds it.
+// A "dyn" value gets its sizes, and its storage unless data already holds it. A size that is a bare unbound symbol
+// binds it.
 void Frame::set_dynamic(int v, int rank, const int64_t* shape, char* data) {
   const Value& value = program_.values[size_t(v)];
   LateValue& late = late_[size_t(late_index_[size_t(v)])];
@@ -127,13 +131,13 @@ void Frame::bind_late(int symbol, int64_t value) {
   const Symbol& s = program_.symbols[size_t(symbol)];
   if (known_symbols_[size_t(symbol)]) {
     if (late_symbols_[size_t(symbol)] != value)
-      fail("the size '%s' came out as %lld and as %lld", s.name.c_str(), static_cast<long long>(late_symbols_[size_t(symbol)]),
-           static_cast<long long>(value));
+      fail("the size '%s' came out as %lld and as %lld", s.name.c_str(),
+           static_cast<long long>(late_symbols_[size_t(symbol)]), static_cast<long long>(value));
     return;
   }
   if (value < s.lo || value > s.hi)
-    fail("the data-dependent size '%s' came out as %lld, outside %lld to %lld", s.name.c_str(), static_cast<long long>(value),
-         static_cast<long long>(s.lo), static_cast<long long>(s.hi));
+    fail("the data-dependent size '%s' came out as %lld, outside %lld to %lld", s.name.c_str(),
+         static_cast<long long>(value), static_cast<long long>(s.lo), static_cast<long long>(s.hi));
   late_symbols_[size_t(symbol)] = value;
   known_symbols_[size_t(symbol)] = 1;
   program_.dims.evaluate_late(late_symbols_.data(), known_symbols_.data(), env_.data(), known_env_.data());

@@ -48,8 +48,8 @@ T read(const uint8_t* p) {  // x86-64 is little-endian, as zip is
 [[noreturn]] void broken(const char* what) { fail("the artifact is damaged or not an effc artifact: %s", what); }
 
 void check_path(const std::string& path) {
-  bool ok = !path.empty() && path[0] != '/' && path.find('\\') == std::string::npos && path.find('\0') == std::string::npos &&
-            path.find(':') == std::string::npos;
+  bool ok = !path.empty() && path[0] != '/' && path.find('\\') == std::string::npos &&
+            path.find('\0') == std::string::npos && path.find(':') == std::string::npos;
   for (size_t start = 0; ok && start <= path.size();) {
     size_t stop = std::min(path.find('/', start), path.size());
     std::string part = path.substr(start, stop - start);
@@ -90,7 +90,8 @@ std::vector<ZipEntry> read_zip(const uint8_t* data, int64_t size) {
   for (uint64_t k = 0; k < count; ++k) {
     if (uint64_t(dir_end) - p < 46 || read<uint32_t>(data + p) != 0x02014b50) broken("directory entry");
     const uint8_t* h = data + p;
-    uint64_t name_len = read<uint16_t>(h + 28), extra_len = read<uint16_t>(h + 30), comment_len = read<uint16_t>(h + 32);
+    uint64_t name_len = read<uint16_t>(h + 28), extra_len = read<uint16_t>(h + 30),
+             comment_len = read<uint16_t>(h + 32);
     if (uint64_t(dir_end) - p - 46 < name_len + extra_len + comment_len) broken("directory entry");
     ZipEntry e;
     e.path.assign(reinterpret_cast<const char*>(h + 46), name_len);
@@ -130,13 +131,15 @@ std::vector<ZipEntry> read_zip(const uint8_t* data, int64_t size) {
   if (p != uint64_t(dir_end)) broken("directory size");
 
   std::vector<const ZipEntry*> order;
-  for (const ZipEntry& e : entries) order.push_back(&e);
+  for (const ZipEntry& e : entries)
+    order.push_back(&e);
   std::sort(order.begin(), order.end(), [](auto* a, auto* b) { return a->offset < b->offset; });
   for (size_t k = 1; k < order.size(); ++k)
     if (order[k - 1]->offset + order[k - 1]->size > order[k]->offset - 30) broken("entries overlap");
   std::sort(order.begin(), order.end(), [](auto* a, auto* b) { return a->path < b->path; });
   for (size_t k = 1; k < order.size(); ++k)
-    if (order[k - 1]->path == order[k]->path) fail("the artifact is refused: duplicate entry '%s'", order[k]->path.c_str());
+    if (order[k - 1]->path == order[k]->path)
+      fail("the artifact is refused: duplicate entry '%s'", order[k]->path.c_str());
   return entries;
 }
 
@@ -146,11 +149,13 @@ uint32_t crc32(const uint8_t* data, int64_t size) {
     std::array<std::array<uint32_t, 256>, 8> t{};
     for (uint32_t i = 0; i < 256; ++i) {
       uint32_t c = i;
-      for (int k = 0; k < 8; ++k) c = c & 1 ? 0xEDB88320u ^ (c >> 1) : c >> 1;
+      for (int k = 0; k < 8; ++k)
+        c = c & 1 ? 0xEDB88320u ^ (c >> 1) : c >> 1;
       t[0][i] = c;
     }
     for (uint32_t i = 0; i < 256; ++i)
-      for (int k = 1; k < 8; ++k) t[k][i] = (t[k - 1][i] >> 8) ^ t[0][t[k - 1][i] & 255];
+      for (int k = 1; k < 8; ++k)
+        t[k][i] = (t[k - 1][i] >> 8) ^ t[0][t[k - 1][i] & 255];
     return t;
   }();
   uint32_t c = ~0u;
@@ -159,7 +164,8 @@ uint32_t crc32(const uint8_t* data, int64_t size) {
     c = table[7][w & 255] ^ table[6][(w >> 8) & 255] ^ table[5][(w >> 16) & 255] ^ table[4][(w >> 24) & 255] ^
         table[3][(w >> 32) & 255] ^ table[2][(w >> 40) & 255] ^ table[1][(w >> 48) & 255] ^ table[0][w >> 56];
   }
-  for (; size > 0; --size, ++data) c = table[0][(c ^ *data) & 255] ^ (c >> 8);
+  for (; size > 0; --size, ++data)
+    c = table[0][(c ^ *data) & 255] ^ (c >> 8);
   return ~c;
 }
 

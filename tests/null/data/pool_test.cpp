@@ -15,9 +15,12 @@
 #include "effc.h"
 
 static int failures = 0;
-#define CHECK(x) \
-  do { \
-    if (!(x)) { printf("failed: %s at line %d\n", #x, __LINE__); ++failures; } \
+#define CHECK(x)                                       \
+  do {                                                 \
+    if (!(x)) {                                        \
+      printf("failed: %s at line %d\n", #x, __LINE__); \
+      ++failures;                                      \
+    }                                                  \
   } while (0)
 
 struct Job {
@@ -26,15 +29,18 @@ struct Job {
   std::atomic<int> clashes{0}, max_worker{0}, bad_borders{0};
   int64_t n, grain;
   Job(int64_t n, int64_t grain) : hits(size_t(n)), n(n), grain(grain) {
-    for (auto& b : busy) b = 0;
+    for (auto& b : busy)
+      b = 0;
   }
   static void run(void* arg, int64_t begin, int64_t end, int32_t worker) {
     Job& j = *static_cast<Job*>(arg);
     if (j.busy[worker].fetch_add(1) != 0) ++j.clashes;
     if (begin % j.grain || end > j.n || (end - begin != j.grain && end != j.n) || begin >= end) ++j.bad_borders;
     int seen = j.max_worker.load();
-    while (worker > seen && !j.max_worker.compare_exchange_weak(seen, worker)) {}
-    for (int64_t i = begin; i < end; ++i) ++j.hits[size_t(i)];
+    while (worker > seen && !j.max_worker.compare_exchange_weak(seen, worker)) {
+    }
+    for (int64_t i = begin; i < end; ++i)
+      ++j.hits[size_t(i)];
     j.busy[worker].fetch_sub(1);
   }
   bool good(int threads) {
@@ -58,7 +64,10 @@ static void stress() {
   for (int i = 0; i < 20000; ++i) {
     Job j(16, 1);
     effc_parallel_for(4, 16, 1, Job::run, &j);
-    if (!j.good(4)) { CHECK(false); return; }
+    if (!j.good(4)) {
+      CHECK(false);
+      return;
+    }
     if (i % 2000 == 0) usleep(2000);  // workers go to sleep
   }
 }
@@ -74,7 +83,8 @@ static void concurrent() {  // the pool serves one caller, the others run serial
         bad += !j.good(3);
       }
     });
-  for (auto& c : callers) c.join();
+  for (auto& c : callers)
+    c.join();
   CHECK(bad == 0);
 }
 
@@ -128,7 +138,13 @@ static void latency(int threads) {  // one chunk of 20 us per thread: what the j
   std::vector<double> us;
   for (int i = 0; i < 2000; ++i) {
     double start = now();
-    effc_parallel_for(threads, threads, 1, [](void*, int64_t, int64_t, int32_t) { for (double t = now(); now() - t < 20;) {} }, nullptr);
+    effc_parallel_for(
+        threads, threads, 1,
+        [](void*, int64_t, int64_t, int32_t) {
+          for (double t = now(); now() - t < 20;) {
+          }
+        },
+        nullptr);
     us.push_back(now() - start - 20);
   }
   std::sort(us.begin(), us.end());

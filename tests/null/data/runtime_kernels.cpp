@@ -8,7 +8,8 @@
 
 static int64_t count(const effc_tensor& t) {
   int64_t n = 1;
-  for (int i = 0; i < t.rank; ++i) n *= t.shape[i];
+  for (int i = 0; i < t.rank; ++i)
+    n *= t.shape[i];
   return n;
 }
 
@@ -31,7 +32,8 @@ static float& at(const effc_tensor& t, int64_t i) { return static_cast<float*>(t
 KERNEL t_add(const effc_call* c) {
   auto body = [](void* arg, int64_t begin, int64_t end, int32_t) {
     auto* call = static_cast<const effc_call*>(arg);
-    for (int64_t i = begin; i < end; ++i) at(call->out[0], i) = get(call->in[0], call->out[0], i) + get(call->in[1], call->out[0], i);
+    for (int64_t i = begin; i < end; ++i)
+      at(call->out[0], i) = get(call->in[0], call->out[0], i) + get(call->in[1], call->out[0], i);
   };
   c->api->parallel_for(c->run, count(c->out[0]), 16, body, const_cast<effc_call*>(c));
   return 0;
@@ -40,7 +42,8 @@ KERNEL t_add(const effc_call* c) {
 // out = in * fattr[0] + attr[0]
 KERNEL t_scale(const effc_call* c) {
   int64_t n = count(c->out[0]);
-  for (int64_t i = 0; i < n; ++i) at(c->out[0], i) = get(c->in[0], c->out[0], i) * float(c->fattr[0]) + float(c->attr[0]);
+  for (int64_t i = 0; i < n; ++i)
+    at(c->out[0], i) = get(c->in[0], c->out[0], i) * float(c->fattr[0]) + float(c->attr[0]);
   return 0;
 }
 
@@ -62,7 +65,8 @@ KERNEL t_sum_last(const effc_call* c) {
     int64_t last = call->in[0].shape[call->in[0].rank - 1];
     for (int64_t i = begin; i < end; ++i) {
       *sum = 0;
-      for (int64_t k = 0; k < last; ++k) *sum += get(call->in[0], call->in[0], i * last + k);
+      for (int64_t k = 0; k < last; ++k)
+        *sum += get(call->in[0], call->in[0], i * last + k);
       at(call->out[0], i) = float(*sum);
     }
   };
@@ -73,7 +77,8 @@ KERNEL t_sum_last(const effc_call* c) {
 // out0 (i64, dyn) = indices where in (f32, rank 1) is not 0; binds its length if attr[0].
 KERNEL t_nonzero(const effc_call* c) {
   int64_t n = count(c->in[0]), k = 0;
-  for (int64_t i = 0; i < n; ++i) k += get(c->in[0], c->in[0], i) != 0;
+  for (int64_t i = 0; i < n; ++i)
+    k += get(c->in[0], c->in[0], i) != 0;
   if (c->attr[0]) c->api->bind_symbol(c, 0, k);
   if (c->api->alloc_out(c, 0, 1, &k)) return 1;
   k = 0;
@@ -88,7 +93,8 @@ KERNEL t_take(const effc_call* c) {
   for (int64_t i = 0; i < n; ++i) {
     int64_t k = static_cast<const int64_t*>(c->in[1].data)[i];
     if (k < 0 || k >= c->in[0].shape[0]) {
-      c->api->fail(c, "index %lld is out of range for size %lld", static_cast<long long>(k), static_cast<long long>(c->in[0].shape[0]));
+      c->api->fail(c, "index %lld is out of range for size %lld", static_cast<long long>(k),
+                   static_cast<long long>(c->in[0].shape[0]));
       return 1;
     }
     static_cast<float*>(c->out[0].data)[i] = static_cast<const float*>(c->in[0].data)[k * c->in[0].strides[0]];
@@ -117,8 +123,8 @@ KERNEL t_tile(const effc_call* c) {
   c->epilogue(c, 0, 0, 0, 1, 0, 1, &acc, 1);
   return 0;
 }
-extern "C" __attribute__((visibility("default"))) void t_epilogue(const effc_call* c, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
-                                                                  const void* acc, int64_t) {
+extern "C" __attribute__((visibility("default"))) void t_epilogue(const effc_call* c, int64_t, int64_t, int64_t,
+                                                                  int64_t, int64_t, int64_t, const void* acc, int64_t) {
   *static_cast<float*>(c->out[0].data) = *static_cast<const float*>(acc) * *static_cast<float*>(c->in[c->n_own].data);
 }
 

@@ -1,0 +1,58 @@
+"""What EFFC_DEBUG=1 and 2 print to stderr: the plan when a model is loaded, and each kernel's cost after a run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .loader import ProfileRecord
+
+
+def level() -> int:
+    """EFFC_DEBUG as a number; 0 when unset or not a number."""
+    text = os.environ.get("EFFC_DEBUG", "")
+    return int(text) if text.isdigit() else 0
+
+
+def profile_table(records: Sequence[ProfileRecord]) -> str:
+    """One line per instruction in program order: share of the time, time, GFLOP/s, GB/s, kernel, name, source line.
+
+    Instructions inside control flow are indented; their time is part of the line above them."""
+    total = sum(r.seconds for r in records if r.depth == 0) or 1.0
+    lines = [f"{'share':>6} {'us':>10} {'calls':>6} {'GFLOP/s':>8} {'GB/s':>7}  kernel"]
+    for r in records:
+        if not r.calls:
+            continue
+        flops, rate = (r.flops / r.seconds * 1e-9, r.bytes / r.seconds * 1e-9) if r.seconds else (0.0, 0.0)
+        label = r.kernel if r.name in ("", r.kernel) else f"{r.kernel} {r.name}"
+        where = f"  [{r.loc}]" if r.loc else ""
+        figures = f"{r.seconds / total:6.1%} {r.seconds * 1e6:10.1f} {r.calls:6} {flops:8.1f} {rate:7.1f}"
+        lines.append(f"{figures}  {'  ' * r.depth}{label}{where}")
+    lines.append(f"{'':6} {total * 1e6:10.1f} us in all")
+    return "\n".join(lines)
+
+
+def plan_text(manifest: Mapping[str, Any]) -> str:
+    """Entry points with their signatures, instructions and memory, as the manifest states them."""
+    lines = [
+        f"target {manifest['target']}, {len(manifest['segments'])} weight segment(s), "
+        f"{sum(s['nbytes'] for s in manifest['segments']) / 2**20:.1f} MiB of weights"
+    ]
+    for name, e in manifest["entries"].items():
+        p = e["program"]
+        arena = (p.get("arena") or {}).get("static_bytes")
+        memory = "arena sized at run time" if arena is None else f"arena {arena / 2**20:.2f} MiB"
+        lines.append(f"entry {name}: {len(p['code'])} instructions, {len(p['values'])} values, {memory}")
+        for kind in ("inputs", "outputs"):
+            lines += [f"  {kind[:-1]} {io['name']}: {io['dtype']}{io['shape']}" for io in e[kind]]
+        for i, c in enumerate(p["code"]):
+            lines.append(f"  {i:4} {c.get('kernel', c['op'])} {c.get('in', '')} -> {c['out']}  {c.get('name', '')}")
+    return "\n".join(lines)
+
+
+def show(text: str) -> None:
+    """Prints to stderr."""
+    print(text, file=sys.stderr)
