@@ -92,3 +92,97 @@ def lower_cholesky_solve(cx: Lowering, node: Node) -> None:
     n = node.operands[0].shape[-1]
     scratch = squares(n * n, n * n, out.shape[-1] * out.shape[-2])
     cx.call("effc_cholesky_solve", ins, [out], [node.attrs["upper"]], thread_scratch=scratch)
+
+
+def _results(cx: Lowering, node: Node) -> list[Buf]:
+    return [cx.out(node, i) for i in range(len(node.types))]
+
+
+@lowers("linalg_geqrf", "linalg_qr")
+def lower_qr(cx: Lowering, node: Node) -> None:
+    a = cx.strided(node.operands[0])
+    m, n = a.shape[-2:]
+    kernel = "effc_geqrf" if node.op == "linalg_geqrf" else "effc_qr"
+    cx.call(kernel, [a], _results(cx, node), thread_scratch=squares(m * n, m, m * dims.maximum(m, n)))
+
+
+@lowers("linalg_householder_product")
+def lower_householder_product(cx: Lowering, node: Node) -> None:
+    out = cx.out(node)
+    m, n = out.shape[-2:]
+    v, tau = node.operands
+    ins = [with_batch(cx, v, out.shape[:-2]), with_batch(cx, tau, out.shape[:-2], 1)]
+    cx.call("effc_householder_product", ins, [out], thread_scratch=squares(m * n, m * n, n))
+
+
+@lowers("linalg_ormqr")
+def lower_ormqr(cx: Lowering, node: Node) -> None:
+    out = cx.out(node)
+    batch = out.shape[:-2]
+    v, tau, c = node.operands
+    ins = [with_batch(cx, v, batch), with_batch(cx, tau, batch, 1), with_batch(cx, c, batch)]
+    scratch = squares(v.shape[-1] * v.shape[-2], out.shape[-1] * out.shape[-2], v.shape[-1])
+    cx.call("effc_ormqr", ins, [out], [node.attrs["left"], node.attrs["adjoint"]], thread_scratch=scratch)
+
+
+@lowers("linalg_eigh")
+def lower_eigh(cx: Lowering, node: Node) -> None:
+    a = cx.strided(node.operands[0])
+    n = a.shape[-1]
+    scratch = squares(n * n, n * n, *[n] * 6)
+    cx.call("effc_eigh", [a], _results(cx, node), [node.attrs["lower"]], thread_scratch=scratch)
+
+
+@lowers("linalg_svd")
+def lower_svd(cx: Lowering, node: Node) -> None:
+    a = cx.strided(node.operands[0])
+    m, n = a.shape[-2:]
+    k, longer = dims.minimum(m, n), dims.maximum(m, n)
+    small = [k * k] * 5
+    scratch = squares(m * n, m * n, longer * longer, m * m, n * n, *small, k * 12, longer)
+    cx.call("effc_svd", [a], _results(cx, node), thread_scratch=scratch + 1024)
+
+
+@lowers("linalg_eig")
+def lower_eig(cx: Lowering, node: Node) -> None:
+    a = cx.strided(node.operands[0])
+    n = a.shape[-1]
+    cx.call("effc_eig", [a], _results(cx, node), thread_scratch=squares(n * n, n * n, n * n, *[n] * 6))
+
+
+@lowers("linalg_ldl_factor")
+def lower_ldl_factor(cx: Lowering, node: Node) -> None:
+    a = cx.strided(node.operands[0])
+    n = a.shape[-1]
+    attrs = [node.attrs["hermitian"], node.attrs["check"]]
+    cx.call("effc_ldl_factor", [a], _results(cx, node), attrs, thread_scratch=squares(n * n, n))
+
+
+@lowers("linalg_ldl_solve")
+def lower_ldl_solve(cx: Lowering, node: Node) -> None:
+    out = cx.out(node)
+    batch = out.shape[:-2]
+    ld, pivots, b = node.operands
+    ins = [with_batch(cx, ld, batch), with_batch(cx, pivots, batch, 1), with_batch(cx, b, batch)]
+    n = ld.shape[-1]
+    scratch = squares(n * n, out.shape[-1] * out.shape[-2])
+    cx.call("effc_ldl_solve", ins, [out], [node.attrs["hermitian"]], thread_scratch=scratch)
+
+
+@lowers("linalg_matrix_exp")
+def lower_matrix_exp(cx: Lowering, node: Node) -> None:
+    a = cx.strided(node.operands[0])
+    n = a.shape[-1]
+    cx.call("effc_matrix_exp", [a], [cx.out(node)], thread_scratch=squares(*[n * n] * 7, n) + 1024)
+
+
+@lowers("cdist")
+def lower_cdist(cx: Lowering, node: Node) -> None:
+    out = cx.out(node)
+    ins = [with_batch(cx, v, out.shape[:-2]) for v in node.operands]
+    cx.call("effc_cdist", ins, [out], fattrs=[node.attrs["p"]])
+
+
+@lowers("pdist")
+def lower_pdist(cx: Lowering, node: Node) -> None:
+    cx.call("effc_pdist", [cx.strided(node.operands[0])], [cx.out(node)], fattrs=[node.attrs["p"]])
