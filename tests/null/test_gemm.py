@@ -183,7 +183,7 @@ def test_packed_header_is_checked(lib: h.KernelLibrary) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("shape", [(1, 1, 70, 40, 130), (2, 3, 7, 600, 33), (1, 1, 1, 64, 300), (1, 1, 3, 5000, 4)])
+@pytest.mark.parametrize("shape", [(1, 1, 70, 40, 130), (2, 3, 7, 600, 33), (2, 1, 9, 8, 7), (1, 3, 9, 8, 7), (1, 1, 1, 64, 300), (1, 1, 3, 5000, 4)])
 def test_epilogue(lib: h.KernelLibrary, shape: tuple[int, ...], packed: bool) -> None:
     """relu(acc * 0.5 + bias[n] + residual[b0, b1, m, n]) as a hand-written epilogue; a bias shared by the batches."""
     b0, b1, m, k, n = shape

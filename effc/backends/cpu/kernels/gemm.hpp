@@ -524,8 +524,9 @@ struct Driver {
 
   /* A batch dim over which B does not vary is more rows of A, if the strides say so. Epilogues see the batch: not then. */
   void fold_batches() {
+    if (call->epilogue) return;
     for (int pass = 0; pass < 2; ++pass) {
-      if (b1 > 1 && !call->epilogue && b.batch1 == 0 && a.batch1 == a.row * (m / f.unit) &&
+      if (b1 > 1 && b.batch1 == 0 && a.batch1 == a.row * (m / f.unit) &&
           c.batch1 == c.row * (m / f.unit)) {
         m *= b1;
         b1 = 1;
