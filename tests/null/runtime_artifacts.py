@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from effc.runtime import build_rt
 from effc.runtime.artifact import ArtifactWriter
@@ -118,3 +121,26 @@ def save(
         entries = {"forward": entry(prog, in_tree, out_tree)}
     w.save(path, manifest(entries, states=states or {}, **more))
     return path
+
+
+@functools.cache
+def sanitizer_env() -> dict[str, str]:
+    """effc_rt built with the address and undefined-behaviour sanitizers: the environment to run Python with it."""
+    flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1"]
+
+    def find(name: str) -> str:
+        command = [*build_rt.compiler(), f"-print-file-name={name}"]
+        return os.path.realpath(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+
+    libraries = [find("libasan.so"), find("libstdc++.so.6")]
+    if not all(map(os.path.isfile, libraries)):
+        pytest.skip("the compiler has no libasan.so")
+    folder = build_rt.cache_dir() / "rt" / ("sanitizers-" + build_rt.content_hash(flags))
+    if not (folder / build_rt.NAME).exists():
+        build_rt.build(folder, flags)
+    return {
+        "EFFC_RT_LIB": str(folder / build_rt.NAME),
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runtime_artifacts import DATA, add, call, dim_symbol, program, save, scale, tensor
+from runtime_artifacts import DATA, add, call, dim_symbol, program, sanitizer_env, save, scale, tensor
 from test_runtime_artifact import damage, run_corpus, small
 
 from effc.runtime import _rt, build_rt
@@ -130,12 +130,14 @@ def test_pool(tmp_path: Path) -> None:
     assert done.returncode == 0 and done.stdout == "fine\n", done.stdout
 
 
-def test_threads_follow_the_environment(tmp_path: Path) -> None:
+def test_threads_follow_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chain(tmp_path / "m.effc")
     path = repr(str(tmp_path / "m.effc"))
     code = f"from effc.runtime.loader import load; print(load({path}).num_threads, load({path}, 3).num_threads)"
+    monkeypatch.delenv("EFFC_NUM_THREADS", raising=False)
     assert python(code, EFFC_NUM_THREADS="5").stdout == "5 3\n"
-    everything = len(os.sched_getaffinity(0))
+    everything = int(python(code).stdout.split()[0])
+    assert 1 <= everything <= len(os.sched_getaffinity(0))  # less where the control group grants less
     for odd in ("", "0", "-1", "many"):
         assert python(code, EFFC_NUM_THREADS=odd).stdout == f"{everything} 3\n"
     one = f"import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); {code}"
@@ -322,6 +324,23 @@ def test_load_time_of_90_megabytes(tmp_path: Path) -> None:
         load(path)
 
 
+def test_large_weights_are_verified_at_the_first_run(tmp_path: Path) -> None:
+    """Beyond 256 MiB loading does not read the weights; the first run does, and every later one still refuses."""
+    w = ArtifactWriter()
+    block = RNG.integers(0, 256, 1 << 20, np.uint8)
+    w.add_weight(np.concatenate([block] * 260))
+    values = [tensor([4], "const", seg=0, offset=0), tensor([4], "output", i=0)]
+    path = save(tmp_path / "m.effc", program(values, [scale(0, 1)], [], [1]), writer=w)
+    np.testing.assert_array_equal(load(path)(), block[:16].view(np.float32))
+    with open(path, "r+b") as f:
+        f.seek(200 << 20)
+        f.write(b"damage")
+    m = load(path)
+    for _ in range(2):
+        with pytest.raises(EffcError, match=r"checksum of 'weights/0\.bin'"):
+            m()
+
+
 def test_fork_after_running(tmp_path: Path) -> None:
     """A model that has run in the parent runs in the child, with threads."""
     chain(tmp_path / "m.effc")
@@ -419,39 +438,15 @@ def test_static_offsets_are_used_and_checked(tmp_path: Path) -> None:
         load(save(tmp_path / "m.effc", program(values, code, [0], [3])))
 
 
-@pytest.fixture(scope="module")
-def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """effc_rt built with AddressSanitizer and UndefinedBehaviorSanitizer, and the environment to run Python with it."""
-    flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1"]
-    asan = subprocess.run(
-        [*build_rt.compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    if "/" not in asan:
-        pytest.skip("no libasan.so")
-    stdcpp = subprocess.run(
-        [*build_rt.compiler(), "-print-file-name=libstdc++.so.6"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    folder = build_rt.cache_dir() / "rt" / ("san-" + build_rt.content_hash(flags))
-    lib = folder / build_rt.NAME
-    if not lib.exists():
-        build_rt.build(folder, flags)
-    return {
-        "EFFC_RT_LIB": str(lib),
-        "LD_PRELOAD": f"{os.path.realpath(asan)} {os.path.realpath(stdcpp)}",
-        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-    }
-
-
-def test_damage_under_sanitizers(tmp_path: Path, sanitized: dict[str, str]) -> None:
+def test_damage_under_sanitizers(tmp_path: Path) -> None:
     good = small(tmp_path / "good.effc")
     size = good.stat().st_size
     corpus = [c for c in damage(size) if c[0] in ("cut", "append") or not (120 < c[1] < 4000) or c[1] % 200 == 0]
-    counts = run_corpus(tmp_path, good, corpus, sanitized)
+    counts = run_corpus(tmp_path, good, corpus, sanitizer_env())
     assert counts["refused"] > 1500 and counts["right"] > 20, counts
 
 
-def test_runs_under_sanitizers(tmp_path: Path, sanitized: dict[str, str]) -> None:
+def test_runs_under_sanitizers() -> None:
     """This folder's running tests, against the sanitizer build."""
     tests = [str(Path(__file__).parent / f"test_runtime_{name}.py") for name in ("run", "state", "control")]
     done = subprocess.run(
@@ -460,6 +455,6 @@ def test_runs_under_sanitizers(tmp_path: Path, sanitized: dict[str, str]) -> Non
         text=True,
         check=False,
         cwd=ROOT,
-        env={**os.environ, **sanitized},
+        env={**os.environ, **sanitizer_env()},
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -168,7 +168,8 @@ struct Services {
   static void report(const effc_call* call, const std::string& text) {
     RunState& run = state(call->run);
     std::lock_guard<std::mutex> guard(run.error_lock);
-    if (run.error.empty()) run.error = text;
+    if (!run.failed.load(std::memory_order_relaxed)) run.error = text;
+    run.failed.store(true, std::memory_order_release);
   }
   static void fail(const effc_call* call, const char* fmt, ...) __attribute__((format(printf, 2, 3))) {
     va_list args;
@@ -358,7 +359,7 @@ void Frame::adopt(std::shared_ptr<const Plan> plan) {
 void Frame::run(const View* inputs, Target* outputs) {
   Program& p = program_;
   outputs_ = outputs;
-  run_.error.clear();
+  run_.failed.store(false, std::memory_order_relaxed);
   for (size_t v = 0; v < p.values.size() && p.has_late; ++v)
     if (p.values[v].late && p.values[v].root == int(v)) roots_[v] = nullptr;
   if (p.has_late) {
@@ -468,10 +469,9 @@ void Frame::call(size_t i) {
       r.call.thread_scratch = scratch[1] = heap_.take(mul(r.call.thread_scratch_bytes, run_.threads));
   }
   int32_t status = c.fn(&r.call);
-  if (status != 0 || (c.late && !run_.error.empty())) {
-    std::string why =
-        run_.error.empty() ? format("kernel %s failed with status %d", c.kernel.c_str(), int(status)) : run_.error;
-    run_.error.clear();
+  if (status != 0 || run_.failed.load(std::memory_order_acquire)) {
+    bool told = run_.failed.exchange(false);
+    std::string why = told ? run_.error : format("kernel %s failed with status %d", c.kernel.c_str(), int(status));
     fail("%s [in %s%s%s]", why.c_str(), c.name.c_str(), c.loc.empty() ? "" : " at ", c.loc.c_str());
   }
   if (c.late) {

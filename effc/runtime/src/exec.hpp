@@ -44,6 +44,7 @@ struct RunState {
   int threads = 1;
   Session* session = nullptr;
   ProfileSlot* profile = nullptr;  // NULL: off
+  std::atomic<bool> failed{false};  // a kernel called effc_api::fail
   std::mutex error_lock;
   std::string error;  // from effc_api::fail; the first one counts
 };

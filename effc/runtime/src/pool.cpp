@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <atomic>
 #include <climits>
+#include <cstdio>
 #include <cstdlib>
 #include <mutex>
 
@@ -148,6 +149,28 @@ struct Pool {
 
 }  // namespace
 
+namespace {
+
+// CPUs' worth of time that a container's control group grants, rounded up; INT_MAX without a limit.
+int quota() {
+  double limit = -1, period = 1;
+  if (FILE* f = fopen("/sys/fs/cgroup/cpu.max", "re")) {  // version 2: "max 100000" or "200000 100000"
+    if (fscanf(f, "%lf %lf", &limit, &period) != 2) limit = -1;
+    fclose(f);
+  } else if (FILE* g = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "re")) {  // version 1; -1 means none
+    if (fscanf(g, "%lf", &limit) != 1) limit = -1;
+    fclose(g);
+    if (FILE* h = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "re")) {
+      if (fscanf(h, "%lf", &period) != 1) limit = -1;
+      fclose(h);
+    }
+  }
+  if (limit <= 0 || period <= 0 || limit / period > kMaxThreads) return INT_MAX;
+  return std::max(1, int((limit + period - 1) / period));
+}
+
+}  // namespace
+
 int default_threads() {
   if (const char* env = getenv("EFFC_NUM_THREADS")) {
     char* end = nullptr;
@@ -156,8 +179,8 @@ int default_threads() {
   }
   cpu_set_t set;
   CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return std::min(CPU_COUNT(&set), kMaxThreads);
-  return 1;
+  int cpus = sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0 ? CPU_COUNT(&set) : 1;
+  return std::min({cpus, quota(), kMaxThreads});
 }
 
 void parallel_for(int threads, int64_t n, int64_t grain, effc_task_fn fn, void* arg) {

@@ -6,7 +6,8 @@
 
 namespace effc_rt {
 
-// CPUs this process may use: EFFC_NUM_THREADS if set to a positive number, else the size of the affinity mask.
+// CPUs this process may use: EFFC_NUM_THREADS if set to a positive number, else the size of the affinity mask, or what
+// the control group grants if that is less.
 int default_threads();
 
 // Runs fn over [0, n) in chunks of `grain` on at most `threads` threads, and returns when all are done. Runs serially
