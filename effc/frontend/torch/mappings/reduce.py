@@ -310,6 +310,8 @@ def _norm(cx: Context, x: Value, p: Any = 2, dim: Any = None, keepdim: bool = Fa
 @aten("_cdist_forward")
 def _cdist(cx: Context, x: Value, y: Value, p: float, compute_mode: int | None) -> Value:
     """Pairwise p-distances of [..., m, d] and [..., n, d]."""
+    if x.dtype in (DType.f32, DType.f64):
+        return cx.op("cdist", x, y, p=float(p))
     if x.shape[-1] == 0:
         return cx.full(0.0, cx.out.shape, x.dtype)
     diff = cx.sub(cx.unsqueeze(cx.opmath(x), -2), cx.unsqueeze(cx.opmath(y), -3))
@@ -318,6 +320,8 @@ def _cdist(cx: Context, x: Value, y: Value, p: float, compute_mode: int | None) 
 
 @aten("_pdist_forward")
 def _pdist(cx: Context, x: Value, p: float = 2) -> Value:
+    if x.dtype in (DType.f32, DType.f64):
+        return cx.op("pdist", x, p=float(p))
     n = x.shape[0]
     if not isinstance(n, int):
         raise Unsupported("a dynamic number of rows")
