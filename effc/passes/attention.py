@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -40,6 +40,7 @@ class _Term:
 
     value: Value
     added: bool
+    rank: int  # of the scores where it is applied
     coefficient: float = 1.0
     negated: bool = False
     fill: float = 0.0
@@ -52,6 +53,7 @@ class _Scores:
     scale: float = 1.0
     softcap: float = 0.0
     q_factor: Value | None = None
+    q_factor_rank: int = 4
     terms: list[_Term] = field(default_factory=list)
     carriers: list[Node] = field(default_factory=list)
     lead: tuple[Dim, ...] | None = None  # leading dims [B, H] where a reshape or a mask shows them
@@ -295,7 +297,7 @@ def _add(v: Value, mult: float, s: _Scores) -> None:
     if len(choices) == 2 and x.node.op != "matmul" and y.node.op == "matmul":
         a, b = y, x
     sign = -1.0 if v.node.op == "sub" else 1.0
-    s.terms.append(_Term(b, True, mult * (sign if b is y else 1.0)))
+    s.terms.append(_Term(b, True, v.rank, mult * (sign if b is y else 1.0)))
     if v.rank == 4 and s.lead is None:
         s.lead = v.shape[:2]
     _walk(a, mult * (sign if a is y else 1.0), s)
@@ -321,7 +323,7 @@ def _scale(v: Value, mult: float, s: _Scores) -> None:
             and s.q_factor is None
             and not s.softcap
         ):
-            s.q_factor = b
+            s.q_factor, s.q_factor_rank = b, v.rank
             if v.rank == 4 and s.lead is None:
                 s.lead = v.shape[:2]
             return _walk(a, mult, s)
@@ -355,7 +357,7 @@ def _where(v: Value, mult: float, s: _Scores) -> None:
             raise _Declined("a mask under a softcap")
         if s.q_factor is not None or mult <= 0:
             raise _Declined("a mask before a scale that is a tensor or negative")
-        s.terms.append(_Term(cond, False, negated=negated, fill=fill * mult))
+        s.terms.append(_Term(cond, False, v.rank, negated=negated, fill=fill * mult))
         if v.rank == 4 and s.lead is None:
             s.lead = v.shape[:2]
         return _walk(kept, mult, s)
@@ -426,7 +428,7 @@ class _Build:
         scale = scale * fq * fk
         q, k, v = (self.four(b, t, s) for t in (q, k, v))
         if s.q_factor is not None:
-            q = b.op("mul", q, self.mask_shape(b, now(s.q_factor), s))
+            q = b.op("mul", q, self.four_masks(b, now(s.q_factor), s.q_factor_rank, s))
         k, v = ungrouped(b, k, v)
         q, k, v = self.batched(b, q, k, v)
         q, k, v, dtype = self.narrowed(b, q, k, v, s)
@@ -499,8 +501,9 @@ class _Build:
 
     def masks(self, b: Builder, s: _Scores, now: Any, q: Value, k: Value) -> tuple[Value | None, Dim | None]:
         """The mask operand and the causal offset."""
-        terms = [_Term(now(t.value), t.added, t.coefficient, t.negated, t.fill) for t in s.terms]
+        terms = [replace(t, value=now(t.value)) for t in s.terms]
         terms = [x for t in terms for x in _split(t) if not (x.added and _number(x.value) == 0)]
+        terms = [replace(t, value=self.four_masks(b, t.value, t.rank, s)) for t in terms]
         causal: Dim | None = None
         for t in terms:
             o = self.causal(t, [x for x in terms if x is not t], s, q, k)
@@ -523,7 +526,6 @@ class _Build:
             mask = total if mask is None else b.op("where", mask, total, scalar(b, -math.inf, q.dtype))
         if mask is None:
             return None, causal
-        mask = self.mask_shape(b, mask, s)
         if not s.zero_rows and not self.safe(terms, q.dtype):
             self.report.count("attention.guarded")
             mask = self.guarded(b, mask, q.dtype)
@@ -565,20 +567,21 @@ class _Build:
         x = t.value if t.value.dtype is dtype else b.op("convert", t.value, dtype=dtype)
         return x if t.coefficient == 1.0 else b.op("mul", x, scalar(b, t.coefficient, dtype))
 
-    def mask_shape(self, b: Builder, mask: Value, s: _Scores) -> Value:
-        """The mask as rank 4; [B*H, Lq, Lk] masks are split as the scores are."""
-        if (
-            mask.rank == 3
-            and s.lead is not None
-            and mask.shape[0] == s.lead[0] * s.lead[1]
-            and not is_one(mask.shape[0])
-        ):
-            return _value(b.op("reshape", mask, shape=(*s.lead, *mask.shape[1:])))
-        if mask.rank == 3 and s.lead is None:
-            return _value(b.op("reshape", mask, shape=(mask.shape[0], 1, *mask.shape[1:])))
-        if mask.rank < 4:
-            return _value(b.op("reshape", mask, shape=(*[1] * (4 - mask.rank), *mask.shape)))
-        return mask
+    def four_masks(self, b: Builder, mask: Value, rank: int, s: _Scores) -> Value:
+        """A mask of scores of this rank as one of [B, H, Lq, Lk]."""
+        shape: tuple[Dim, ...]
+        if rank == 3 and mask.rank == 3 and not is_one(mask.shape[0]):  # dim 0 is B*H, or B where there are no heads
+            if s.lead is None:
+                shape = (mask.shape[0], 1, *mask.shape[1:])
+            elif mask.shape[0] == s.lead[0] * s.lead[1]:
+                shape = (*s.lead, *mask.shape[1:])
+            else:
+                raise _Declined(f"a mask's leading dim of {mask.shape[0]} is not {s.lead[0]} * {s.lead[1]}")
+        elif mask.rank < 4:
+            shape = (*[1] * (4 - mask.rank), *mask.shape)
+        else:
+            return mask
+        return _value(b.op("reshape", mask, shape=shape))
 
 
 def _range(t: _Term) -> tuple[float, float]:
@@ -602,7 +605,10 @@ def _causal(t: _Term) -> Dim | None:
         if t.coefficient <= 0:
             return None
         if n.op in ("reshape", "broadcast_to") and n.operands[0].shape[-2:] == t.value.shape[-2:]:
-            return _causal(_Term(n.operands[0], True, t.coefficient))
+            inner = replace(t, value=n.operands[0])
+            o = _causal(inner)
+            t.fill = inner.fill
+            return o
         if n.op == "where":
             a, c = _number(n.operands[1]), _number(n.operands[2])
             if a == 0 and c is not None and c * t.coefficient <= HUGE:
@@ -615,8 +621,8 @@ def _causal(t: _Term) -> Dim | None:
             u = _number(n.operands[0])
             if u is not None and u * t.coefficient <= HUGE:
                 t.fill = u * t.coefficient
-                o: Dim = n.attrs["diagonal"]
-                return o - 1
+                diagonal: Dim = n.attrs["diagonal"]
+                return diagonal - 1
         a_const = const(t.value)
         if a_const is not None and a_const.ndim >= 2 and 0 < a_const.size <= 1 << 24:
             low = float(a_const.min())
@@ -639,9 +645,9 @@ def _split(t: _Term) -> list[_Term]:
     if not t.added and not t.negated and n.op in ("logical_and", "bitwise_and") and n.operands[0].dtype.is_bool:
         if t.fill != -math.inf:
             return [t]
-        return [x for v in n.operands for x in _split(_Term(v, False, fill=t.fill))]
+        return [x for v in n.operands for x in _split(replace(t, value=v))]
     if t.added and n.op == "add":
-        return [x for v in n.operands for x in _split(_Term(v, True, t.coefficient))]
+        return [x for v in n.operands for x in _split(replace(t, value=v))]
     return [t]
 
 
@@ -740,7 +746,7 @@ def _narrow_term(t: _Term, short: set[DType]) -> bool:
 
 def without_causal(b: Builder, mask: Value, q: Value, k: Value) -> tuple[Value | None, Dim | None]:
     """The mask of an ``attention`` node without its causal part, and the offset of that; (mask, None) where it has none."""
-    s = _Scores(terms=[_Term(mask, not mask.dtype.is_bool, fill=-math.inf)], zero_rows=True)
+    s = _Scores(terms=[_Term(mask, not mask.dtype.is_bool, 4, fill=-math.inf)], zero_rows=True)
     build = _Build(Graph((), (), (), b.symbols), {}, PassReport())
     mark = len(b.nodes)
     rest, offset = build.masks(b, s, lambda v: v, q, k)

@@ -347,6 +347,23 @@ def test_merged_batch_and_heads() -> None:
     assert math.isclose(n.attrs["scale"], 0.15, rel_tol=1e-6)
 
 
+def test_alibi_over_merged_heads() -> None:
+    """Bloom: a bias [B*H, 1, Lk] is added to the product of rank 3, a mask [B, 1, Lq, Lk] to the scores of rank 4."""
+    b = Net()
+    n, s = b.symbol("n", 1, 9), b.symbol("s0", 1, 64)
+    x, alibi = b.tensor("x", n, s, 12), b.op("tanh", b.tensor("alibi", n * 3, 1, s))
+    pad = b.tensor("pad", n, 1, 1, s, dtype=DType.bool)
+    q, k, v = (b.op("reshape", b.heads(b.op("mul", x, b.number(f)), 3), shape=(n * 3, s, 4)) for f in (0.3, 0.5, 2.0))
+    scores = b.op("add", alibi, b.op("mul", b.op("matmul", q, b.t(k)), b.number(0.5)))
+    scores = b.op("reshape", scores, shape=(n, 3, s, s))
+    scores = b.op("add", scores, b.op("where", pad, b.number(0.0), b.number(MIN)))
+    p = b.op("reshape", b.softmax(scores), shape=(n * 3, s, s))
+    g = b.graph([b.op("reshape", b.op("matmul", p, v), shape=(n, 3, s, 4))])
+    for sizes in ({"n": 1, "s0": 1}, {"n": 2, "s0": 5}, {"n": 3, "s0": 3}):
+        out, _ = form(g, sizes=sizes)
+    assert attention_of(out).operands[3].shape == (n, 3, 1, s)
+
+
 def test_single_head_of_rank_three_and_two() -> None:
     for lead in ((3,), ()):
         b = Net()
