@@ -41,6 +41,7 @@ class _Term:
     value: Value
     added: bool
     rank: int  # of the scores where it is applied
+    dtype: DType  # of the scores there
     coefficient: float = 1.0
     negated: bool = False
     fill: float = 0.0
@@ -297,7 +298,7 @@ def _add(v: Value, mult: float, s: _Scores) -> None:
     if len(choices) == 2 and x.node.op != "matmul" and y.node.op == "matmul":
         a, b = y, x
     sign = -1.0 if v.node.op == "sub" else 1.0
-    s.terms.append(_Term(b, True, v.rank, mult * (sign if b is y else 1.0)))
+    s.terms.append(_Term(b, True, v.rank, v.dtype, mult * (sign if b is y else 1.0)))
     if v.rank == 4 and s.lead is None:
         s.lead = v.shape[:2]
     _walk(a, mult * (sign if a is y else 1.0), s)
@@ -357,7 +358,7 @@ def _where(v: Value, mult: float, s: _Scores) -> None:
             raise _Declined("a mask under a softcap")
         if s.q_factor is not None or mult <= 0:
             raise _Declined("a mask before a scale that is a tensor or negative")
-        s.terms.append(_Term(cond, False, v.rank, negated=negated, fill=fill * mult))
+        s.terms.append(_Term(cond, False, v.rank, v.dtype, negated=negated, fill=fill * mult))
         if v.rank == 4 and s.lead is None:
             s.lead = v.shape[:2]
         return _walk(kept, mult, s)
@@ -491,6 +492,9 @@ class _Build:
                 if t.added and (w := _narrow(t.value)) is not None:
                     t.value = w
             return bare[0], bare[1], bare[2], dtype
+        for t in s.terms:  # a finite mask of a wider type may have no counterpart in a short one
+            if t.dtype.itemsize > q.dtype.itemsize and (t.added or t.fill != -math.inf):
+                q, k, v = (_value(x if x.dtype is t.dtype else b.op("convert", x, dtype=t.dtype)) for x in (q, k, v))
         if q.dtype is not v.dtype:  # scores in f32, weights converted back to the values' short type
             if q.dtype.compute is v.dtype or v.dtype.compute is q.dtype:
                 wide = DType.f32 if q.dtype.compute is DType.f32 else q.dtype
@@ -546,7 +550,8 @@ class _Build:
 
     def safe(self, terms: list[_Term], dtype: DType) -> bool:
         """No row can be -inf throughout."""
-        return sum(min(_range(t)[0], 0.0) for t in terms) >= -largest(dtype.compute)
+        # Adding something small to the lowest number gives that number again: half a unit there is 3e-8 of it in f32.
+        return sum(min(_range(t)[0], 0.0) for t in terms) >= -largest(dtype.compute) * (1 + 1e-8)
 
     def guarded(self, b: Builder, mask: Value, dtype: DType) -> Value:
         """The mask with rows that see no key set to NaN, as softmax would have it."""
@@ -746,7 +751,7 @@ def _narrow_term(t: _Term, short: set[DType]) -> bool:
 
 def without_causal(b: Builder, mask: Value, q: Value, k: Value) -> tuple[Value | None, Dim | None]:
     """The mask of an ``attention`` node without its causal part, and the offset of that; (mask, None) where it has none."""
-    s = _Scores(terms=[_Term(mask, not mask.dtype.is_bool, 4, fill=-math.inf)], zero_rows=True)
+    s = _Scores(terms=[_Term(mask, not mask.dtype.is_bool, 4, q.dtype, fill=-math.inf)], zero_rows=True)
     build = _Build(Graph((), (), (), b.symbols), {}, PassReport())
     mark = len(b.nodes)
     rest, offset = build.masks(b, s, lambda v: v, q, k)

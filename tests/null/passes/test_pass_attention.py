@@ -360,8 +360,8 @@ def test_alibi_over_merged_heads() -> None:
     p = b.op("reshape", b.softmax(scores), shape=(n * 3, s, s))
     g = b.graph([b.op("reshape", b.op("matmul", p, v), shape=(n, 3, s, 4))])
     for sizes in ({"n": 1, "s0": 1}, {"n": 2, "s0": 5}, {"n": 3, "s0": 3}):
-        out, _ = form(g, sizes=sizes)
-    assert attention_of(out).operands[3].shape == (n, 3, 1, s)
+        out, report = form(g, sizes=sizes)
+    assert attention_of(out).operands[3].shape == (n, 3, 1, s) and "attention.guarded" not in report.stats
 
 
 def test_single_head_of_rank_three_and_two() -> None:
@@ -396,6 +396,23 @@ def test_short_floats(dtype: DType) -> None:
     out, _ = form(b.graph([y]))
     n = attention_of(out)
     assert n.operands[0].dtype is dtype and [m.op for m in out.nodes] == ["attention"]
+
+
+@pytest.mark.parametrize("dtype", [DType.f16, DType.bf16])
+def test_wide_masks_on_short_products(dtype: DType) -> None:
+    """f16 scores, widened, masked with f32's lowest number: in f16 that would be -inf, and padded rows NaN."""
+    b = Net()
+    q, k, v = (b.tensor(n, 2, 2, 5, 4, dtype=dtype) for n in "qkv")
+    pad = b.tensor("pad", 2, 1, 1, 5, dtype=DType.bool)
+    s = b.op("convert", b.op("matmul", q, b.t(k)), dtype=F32)
+    s = b.op("add", s, b.op("where", pad, b.number(0.0), b.number(MIN)))
+    y = b.op("matmul", b.op("convert", b.softmax(s), dtype=dtype), v)
+    g = b.graph([y])
+    out, report = form(g)
+    assert attention_of(out).operands[0].dtype is F32 and "attention.guarded" not in report.stats
+    arrays = random_inputs(g, np.random.default_rng(0))
+    arrays[3][...] = False
+    close(run(out, arrays)[0], run(g, arrays)[0], dtype, 2)
 
 
 def test_declines() -> None:
