@@ -8,9 +8,10 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import sympy
 import torch
 import torch.fx as fx
@@ -50,7 +51,14 @@ def import_model(model: Any, args: Any = (), kwargs: Any = None, dynamic_shapes:
 
     registry.load()
     program, guards = to_program(model, args, kwargs, dynamic_shapes)
-    return convert_program(program, guards)
+    imported = convert_program(program, guards)
+    if dynamic_shapes is None or isinstance(model, (str, os.PathLike, torch.export.ExportedProgram)):
+        return imported  # nothing is dynamic, or there is no model to trace again
+    from .ones import relax
+
+    args = (args,) if isinstance(args, (torch.Tensor, np.ndarray)) else tuple(args)
+    graph = relax(imported.graph, args, kwargs, lambda a, k: convert_program(*to_program(model, a, k, None)).graph)
+    return imported if graph is imported.graph else replace(imported, graph=graph)
 
 
 class Problems:
@@ -114,6 +122,7 @@ class GraphImporter:
         self.cx = Context(builder, self.known, {} if numbers is None else numbers)
         self.env: dict[fx.Node, Any] = {}
         self.checks: list[Check] = []
+        self.natural: dict[str, tuple[int, int | None]] = {}  # what data-dependent symbols can be, before any assertion of the model
         self.inputs_known: set[str] = set()  # symbols whose value is known before the first node runs
 
     # arguments --------------------------------------------------------------------------------------------------------
@@ -267,6 +276,7 @@ class GraphImporter:
         self.cx.fresh = [str(s) for s in n.meta.get("unbacked_bindings") or {}]
         for s in self.cx.fresh:
             self.b.symbols.setdefault(s, (0, None))
+            self.natural[s] = (0, None)
 
     def _verify(self, n: fx.Node, v: Any, t: TensorType) -> None:
         """torch's own types are the check on every mapping."""
@@ -287,6 +297,7 @@ class GraphImporter:
                     self.cx.numbers[name] = self.b.op("convert", self.cx.reshape(source, ()), dtype=DType.f64)
                 elif name not in self.known:
                     self.b.symbols.setdefault(name, (-BIG, None))
+                    self.natural[name] = (-BIG, None)
                     whole = source if source.dtype is DType.i64 else self.b.op("convert", source, dtype=DType.i64)
                     self.b.op("item", self.cx.reshape(whole, ()), value=D.symbol(name))
         return self.number(fake)
@@ -330,7 +341,8 @@ class GraphImporter:
             self.b.op("assert", truth, message=message)
 
     def _implied(self, lhs: Dim, relation: str, rhs: Dim) -> bool:
-        lo, hi = D.bounds(lhs - rhs, self.b.symbols)
+        ranges = {**self.b.symbols, **self.natural}
+        lo, hi = D.bounds(lhs - rhs, ranges)
         return {"==": lo == hi == 0, "!=": lo > 0 or hi < 0, "<=": hi <= 0, ">=": lo >= 0, "<": hi < 0, ">": lo > 0}[relation]
 
 

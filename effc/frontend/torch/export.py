@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import operator
 import os
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,11 +16,14 @@ import numpy as np
 import torch
 import torch.fx.experimental._config as symbolic_config
 import torch.utils._pytree as pytree
+from torch.fx.proxy import TracerBase
 
 from ...runtime.errors import EffcError
+from .aliases import merge_aliased_constants
 from . import dtypes as T
 from . import registry
 from .decompositions import table
+from .recurrent import whole_layers
 
 
 @contextlib.contextmanager
@@ -27,6 +32,35 @@ def tracing() -> Iterator[None]:
     with symbolic_config.patch(backed_size_oblivious=True), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_PYTHON = os.path.dirname(os.__file__) + os.sep
+_OURS = os.path.dirname(__file__) + os.sep
+
+
+@contextlib.contextmanager
+def user_lines() -> Iterator[None]:
+    """Lets the tracer keep the innermost lines of the user's code; by default it keeps those of ``forward`` methods alone."""
+    kept = TracerBase._filter_traceback_frames
+
+    def filtered(self: Any, summary: traceback.StackSummary) -> traceback.StackSummary:
+        below = max((i for i, f in enumerate(summary) if f.filename.startswith(_OURS)), default=-1)
+        user = [f for f in summary[below + 1 :] if _is_user_file(f.filename)]
+        return traceback.StackSummary.from_list(user[-3:]) if user else kept(self, summary)
+
+    TracerBase._filter_traceback_frames = filtered  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        TracerBase._filter_traceback_frames = kept  # type: ignore[method-assign]
+
+
+@functools.cache
+def _is_user_file(name: str) -> bool:
+    if name.startswith((_TORCH, "<")):
+        return False
+    return not name.startswith(_PYTHON) or "site-packages" in name
 
 
 class _Wrapped(torch.nn.Module):
@@ -81,7 +115,7 @@ def export(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any) -> torch.exp
     try:
         for strict, defer in ((False, False), (False, True), (True, False)):
             try:
-                with tracing():
+                with tracing(), whole_layers(), user_lines():
                     return torch.export.export(
                         model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=strict, prefer_deferred_runtime_asserts_over_guards=defer
                     )
@@ -144,7 +178,7 @@ def decompose(ep: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
         return ep
     try:
         with tracing():
-            return ep.run_decompositions(table())
+            return merge_aliased_constants(ep).run_decompositions(table())
     except Exception as e:
         raise EffcError(
             f"torch could not make the exported program functional: {type(e).__name__}: {_first(str(e))}",

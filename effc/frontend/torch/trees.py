@@ -35,7 +35,7 @@ def _keys(spec: Any) -> list[str]:
     kind, context = spec.type, spec.context
     if hasattr(kind, "_fields"):
         return list(kind._fields)[:n]
-    if issubclass(kind, tuple) and len(getattr(kind, "__match_args__", ())) >= n:  # torch.return_types
+    if n and issubclass(kind, tuple) and len(getattr(kind, "__match_args__", ())) >= n:  # torch.return_types
         return list(kind.__match_args__)[:n]
     for c in context if isinstance(context, (list, tuple)) else [context]:
         if isinstance(c, (list, tuple)) and len(c) == n and all(isinstance(k, str) for k in c):
