@@ -68,8 +68,8 @@ EFFC_API const char* effc_cpu_features(void);
 /* Why the last call on this thread failed. */
 EFFC_API const char* effc_last_error(void);
 
-/* Loads an artifact: checks its structure, this CPU and the checksums before any of its code is mapped. `options` may
- * be NULL. */
+/* Loads an artifact: checks its structure, this CPU and the checksums before any of its code is mapped (weights beyond
+ * 32 MiB are checked by the first run instead). `options` may be NULL. */
 EFFC_API int32_t effc_load(const char* path, const effc_options* options, effc_model** model);
 EFFC_API void effc_free(effc_model* model); /* sessions of the model must be freed before */
 /* The artifact's manifest.json. */

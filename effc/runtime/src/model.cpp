@@ -26,7 +26,7 @@ Entry::~Entry() = default;
 
 namespace {
 
-constexpr int64_t kVerifyAtLoad = int64_t(256) << 20;  // larger weights are verified at the first run
+constexpr int64_t kVerifyAtLoad = int64_t(32) << 20;  // larger weights are verified at the first run
 constexpr size_t kMaxIdle = 64;                        // contexts kept per entry
 
 const ZipEntry& find(const std::vector<ZipEntry>& files, const std::string& path) {
