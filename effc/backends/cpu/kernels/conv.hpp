@@ -133,9 +133,18 @@ EFFC_INLINE void finish_tile(typename Simd<T>::vec (&acc)[MR][NV], const Sink<T>
   }
 }
 
-/* acc += sum over segs of rows[seg][i][0..len) * panel[seg.k ..][nv * lanes]. */
+/* The cache lines of one row of a panel, into L2. */
+template <class T, int NV>
+EFFC_INLINE void prefetch(const T* b) {
+  constexpr int lines = NV * EFFC_VLEN >= 64 ? NV * EFFC_VLEN / 64 : 1;
+  EFFC_UNROLL
+  for (int j = 0; j < lines; ++j) __builtin_prefetch((const char*)b + 64 * j, 0, 2);
+}
+
+/* acc += sum over segs of rows[seg][i][0..len) * panel[seg.k ..][nv * lanes]. `ahead` elements further lie the weights that come
+ * after these: they are fetched into L2 meanwhile. */
 template <class T, int MR, int NV>
-void micro_rows(const Seg* segs, int64_t nseg, const T* const* rows, const T* panel, const Sink<T>* sink) {
+void micro_rows(const Seg* segs, int64_t nseg, const T* const* rows, const T* panel, int64_t ahead, const Sink<T>* sink) {
   using S = Simd<T>;
   typename S::vec acc[MR][NV];
   EFFC_UNROLL
@@ -153,6 +162,7 @@ void micro_rows(const Seg* segs, int64_t nseg, const T* const* rows, const T* pa
       typename S::vec w[NV];
       EFFC_UNROLL
       for (int j = 0; j < NV; ++j) w[j] = S::load(b + j * S::lanes);
+      prefetch<T, NV>(b + ahead);
       EFFC_UNROLL
       for (int i = 0; i < MR; ++i) {
         const T a = p[i][k];
@@ -166,7 +176,8 @@ void micro_rows(const Seg* segs, int64_t nseg, const T* const* rows, const T* pa
 
 /* acc += sum over k in [k0, k1) of rows[i][offsets[k]] * panel[k][nv * lanes]. */
 template <class T, int MR, int NV>
-void micro_offsets(const int64_t* offsets, int64_t k0, int64_t k1, const T* const* rows, const T* panel, const Sink<T>* sink) {
+void micro_offsets(const int64_t* offsets, int64_t k0, int64_t k1, const T* const* rows, const T* panel, int64_t ahead,
+                   const Sink<T>* sink) {
   using S = Simd<T>;
   typename S::vec acc[MR][NV];
   EFFC_UNROLL
@@ -182,6 +193,7 @@ void micro_offsets(const int64_t* offsets, int64_t k0, int64_t k1, const T* cons
     typename S::vec w[NV];
     EFFC_UNROLL
     for (int j = 0; j < NV; ++j) w[j] = S::load(b + j * S::lanes);
+    prefetch<T, NV>(b + ahead);
     EFFC_UNROLL
     for (int i = 0; i < MR; ++i) {
       const T a = p[i][o];
@@ -194,8 +206,8 @@ void micro_offsets(const int64_t* offsets, int64_t k0, int64_t k1, const T* cons
 
 template <class T>
 struct Micro {
-  typedef void (*Rows)(const Seg*, int64_t, const T* const*, const T*, const Sink<T>*);
-  typedef void (*Offsets)(const int64_t*, int64_t, int64_t, const T* const*, const T*, const Sink<T>*);
+  typedef void (*Rows)(const Seg*, int64_t, const T* const*, const T*, int64_t, const Sink<T>*);
+  typedef void (*Offsets)(const int64_t*, int64_t, int64_t, const T* const*, const T*, int64_t, const Sink<T>*);
   Rows rows[kMaxNv][kMaxRows];
   Offsets offsets[kMaxNv][kMaxRows];
 
@@ -395,12 +407,23 @@ void pack_panels(void* arg, int64_t begin, int64_t end, int32_t) {
 
 /* ---- the main loop ---- */
 
-/* Scratch of one thread. Sizes: thread_bytes() in lower/conv.py. */
+/* Rows of x for a tile: its pixels, and for the block's range of k the segments with their row pointers. nseg: -1 for offsets,
+ * -2 where the values are gathered. */
+template <class T>
+struct Tile {
+  int64_t p0, nseg;
+  int mr;
+  Seg* segs;
+  const T** rows;
+};
+
+/* Scratch of one thread. Sizes: choose_blocks() in packing/conv.py. */
 template <class T>
 struct Work {
   Pixel<T>* pixels; /* block_rows */
-  Seg* segs;        /* block_k / 8 + 3 */
-  const T** rows;   /* (block_k / 8 + 3) * kMaxRows */
+  Tile<T>* tiles;   /* block_rows / mr + 2 */
+  Seg* segs;        /* (block_k / 8 + 3) per tile */
+  const T** rows;   /* (block_k / 8 + 3) * block_rows */
   T* patch;         /* kMaxRows * k, when cg < 8 or x is not channels-innermost */
   T* acc;           /* block_rows * block_cols rounded up to lanes */
 };
@@ -409,10 +432,11 @@ template <class T>
 Work<T> carve(const Conv<T>& v, int32_t worker) {
   char* p = v.call->thread_scratch + worker * v.call->thread_scratch_bytes;
   Work<T> w;
-  const int64_t segs = v.a[kBlockK] / 8 + 3;
-  w.pixels = (Pixel<T>*)p, p += align64(v.a[kBlockRows] * (int64_t)sizeof(Pixel<T>));
-  w.segs = (Seg*)p, p += align64(segs * (int64_t)sizeof(Seg));
-  w.rows = (const T**)p, p += align64(segs * kMaxRows * 8);
+  const int64_t segs = v.a[kBlockK] / 8 + 3, rows = v.a[kBlockRows], tiles = rows / v.mr + 2;
+  w.pixels = (Pixel<T>*)p, p += align64(rows * (int64_t)sizeof(Pixel<T>));
+  w.tiles = (Tile<T>*)p, p += align64(tiles * (int64_t)sizeof(Tile<T>));
+  w.segs = (Seg*)p, p += align64(tiles * segs * (int64_t)sizeof(Seg));
+  w.rows = (const T**)p, p += align64(segs * rows * 8);
   w.patch = (T*)p;
   if (v.cg < 8 || !v.innermost) p += align64(kMaxRows * v.k * (int64_t)sizeof(T));
   w.acc = (T*)p;
@@ -545,13 +569,13 @@ EFFC_INLINE bool in_class(const Conv<T>& v, const Tap& t, const Pixel<T>& px) {
 /* Builds segments and row pointers of k range [k0, k1) for `mr` pixels; returns the number of segments. The k range counts
  * all taps, also of a transposed convolution, where taps of other classes are left out. */
 template <class T>
-int64_t build_rows(const Conv<T>& v, Work<T>& w, const Pixel<T>* px, int mr, int64_t k0, int64_t k1, int64_t channel0, bool inside_all) {
+int64_t build_rows(const Conv<T>& v, Seg* segs, const T** rows, const Pixel<T>* px, int mr, int64_t k0, int64_t k1, int64_t channel0,
+                   bool inside_all) {
   int64_t n = 0;
-  const T** rows = w.rows;
   if (inside_all) {
     for (int64_t k = k0; k < k1;) {
       int64_t t = k / v.cg, c = k % v.cg, len = min64(v.run - k % v.run, k1 - k);
-      w.segs[n].k = k, w.segs[n].len = len, ++n;
+      segs[n].k = k, segs[n].len = len, ++n;
       const T* p = v.x + v.tap[t].offset + channel0 + c;
       for (int i = 0; i < mr; ++i) *rows++ = p + px[i].base;
       k += len;
@@ -571,7 +595,7 @@ int64_t build_rows(const Conv<T>& v, Work<T>& w, const Pixel<T>* px, int mr, int
       any = any || ok;
     }
     if (!any) continue;
-    w.segs[n].k = k - len, w.segs[n].len = len, ++n;
+    segs[n].k = k - len, segs[n].len = len, ++n;
     rows += mr;
   }
   return n;
@@ -618,65 +642,79 @@ void finish(const Conv<T>& v, const T* acc, int64_t ld, int64_t r0, int64_t r1, 
   }
 }
 
+/* One tile times one panel. */
+template <class T>
+EFFC_INLINE void run_tile(const Conv<T>& v, const Tile<T>& tile, const Pixel<T>* pixels, int64_t g, int64_t c0, int64_t c1, int64_t n,
+                          int64_t k0, int64_t k1, int64_t ahead) {
+  using S = Simd<T>;
+  const Micro<T>& micro = MicroTable<T>::table;
+  const int64_t valid = min64(v.nv * S::lanes, c1 - n), tail = valid - (ceil_div(valid, S::lanes) - 1) * S::lanes;
+  const int nv = (int)ceil_div(valid, S::lanes), mr = tile.mr;
+  const bool last = k1 >= v.k;
+  if (tile.nseg == 0 && k0 > 0 && !last) return;
+  const Pixel<T>* px = pixels + tile.p0;
+  T* c[kMaxRows];
+  const T* res[kMaxRows];
+  for (int i = 0; i < mr; ++i) c[i] = px[i].c + (n - c0);
+  Sink<T> sink = {c, v.direct ? tail : S::lanes, k0 > 0, last, nullptr, nullptr, v.clamp, v.lo, v.hi};
+  if (v.bias) sink.bias = v.bias + g * v.og + n;
+  if (v.residual) {
+    for (int i = 0; i < mr; ++i) res[i] = px[i].r + (n - c0);
+    sink.residual = res;
+  }
+  const T* panel = v.packed + g * v.group_elems + n * v.k;
+  if (tile.nseg < 0)
+    micro.offsets[nv - 1][mr - 1](v.offsets, k0, k1, tile.rows, panel, ahead, &sink);
+  else
+    micro.rows[nv - 1][mr - 1](tile.segs, tile.nseg, tile.rows, panel, ahead, &sink);
+}
+
 template <class T>
 void run_block(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, int64_t r0, int64_t r1) {
   using S = Simd<T>;
-  const Micro<T>& micro = MicroTable<T>::table;
   const int64_t wide = v.nv * S::lanes, ld = ceil_div(c1 - c0, S::lanes) * S::lanes, n0 = g * v.og + c0;
-  const int64_t channel0 = g * v.cg;
-  const bool patches = v.cg < 8 || !v.innermost;
+  const int64_t channel0 = g * v.cg, room = v.a[kBlockK] / 8 + 3;
+  const bool patches = v.cg < 8 || !v.innermost, runs = v.innermost && v.run >= 8;
   int64_t classes = v.transposed ? v.a[kStride] * v.a[kStride + 1] * v.a[kStride + 2] : 1;
   for (int64_t cls = 0; cls < classes; ++cls) {
     int64_t inner, count = list_pixels(v, w, r0, r1, cls, w.acc, ld, n0, &inner);
     if (!count) continue;
     const int64_t inner_tiles = ceil_div(inner, v.mr), tiles = inner_tiles + ceil_div(count - inner, v.mr);
+    for (int64_t t = 0; t < tiles; ++t) {
+      const bool in = t < inner_tiles;
+      const int64_t u = in ? t : t - inner_tiles, n = in ? inner_tiles : tiles - inner_tiles, first = in ? 0 : inner;
+      const int64_t total = in ? inner : count - inner, p0 = first + u * total / n, p1 = first + (u + 1) * total / n;
+      w.tiles[t].p0 = p0, w.tiles[t].mr = (int)(p1 - p0);
+      w.tiles[t].segs = w.segs + t * room, w.tiles[t].rows = w.rows + p0 * room;
+    }
     for (int64_t k0 = 0; k0 == 0 || k0 < v.k; k0 += v.block_k) {
-      int64_t k1 = min64(k0 + v.block_k, v.k);
+      const int64_t k1 = min64(k0 + v.block_k, v.k);
       for (int64_t t = 0; t < tiles; ++t) {
-        int64_t p0, p1;
-        if (t < inner_tiles) {
-          p0 = t * inner / inner_tiles, p1 = (t + 1) * inner / inner_tiles;
-        } else {
-          const int64_t rest = count - inner, u = t - inner_tiles, n = tiles - inner_tiles;
-          p0 = inner + u * rest / n, p1 = inner + (u + 1) * rest / n;
-        }
-        int mr = (int)(p1 - p0);
-        const Pixel<T>* px = w.pixels + p0;
-        T* c[kMaxRows];
-        const T* res[kMaxRows];
-        bool all = true;
-        for (int i = 0; i < mr; ++i) all = all && px[i].inside;
-        int64_t nseg = -1;
-        const T* prow[kMaxRows];
-        if (all && !(v.innermost && v.run >= 8)) {
-          for (int i = 0; i < mr; ++i) prow[i] = v.x + px[i].base + channel0 * v.xs[1];
+        Tile<T>& tile = w.tiles[t];
+        const Pixel<T>* px = w.pixels + tile.p0;
+        const bool all = t < inner_tiles;
+        if (all && !runs) {
+          tile.nseg = -1;
+          for (int i = 0; i < tile.mr; ++i) tile.rows[i] = v.x + px[i].base + channel0 * v.xs[1];
         } else if (all || !patches) {
-          nseg = build_rows(v, w, px, mr, k0, k1, channel0, all);
+          tile.nseg = build_rows(v, tile.segs, tile.rows, px, tile.mr, k0, k1, channel0, all);
         } else {
-          if (k0 == 0 || tiles > 1) build_patch(v, w, px, mr, channel0);
-          nseg = 1;
-          w.segs[0].k = k0, w.segs[0].len = k1 - k0;
-          for (int i = 0; i < mr; ++i) w.rows[i] = w.patch + i * v.k + k0;
+          tile.nseg = -2;
         }
-        const bool last = k1 >= v.k;
-        if (nseg == 0 && k0 > 0 && !last) continue;
-        for (int64_t n = c0; n < c1; n += wide) {
-          int64_t valid = min64(wide, c1 - n);
-          int nv = (int)ceil_div(valid, S::lanes);
-          for (int i = 0; i < mr; ++i) c[i] = px[i].c + (n - c0);
-          int64_t tail = valid - (nv - 1) * S::lanes;
-          Sink<T> sink = {c, v.direct ? tail : S::lanes, k0 > 0, last, nullptr, nullptr, v.clamp, v.lo, v.hi};
-          if (v.bias) sink.bias = v.bias + n0 + (n - c0);
-          if (v.residual) {
-            for (int i = 0; i < mr; ++i) res[i] = px[i].r + (n - c0);
-            sink.residual = res;
-          }
-          const T* panel = v.packed + g * v.group_elems + n * v.k;
-          if (nseg < 0)
-            micro.offsets[nv - 1][mr - 1](v.offsets, k0, k1, prow, panel, &sink);
-          else
-            micro.rows[nv - 1][mr - 1](w.segs, nseg, w.rows, panel, &sink);
-        }
+      }
+      /* A panel's part of this range of k stays in L1 while it passes over the tiles. */
+      const int64_t plain = patches ? inner_tiles : tiles;
+      for (int64_t n = c0; n < c1; n += wide) {
+        const T* panel = v.packed + g * v.group_elems + n * v.k;
+        const T* next = n + wide < c1 || k1 >= v.k ? panel + wide * v.k : v.packed + g * v.group_elems + c0 * v.k + (k1 - k0) * wide;
+        for (int64_t t = 0; t < plain; ++t) run_tile(v, w.tiles[t], w.pixels, g, c0, c1, n, k0, k1, t ? 0 : next - panel);
+      }
+      for (int64_t t = plain; t < tiles; ++t) {
+        Tile<T>& tile = w.tiles[t];
+        if (k0 == 0 || tiles > plain + 1) build_patch(v, w, w.pixels + tile.p0, tile.mr, channel0);
+        tile.nseg = 1, tile.segs[0].k = k0, tile.segs[0].len = k1 - k0;
+        for (int i = 0; i < tile.mr; ++i) tile.rows[i] = w.patch + i * v.k + k0;
+        for (int64_t n = c0; n < c1; n += wide) run_tile(v, tile, w.pixels, g, c0, c1, n, k0, k1, 0);
       }
     }
   }

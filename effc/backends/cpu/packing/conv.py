@@ -32,6 +32,7 @@ PANELS, DEPTHWISE = 1, 2
 HEADER = struct.Struct("<4s12I4xQ")
 assert HEADER.size == 64
 MAX_ROWS = 12  # kMaxRows of conv.hpp
+L1_PANEL = 24 * 1024  # bytes of a panel that are worked on at a time
 _COMPUTE = {np.dtype(np.float16): np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16): np.dtype(np.float32)}
 
 
@@ -177,19 +178,17 @@ def choose_blocks(
     packed: bool,
     copy_elems: Dim = 0,
 ) -> Blocks:
-    """Block sizes: weights of a block (k x cols) in half of a small L2 cache, its accumulators in L1, or in L2 where the
-    reduction is split. ``copy_elems``: elements of x where the kernel copies it to channels-innermost first."""
+    """Block sizes: a panel's part of the range of k in L1, a block's accumulators and rows of x in L2. ``copy_elems``: elements of x where the kernel copies it to channels-innermost first."""
     lanes = vlen // itemsize
     nv = choose_nv(og, lanes, vlen)
     wide, k = nv * lanes, cg * taps
-    l2 = 512 * 1024 // itemsize
-    block_k = k if k * wide <= l2 else max(64, 1024 // max(1, itemsize // 4))
-    cols = max(1, min(256 * 4 // itemsize // wide, l2 // max(1, block_k * wide), -(-og // wide))) * wide
-    acc = (32 if block_k == k else 128) * 1024 // itemsize
+    block_k = max(1, L1_PANEL // (wide * itemsize))
+    block_k = -(-k // -(-k // block_k)) if k > block_k else max(k, 1)  # equal parts
+    cols = max(1, min(128 * 4 // itemsize // wide, -(-og // wide))) * wide
     mr = max_rows(nv, vlen)
-    rows = max(1, min(256, acc // cols) // mr) * mr
-    segs = block_k // 8 + 3
-    thread = _align(rows * 40) + _align(segs * 16) + _align(segs * MAX_ROWS * 8)
+    rows = max(1, min(256, 64 * 1024 // itemsize // cols) // mr) * mr
+    segs, tiles = block_k // 8 + 3, rows // mr + 2
+    thread = _align(rows * 40) + _align(tiles * 40) + _align(tiles * segs * 16) + _align(rows * segs * 8)
     thread += _align(rows * cols * itemsize)
     if cg < 8 or not innermost:
         thread += _align(MAX_ROWS * k * itemsize)
