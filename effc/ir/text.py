@@ -13,11 +13,11 @@ A graph reads as::
       commit input 0 = %1
     }
 
-Attribute values: ``true false none``, integers, floats (``1.0 inf -inf nan``), ``complex(re, im)``, ``"strings"``, dtypes
-(``f32``), dims that are not constant (``<s0+1>``), tuples (``[1, 2]``), tensor types (``f32[2, s0]``), subgraphs (``graph ...``) and
-arrays: ``array(f32[2], [1.0, 2.0])`` when small, else ``array(f32[900], @name)``, a reference into a dict of arrays that travels
-beside the text. Attributes that have their default are left out; result types may be left out by hand and are then inferred.
-A missing optional operand is ``_``. ``# ...`` is a comment.
+Attribute values: ``true false none``, integers, floats (``1.0 inf -inf nan``), ``complex(re, im)``, ``"strings"``,
+dtypes (``f32``), dims that are not constant (``<s0+1>``), tuples (``[1, 2]``), tensor types (``f32[2, s0]``), subgraphs
+(``graph ...``) and arrays: ``array(f32[2], [1.0, 2.0])`` when small, else ``array(f32[900], @name)``, a reference into
+a dict of arrays that travels beside the text. Attributes that have their default are left out; result types may be left
+out by hand and are then inferred. A missing optional operand is ``_``. ``# ...`` is a comment.
 """
 
 from __future__ import annotations
@@ -44,11 +44,12 @@ INLINE = 16  # arrays up to this many elements are printed in place
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
 
 
-# Printing ---------------------------------------------------------------------------------------------------------------
+# Printing -------------------------------------------------------------------------------------------------------------
 
 
 def to_text(graph: Graph, arrays: MutableMapping[str, Array] | None = None, *, locs: bool = False) -> str:
-    """The text of a graph. Large arrays are put into ``arrays`` under the names the text refers to; ``locs`` adds source lines."""
+    """The text of a graph. Large arrays are put into ``arrays`` under the names the text refers to; ``locs`` adds
+    source lines."""
     return _Printer({} if arrays is None else arrays, locs).graph(graph, "") + "\n"
 
 
@@ -176,7 +177,7 @@ def _element(x: Any, dt: DType) -> str:
     return _float(float(x))
 
 
-# Parsing ----------------------------------------------------------------------------------------------------------------
+# Parsing --------------------------------------------------------------------------------------------------------------
 
 _TOKEN = re.compile(
     r"""\s*(?:\#[^\n]*\n\s*)*(?:

@@ -1,4 +1,5 @@
-"""The verifier: a graph is well formed, every type follows from the op table, every symbol is bound before it is used."""
+"""The verifier: a graph is well formed, every type follows from the op table, every symbol is bound before it is
+used."""
 
 from __future__ import annotations
 
@@ -16,16 +17,15 @@ from .graph import Check, Graph, Node
 from .op import DimAttr, DimsAttr, OpDef, get
 from .types import TensorType
 
-_SCALARS: dict[Any, tuple[type, ...]] = {
-    int: (int,), float: (float,), bool: (bool,), str: (str,), tuple: (tuple,), DType: (DType,), Graph: (Graph,), TensorType: (TensorType,),
-}  # fmt: skip
+_SCALARS: dict[Any, type] = {k: k for k in (int, float, bool, str, tuple, DType, Graph, TensorType)}
 
 
 def verify(graph: Graph) -> None:
     """EffcError naming node and source line for the first thing that is wrong; None for a well-formed graph.
 
-    Checked: unique nodes in topological order, declared ops, complete and well-typed attributes, result types equal to what the
-    type rules infer, symbols declared with bounds and defined before use, subgraph signatures, states, commits.
+    Checked: unique nodes in topological order, declared ops, complete and well-typed attributes, result types equal to
+    what the type rules infer, symbols declared with bounds and defined before use, subgraph signatures, states,
+    commits.
     """
     _Verifier(dict(graph.symbols), graph.checks).graph(graph, set(), top=True)
 
@@ -162,7 +162,8 @@ class _Verifier:
                 self.fail(n, f"attribute {key} is {value!r}, which is not of type {getattr(kind, '__name__', kind)}")
 
     def same_type(self, a: TensorType, b: TensorType) -> bool:
-        """Equal dtype, rank and encoding; dims equal in form, or in value for every size tried within bounds and checks."""
+        """Equal dtype, rank and encoding; dims equal in form, or in value for every size tried within bounds and
+        checks."""
         if a.dtype is not b.dtype or a.rank != b.rank or a.encoding != b.encoding:
             return False
         return all(self.same_dim(x, y) for x, y in zip(a.shape, b.shape, strict=True))

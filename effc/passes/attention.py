@@ -1,11 +1,13 @@
-"""Recognises attention: softmax(scale * q k^T + mask) v in the spellings that models use, and forms the ``attention`` op.
+"""Recognises attention: softmax(scale * q k^T + mask) v in the spellings that models use, and forms the ``attention``
+op.
 
-The anchor is the product of the weights and v. From it the pass reads backwards: the softmax (max-sub-exp-sum-div, without the max,
-or exp(x - logsumexp(x))), then the scores (scale before or after the masks, on q or on k, added masks, ``where`` masks, a softcap,
-conversions, reshapes between [B*H, L, L] and [B, H, L, L]), down to the product of q and k; repeated key heads become grouped ones.
+The anchor is the product of the weights and v. From it the pass reads backwards: the softmax (max-sub-exp-sum-div,
+without the max, or exp(x - logsumexp(x))), then the scores (scale before or after the masks, on q or on k, added masks,
+``where`` masks, a softcap, conversions, reshapes between [B*H, L, L] and [B, H, L, L]), down to the product of q and k;
+repeated key heads become grouped ones.
 
-An ``attention`` row that sees no key gives zeros where a plain softmax gives NaN: unless the graph says zeros too, or the masks
-cannot empty a row, such rows are set to NaN after it.
+An ``attention`` row that sees no key gives zeros where a plain softmax gives NaN: unless the graph says zeros too, or
+the masks cannot empty a row, such rows are set to NaN after it.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ class _Declined(Exception):
 
 @dataclass
 class _Term:
-    """One mask, outermost first. ``added``: coefficient * value is added. Otherwise scores are kept where ``value`` (or its
-    negation) is true and are ``fill`` elsewhere."""
+    """One mask, outermost first. ``added``: coefficient * value is added. Otherwise scores are kept where ``value`` (or
+    its negation) is true and are ``fill`` elsewhere."""
 
     value: Value
     added: bool
@@ -97,7 +99,7 @@ class FormAttention(Pass):
         return _Build(graph, plan, report).run()
 
 
-# Softmax ----------------------------------------------------------------------------------------------------------------
+# Softmax --------------------------------------------------------------------------------------------------------------
 
 
 def _float_convert(v: Value) -> bool:
@@ -227,7 +229,7 @@ def _log_softmax(z: Value, s: _Scores) -> Value | None:
     return None
 
 
-# Scores -----------------------------------------------------------------------------------------------------------------
+# Scores ---------------------------------------------------------------------------------------------------------------
 
 _THROUGH = frozenset({"convert", "add", "sub", "mul", "div", "where", "tanh", "maximum", "reshape", "copy", "neg"})
 
@@ -383,7 +385,7 @@ def _check(root: Node, s: _Scores, uses: Mapping[Value, list[Node | None]]) -> N
             raise _Declined(f"masked scores are {t.fill:g}, which a row without other keys would show")
 
 
-# Building ---------------------------------------------------------------------------------------------------------------
+# Building -------------------------------------------------------------------------------------------------------------
 
 
 class _Build:
@@ -479,7 +481,8 @@ class _Build:
         return wide(q, q.shape[1]), k, v
 
     def narrowed(self, b: Builder, q: Value, k: Value, v: Value, s: _Scores) -> tuple[Value, Value, Value, DType]:
-        """Operands that were only widened for the product, in their own short type: the kernel computes in f32 anyway."""
+        """Operands that were only widened for the product, in their own short type: the kernel computes in f32
+        anyway."""
         dtype = v.dtype
         if q.dtype is not k.dtype:
             raise _Declined(f"queries are {q.dtype}, keys {k.dtype}")
@@ -682,7 +685,8 @@ def scaled(b: Builder, v: Value) -> tuple[Value, float]:
 
 
 def _flattened(b: Builder, v: Value) -> Value:
-    """permute(permute(x)) and permute(reshape(x)) with the leading dims merged, in a form in which repeated heads show."""
+    """permute(permute(x)) and permute(reshape(x)) with the leading dims merged, in a form in which repeated heads
+    show."""
     n = v.node
     if n.op != "permute":
         return v
@@ -750,7 +754,8 @@ def _narrow_term(t: _Term, short: set[DType]) -> bool:
 
 
 def without_causal(b: Builder, mask: Value, q: Value, k: Value) -> tuple[Value | None, Dim | None]:
-    """The mask of an ``attention`` node without its causal part, and the offset of that; (mask, None) where it has none."""
+    """The mask of an ``attention`` node without its causal part, and the offset of that; (mask, None) where it has
+    none."""
     s = _Scores(terms=[_Term(mask, not mask.dtype.is_bool, 4, q.dtype, fill=-math.inf)], zero_rows=True)
     build = _Build(Graph((), (), (), b.symbols), {}, PassReport())
     mark = len(b.nodes)

@@ -20,7 +20,7 @@ from .rewrite import Const, Match, P, Rewrite, Rule, Uniform, Var, const, fit, i
 X, Y = Var("x"), Var("y")
 
 
-# Identities of arithmetic -----------------------------------------------------------------------------------------------
+# Identities of arithmetic ---------------------------------------------------------------------------------------------
 
 # op -> the right operand c for which op(x, c) == x, per kind of dtype (float, complex, int, bool)
 NEUTRAL: dict[str, dict[str, Any]] = {
@@ -262,7 +262,7 @@ class WhereConst(Rule):
         return None
 
 
-# Conversions ------------------------------------------------------------------------------------------------------------
+# Conversions ----------------------------------------------------------------------------------------------------------
 
 _BITS = {
     DType.f8e4m3: (3, 4),
@@ -318,7 +318,7 @@ class Convert(Rule):
         return out
 
 
-# Views ------------------------------------------------------------------------------------------------------------------
+# Views ----------------------------------------------------------------------------------------------------------------
 
 
 class Reshape(Rule):
@@ -461,7 +461,8 @@ class SliceOfConcat(Rule):
 
 
 class Concat(Rule):
-    """concat of one operand -> it; empty operands are dropped; concat within a concat along the same dim is flattened."""
+    """concat of one operand -> it; empty operands are dropped; concat within a concat along the same dim is
+    flattened."""
 
     name = "concat"
     pattern = P("concat", name="r")
@@ -526,7 +527,7 @@ class ReduceTrivial(Rule):
         return out
 
 
-# Elementwise operands ---------------------------------------------------------------------------------------------------
+# Elementwise operands -------------------------------------------------------------------------------------------------
 
 
 def _elementwise_ops() -> str:
@@ -587,9 +588,9 @@ class BroadcastOfUnary(Rule):
 
 
 RULES: tuple[Rule, ...] = (
-    ImplicitBroadcast(), ConstantRight(), Neutral(), AddZero(), Absorb(), Involution(), Idempotent(), AbsAbs(), NegIntoAdd(),
-    DivByPowerOfTwo(), PowConst(), WhereConst(), Convert(), Reshape(), Permute(), BroadcastTo(), Slice(), SliceOfConcat(),
-    Concat(), Copy(), Flip(), ReduceTrivial(), BroadcastOfUnary(),
+    ImplicitBroadcast(), ConstantRight(), Neutral(), AddZero(), Absorb(), Involution(), Idempotent(), AbsAbs(),
+    NegIntoAdd(), DivByPowerOfTwo(), PowConst(), WhereConst(), Convert(), Reshape(), Permute(), BroadcastTo(), Slice(),
+    SliceOfConcat(), Concat(), Copy(), Flip(), ReduceTrivial(), BroadcastOfUnary(),
 )  # fmt: skip
 
 

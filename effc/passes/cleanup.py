@@ -23,7 +23,8 @@ SMALL = 1 << 12  # views of constants up to this many bytes are folded; larger o
 class Fold(Pass):
     """Replaces nodes whose operands are constants by their value, computed by the ops' numpy references.
 
-    ``limit``: the largest result in bytes. ``growth``: results above 64 KiB may be at most this many times their operands.
+    ``limit``: the largest result in bytes. ``growth``: results above 64 KiB may be at most this many times their
+    operands.
     """
 
     name: ClassVar[str] = "fold"
@@ -127,7 +128,7 @@ def _evaluate(n: Node) -> list[np.ndarray[Any, Any]]:
     return Interpreter().run(Graph((), tuple(nodes), n.values), [])
 
 
-# Common subexpressions --------------------------------------------------------------------------------------------------
+# Common subexpressions ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

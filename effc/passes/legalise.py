@@ -18,7 +18,8 @@ def everything_core(op: str) -> bool:
 
 @dataclass(frozen=True)
 class Legalise(Pass):
-    """Replaces nodes for whose op ``native`` is False by their decomposition, again and again until none is left that has one."""
+    """Replaces nodes for whose op ``native`` is False by their decomposition, again and again until none is left that
+    has one."""
 
     name: ClassVar[str] = "legalise"
     native: Callable[[str], bool] = everything_core

@@ -1,7 +1,8 @@
 """Passes and the pipeline that runs them.
 
-A pass is a frozen dataclass: ``name``, its options as fields, ``run(graph) -> graph``. It changes nothing but what it returns; what
-it did and what it declined to do is counted in a ``PassReport``. ``EFFC_DEBUG=5`` prints the IR after each pass.
+A pass is a frozen dataclass: ``name``, its options as fields, ``run(graph) -> graph``. It changes nothing but what it
+returns; what it did and what it declined to do is counted in a ``PassReport``. ``EFFC_DEBUG=5`` prints the IR after
+each pass.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Declined:
 
 @dataclass
 class PassReport:
-    """What passes did: counters (``"fold.folded" -> 3``) and the reasons of rules that declined, most frequent ones once each."""
+    """What passes did: counters (``"fold.folded" -> 3``) and the reasons of rules that declined, most frequent ones
+    once each."""
 
     stats: dict[str, int] = field(default_factory=dict)
     declined: dict[Declined, int] = field(default_factory=dict)
@@ -119,8 +121,9 @@ def in_subgraphs(graph: Graph, f: Callable[[Graph], Graph]) -> Graph:
 class Pipeline:
     """Runs passes in order.
 
-    ``disabled``: names to leave out. ``stop_after``: the last pass to run. ``verify``: the verifier after every pass (tests).
-    ``check``: called with (pass, before, after) after every pass (tests). ``print_after``: names, or ``("*",)``; also EFFC_DEBUG=5.
+    ``disabled``: names to leave out. ``stop_after``: the last pass to run. ``verify``: the verifier after every pass
+    (tests). ``check``: called with (pass, before, after) after every pass (tests). ``print_after``: names, or
+    ``("*",)``; also EFFC_DEBUG=5.
     """
 
     passes: tuple[Pass, ...]

@@ -135,7 +135,8 @@ def _array_lines(a: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> tuple[
 
 
 def causal_offset(keep: Value) -> Dim | None:
-    """o such that ``keep`` is true exactly where j <= i + o in the last two dims, for all sizes; None if that is not known."""
+    """o such that ``keep`` is true exactly where j <= i + o in the last two dims, for all sizes; None if that is not
+    known."""
     n = keep.node
     if n.op in ("reshape", "broadcast_to", "copy"):
         x = n.operands[0]

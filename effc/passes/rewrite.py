@@ -1,7 +1,7 @@
 """Rewrite rules: a pattern, a check that may decline with a reason, and a rewrite; and the pass that applies them.
 
-A rule's pattern selects candidates silently; what a candidate may still fail on is said by ``check`` and ends in the report.
-Patterns match against operands that were rewritten already. Rules may not change a result's type.
+A rule's pattern selects candidates silently; what a candidate may still fail on is said by ``check`` and ends in the
+report. Patterns match against operands that were rewritten already. Rules may not change a result's type.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from .manager import Pass, PassReport, in_subgraphs
 
 Array = np.ndarray[Any, Any]
 COMMUTATIVE = frozenset(
-    "add mul maximum minimum fmax fmin eq ne logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor gcd lcm "
-    "hypot logaddexp".split()
+    (
+        "add mul maximum minimum fmax fmin eq ne logical_and logical_or logical_xor bitwise_and bitwise_or "
+        "bitwise_xor gcd lcm hypot logaddexp "
+    ).split()
 )
 
 
-# Constants --------------------------------------------------------------------------------------------------------------
+# Constants ------------------------------------------------------------------------------------------------------------
 
 
 def const(v: Value | None) -> Array | None:
@@ -77,7 +79,7 @@ def fit(b: Builder, v: Value, type: TensorType) -> Value:
     return out
 
 
-# Patterns ---------------------------------------------------------------------------------------------------------------
+# Patterns -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -190,7 +192,7 @@ class Rule:
         raise NotImplementedError
 
 
-# The pass ---------------------------------------------------------------------------------------------------------------
+# The pass -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Rotary embeddings: concat(-x2, x1) of the halves of x becomes a flipped view, so that x*cos + rotate_half(x)*sin is one loop.
+"""Rotary embeddings: concat(-x2, x1) of the halves of x becomes a flipped view, so that x*cos + rotate_half(x)*sin is
+one loop.
 
-With x seen as [..., 2, h], concat(-x2, x1) is flip(x, -2) * [[-1], [1]]. The reshape back to [..., 2h] then moves behind the
-elementwise ops that follow.
+With x seen as [..., 2, h], concat(-x2, x1) is flip(x, -2) * [[-1], [1]]. The reshape back to [..., 2h] then moves
+behind the elementwise ops that follow.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..ir.graph import Builder, Graph, Node, Value
-from .manager import Pass, PassReport, in_subgraphs
 from .fuse.kinds import is_map
+from .manager import Pass, PassReport, in_subgraphs
 from .rewrite import known
 
 Array = np.ndarray[Any, Any]
@@ -71,8 +71,8 @@ class _Chain:
 
 @dataclass(frozen=True)
 class FoldAffine(Pass):
-    """Batch norm and scales after a convolution or product with constant weights: the scale goes into the weights, the shifts
-    become one addition."""
+    """Batch norm and scales after a convolution or product with constant weights: the scale goes into the weights, the
+    shifts become one addition."""
 
     name: ClassVar[str] = "fold_affine"
 
@@ -183,7 +183,7 @@ class FoldAffine(Pass):
         return out
 
 
-# Merging ----------------------------------------------------------------------------------------------------------------
+# Merging --------------------------------------------------------------------------------------------------------------
 
 _VIEWS = frozenset({"reshape", "permute", "slice", "broadcast_to"})
 
@@ -199,7 +199,8 @@ class _Linear:
 
 @dataclass(frozen=True)
 class MergeMatmuls(Pass):
-    """Products x @ W1, x @ W2, ... with constant weights become one product whose result is sliced (query, key and value).
+    """Products x @ W1, x @ W2, ... with constant weights become one product whose result is sliced (query, key and
+    value).
 
     Only where every result goes into views or attention next: elsewhere an epilogue does more good.
     """
@@ -292,7 +293,8 @@ class MergeMatmuls(Pass):
 
 @dataclass(frozen=True)
 class UnflattenMatmuls(Pass):
-    """reshape(matmul(reshape(x, [B*L, K]), w), [B, L, N]) -> matmul(x, w): the batch dims that tracing flattened come back.
+    """reshape(matmul(reshape(x, [B*L, K]), w), [B, L, N]) -> matmul(x, w): the batch dims that tracing flattened come
+    back.
 
     The reshape of the result may stand behind elementwise ops whose other operands vary along N only.
     """
@@ -324,7 +326,8 @@ class UnflattenMatmuls(Pass):
         return graph.rebuild(rule)
 
     def sink(self, b: Builder, n: Node, ins: tuple[Value | None, ...], report: PassReport) -> Value | None:
-        """op(reshape(y), z) -> reshape(op(y, z)) for a flattening reshape of a product and z of shape [N], [1, N] or scalar."""
+        """op(reshape(y), z) -> reshape(op(y, z)) for a flattening reshape of a product and z of shape [N], [1, N] or
+        scalar."""
         shape = n.types[0].shape
         flat = [v for v in ins if v is not None and _flattens(v) and v.shape == shape]
         if not flat:

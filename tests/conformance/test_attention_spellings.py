@@ -1,4 +1,5 @@
-"""Attention written out by hand, as five families of models do, becomes one exact kernel that never forms the score matrix."""
+"""Attention written out by hand, as five families of models do, becomes one exact kernel that never forms the score
+matrix."""
 
 from __future__ import annotations
 
@@ -95,7 +96,9 @@ class T5(Projected):
         n = q.shape[2]
         relative = torch.arange(n)[None, :] - torch.arange(n)[:, None] + 63
         bias = self.table(relative).permute(2, 0, 1).unsqueeze(0)
-        return torch.matmul(nn.functional.softmax((torch.matmul(q, k.transpose(3, 2)) + bias).float(), dim=-1).type_as(q), v)
+        return torch.matmul(
+            nn.functional.softmax((torch.matmul(q, k.transpose(3, 2)) + bias).float(), dim=-1).type_as(q), v
+        )
 
 
 class Vit(Projected):

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (IR text is not broken into lines)
 """The text form round-trips, and refuses malformed text with a line."""
 
 from __future__ import annotations

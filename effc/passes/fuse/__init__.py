@@ -1,1 +1,2 @@
-"""Fusion: contractions take their elementwise consumers as epilogues, everything else elementwise becomes ``fused`` regions."""
+"""Fusion: contractions take their elementwise consumers as epilogues, everything else elementwise becomes ``fused``
+regions."""

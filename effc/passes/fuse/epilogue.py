@@ -1,7 +1,9 @@
-"""Contractions take the elementwise ops that follow them as an epilogue: ``matmul`` -> ``matmul_fused``, ``conv`` -> ``conv_fused``.
+"""Contractions take the elementwise ops that follow them as an epilogue: ``matmul`` -> ``matmul_fused``, ``conv`` ->
+``conv_fused``.
 
-The epilogue is the largest set of elementwise nodes that (with the contraction) has one result and no user of anything else in it:
-then no operand from outside can depend on the contraction, and the fused node can stand where the last of them stood.
+The epilogue is the largest set of elementwise nodes that (with the contraction) has one result and no user of anything
+else in it: then no operand from outside can depend on the contraction, and the fused node can stand where the last of
+them stood.
 """
 
 from __future__ import annotations

@@ -9,9 +9,11 @@ REDUCTIONS = frozenset({"sum", "prod", "max", "min", "any", "all"})
 
 # Ops that cost so much more than a load that computing them again per broadcast element never pays.
 DEAR = frozenset(
-    "exp exp2 expm1 log log1p log2 log10 sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf erfc erfinv lgamma "
-    "digamma sigmoid pow atan2 hypot div floor_div trunc_div remainder fmod sqrt rsqrt reciprocal gcd lcm nextafter sgn angle "
-    "cabs logaddexp".split()
+    (
+        "exp exp2 expm1 log log1p log2 log10 sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf "
+        "erfc erfinv lgamma digamma sigmoid pow atan2 hypot div floor_div trunc_div remainder fmod sqrt rsqrt "
+        "reciprocal gcd lcm nextafter sgn angle cabs logaddexp "
+    ).split()
 )
 
 

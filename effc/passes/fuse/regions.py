@@ -1,8 +1,9 @@
 """Forms ``fused`` regions: elementwise ops and reductions that one generated loop nest computes.
 
-Two forms. A *map*: all results have one shape, to which every value broadcasts. *Rows*: every reduction reduces the same dims of
-values of one full shape and keeps them as ones; results have the full or the reduced shape. Regions grow greedily from a consumer
-back to its producers (McKinley et al. call the legality condition "fusion preserving": no path leaves a region and comes back).
+Two forms. A *map*: all results have one shape, to which every value broadcasts. *Rows*: every reduction reduces the
+same dims of values of one full shape and keeps them as ones; results have the full or the reduced shape. Regions grow
+greedily from a consumer back to its producers (McKinley et al. call the legality condition "fusion preserving": no path
+leaves a region and comes back).
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from .kinds import DEAR, fusible, is_map, is_reduction, is_scalar
 
 @dataclass(frozen=True)
 class FuseRegions(Pass):
-    """Greedy producer-consumer fusion. Limits: operands, nodes and results of a region, ops computed again per element."""
+    """Greedy producer-consumer fusion. Limits: operands, nodes and results of a region, ops computed again per
+    element."""
 
     name: ClassVar[str] = "fuse_regions"
     max_operands: int = 12
@@ -190,7 +192,8 @@ class _Plan:
         return list(out)
 
     def leaves_and_returns(self, region: set[int], more: set[int], seed: int) -> bool:
-        """Whether a path leads from ``more`` through something outside back into the region, regions formed so far contracted."""
+        """Whether a path leads from ``more`` through something outside back into the region, regions formed so far
+        contracted."""
         # Beyond this index nothing leads back: ungrouped nodes only lead onwards, and no group reaches across it.
         last = max((s for s, group in self.members.items() if len(group) > 1 and group[0] < seed), default=seed)
         last = max(last, seed)

@@ -1,4 +1,5 @@
-"""Before regions are formed: reductions keep their dims, macro ops are decomposed, views move out of elementwise chains."""
+"""Before regions are formed: reductions keep their dims, macro ops are decomposed, views move out of elementwise
+chains."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from .kinds import fusible, is_map, is_reduction
 
 
 def inserted_ones(old: tuple[Dim, ...], new: tuple[Dim, ...]) -> list[int | None] | None:
-    """For a reshape that only adds or drops dims of size 1: per new dim, the old dim it comes from (None: a new one)."""
+    """For a reshape that only adds or drops dims of size 1: per new dim, the old dim it comes from (None: a new
+    one)."""
     out: list[int | None] = []
     i = 0
     for d in new:
@@ -33,8 +35,8 @@ def inserted_ones(old: tuple[Dim, ...], new: tuple[Dim, ...]) -> list[int | None
 
 @dataclass(frozen=True)
 class PrepareFusion(Pass):
-    """Makes reductions keep their dims (a reshape drops them), decomposes elementwise macro ops, and moves permute, slice and
-    reshapes that only add or drop ones from between elementwise ops to the operands of the first of them."""
+    """Makes reductions keep their dims (a reshape drops them), decomposes elementwise macro ops, and moves permute,
+    slice and reshapes that only add or drop ones from between elementwise ops to the operands of the first of them."""
 
     name: ClassVar[str] = "prepare_fusion"
     rounds: int = 8
@@ -73,7 +75,8 @@ def _normal(b: Builder, n: Node, ins: tuple[Value | None, ...], low: set[Value],
 
 
 def _sink(b: Builder, n: Node, ins: tuple[Value | None, ...], low: set[Value], report: PassReport) -> Value | None:
-    """op(reshape(r), y) -> reshape(op(r, y)) where the reshape drops the ones that a reduction kept and y can be given them."""
+    """op(reshape(r), y) -> reshape(op(r, y)) where the reshape drops the ones that a reduction kept and y can be given
+    them."""
     shape = n.types[0].shape
     for v in ins:
         if v is None or v.node.op != "reshape" or v.shape != shape or v.node.operands[0] not in low:
@@ -101,7 +104,8 @@ def _drops(v: Value, kept: tuple[Dim, ...]) -> bool:
 
 
 def _hoist(graph: Graph, report: PassReport) -> Graph:
-    """One round: each view whose operand and users are elementwise moves above the cone of elementwise ops that only it uses."""
+    """One round: each view whose operand and users are elementwise moves above the cone of elementwise ops that only it
+    uses."""
     uses = graph.uses()
     cones: dict[int, list[Node]] = {}
     position = {id(n): i for i, n in enumerate(graph.nodes)}
@@ -182,7 +186,8 @@ def _moved(b: Builder, view: Node, cone: list[Node], env: Mapping[Value, Value])
 
 
 def view_of(b: Builder, view: Node, v: Value, shape: tuple[Dim, ...]) -> Value:
-    """``v``, which broadcasts to ``shape``, seen through ``view`` (a view of a value of that shape); sizes of 1 stay 1."""
+    """``v``, which broadcasts to ``shape``, seen through ``view`` (a view of a value of that shape); sizes of 1 stay
+    1."""
     if v.rank == 0:
         return v
     pad = len(shape) - v.rank
@@ -207,7 +212,8 @@ def view_of(b: Builder, view: Node, v: Value, shape: tuple[Dim, ...]) -> Value:
 
 
 def reshaped(b: Builder, v: Value, origin: list[int | None], rank: int) -> Value:
-    """``v``, which broadcasts to a shape of this rank, with ones dropped and added as ``origin`` (of inserted_ones) says."""
+    """``v``, which broadcasts to a shape of this rank, with ones dropped and added as ``origin`` (of inserted_ones)
+    says."""
     if v.rank == 0:
         return v
     pad = rank - v.rank

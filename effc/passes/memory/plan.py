@@ -1,9 +1,9 @@
 """Placement of buffers with known lifetimes in one arena.
 
-Offline dynamic storage allocation is NP-hard; a portfolio of greedy orders is usually within a few per cent of the live lower
-bound (Sekiyama et al. 2018, "Profile-guided memory optimization"; Pisarchyk and Lee 2020, "Efficient memory management for deep
-neural net inference"). The best of the portfolio is kept, improved by moving buffers that reach the top to the front of its
-order, and checked over all pairs.
+Offline dynamic storage allocation is NP-hard; a portfolio of greedy orders is usually within a few per cent of the live
+lower bound (Sekiyama et al. 2018, "Profile-guided memory optimization"; Pisarchyk and Lee 2020, "Efficient memory
+management for deep neural net inference"). The best of the portfolio is kept, improved by moving buffers that reach the
+top to the front of its order, and checked over all pairs.
 """
 
 from __future__ import annotations
@@ -145,7 +145,8 @@ def plan(intervals: Sequence[Interval], effort: int = 24) -> Placement:
 
 
 def check(intervals: Sequence[Interval], offsets: dict[int, int]) -> None:
-    """Independent of how it was made: every buffer is placed and aligned, and no two that live together share a byte."""
+    """Independent of how it was made: every buffer is placed and aligned, and no two that live together share a
+    byte."""
     for i in intervals:
         if offsets[i.id] < 0 or offsets[i.id] % ALIGN:
             raise AssertionError(f"buffer {i.id} at {offsets[i.id]} is not aligned to {ALIGN}")

@@ -47,7 +47,8 @@ def random_inputs(
 
 
 def close(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], dtype: DType, factor: float = 1.0) -> None:
-    """``a`` agrees with the reference ``b``: dtype and shape exactly, NaN and Inf in the same places, floats within the tolerance."""
+    """``a`` agrees with the reference ``b``: dtype and shape exactly, NaN and Inf in the same places, floats within the
+    tolerance."""
     assert a.dtype == b.dtype and a.shape == b.shape, (a.dtype, a.shape, b.dtype, b.shape)
     if not (dtype.is_float or dtype.is_complex):
         np.testing.assert_array_equal(a, b)

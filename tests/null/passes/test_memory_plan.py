@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import numpy as np
@@ -16,7 +17,7 @@ def disjoint(intervals: list[Interval], p: Placement) -> None:
         used: list[tuple[int, int]] = sorted(
             (p.offsets[i.id], p.offsets[i.id] + i.bytes) for i in intervals if i.start <= t <= i.stop
         )
-        assert all(a[1] <= b[0] for a, b in zip(used, used[1:], strict=False))
+        assert all(a[1] <= b[0] for a, b in itertools.pairwise(used))
     assert all(p.offsets[i.id] % ALIGN == 0 and p.offsets[i.id] + i.bytes <= p.total for i in intervals)
 
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (IR text is not broken into lines)
 """Canonical forms and cleanup: text before and after, equal values, and reasons where a rule declines."""
 
 from __future__ import annotations
@@ -213,7 +214,7 @@ def test_result_type_is_never_changed() -> None:
             check_pass(Canonicalise(), b.graph([y]), seeds=1)
 
 
-# Folding, common subexpressions, dead code ------------------------------------------------------------------------------
+# Folding, common subexpressions, dead code ----------------------------------------------------------------------------
 
 
 def test_fold() -> None:
@@ -231,7 +232,7 @@ def test_fold() -> None:
       %e = add(%d, %s)
       return %d, %e, %c
     """
-    out, report = check_pass(Fold(), function(before), function(after))
+    _out, report = check_pass(Fold(), function(before), function(after))
     assert report.stats["fold.folded"] == 2
 
 
@@ -333,7 +334,7 @@ def test_subgraphs_are_rewritten_too() -> None:
     assert report.stats["canonicalise.involution"] == 1 and report.stats["cse.merged"] == 1
 
 
-# The manager ------------------------------------------------------------------------------------------------------------
+# The manager ----------------------------------------------------------------------------------------------------------
 
 
 def test_pipeline_options(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

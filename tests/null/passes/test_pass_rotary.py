@@ -122,7 +122,7 @@ def test_causal_masks() -> None:
             m = b.op("where", m, b.constant(np.float32(0)), b.constant(np.float32(fill)))
         if kind == "added sum":
             m = b.op("add", m, b.input("bias", TensorType(F32, (1, 6, 5, 5))))
-        n, report = refine(attention(b, m))
+        n, _report = refine(attention(b, m))
         assert n.attrs["causal"] and n.attrs["causal_offset"] == 0
         assert (len(n.operands) == 4) == (kind in ("and", "added sum"))
 
@@ -137,7 +137,7 @@ def test_scale_moves_into_the_op() -> None:
         b.op("permute", b.op("mul", b.op("permute", k, dims=(0, 2, 1, 3)), half), dims=(0, 2, 1, 3)),
         k,
     )
-    n, report = refine(b.graph([y]))
+    n, _report = refine(b.graph([y]))
     assert n.attrs["scale"] == 0.125 and n.operands[0] == q
 
 

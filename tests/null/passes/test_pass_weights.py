@@ -132,7 +132,7 @@ def test_two_contractions_share_one_sum() -> None:
     p = b.op("conv", x, c(b, 4, 3, 1, 1), **args)
     q = b.op("conv_transpose", x, c(b, 3, 4, 1, 1), output_padding=(0, 0), **args)
     z = b.op("mul", b.op("tanh", p), q)
-    out, report = check_pass(FuseEpilogues(), b.graph([z]))
+    out, _report = check_pass(FuseEpilogues(), b.graph([z]))
     assert ops(out) == ["conv_transpose", "conv_fused"]
 
 
@@ -142,7 +142,7 @@ def test_epilogue_declines() -> None:
     w = b.input("w", TensorType(DType.i32, (2, 3, 1, 1)))
     args: dict[str, Any] = {"stride": (1, 1), "padding": ((0, 0), (0, 0)), "dilation": (1, 1)}
     g = b.graph([b.op("neg", b.op("conv", x, w, **args))])
-    out, report = check_pass(FuseEpilogues(), g, to_text(g))
+    _out, report = check_pass(FuseEpilogues(), g, to_text(g))
     assert report.reasons("fuse_epilogues") == {"no epilogues on i32 contractions"}
     b = Builder()
     x = b.input("x", TensorType(F32, (1, 3, 5, 5)))
