@@ -24,6 +24,32 @@ template <class State, class Init, class Step>
 void scan(const effc_call* call, const Shape& z, bool reverse, int64_t cost, Init init, Step step) {
   const int64_t parts = (z.inner + kCols - 1) / kCols;
   if (z.n == 0) return;
+  if (z.inner == 1) {  // four lines at once, so that their chains of operations overlap
+    constexpr int64_t kLines = 4;
+    pfor(call, (z.outer + kLines - 1) / kLines, grain_for(z.n * kLines * cost), [&](int64_t b, int64_t e, int32_t) {
+      for (int64_t item = b; item < e; ++item) {
+        const int64_t o = item * kLines, left = z.outer - o;
+        State s[kLines];
+        for (int64_t l = 0; l < kLines && l < left; ++l) s[l] = init(o + l);
+        if (left >= kLines) {
+          State s0 = s[0], s1 = s[1], s2 = s[2], s3 = s[3];
+          for (int64_t k = 0; k < z.n; ++k) {
+            const int64_t j = reverse ? z.n - 1 - k : k, at = o * z.n + j;
+            step(s0, at, j), step(s1, at + z.n, j), step(s2, at + 2 * z.n, j), step(s3, at + 3 * z.n, j);
+          }
+        } else {
+          for (int64_t l = 0; l < left; ++l) {
+            State t = s[l];
+            for (int64_t k = 0; k < z.n; ++k) {
+              const int64_t j = reverse ? z.n - 1 - k : k;
+              step(t, (o + l) * z.n + j, j);
+            }
+          }
+        }
+      }
+    });
+    return;
+  }
   pfor(call, z.outer * parts, grain_for(z.n * (z.inner < kCols ? z.inner : kCols) * cost), [&](int64_t b, int64_t e, int32_t) {
     State s[kCols];
     for (int64_t item = b; item < e; ++item) {
@@ -84,9 +110,16 @@ void run_sum(const effc_call* call) {
     for (int64_t o = 0; o < z.outer; ++o, x += z.n, out += z.n) {
       pfor(call, blocks, 1, [&](int64_t b, int64_t e, int32_t) {
         for (int64_t k = b; k < e; ++k) {
-          A s = one;
-          for (int64_t i = k * kLine; i < (k + 1) * kLine && i < z.n; ++i) s = join(s, convert<A>(x[i]));
-          totals[k] = s;
+          A s[8];
+          for (int l = 0; l < 8; ++l) s[l] = one;
+          const int64_t end = (k + 1) * kLine < z.n ? (k + 1) * kLine : z.n;
+          int64_t i = k * kLine;
+          for (; i + 8 <= end; i += 8)
+            for (int l = 0; l < 8; ++l) s[l] = join(s[l], convert<A>(x[i + l]));
+          for (; i < end; ++i) s[0] = join(s[0], convert<A>(x[i]));
+          for (int l = 4; l > 0; l /= 2)
+            for (int k2 = 0; k2 < l; ++k2) s[k2] = join(s[k2], s[k2 + l]);
+          totals[k] = s[0];
         }
       });
       A run = one;

@@ -27,11 +27,26 @@ EFFC_EXPORT int32_t effc_gather(const effc_call* call) {
       for (int64_t r = b; r < e; ++r, w.next()) {
         const T* line = src + w.offset[1];
         T* to = dst + r * n;
-        if (index.dtype == EFFC_I64) {
-          const int64_t* ip = (const int64_t*)index.data + w.offset[0];
-          for (int64_t c = 0; c < n; ++c) to[c] = line[c * step + guard(ip[c * istep]) * ds];
-        } else {
+        if (index.dtype != EFFC_I64) {
           for (int64_t c = 0; c < n; ++c) to[c] = line[c * step + guard(load_int(index, w.offset[0] + c * istep)) * ds];
+          continue;
+        }
+        const int64_t* ip = (const int64_t*)index.data + w.offset[0];
+        for (int64_t c0 = 0; c0 < n; c0 += 512) {  // in two loops that the compiler vectorises: check, then load
+          const int64_t c1 = c0 + 512 < n ? c0 + 512 : n;
+          bool bad = false;
+          for (int64_t c = c0; c < c1; ++c) {
+            const int64_t v = ip[c * istep];
+            bad |= (v < -guard.size) | (v >= guard.size);
+          }
+          if (bad) {
+            for (int64_t c = c0; c < c1; ++c) guard(ip[c * istep]);
+            continue;
+          }
+          for (int64_t c = c0; c < c1; ++c) {
+            const int64_t v = ip[c * istep];
+            to[c] = line[c * step + (v < 0 ? v + guard.size : v) * ds];
+          }
         }
       }
     });
@@ -57,13 +72,27 @@ EFFC_EXPORT int32_t effc_take(const effc_call* call) {
   }
   const char* src = (const char*)x.data;
   char* dst = (char*)out.data;
+  pfor(call, m, 16384, [&](int64_t b, int64_t e, int32_t) {
+    for (int64_t j = b; j < e; ++j) guard(load_int(index, j));
+  });
+  if (guard.failed) return guard.status(call, "take", dim);
   auto elements = [&](auto z) {
     using T = decltype(z);
     pfor(call, outer * m, 8192, [&](int64_t b, int64_t e, int32_t) {
-      int64_t o = b / m, j = b % m;
-      for (int64_t r = b; r < e; ++r) {
-        ((T*)dst)[r] = ((const T*)src)[o * n + guard(load_int(index, j))];
-        if (++j == m) j = 0, ++o;
+      while (b < e) {  // one line of the result at a time
+        const int64_t o = b / m, j0 = b % m, j1 = e - b < m - j0 ? j0 + (e - b) : m;
+        const T* from = (const T*)src + o * n;
+        T* to = (T*)dst + o * m;
+        if (index.dtype == EFFC_I64) {
+          const int64_t* ip = (const int64_t*)index.data;
+          for (int64_t j = j0; j < j1; ++j) to[j] = from[ip[j] < 0 ? ip[j] + n : ip[j]];
+        } else {
+          for (int64_t j = j0; j < j1; ++j) {
+            const int64_t v = load_int(index, j);
+            to[j] = from[v < 0 ? v + n : v];
+          }
+        }
+        b += j1 - j0;
       }
     });
   };
@@ -73,12 +102,13 @@ EFFC_EXPORT int32_t effc_take(const effc_call* call) {
     pfor(call, outer * m, grain_for(row), [&](int64_t b, int64_t e, int32_t) {
       int64_t o = b / m, j = b % m;
       for (int64_t r = b; r < e; ++r) {
-        memcpy(dst + r * row, src + (o * n + guard(load_int(index, j))) * row, (size_t)row);
+        const int64_t v = load_int(index, j);
+        memcpy(dst + r * row, src + (o * n + (v < 0 ? v + n : v)) * row, (size_t)row);
         if (++j == m) j = 0, ++o;
       }
     });
   }
-  return guard.status(call, "take", dim);
+  return 0;
 }
 
 // Advanced indexing. in: x any strides, k index tensors that broadcast together; out: dense. attrs: the k indexed dims,
@@ -95,21 +125,11 @@ EFFC_EXPORT int32_t effc_index(const effc_call* call) {
   for (int i = 0; i < common; ++i) m *= shape[i];
   int64_t* table = (int64_t*)call->scratch;
   for (int j = 0; j < k; ++j) {
-    const effc_tensor& index = call->in[1 + j];
     IndexGuard guard(x.shape[dims[j]]);
-    Walk<1> walk;
-    for (int i = 0; i < common; ++i) {
-      int own = i - (common - index.rank);
-      walk.add(shape[i], {own < 0 || index.shape[own] == 1 ? 0 : index.strides[own]});
-    }
     const int64_t stride = x.strides[dims[j]];
-    pfor(call, m, 8192, [&](int64_t b, int64_t e, int32_t) {
-      Walk<1> w = walk;
-      w.seek(b);
-      for (int64_t i = b; i < e; ++i, w.next()) {
-        int64_t at = guard(load_int(index, w.offset[0])) * stride;
-        table[i] = j ? table[i] + at : at;
-      }
+    each_index(call, call->in[1 + j], common, shape, [&](int64_t at, int64_t i) {
+      const int64_t offset = guard(i) * stride;
+      table[at] = j ? table[at] + offset : offset;
     });
     if (guard.status(call, "index", (int)dims[j])) return 1;
   }

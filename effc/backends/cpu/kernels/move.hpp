@@ -254,6 +254,39 @@ struct IndexGuard {
   }
 };
 
+/* f(i, index) for every element i, in row-major order, of an index tensor seen in `shape` (it broadcasts), in parallel. */
+template <class F>
+inline void each_index(const effc_call* call, const effc_tensor& index, int rank, const int64_t* shape, F&& f) {
+  Walk<1> walk;  // all dims but the last
+  int64_t n = 1, step = 0;
+  for (int i = 0; i < rank; ++i) {
+    const int own = i - (rank - index.rank);
+    const int64_t stride = own < 0 || index.shape[own] == 1 ? 0 : index.strides[own];
+    if (i < rank - 1)
+      walk.add(shape[i], {stride});
+    else
+      n = shape[i], step = stride;
+  }
+  const int64_t lines = walk.count();
+  if (n == 0 || lines == 0) return;
+  constexpr int64_t kPart = 4096;
+  const int64_t parts = (n + kPart - 1) / kPart;
+  pfor(call, lines * parts, grain_for(n < kPart ? n : kPart, 16384), [&](int64_t b, int64_t e, int32_t) {
+    Walk<1> w = walk;
+    w.seek(b / parts);
+    for (int64_t t = b; t < e; ++t) {
+      const int64_t c0 = t % parts * kPart, c1 = c0 + kPart < n ? c0 + kPart : n, at = t / parts * n;
+      if (index.dtype == EFFC_I64) {
+        const int64_t* p = (const int64_t*)index.data + w.offset[0];
+        for (int64_t c = c0; c < c1; ++c) f(at + c, p[c * step]);
+      } else {
+        for (int64_t c = c0; c < c1; ++c) f(at + c, load_int(index, w.offset[0] + c * step));
+      }
+      if ((t + 1) % parts == 0) w.next();
+    }
+  });
+}
+
 /* memcpy of n bytes, in parallel where that pays. */
 inline void copy_bytes(const effc_call* call, void* dst, const void* src, int64_t n) {
   if (dst == src || n <= 0) return;

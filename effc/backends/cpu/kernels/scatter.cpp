@@ -67,12 +67,10 @@ using Kind = std::integral_constant<Reduce, R>;
 /* One index per element: where element c of a row goes. */
 struct RowIndex {
   const effc_tensor* index;
-  int64_t at, step, size, out_step;
+  int64_t at, step, size, out_step, col_step;
 
-  EFFC_INLINE int64_t to(const RowIndex& r, int64_t c) {
-    const int64_t i = load_int(*r.index, r.at + c * r.step);
-    return (i < 0 ? i + r.size : i) * r.out_step + c;
-  }
+  EFFC_INLINE int64_t place(const RowIndex& r, int64_t i, int64_t c) { return (i < 0 ? i + r.size : i) * r.out_step + c * r.col_step; }
+  EFFC_INLINE int64_t to(const RowIndex& r, int64_t c) { return place(r, load_int(*r.index, r.at + c * r.step), c); }
 };
 
 /* The loops of one reduction on one element type; the kernels below are written once around them. Elements count from c0 to
@@ -96,6 +94,14 @@ struct Loop {
   static void elements(void* d0, const void* s0, int64_t ss, const RowIndex& to, int64_t c0, int64_t c1) {
     T* d = (T*)d0;
     const T* s = (const T*)s0;
+    if (to.index->dtype == EFFC_I64) {
+      const int64_t* ip = (const int64_t*)to.index->data + to.at;
+      for (int64_t c = c0; c < c1; ++c) {
+        const int64_t at = RowIndex::place(to, ip[c * to.step], c);
+        d[at] = combine<R>(d[at], s[c * ss]);
+      }
+      return;
+    }
     for (int64_t c = c0; c < c1; ++c) {
       const int64_t at = RowIndex::to(to, c);
       d[at] = combine<R>(d[at], s[c * ss]);
@@ -155,14 +161,10 @@ Loops loops_for(int32_t dtype, int reduce) {
 /* Are all indices in range? Dims that only repeat (stride 0) are looked at once. */
 int32_t check_indices(const effc_call* call, const effc_tensor& index, int64_t size, const char* what, int dim) {
   IndexGuard guard(size);
-  Walk<1> walk;
-  for (int i = 0; i < index.rank; ++i) walk.add(index.strides[i] == 0 && index.shape[i] > 0 ? 1 : index.shape[i], {index.strides[i]});
   if (numel(index) == 0) return 0;
-  pfor(call, walk.count(), 16384, [&](int64_t b, int64_t e, int32_t) {
-    Walk<1> w = walk;
-    w.seek(b);
-    for (int64_t i = b; i < e; ++i, w.next()) guard(load_int(index, w.offset[0]));
-  });
+  int64_t shape[EFFC_MAX_RANK];
+  for (int i = 0; i < index.rank; ++i) shape[i] = index.strides[i] == 0 ? 1 : index.shape[i];
+  each_index(call, index, index.rank, shape, [&](int64_t, int64_t i) { guard(i); });
   return guard.status(call, what, dim);
 }
 
@@ -203,11 +205,12 @@ EFFC_EXPORT int32_t effc_scatter(const effc_call* call) {
   Walk<3> walk;  // index, src, out over the dims that are neither dim nor last
   for (int i = 0; i < last; ++i)
     if (i != dim) walk.add(index.shape[i], {index.strides[i], src.strides[i], out.strides[i]});
+  // Along the last dim a line is one row whose elements all have their own index; else dim j is walked row by row.
   const bool along = dim == last;
-  const int64_t n = index.shape[dim], size = out.shape[dim], cols = along ? 1 : index.shape[last];
-  const int64_t in_j = index.strides[dim], src_j = src.strides[dim], out_j = out.strides[dim];
-  const int64_t in_c = along ? 0 : index.strides[last], src_c = along ? 0 : src.strides[last];
-  const int64_t width = walk.count() >= 16 ? cols : cols <= 64 ? cols : cols / 16 < 64 ? 64 : cols / 16;
+  const int64_t size = out.shape[dim], out_j = out.strides[dim];
+  const int64_t n = along ? 1 : index.shape[dim], cols = index.shape[last];
+  const int64_t in_j = index.strides[dim], src_j = src.strides[dim], in_c = index.strides[last], src_c = src.strides[last];
+  const int64_t width = along || walk.count() >= 16 ? cols : cols <= 64 ? cols : cols / 16 < 64 ? 64 : cols / 16;
   const int64_t parts = (cols + width - 1) / width;
   char* dst = (char*)out.data;
   const char* from = (const char*)src.data;
@@ -218,7 +221,7 @@ EFFC_EXPORT int32_t effc_scatter(const effc_call* call) {
       const int64_t c0 = item % parts * width, c1 = c0 + width < cols ? c0 + width : cols;
       char* d = dst + w.offset[2] * z;
       int32_t* counts = count ? count + w.offset[2] : nullptr;
-      RowIndex to{&index, 0, in_c, size, out_j};
+      RowIndex to{&index, 0, in_c, size, out_j, along ? 0 : 1};
       for (int pass = self ? 1 : 0; pass < 2; ++pass)
         for (int64_t j = 0; j < n; ++j) {
           to.at = w.offset[0] + j * in_j;
@@ -227,7 +230,7 @@ EFFC_EXPORT int32_t effc_scatter(const effc_call* call) {
             continue;
           }
           const char* s = from + (w.offset[1] + j * src_j) * z;
-          if (in_c == 0)  // one index for the row
+          if (in_c == 0 && !along)  // one index for the row
             loops.row(d + RowIndex::to(to, 0) * z, s, 1, src_c, c0, c1);
           else
             loops.elements(d, s, src_c, to, c0, c1);
@@ -295,19 +298,25 @@ EFFC_EXPORT int32_t effc_index_put(const effc_call* call) {
   if (m * pre.count() * post.count() * n[rank - 1] == 0) return 0;
   int64_t* table = (int64_t*)call->scratch;  // offset in out of each index
   for (int j = 0; j < k; ++j) {
-    const effc_tensor& index = call->in[2 + j];
-    Walk<1> w;
-    for (int i = 0; i < common; ++i) {
-      const int own = i - (common - index.rank);
-      w.add(shape[i], {own < 0 || index.shape[own] == 1 ? 0 : index.strides[own]});
-    }
-    w.seek(0);
-    for (int64_t i = 0; i < m; ++i, w.next()) {
-      int64_t at = load_int(index, w.offset[0]);
-      at = (at < 0 ? at + out.shape[dims[j]] : at) * out.strides[dims[j]];
-      table[i] = j ? table[i] + at : at;
-    }
+    const int64_t size = out.shape[dims[j]], stride = out.strides[dims[j]];
+    each_index(call, call->in[2 + j], common, shape, [=](int64_t at, int64_t i) {
+      const int64_t offset = (i < 0 ? i + size : i) * stride;
+      table[at] = j ? table[at] + offset : offset;
+    });
   }
+  int64_t value_step = 0;  // of values along the index, where one stride describes it
+  bool even = true;
+  int64_t inside = 1;
+  for (int i = common - 1; i >= 0; --i) {
+    if (shape[i] == 1) continue;
+    const int64_t v = value_stride(place + i);
+    if (inside == 1)
+      value_step = v;
+    else
+      even = even && v == value_step * inside;
+    inside *= shape[i];
+  }
+  const effc_tensor flat = {table, EFFC_I64, 1, &m, nullptr};
   const int64_t line = n[rank - 1], step_o = so[rank - 1], step_v = sv[rank - 1], lines = post.count();
   const int64_t width = pre.count() * lines >= 16 ? line : line <= 256 ? line : line / 16 < 256 ? 256 : line / 16;
   const int64_t parts = (line + width - 1) / width;
@@ -319,6 +328,10 @@ EFFC_EXPORT int32_t effc_index_put(const effc_call* call) {
       const int64_t c0 = item % parts * width, c1 = c0 + width < line ? c0 + width : line;
       char* dst = (char*)out.data + (p.offset[0] + q.offset[0]) * z;
       const char* src = (const char*)values.data + (p.offset[1] + q.offset[1]) * z;
+      if (line == 1 && even) {
+        loops.elements(dst, src, value_step, RowIndex{&flat, 0, 1, 0, 1, 0}, 0, m);
+        continue;
+      }
       for (int64_t i = 0; i < m; ++i, v.next()) loops.row(dst + table[i] * z, src + v.offset[0] * z, step_o, step_v, c0, c1);
     }
   });

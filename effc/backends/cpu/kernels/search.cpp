@@ -12,15 +12,17 @@ namespace {
 template <class T, bool Right>
 EFFC_INLINE int64_t bound(const T* seq, const int64_t* sorter, int64_t n, T value) {
   const auto v = to_compute(value);
-  int64_t lo = 0, hi = n;
-  while (lo < hi) {
-    const int64_t mid = lo + (hi - lo) / 2;
-    const auto m = to_compute(seq[sorter ? sorter[mid] : mid]);
-    const bool stop = Right ? m > v : m >= v;
-    lo = stop ? lo : mid + 1;
-    hi = stop ? mid : hi;
+  auto before = [&](int64_t i) {
+    const auto m = to_compute(seq[sorter ? sorter[i] : i]);
+    return !(Right ? m > v : m >= v);
+  };
+  int64_t lo = 0;
+  while (n > 1) {  // without branches on the data: those would be mispredicted every other time
+    const int64_t half = n / 2;
+    lo += before(lo + half - 1) ? half : 0;
+    n -= half;
   }
-  return lo;
+  return lo + (n == 1 && before(lo) ? 1 : 0);
 }
 
 }  // namespace
