@@ -1,8 +1,8 @@
 // Data movement: copies between any strides, concatenation, scatters into views, fill, iota and triangles.
 //
-// A copy is reduced to a canonical box: unit dims dropped, destination strides positive and descending, adjacent dims merged,
-// short contiguous rows widened to one larger element. Then one of three loops runs: rows of memcpy, a blocked transpose when
-// source and destination are contiguous in different dims, or a strided loop.
+// A copy is reduced to a canonical box: unit dims dropped, destination strides positive and descending, adjacent dims
+// merged, short contiguous rows widened to one larger element. Then one of three loops runs: rows of memcpy, a blocked
+// transpose when source and destination are contiguous in different dims, or a strided loop.
 #include "move.hpp"
 
 using namespace effc;
@@ -17,7 +17,8 @@ struct Box {
   bool empty = false;
 };
 
-Box canonical(const char* src, char* dst, int size, int rank, const int64_t* shape, const int64_t* s, const int64_t* d) {
+Box canonical(const char* src, char* dst, int size, int rank, const int64_t* shape, const int64_t* s,
+              const int64_t* d) {
   Box b;
   b.size = size, b.src = src, b.dst = dst;
   for (int i = 0; i < rank; ++i) {
@@ -69,7 +70,8 @@ EFFC_INLINE void transpose_block(const char* src, int64_t src_row, char* dst, in
   v16 a[N], b[N];
   for (int i = 0; i < N; ++i) a[i] = peek<v16>(src + i * src_row);
   for (int step = 1; step < N; step *= 2) {
-    for (int i = 0; i < N / 2; ++i) b[2 * i] = zip<sizeof(T), false>(a[i], a[i + N / 2]), b[2 * i + 1] = zip<sizeof(T), true>(a[i], a[i + N / 2]);
+    for (int i = 0; i < N / 2; ++i)
+      b[2 * i] = zip<sizeof(T), false>(a[i], a[i + N / 2]), b[2 * i + 1] = zip<sizeof(T), true>(a[i], a[i + N / 2]);
     for (int i = 0; i < N; ++i) a[i] = b[i];
   }
   for (int i = 0; i < N; ++i) poke(dst + i * dst_row, a[i]);
@@ -82,7 +84,8 @@ void transpose_tile(const char* src, int64_t src_row, char* dst, int64_t dst_row
   int64_t r = rows / N * N, c = cols / N * N;
   for (int64_t j = 0; j < c; j += N)
     for (int64_t i = 0; i < r; i += N)
-      transpose_block<T>(src + i * src_row + j * (int64_t)sizeof(T), src_row, dst + j * dst_row + i * (int64_t)sizeof(T), dst_row);
+      transpose_block<T>(src + i * src_row + j * (int64_t)sizeof(T), src_row,
+                         dst + j * dst_row + i * (int64_t)sizeof(T), dst_row);
   for (int64_t j = 0; j < cols; ++j)
     for (int64_t i = j < c ? r : 0; i < rows; ++i)
       poke(dst + j * dst_row + i * (int64_t)sizeof(T), peek<T>(src + i * src_row + j * (int64_t)sizeof(T)));
@@ -102,16 +105,17 @@ void run_transpose(const effc_call* call, const Box& b, int a, int c) {
   constexpr int64_t kEdge = 128 / (int64_t)sizeof(T) < 16 ? 16 : 128 / (int64_t)sizeof(T);
   const Walk<2> walk = outer_walk(b, a, c);
   const int64_t ta = (b.n[a] + kEdge - 1) / kEdge, tc = (b.n[c] + kEdge - 1) / kEdge;
-  pfor(call, walk.count() * ta * tc, grain_for(kEdge * kEdge * (int64_t)sizeof(T), 1 << 16), [&](int64_t begin, int64_t end, int32_t) {
-    Walk<2> w = walk;
-    for (int64_t t = begin; t < end; ++t) {
-      int64_t i = t % ta * kEdge, j = t / ta % tc * kEdge;
-      if (t == begin || t % (ta * tc) == 0) w.seek(t / (ta * tc));
-      transpose_tile<T>(
-          b.src + w.offset[0] + i * b.s[a] + j * (int64_t)sizeof(T), b.s[a], b.dst + w.offset[1] + i * (int64_t)sizeof(T) + j * b.d[c], b.d[c],
-          b.n[a] - i < kEdge ? b.n[a] - i : kEdge, b.n[c] - j < kEdge ? b.n[c] - j : kEdge);
-    }
-  });
+  pfor(call, walk.count() * ta * tc, grain_for(kEdge * kEdge * (int64_t)sizeof(T), 1 << 16),
+       [&](int64_t begin, int64_t end, int32_t) {
+         Walk<2> w = walk;
+         for (int64_t t = begin; t < end; ++t) {
+           int64_t i = t % ta * kEdge, j = t / ta % tc * kEdge;
+           if (t == begin || t % (ta * tc) == 0) w.seek(t / (ta * tc));
+           transpose_tile<T>(b.src + w.offset[0] + i * b.s[a] + j * (int64_t)sizeof(T), b.s[a],
+                             b.dst + w.offset[1] + i * (int64_t)sizeof(T) + j * b.d[c], b.d[c],
+                             b.n[a] - i < kEdge ? b.n[a] - i : kEdge, b.n[c] - j < kEdge ? b.n[c] - j : kEdge);
+         }
+       });
 }
 
 template <class T>
@@ -137,15 +141,17 @@ void run_strided(const effc_call* call, const Box& b) {
   const int a = b.rank - 1;
   const Walk<2> walk = outer_walk(b, a, a);
   const int64_t n = b.n[a], parts = (n + kChunk - 1) / kChunk;
-  pfor(call, walk.count() * parts, grain_for((n < kChunk ? n : kChunk) * (int64_t)sizeof(T)), [&](int64_t begin, int64_t end, int32_t) {
-    Walk<2> w = walk;
-    w.seek(begin / parts);
-    for (int64_t t = begin; t < end; ++t) {
-      int64_t i = t % parts * kChunk;
-      copy_line<T>(b.src + w.offset[0] + i * b.s[a], b.s[a], b.dst + w.offset[1] + i * b.d[a], b.d[a], n - i < kChunk ? n - i : kChunk);
-      if ((t + 1) % parts == 0) w.next();
-    }
-  });
+  pfor(call, walk.count() * parts, grain_for((n < kChunk ? n : kChunk) * (int64_t)sizeof(T)),
+       [&](int64_t begin, int64_t end, int32_t) {
+         Walk<2> w = walk;
+         w.seek(begin / parts);
+         for (int64_t t = begin; t < end; ++t) {
+           int64_t i = t % parts * kChunk;
+           copy_line<T>(b.src + w.offset[0] + i * b.s[a], b.s[a], b.dst + w.offset[1] + i * b.d[a], b.d[a],
+                        n - i < kChunk ? n - i : kChunk);
+           if ((t + 1) % parts == 0) w.next();
+         }
+       });
 }
 
 void run_rows(const effc_call* call, const Box& b) {
@@ -153,18 +159,20 @@ void run_rows(const effc_call* call, const Box& b) {
   const int a = b.rank - 1;
   const Walk<2> walk = outer_walk(b, a, a);
   const int64_t n = b.n[a] * b.size, parts = (n + kChunk - 1) / kChunk;
-  pfor(call, walk.count() * parts, grain_for(n < kChunk ? n : kChunk, 1 << 17), [&](int64_t begin, int64_t end, int32_t) {
-    Walk<2> w = walk;
-    w.seek(begin / parts);
-    for (int64_t t = begin; t < end; ++t) {
-      int64_t i = t % parts * kChunk;
-      memcpy(b.dst + w.offset[1] + i, b.src + w.offset[0] + i, (size_t)(n - i < kChunk ? n - i : kChunk));
-      if ((t + 1) % parts == 0) w.next();
-    }
-  });
+  pfor(call, walk.count() * parts, grain_for(n < kChunk ? n : kChunk, 1 << 17),
+       [&](int64_t begin, int64_t end, int32_t) {
+         Walk<2> w = walk;
+         w.seek(begin / parts);
+         for (int64_t t = begin; t < end; ++t) {
+           int64_t i = t % parts * kChunk;
+           memcpy(b.dst + w.offset[1] + i, b.src + w.offset[0] + i, (size_t)(n - i < kChunk ? n - i : kChunk));
+           if ((t + 1) % parts == 0) w.next();
+         }
+       });
 }
 
-void copy_box(const effc_call* call, const char* src, char* dst, int size, int rank, const int64_t* shape, const int64_t* s, const int64_t* d) {
+void copy_box(const effc_call* call, const char* src, char* dst, int size, int rank, const int64_t* shape,
+              const int64_t* s, const int64_t* d) {
   Box b = canonical(src, dst, size, rank, shape, s, d);
   if (b.empty) return;
   if (b.rank == 0) {
@@ -195,7 +203,8 @@ void copy_box(const effc_call* call, const char* src, char* dst, int size, int r
 }
 
 void copy_tensor(const effc_call* call, const effc_tensor& src, const effc_tensor& dst) {
-  copy_box(call, (const char*)src.data, (char*)dst.data, elem_size(dst.dtype), dst.rank, dst.shape, src.strides, dst.strides);
+  copy_box(call, (const char*)src.data, (char*)dst.data, elem_size(dst.dtype), dst.rank, dst.shape, src.strides,
+           dst.strides);
 }
 
 }  // namespace
@@ -213,11 +222,13 @@ EFFC_EXPORT int32_t effc_concat(const effc_call* call) {
   int64_t at = 0;
   for (int k = 0; k < call->n_in; ++k) {
     const effc_tensor& x = call->in[k];
-    copy_box(call, (const char*)x.data, (char*)out.data + at * out.strides[dim] * size, size, x.rank, x.shape, x.strides, out.strides);
+    copy_box(call, (const char*)x.data, (char*)out.data + at * out.strides[dim] * size, size, x.rank, x.shape,
+             x.strides, out.strides);
     at += x.shape[dim];
   }
   if (at != out.shape[dim]) {
-    call->api->fail(call, "concat: operands have %lld in dim %d, the result has %lld", (long long)at, dim, (long long)out.shape[dim]);
+    call->api->fail(call, "concat: operands have %lld in dim %d, the result has %lld", (long long)at, dim,
+                    (long long)out.shape[dim]);
     return 1;
   }
   return 0;
@@ -236,10 +247,12 @@ EFFC_EXPORT int32_t effc_copy_into(const effc_call* call) {
     (reach < 0 ? low : high) += reach;
   }
   if (low < 0 || high >= numel(out)) {
-    call->api->fail(call, "elements %lld..%lld are outside a tensor of %lld", (long long)low, (long long)high, (long long)numel(out));
+    call->api->fail(call, "elements %lld..%lld are outside a tensor of %lld", (long long)low, (long long)high,
+                    (long long)numel(out));
     return 1;
   }
-  copy_box(call, (const char*)src.data, (char*)out.data + call->attr[0] * size, size, src.rank, src.shape, src.strides, call->attr + 1);
+  copy_box(call, (const char*)src.data, (char*)out.data + call->attr[0] * size, size, src.rank, src.shape, src.strides,
+           call->attr + 1);
   return 0;
 }
 
@@ -272,7 +285,8 @@ EFFC_EXPORT int32_t effc_iota(const effc_call* call) {
     pfor(call, span(out, 0, dim) * n, grain_for(inner, 1 << 14), [=](int64_t b, int64_t e, int32_t) {
       for (int64_t r = b; r < e; ++r) {
         const int64_t i = r % n;
-        const T v = floating || real ? convert<T>(ffirst + (double)i * fstep) : convert<T>((int64_t)((uint64_t)first + (uint64_t)i * (uint64_t)step));
+        const T v = floating || real ? convert<T>(ffirst + (double)i * fstep)
+                                     : convert<T>((int64_t)((uint64_t)first + (uint64_t)i * (uint64_t)step));
         for (int64_t j = 0; j < inner; ++j) p[r * inner + j] = v;
       }
     });
@@ -284,7 +298,8 @@ EFFC_EXPORT int32_t effc_iota(const effc_call* call) {
 EFFC_EXPORT int32_t effc_triangle(const effc_call* call) {
   const effc_tensor &x = call->in[0], &out = call->out[0];
   const bool upper = call->attr[0] != 0;
-  const int64_t k = call->attr[1], cols = out.shape[out.rank - 1], rows = out.shape[out.rank - 2], size = elem_size(out.dtype);
+  const int64_t k = call->attr[1], cols = out.shape[out.rank - 1], rows = out.shape[out.rank - 2],
+                size = elem_size(out.dtype);
   const char* src = (const char*)x.data;
   char* dst = (char*)out.data;
   if (cols == 0) return 0;

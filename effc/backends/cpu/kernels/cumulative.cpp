@@ -1,8 +1,8 @@
 // Running sums, products, extrema, log-sum-exps and linear recurrences along one dim.
 //
-// Operands are dense and seen as [outer, n, inner]. A task carries the states of up to kCols neighbouring columns along n; sums and
-// products of few long lines go in blocks of fixed size (totals, their prefix, then each block from its start), so that the
-// result does not depend on threads.
+// Operands are dense and seen as [outer, n, inner]. A task carries the states of up to kCols neighbouring columns along
+// n; sums and products of few long lines go in blocks of fixed size (totals, their prefix, then each block from its
+// start), so that the result does not depend on threads.
 #include <math.h>
 
 #include "move.hpp"
@@ -50,17 +50,19 @@ void scan(const effc_call* call, const Shape& z, bool reverse, int64_t cost, Ini
     });
     return;
   }
-  pfor(call, z.outer * parts, grain_for(z.n * (z.inner < kCols ? z.inner : kCols) * cost), [&](int64_t b, int64_t e, int32_t) {
-    State s[kCols];
-    for (int64_t item = b; item < e; ++item) {
-      const int64_t o = item / parts, c0 = item % parts * kCols, cols = z.inner - c0 < kCols ? z.inner - c0 : kCols;
-      for (int64_t c = 0; c < cols; ++c) s[c] = init(o * z.inner + c0 + c);
-      for (int64_t k = 0; k < z.n; ++k) {
-        const int64_t j = reverse ? z.n - 1 - k : k, at = (o * z.n + j) * z.inner + c0;
-        for (int64_t c = 0; c < cols; ++c) step(s[c], at + c, j);
-      }
-    }
-  });
+  pfor(call, z.outer * parts, grain_for(z.n * (z.inner < kCols ? z.inner : kCols) * cost),
+       [&](int64_t b, int64_t e, int32_t) {
+         State s[kCols];
+         for (int64_t item = b; item < e; ++item) {
+           const int64_t o = item / parts, c0 = item % parts * kCols,
+                         cols = z.inner - c0 < kCols ? z.inner - c0 : kCols;
+           for (int64_t c = 0; c < cols; ++c) s[c] = init(o * z.inner + c0 + c);
+           for (int64_t k = 0; k < z.n; ++k) {
+             const int64_t j = reverse ? z.n - 1 - k : k, at = (o * z.n + j) * z.inner + c0;
+             for (int64_t c = 0; c < cols; ++c) step(s[c], at + c, j);
+           }
+         }
+       });
 }
 
 /* The type that sums are carried in. */
@@ -250,7 +252,8 @@ EFFC_EXPORT int32_t effc_linear_recurrence(const effc_call* call) {
   auto run = [&](auto t) {
     using T = decltype(t);
     using C = compute_t<T>;
-    const T *a = (const T*)call->in[0].data, *x = (const T*)call->in[1].data, *first = absent(init) ? nullptr : (const T*)init.data;
+    const T *a = (const T*)call->in[0].data, *x = (const T*)call->in[1].data,
+            *first = absent(init) ? nullptr : (const T*)init.data;
     T* out = (T*)call->out[0].data;
     scan<C>(
         call, z, call->attr[1] != 0, 2, [=](int64_t column) { return first ? to_compute(first[column]) : C{}; },
@@ -260,6 +263,7 @@ EFFC_EXPORT int32_t effc_linear_recurrence(const effc_call* call) {
         });
   };
   const int32_t dtype = call->in[1].dtype;
-  const bool ok = by_dtype<kFloat | kComplex>(dtype, run) || (dtype == EFFC_F16 && (run(f16{}), true)) || (dtype == EFFC_BF16 && (run(bf16{}), true));
+  const bool ok = by_dtype<kFloat | kComplex>(dtype, run) || (dtype == EFFC_F16 && (run(f16{}), true)) ||
+                  (dtype == EFFC_BF16 && (run(bf16{}), true));
   return ok ? 0 : bad_dtype(call, "linear_recurrence", dtype);
 }

@@ -1,4 +1,5 @@
-// Reading by index: gather, take, advanced indexing, masked_select, nonzero, and the small ops around data-dependent sizes.
+// Reading by index: gather, take, advanced indexing, masked_select, nonzero, and the small ops around data-dependent
+// sizes.
 #include "move.hpp"
 
 using namespace effc;
@@ -54,7 +55,8 @@ EFFC_EXPORT int32_t effc_gather(const effc_call* call) {
   return guard.status(call, "gather", dim);
 }
 
-// numpy.take along one dim. in: x and index, dense; out: dense x.shape[:dim] + index.shape + x.shape[dim+1:]. attr: dim.
+// numpy.take along one dim. in: x and index, dense; out: dense x.shape[:dim] + index.shape + x.shape[dim+1:]. attr:
+// dim.
 EFFC_EXPORT int32_t effc_take(const effc_call* call) {
   const effc_tensor &x = call->in[0], &index = call->in[1], &out = call->out[0];
   const int dim = (int)call->attr[0];
@@ -206,7 +208,8 @@ int64_t block_starts(const effc_call* call, int64_t n, int64_t* counts, Hit hit)
 
 }  // namespace
 
-// in: x, mask (bool), dense and of one shape; out: [count]. attr: the size (-1: dyn, see sized_out). scratch: 8 bytes per 32768 elements, rounded up.
+// in: x, mask (bool), dense and of one shape; out: [count]. attr: the size (-1: dyn, see sized_out). scratch: 8 bytes
+// per 32768 elements, rounded up.
 EFFC_EXPORT int32_t effc_masked_select(const effc_call* call) {
   const effc_tensor &x = call->in[0], &mask = call->in[1];
   const uint8_t* m = (const uint8_t*)mask.data;
@@ -237,9 +240,7 @@ template <class T>
 EFFC_INLINE int64_t is_nonzero(T v, uint64_t lo, uint64_t) {
   return ((uint64_t)v & lo) != 0;
 }
-EFFC_INLINE int64_t is_nonzero(bytes16 v, uint64_t lo, uint64_t hi) {
-  return ((v.lo & lo) | (v.hi & hi)) != 0;
-}
+EFFC_INLINE int64_t is_nonzero(bytes16 v, uint64_t lo, uint64_t hi) { return ((v.lo & lo) | (v.hi & hi)) != 0; }
 
 uint64_t magnitude_bits(int32_t dtype) {
   switch (dtype) {
@@ -265,7 +266,8 @@ uint64_t magnitude_bits(int32_t dtype) {
 
 }  // namespace
 
-// in: x dense; out: i64 [count, rank], row-major order. attr: the count (-1: dyn). scratch: 8 bytes per 32768 elements, rounded up.
+// in: x dense; out: i64 [count, rank], row-major order. attr: the count (-1: dyn). scratch: 8 bytes per 32768 elements,
+// rounded up.
 EFFC_EXPORT int32_t effc_nonzero(const effc_call* call) {
   const effc_tensor& x = call->in[0];
   const int64_t n = numel(x);
@@ -276,7 +278,8 @@ EFFC_EXPORT int32_t effc_nonzero(const effc_call* call) {
   by_size(elem_size(x.dtype), [&](auto z) {
     using T = decltype(z);
     const T* src = (const T*)x.data;
-    const int64_t shape[2] = {block_starts(call, n, starts, [=](int64_t i) { return is_nonzero(src[i], bits, bits); }), rank};
+    const int64_t shape[2] = {block_starts(call, n, starts, [=](int64_t i) { return is_nonzero(src[i], bits, bits); }),
+                              rank};
     status = sized_out(call, 0, 2, shape, shape[0], call->attr[0]);
     if (status) return;
     int64_t* dst = (int64_t*)call->out[0].data;

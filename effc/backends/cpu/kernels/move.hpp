@@ -1,4 +1,5 @@
-/* What kernels that move, index, sort and accumulate share: tasks, sizes, index loads, dispatch by size and by dtype. */
+/* What kernels that move, index, sort and accumulate share: tasks, sizes, index loads, dispatch by size and by dtype.
+ */
 #ifndef EFFC_MOVE_HPP
 #define EFFC_MOVE_HPP
 #include <string.h>
@@ -29,7 +30,9 @@ inline void pfor(const effc_call* call, int64_t n, int64_t grain, F&& f) {
 }
 
 /* Items per chunk so that a chunk handles about `budget` units when an item costs `cost`. */
-inline int64_t grain_for(int64_t cost, int64_t budget = 32768) { return cost >= budget ? 1 : budget / (cost > 0 ? cost : 1); }
+inline int64_t grain_for(int64_t cost, int64_t budget = 32768) {
+  return cost >= budget ? 1 : budget / (cost > 0 ? cost : 1);
+}
 
 inline int64_t numel(const effc_tensor& t) {
   int64_t n = 1;
@@ -216,9 +219,11 @@ struct Walk {
   void next() { next_of(*this); }
 };
 
-/* Storage for output i whose size `total` only the data tells. `want` < 0: the output is dyn, is allocated in this shape, and the
- * call's symbol bound (with bind); else it is there already, for a size of `want`. 0, or 1 after reporting an error. */
-inline int32_t sized_out(const effc_call* call, int i, int rank, const int64_t* shape, int64_t total, int64_t want, bool bind = true) {
+/* Storage for output i whose size `total` only the data tells. `want` < 0: the output is dyn, is allocated in this
+ * shape, and the call's symbol bound (with bind); else it is there already, for a size of `want`. 0, or 1 after
+ * reporting an error. */
+inline int32_t sized_out(const effc_call* call, int i, int rank, const int64_t* shape, int64_t total, int64_t want,
+                         bool bind = true) {
   if (want < 0) {
     if (call->api->alloc_out(call, i, rank, shape)) return 1;
     if (bind) call->api->bind_symbol(call, 0, total);
@@ -249,12 +254,14 @@ struct IndexGuard {
   /* 0, or 1 after reporting the bad index. */
   int32_t status(const effc_call* call, const char* what, int dim) const {
     if (!failed) return 0;
-    call->api->fail(call, "%s: index %lld is out of range for dim %d of size %lld", what, (long long)bad, dim, (long long)size);
+    call->api->fail(call, "%s: index %lld is out of range for dim %d of size %lld", what, (long long)bad, dim,
+                    (long long)size);
     return 1;
   }
 };
 
-/* f(i, index) for every element i, in row-major order, of an index tensor seen in `shape` (it broadcasts), in parallel. */
+/* f(i, index) for every element i, in row-major order, of an index tensor seen in `shape` (it broadcasts), in parallel.
+ */
 template <class F>
 inline void each_index(const effc_call* call, const effc_tensor& index, int rank, const int64_t* shape, F&& f) {
   Walk<1> walk;  // all dims but the last
@@ -290,7 +297,8 @@ inline void each_index(const effc_call* call, const effc_tensor& index, int rank
 /* memcpy of n bytes, in parallel where that pays. */
 inline void copy_bytes(const effc_call* call, void* dst, const void* src, int64_t n) {
   if (dst == src || n <= 0) return;
-  pfor(call, n, 1 << 18, [&](int64_t b, int64_t e, int32_t) { memcpy((char*)dst + b, (const char*)src + b, (size_t)(e - b)); });
+  pfor(call, n, 1 << 18,
+       [&](int64_t b, int64_t e, int32_t) { memcpy((char*)dst + b, (const char*)src + b, (size_t)(e - b)); });
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // Random numbers from Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 //
-// A call reserves a range of 64-bit counters; word k of its stream is lane k % 4 of counter first + k / 4. Elements own fixed
-// words, so results do not depend on threads. Rejection methods count their tries in the counter's upper half.
+// A call reserves a range of 64-bit counters; word k of its stream is lane k % 4 of counter first + k / 4. Elements own
+// fixed words, so results do not depend on threads. Rejection methods count their tries in the counter's upper half.
 #include <math.h>
 
 #include <algorithm>
@@ -38,7 +38,9 @@ EFFC_INLINE double normal(const uint32_t* w) {
   return sqrt(-2 * log(((double)w[0] + 0.5) * 0x1p-32)) * cos(6.283185307179586 * ((double)w[1] * 0x1p-32));
 }
 /* With 64 bits for radius and angle each: what f64 needs. */
-EFFC_INLINE double normal_wide(const uint32_t* w) { return sqrt(-2 * log(open_unit(w))) * cos(6.283185307179586 * unit(w + 2)); }
+EFFC_INLINE double normal_wide(const uint32_t* w) {
+  return sqrt(-2 * log(open_unit(w))) * cos(6.283185307179586 * unit(w + 2));
+}
 
 /* The call's stream. */
 struct Stream {
@@ -72,7 +74,8 @@ int32_t fill(const effc_call* call, G&& g) {
     Block words[kBlocks];
     V values[kItems];
     for (int64_t k = b; k < e; ++k) {
-      for (int64_t i = 0; i < kBlocks; ++i) words[i] = philox(stream.first + (uint64_t)(k * kBlocks + i), 0, stream.seed);
+      for (int64_t i = 0; i < kBlocks; ++i)
+        words[i] = philox(stream.first + (uint64_t)(k * kBlocks + i), 0, stream.seed);
       const uint32_t* w = words[0].w;
       const int64_t m = n - k * kItems < kItems ? n - k * kItems : kItems;
       for (int64_t i = 0; i < m; ++i) values[i] = g(k * kItems + i, w + i * Words);
@@ -116,8 +119,8 @@ double as_double(const effc_tensor& t, int64_t i) {
 }
 void store_double(const effc_tensor& t, int64_t i, double v) { store(t, i, &v, 1); }
 
-/* Poisson: products of uniforms below a rate of 10, above it Hormann's PTRS ("The transformed rejection method for generating
- * Poisson random variables", 1993). */
+/* Poisson: products of uniforms below a rate of 10, above it Hormann's PTRS ("The transformed rejection method for
+ * generating Poisson random variables", 1993). */
 double poisson(Sequence& s, double rate) {
   if (!(rate > 0)) return 0;
   if (rate < 10) {
@@ -127,9 +130,11 @@ double poisson(Sequence& s, double rate) {
     while (product > limit) product *= s.uniform(), ++k;
     return (double)k;
   }
-  const double root = sqrt(rate), b = 0.931 + 2.53 * root, a = -0.059 + 0.02483 * b, inverse = 1.1239 + 1.1328 / (b - 3.4), v_r = 0.9277 - 3.6224 / (b - 2);
+  const double root = sqrt(rate), b = 0.931 + 2.53 * root, a = -0.059 + 0.02483 * b,
+               inverse = 1.1239 + 1.1328 / (b - 3.4), v_r = 0.9277 - 3.6224 / (b - 2);
   for (;;) {
-    const double u = s.uniform() - 0.5, v = s.uniform(), us = 0.5 - fabs(u), k = floor((2 * a / us + b) * u + rate + 0.43);
+    const double u = s.uniform() - 0.5, v = s.uniform(), us = 0.5 - fabs(u),
+                 k = floor((2 * a / us + b) * u + rate + 0.43);
     if (us >= 0.07 && v <= v_r) return k;
     if (k < 0 || (us < 0.013 && v > us)) continue;
     if (log(v) + log(inverse) - log(a / (us * us) + b) <= -rate + k * log(rate) - lgamma(k + 1)) return k;
@@ -153,7 +158,8 @@ double gamma_of(Sequence& s, double alpha) {
 /* Stirling's tail of log k!. */
 double stirling_tail(double k) {
   const double z = (k + 1) * (k + 1);
-  return k < 10 ? lgamma(k + 1) - ((k + 0.5) * log(k + 1) - (k + 1) + 0.9189385332046727) : (1.0 / 12 - (1.0 / 360 - 1.0 / 1260 / z) / z) / (k + 1);
+  return k < 10 ? lgamma(k + 1) - ((k + 0.5) * log(k + 1) - (k + 1) + 0.9189385332046727)
+                : (1.0 / 12 - (1.0 / 360 - 1.0 / 1260 / z) / z) / (k + 1);
 }
 
 /* Binomial: sums of geometric gaps when the mean is below 10, else Hormann's BTRS ("The generation of binomial random
@@ -170,7 +176,8 @@ double binomial(Sequence& s, double n, double p) {
       if (sum > n) return (double)k;
     }
   }
-  const double spread = sqrt(n * p * (1 - p)), b = 1.15 + 2.53 * spread, a = -0.0873 + 0.0248 * b + 0.01 * p, c = n * p + 0.5, v_r = 0.92 - 4.2 / b;
+  const double spread = sqrt(n * p * (1 - p)), b = 1.15 + 2.53 * spread, a = -0.0873 + 0.0248 * b + 0.01 * p,
+               c = n * p + 0.5, v_r = 0.92 - 4.2 / b;
   const double alpha = (2.83 + 5.1 / b) * spread, r = p / (1 - p), m = floor((n + 1) * p);
   for (;;) {
     const double u = s.uniform() - 0.5;
@@ -179,8 +186,9 @@ double binomial(Sequence& s, double n, double p) {
     if (us >= 0.07 && v <= v_r) return k;
     if (k < 0 || k > n) continue;
     v = log(v * alpha / (a / (us * us) + b));
-    const double bound = (m + 0.5) * log((m + 1) / (r * (n - m + 1))) + (n + 1) * log((n - m + 1) / (n - k + 1)) + (k + 0.5) * log(r * (n - k + 1) / (k + 1)) +
-                         stirling_tail(m) + stirling_tail(n - m) - stirling_tail(k) - stirling_tail(n - k);
+    const double bound = (m + 0.5) * log((m + 1) / (r * (n - m + 1))) + (n + 1) * log((n - m + 1) / (n - k + 1)) +
+                         (k + 0.5) * log(r * (n - k + 1) / (k + 1)) + stirling_tail(m) + stirling_tail(n - m) -
+                         stirling_tail(k) - stirling_tail(n - k);
     if (v <= bound) return k;
   }
 }
@@ -192,7 +200,11 @@ EFFC_EXPORT int32_t effc_rand_uniform(const effc_call* call) {
   const int32_t dtype = call->out[0].dtype;
   const double lo = call->fattr[0], hi = call->fattr[1];
   // As many bits as the type holds exactly, so that no draw rounds up to hi in the usual [0, 1).
-  const int bits = dtype == EFFC_F64 ? 52 : dtype == EFFC_F32 ? 24 : dtype == EFFC_F16 ? 11 : dtype == EFFC_BF16 ? 8 : 3;
+  const int bits = dtype == EFFC_F64    ? 52
+                   : dtype == EFFC_F32  ? 24
+                   : dtype == EFFC_F16  ? 11
+                   : dtype == EFFC_BF16 ? 8
+                                        : 3;
   const double step = ldexp(hi - lo, -bits), top = hi - step / 2;
   if (dtype == EFFC_F64)
     return fill<2, double>(call, [=](int64_t, const uint32_t* w) {
@@ -208,7 +220,8 @@ EFFC_EXPORT int32_t effc_rand_uniform(const effc_call* call) {
 // out: floats. fattrs: mean, std.
 EFFC_EXPORT int32_t effc_rand_normal(const effc_call* call) {
   const double mean = call->fattr[0], std = call->fattr[1];
-  if (call->out[0].dtype == EFFC_F64) return fill<4, double>(call, [=](int64_t, const uint32_t* w) { return mean + std * normal_wide(w); });
+  if (call->out[0].dtype == EFFC_F64)
+    return fill<4, double>(call, [=](int64_t, const uint32_t* w) { return mean + std * normal_wide(w); });
   const float m = (float)mean, sd = (float)std;
   return fill<2, float>(call, [=](int64_t, const uint32_t* w) {  // branch-free: the compiler vectorises it
     const float radius = __builtin_sqrtf(-2 * fm::log(((float)w[0] + 0.5f) * 0x1p-32f));
@@ -245,13 +258,15 @@ EFFC_EXPORT int32_t effc_exponential(const effc_call* call) {
 // out: any real dtype, 1, 2, ... fattr: p in (0, 1].
 EFFC_EXPORT int32_t effc_geometric(const effc_call* call) {
   const double p = call->fattr[0], step = log1p(-p);
-  return fill<2, double>(call, [=](int64_t, const uint32_t* w) { return p >= 1 ? 1.0 : fmax(1.0, ceil(log(open_unit(w)) / step)); });
+  return fill<2, double>(
+      call, [=](int64_t, const uint32_t* w) { return p >= 1 ? 1.0 : fmax(1.0, ceil(log(open_unit(w)) / step)); });
 }
 
 // out: any real dtype. fattrs: median, scale.
 EFFC_EXPORT int32_t effc_cauchy(const effc_call* call) {
   const double median = call->fattr[0], scale = call->fattr[1];
-  return fill<2, double>(call, [=](int64_t, const uint32_t* w) { return median + scale * tan(3.141592653589793 * (open_unit(w) - 0.5)); });
+  return fill<2, double>(
+      call, [=](int64_t, const uint32_t* w) { return median + scale * tan(3.141592653589793 * (open_unit(w) - 0.5)); });
 }
 
 // in: p dense float; out: 0 or 1 in any real dtype, p's shape.
@@ -279,7 +294,8 @@ EFFC_EXPORT int32_t effc_poisson(const effc_call* call) {
       call->api->fail(call, "poisson: rate %g is not a number >= 0", as_double(rate, i));
       return 1;
     }
-  draw_sequences(call, numel(rate), [&](int64_t i, Sequence& s) { store_double(call->out[0], i, poisson(s, as_double(rate, i))); });
+  draw_sequences(call, numel(rate),
+                 [&](int64_t i, Sequence& s) { store_double(call->out[0], i, poisson(s, as_double(rate, i))); });
   return 0;
 }
 
@@ -306,7 +322,8 @@ EFFC_EXPORT int32_t effc_binomial(const effc_call* call) {
 EFFC_EXPORT int32_t effc_multinomial(const effc_call* call) {
   const effc_tensor &weights = call->in[0], &out = call->out[0];
   const bool replacement = call->attr[0] != 0;
-  const int64_t n = weights.shape[weights.rank - 1], k = out.shape[out.rank - 1], rows = span(weights, 0, weights.rank - 1);
+  const int64_t n = weights.shape[weights.rank - 1], k = out.shape[out.rank - 1],
+                rows = span(weights, 0, weights.rank - 1);
   if (!replacement && k > n) {
     call->api->fail(call, "multinomial: %lld samples without replacement from %lld", (long long)k, (long long)n);
     return 1;
@@ -349,7 +366,8 @@ EFFC_EXPORT int32_t effc_multinomial(const effc_call* call) {
         }
         for (int64_t i = 0; i < k; ++i) {
           const double u = uniform(i) * sum;
-          const Entry* at = std::upper_bound(entries, entries + n, u, [](double v, const Entry& x) { return v < x.key; });
+          const Entry* at =
+              std::upper_bound(entries, entries + n, u, [](double v, const Entry& x) { return v < x.key; });
           to[i] = std::min((int64_t)(at - entries), last);
         }
       } else {  // the k first arrivals of exponential clocks
@@ -357,7 +375,8 @@ EFFC_EXPORT int32_t effc_multinomial(const effc_call* call) {
           const double w = as_double(weights, r * n + i);
           entries[i] = Entry{w > 0 ? -log(uniform(i)) / w : INFINITY, i};
         }
-        std::partial_sort(entries, entries + k, entries + n, [](const Entry& p, const Entry& q) { return p.key < q.key; });
+        std::partial_sort(entries, entries + k, entries + n,
+                          [](const Entry& p, const Entry& q) { return p.key < q.key; });
         for (int64_t i = 0; i < k; ++i) to[i] = entries[i].index;
       }
     }

@@ -1,8 +1,9 @@
 // Writing by index: scatter with its reductions, index_put, masked_scatter.
 //
 // Destinations are split among tasks so that all writes to one element happen in one task, in the order of the indices:
-// results do not depend on threads. Indices are checked before anything is written, so a failed call leaves an operand that
-// shares its storage with the result as it was. Integer sums and products wrap, so one unsigned type of each size serves.
+// results do not depend on threads. Indices are checked before anything is written, so a failed call leaves an operand
+// that shares its storage with the result as it was. Integer sums and products wrap, so one unsigned type of each size
+// serves.
 #include "move.hpp"
 
 using namespace effc;
@@ -53,7 +54,7 @@ T identity() {
       return convert<T>((C)(R == kMax ? -__builtin_inf() : __builtin_inf()));
     } else {
       constexpr bool has_sign = (T)-1 < (T)1;
-      constexpr T top = (T)(has_sign ? (T)((~(uint64_t)0) >> (65 - 8 * sizeof(T))) : (T)~(T)0);
+      constexpr T top = (T)(has_sign ? (T)((~(uint64_t)0) >> (65 - 8 * sizeof(T))) : (T) ~(T)0);
       return R == kMax ? (has_sign ? (T)(-top - 1) : (T)0) : top;
     }
   } else {
@@ -69,12 +70,14 @@ struct RowIndex {
   const effc_tensor* index;
   int64_t at, step, size, out_step, col_step;
 
-  EFFC_INLINE int64_t place(const RowIndex& r, int64_t i, int64_t c) { return (i < 0 ? i + r.size : i) * r.out_step + c * r.col_step; }
+  EFFC_INLINE int64_t place(const RowIndex& r, int64_t i, int64_t c) {
+    return (i < 0 ? i + r.size : i) * r.out_step + c * r.col_step;
+  }
   EFFC_INLINE int64_t to(const RowIndex& r, int64_t c) { return place(r, load_int(*r.index, r.at + c * r.step), c); }
 };
 
-/* The loops of one reduction on one element type; the kernels below are written once around them. Elements count from c0 to
- * c1; sd and ss are strides in elements. */
+/* The loops of one reduction on one element type; the kernels below are written once around them. Elements count from
+ * c0 to c1; sd and ss are strides in elements. */
 struct Loops {
   void (*row)(void* d, const void* s, int64_t sd, int64_t ss, int64_t c0, int64_t c1);
   void (*elements)(void* d, const void* s, int64_t ss, const RowIndex& to, int64_t c0, int64_t c1);
@@ -187,8 +190,8 @@ void divide(const effc_call* call, T* out, const int32_t* count, int64_t n, int 
 
 }  // namespace
 
-// in: x dense; index (i64/i32) and src any strides, of x's rank; out: dense, may be x's storage. attrs: dim, reduce (none sum
-// prod amax amin mean), include_self. scratch: with mean, 4 bytes per element of out.
+// in: x dense; index (i64/i32) and src any strides, of x's rank; out: dense, may be x's storage. attrs: dim, reduce
+// (none sum prod amax amin mean), include_self. scratch: with mean, 4 bytes per element of out.
 EFFC_EXPORT int32_t effc_scatter(const effc_call* call) {
   const effc_tensor &x = call->in[0], &index = call->in[1], &src = call->in[2], &out = call->out[0];
   const int dim = (int)call->attr[0], reduce = (int)call->attr[1], last = out.rank - 1;
@@ -209,7 +212,8 @@ EFFC_EXPORT int32_t effc_scatter(const effc_call* call) {
   const bool along = dim == last;
   const int64_t size = out.shape[dim], out_j = out.strides[dim];
   const int64_t n = along ? 1 : index.shape[dim], cols = index.shape[last];
-  const int64_t in_j = index.strides[dim], src_j = src.strides[dim], in_c = index.strides[last], src_c = src.strides[last];
+  const int64_t in_j = index.strides[dim], src_j = src.strides[dim], in_c = index.strides[last],
+                src_c = src.strides[last];
   const int64_t width = along || walk.count() >= 16 ? cols : cols <= 64 ? cols : cols / 16 < 64 ? 64 : cols / 16;
   const int64_t parts = (cols + width - 1) / width;
   char* dst = (char*)out.data;
@@ -251,9 +255,9 @@ EFFC_EXPORT int32_t effc_scatter(const effc_call* call) {
   return 0;
 }
 
-// in: x dense; values any strides, broadcast to what indexing x would give; k index tensors that broadcast together; out:
-// dense, may be x's storage. attrs: accumulate, then the k indexed dims, increasing, then the rank of the broadcast index and
-// its shape. scratch: 8 bytes per element of the broadcast index.
+// in: x dense; values any strides, broadcast to what indexing x would give; k index tensors that broadcast together;
+// out: dense, may be x's storage. attrs: accumulate, then the k indexed dims, increasing, then the rank of the
+// broadcast index and its shape. scratch: 8 bytes per element of the broadcast index.
 EFFC_EXPORT int32_t effc_index_put(const effc_call* call) {
   const effc_tensor &x = call->in[0], &values = call->in[1], &out = call->out[0];
   const int k = call->n_in - 2;
@@ -332,13 +336,15 @@ EFFC_EXPORT int32_t effc_index_put(const effc_call* call) {
         loops.elements(dst, src, value_step, RowIndex{&flat, 0, 1, 0, 1, 0}, 0, m);
         continue;
       }
-      for (int64_t i = 0; i < m; ++i, v.next()) loops.row(dst + table[i] * z, src + v.offset[0] * z, step_o, step_v, c0, c1);
+      for (int64_t i = 0; i < m; ++i, v.next())
+        loops.row(dst + table[i] * z, src + v.offset[0] * z, step_o, step_v, c0, c1);
     }
   });
   return 0;
 }
 
-// in: x, mask (bool), source, all dense; out: dense, may be x's storage. scratch: 8 bytes per 32768 elements, rounded up.
+// in: x, mask (bool), source, all dense; out: dense, may be x's storage. scratch: 8 bytes per 32768 elements, rounded
+// up.
 EFFC_EXPORT int32_t effc_masked_scatter(const effc_call* call) {
   constexpr int64_t kBlock = 1 << 15;
   const effc_tensor &x = call->in[0], &mask = call->in[1], &source = call->in[2], &out = call->out[0];
@@ -360,7 +366,8 @@ EFFC_EXPORT int32_t effc_masked_scatter(const effc_call* call) {
     total += c;
   }
   if (total > numel(source)) {
-    call->api->fail(call, "masked_scatter: the mask selects %lld elements, the source has %lld", (long long)total, (long long)numel(source));
+    call->api->fail(call, "masked_scatter: the mask selects %lld elements, the source has %lld", (long long)total,
+                    (long long)numel(source));
     return 1;
   }
   by_size(elem_size(out.dtype), [&](auto z) {

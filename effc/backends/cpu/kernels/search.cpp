@@ -39,7 +39,8 @@ EFFC_EXPORT int32_t effc_searchsorted(const effc_call* call) {
       if (at < 0 || at >= n) bad = at;
     }
   if (bad != -1) {
-    call->api->fail(call, "searchsorted: sorter index %lld is out of range for size %lld", (long long)bad, (long long)n);
+    call->api->fail(call, "searchsorted: sorter index %lld is out of range for size %lld", (long long)bad,
+                    (long long)n);
     return 1;
   }
   auto run = [&](auto z) {
@@ -148,16 +149,19 @@ EFFC_EXPORT int32_t effc_histogram(const effc_call* call) {
   return by_dtype<kFloat>(x.dtype, run) ? 0 : bad_dtype(call, "histogram", x.dtype);
 }
 
-// in: table [v, d], indices [n], offsets [b], scales? [n], all dense; out: [bags, d]. attrs: mode (0 sum, 1 mean, 2 max),
-// include_last_offset, padding_idx (-1: none).
+// in: table [v, d], indices [n], offsets [b], scales? [n], all dense; out: [bags, d]. attrs: mode (0 sum, 1 mean, 2
+// max), include_last_offset, padding_idx (-1: none).
 EFFC_EXPORT int32_t effc_embedding_bag(const effc_call* call) {
-  const effc_tensor &table = call->in[0], &indices = call->in[1], &offsets = call->in[2], &scales = call->in[3], &out = call->out[0];
-  const int64_t mode = call->attr[0], pad = call->attr[2], bags = out.shape[0], width = out.shape[1], n = numel(indices);
+  const effc_tensor &table = call->in[0], &indices = call->in[1], &offsets = call->in[2], &scales = call->in[3],
+                    &out = call->out[0];
+  const int64_t mode = call->attr[0], pad = call->attr[2], bags = out.shape[0], width = out.shape[1],
+                n = numel(indices);
   const bool closed = call->attr[1] != 0;
   for (int64_t i = 0, before = 0; i < numel(offsets); ++i) {
     const int64_t at = load_int(offsets, i);
     if (at < before || at > n) {
-      call->api->fail(call, "embedding_bag: offset %lld is not in [%lld, %lld]", (long long)at, (long long)before, (long long)n);
+      call->api->fail(call, "embedding_bag: offset %lld is not in [%lld, %lld]", (long long)at, (long long)before,
+                      (long long)n);
       return 1;
     }
     before = at;
@@ -199,6 +203,7 @@ EFFC_EXPORT int32_t effc_embedding_bag(const effc_call* call) {
       }
     });
   };
-  const bool ok = by_dtype<kFloat>(table.dtype, run) || (table.dtype == EFFC_F16 && (run(f16{}), true)) || (table.dtype == EFFC_BF16 && (run(bf16{}), true));
+  const bool ok = by_dtype<kFloat>(table.dtype, run) || (table.dtype == EFFC_F16 && (run(f16{}), true)) ||
+                  (table.dtype == EFFC_BF16 && (run(bf16{}), true));
   return ok ? 0 : bad_dtype(call, "embedding_bag", table.dtype);
 }

@@ -1,9 +1,9 @@
 // Sorting and selection along one dim: sort, topk, kthvalue, median, mode.
 //
-// Each line becomes items (key, index) in a worker's scratch. Where equal elements leave the choice of indices open, the order is
-// that of PyTorch on the CPU, which uses the standard library's unstable algorithms on the values alone: std::sort for an
-// unstable sort and the mode, std::partial_sort or std::nth_element for topk, Hoare's selection with a median of three for
-// kthvalue. The median takes the index that a stable sort would give.
+// Each line becomes items (key, index) in a worker's scratch. Where equal elements leave the choice of indices open,
+// the order is that of PyTorch on the CPU, which uses the standard library's unstable algorithms on the values alone:
+// std::sort for an unstable sort and the mode, std::partial_sort or std::nth_element for topk, Hoare's selection with a
+// median of three for kthvalue. The median takes the index that a stable sort would give.
 #include "sortkeys.hpp"
 
 using namespace effc;
@@ -20,7 +20,8 @@ struct Lines {
   }
 };
 
-/* Runs f(line number, offset in x, items, spare) for every line, with `items` loaded; the worker's scratch holds 2n items. */
+/* Runs f(line number, offset in x, items, spare) for every line, with `items` loaded; the worker's scratch holds 2n
+ * items. */
 template <class F>
 void each_line(const effc_call* call, const effc_tensor& x, int dim, bool descending, F&& f) {
   const Lines lines(x, dim);
@@ -40,8 +41,8 @@ void each_line(const effc_call* call, const effc_tensor& x, int dim, bool descen
 
 /* Writes the first m items of a line: values from x, indices. */
 template <class Item>
-void store_line(const effc_tensor& x, int64_t offset, int64_t step, const Item* items, int64_t m, const effc_tensor& values, const effc_tensor& indices,
-                int64_t at, int64_t out_step) {
+void store_line(const effc_tensor& x, int64_t offset, int64_t step, const Item* items, int64_t m,
+                const effc_tensor& values, const effc_tensor& indices, int64_t at, int64_t out_step) {
   int64_t* ip = (int64_t*)indices.data + at;
   for (int64_t i = 0; i < m; ++i) ip[i * out_step] = (int64_t)items[i].index;
   by_size(elem_size(x.dtype), [&](auto z) {
@@ -52,7 +53,8 @@ void store_line(const effc_tensor& x, int64_t offset, int64_t step, const Item* 
   });
 }
 
-/* Puts the item of rank k (from 0) at place k by comparisons of keys alone: Hoare's selection, pivot the median of three. */
+/* Puts the item of rank k (from 0) at place k by comparisons of keys alone: Hoare's selection, pivot the median of
+ * three. */
 template <class Item>
 void select_unstable(Item* v, int64_t n, int64_t k) {
   int64_t left = 0, right = n - 1;
@@ -83,8 +85,8 @@ void select_unstable(Item* v, int64_t n, int64_t k) {
 
 }  // namespace
 
-// in: x any strides; out: values, indices (i64), dense. attrs: dim, descending, stable. thread_scratch: 2n items (8 bytes, 16 for
-// 8-byte elements).
+// in: x any strides; out: values, indices (i64), dense. attrs: dim, descending, stable. thread_scratch: 2n items (8
+// bytes, 16 for 8-byte elements).
 EFFC_EXPORT int32_t effc_sort(const effc_call* call) {
   const effc_tensor& x = call->in[0];
   const int dim = (int)call->attr[0];

@@ -1,4 +1,5 @@
-/* Keys for sorting: any real dtype as unsigned integers in the same order (NaN largest, -0 equal to 0), with their indices. */
+/* Keys for sorting: any real dtype as unsigned integers in the same order (NaN largest, -0 equal to 0), with their
+ * indices. */
 #ifndef EFFC_SORTKEYS_HPP
 #define EFFC_SORTKEYS_HPP
 #include <algorithm>
@@ -19,7 +20,8 @@ struct Item64 {
 
 inline bool wide_keys(int32_t dtype) { return elem_size(dtype) == 8; }
 inline bool is_float(int32_t dtype) {
-  return dtype == EFFC_F16 || dtype == EFFC_BF16 || dtype == EFFC_F32 || dtype == EFFC_F64 || dtype == EFFC_F8E4M3 || dtype == EFFC_F8E5M2;
+  return dtype == EFFC_F16 || dtype == EFFC_BF16 || dtype == EFFC_F32 || dtype == EFFC_F64 || dtype == EFFC_F8E4M3 ||
+         dtype == EFFC_F8E5M2;
 }
 
 /* The bits of a NaN's key (and of no other float's). */
@@ -32,7 +34,7 @@ EFFC_INLINE U float_key(U bits, bool nan) {
   constexpr U sign = (U)1 << (8 * sizeof(U) - 1);
   const U plain = bits == sign ? (U)0 : bits;
   const U key = (plain & sign) ? (U)~plain : (U)(plain | sign);
-  return nan ? (U)~(U)0 : key;
+  return nan ? (U) ~(U)0 : key;
 }
 template <class T>
 EFFC_INLINE uint64_t key_of(T v) {
@@ -59,7 +61,8 @@ void load_items(const effc_tensor& x, int64_t offset, int64_t step, int64_t n, b
     using T = decltype(z);
     if constexpr ((sizeof(T) == 8) == (sizeof(Item) == 16)) {
       const T* p = (const T*)x.data + offset;
-      for (int64_t i = 0; i < n; ++i) items[i] = Item{(typename Item::Key)((typename Item::Key)key_of(p[i * step]) ^ flip), (typename Item::Key)i};
+      for (int64_t i = 0; i < n; ++i)
+        items[i] = Item{(typename Item::Key)((typename Item::Key)key_of(p[i * step]) ^ flip), (typename Item::Key)i};
     }
   });
 }
@@ -81,8 +84,8 @@ struct ByKeyAndIndex {
   }
 };
 
-/* Stable sort of items whose indices ascend. `spare`: room for n items. Least significant digit first, 8 bits a pass; passes in
- * which all items share the digit are left out. */
+/* Stable sort of items whose indices ascend. `spare`: room for n items. Least significant digit first, 8 bits a pass;
+ * passes in which all items share the digit are left out. */
 template <class Item>
 void sort_stable(Item* items, Item* spare, int64_t n) {
   constexpr int kPasses = (int)sizeof(typename Item::Key);

@@ -3,8 +3,9 @@
 
 using namespace effc;
 
-// in: x dense; out: values [u], inverse (i64, x's shape), counts (i64) [u]. attrs: sort (else only runs of neighbours are merged),
-// u (-1: values and counts are dyn). scratch: 2 items per element, 64 bytes aligned. NaNs are all distinct.
+// in: x dense; out: values [u], inverse (i64, x's shape), counts (i64) [u]. attrs: sort (else only runs of neighbours
+// are merged), u (-1: values and counts are dyn). scratch: 2 items per element, 64 bytes aligned. NaNs are all
+// distinct.
 EFFC_EXPORT int32_t effc_unique(const effc_call* call) {
   const effc_tensor& x = call->in[0];
   const bool sort = call->attr[0] != 0, floats = is_float(x.dtype);
@@ -15,7 +16,9 @@ EFFC_EXPORT int32_t effc_unique(const effc_call* call) {
     Item* items = (Item*)call->scratch;
     load_items(x, 0, 1, n, false, items);
     if (sort) sort_stable(items, items + n, n);
-    auto starts = [&](int64_t i) { return i == 0 || items[i].key != items[i - 1].key || (floats && items[i].key == kNanKey<Item>); };
+    auto starts = [&](int64_t i) {
+      return i == 0 || items[i].key != items[i - 1].key || (floats && items[i].key == kNanKey<Item>);
+    };
     int64_t u = 0;
     for (int64_t i = 0; i < n; ++i) u += starts(i);
     status = sized_out(call, 0, 1, &u, u, call->attr[1]) || sized_out(call, 2, 1, &u, u, call->attr[1], false);
@@ -39,8 +42,8 @@ EFFC_EXPORT int32_t effc_unique(const effc_call* call) {
   return status;
 }
 
-// in: x dense; out: values with u slices along dim, inverse (i64) [n], counts (i64) [u]. attrs: dim, sort (in lexicographic order;
-// else only neighbours are merged), u (-1: values and counts are dyn). scratch: 8 bytes per slice.
+// in: x dense; out: values with u slices along dim, inverse (i64) [n], counts (i64) [u]. attrs: dim, sort (in
+// lexicographic order; else only neighbours are merged), u (-1: values and counts are dyn). scratch: 8 bytes per slice.
 EFFC_EXPORT int32_t effc_unique_dim(const effc_call* call) {
   const effc_tensor& x = call->in[0];
   const int dim = (int)call->attr[0];
@@ -81,7 +84,8 @@ EFFC_EXPORT int32_t effc_unique_dim(const effc_call* call) {
       if (starts(i)) {
         ++k;
         counts[k] = 0;
-        for (int64_t o = 0; o < outer; ++o) memcpy(values + (o * u + k) * inner, src + (o * n + order[i]) * inner, (size_t)inner * sizeof(T));
+        for (int64_t o = 0; o < outer; ++o)
+          memcpy(values + (o * u + k) * inner, src + (o * n + order[i]) * inner, (size_t)inner * sizeof(T));
       }
       ++counts[k];
       inverse[order[i]] = k;
