@@ -341,17 +341,18 @@ struct Program::Reader {
     link_values();
     p.inputs = value_ids(j, "inputs", -1);
     p.outputs = value_ids(j, "outputs");
-    for (size_t i = 0; i < p.inputs.size(); ++i)
-      if (p.inputs[i] >= 0) {
-        const Value& v = p.values[size_t(p.inputs[i])];
-        if (v.kind != Value::kInput || v.index != int(i)) bad("an input is not an input value");
-      }
-    for (const Value& v : p.values) {
-      if (v.kind == Value::kInput && size_t(v.index) >= p.inputs.size()) bad("an input number");
-      if (v.kind == Value::kOutput && size_t(v.index) >= p.outputs.size()) bad("an output number");
+    // Each input and output is one value: its checks against the caller's arrays hold for all that refers to them.
+    for (size_t id = 0; id < p.values.size(); ++id) {
+      const Value& v = p.values[id];
+      if (v.kind == Value::kInput && (size_t(v.index) >= p.inputs.size() || p.inputs[size_t(v.index)] != int(id)))
+        bad("an input value that is not in the list of inputs");
+      if (v.kind == Value::kOutput && (size_t(v.index) >= p.outputs.size() || p.outputs[size_t(v.index)] != int(id)))
+        bad("an output value that is not in the list of outputs");
       if (v.kind == Value::kState && size_t(v.rank) != linker.states[size_t(v.index)].shape.size())
         bad("a state value's rank");
     }
+    for (int id : p.inputs)
+      if (id >= 0 && p.values[size_t(id)].kind != Value::kInput) bad("an input is not an input value");
     for (const Symbol& s : p.symbols) {
       if (s.from != Symbol::kInputDim && s.from != Symbol::kInputValue) continue;
       int id = p.inputs[size_t(s.input)];
