@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 import weakref
@@ -279,7 +280,27 @@ def write_artifact(path: Path, target: Any, imported: Mapping[str, Any], graphs:
     for name, g in graphs.items():
         w.add_file(f"graph/{name}.txt", str(g))
     manifest = {"effc": __version__, "target": target.name, "isa": list(target.isa), "states": states, "entries": entries, "report": dict(report)}
-    w.save(path, to_json(manifest))
+    w.save(path, to_json(portable(manifest)))
+
+
+def portable(x: Any) -> Any:
+    """A copy in which source lines name files without this machine's folders: relative to the package or working directory
+    they lie in, else by the last two parts of their path."""
+    if isinstance(x, dict):
+        return {k: _short(v) if k == "loc" and isinstance(v, str) else portable(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [portable(v) for v in x]
+    return x
+
+
+def _short(loc: str) -> str:
+    file, colon, rest = loc.partition(":")
+    if not file.startswith("/"):
+        return loc
+    for folder in sorted([*(os.path.join(p, "") for p in sys.path if p), os.path.join(os.getcwd(), "")], key=len, reverse=True):
+        if file.startswith(folder):
+            return file[len(folder) :] + colon + rest
+    return "/".join(file.split("/")[-2:]) + colon + rest
 
 
 class SavedModel:
