@@ -225,3 +225,16 @@ def test_unpack_inverts_pack(dtype: Any, nr: int) -> None:
     for damaged in (packed[:10], packed[:-1], np.concatenate([packed[:-1], packed[-1:] ^ 1]), packed[::-1].copy()):
         with pytest.raises(PackingError):
             unpack_gemm_b(damaged)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "f2", BF16, "i4", "i8", "c8"])
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 5])
+def test_few_rows_against_rows(lib: h.KernelLibrary, dtype: Any, m: int) -> None:
+    """The right-hand side's k is contiguous (x @ w.T of weights that were not packed): dot products."""
+    rng = np.random.default_rng(m)
+    for k, n in [(64, 1), (65, 3), (700, 70), (1031, 9)]:
+        a = random(rng, (1, 2, m, k), np.dtype(dtype))
+        b = random(rng, (1, 2, n, k), np.dtype(dtype)).swapaxes(2, 3)
+        out = np.full((1, 2, m, n), 9).astype(dtype)
+        run(lib, a, b, out, threads=3, mode="reverse")
+        check(out, expected(a, b))

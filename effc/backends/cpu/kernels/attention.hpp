@@ -122,6 +122,26 @@ struct Attention {
     memset((void*)w.o, 0, sizeof(T) * ev * kQB);
   }
 
+  /* dst[key][query] = 0 where src[query][key] is true, else -inf. */
+  static void bool_mask(const uint8_t* src, int64_t query, int64_t key, T* dst, int64_t queries, int64_t keys) {
+    const T minus_inf = -__builtin_inf();
+    int64_t c = 0;
+    for (; key == 1 && c + L <= queries; c += L) {
+      int64_t j = 0;
+      for (; j + L <= keys; j += L)
+        transpose_block(
+            [&](int i) {
+              const auto bytes = *(const typename VecOf<uint8_t, L>::loose*)(src + (c + i) * query + j);
+              return (V)((__builtin_convertvector(bytes, I) == 0) & (I)splat(minus_inf));
+            },
+            dst + j * NR + c, NR);
+      for (; j < keys; ++j)
+        for (int64_t i = 0; i < L; ++i) dst[j * NR + c + i] = src[(c + i) * query + j] ? T(0) : minus_inf;
+    }
+    for (int64_t j = 0; j < keys; ++j)
+      for (int64_t i = c; i < queries; ++i) dst[j * NR + i] = src[i * query + j * key] ? T(0) : minus_inf;
+  }
+
   /* The mask of keys [j0, j1) and the rows of a panel, transposed and as numbers to add. */
   void load_mask(int64_t b, int64_t unit, int64_t r0, int64_t r1, int64_t j0, int64_t j1, const Scratch& w) const {
     runs(unit, r0, r1, [&](int64_t head, int64_t i, int64_t row, int64_t n) {
@@ -135,9 +155,7 @@ struct Attention {
           for (int64_t c = 0; c < n; ++c) dst[(j - j0) * NR + c] = x;
         }
       } else if (mask.dtype == EFFC_BOOL) {
-        for (int64_t j = j0; j < j1; ++j)
-          for (int64_t c = 0; c < n; ++c)
-            dst[(j - j0) * NR + c] = src[c * mask.stride[2] + j * mask.stride[3]] ? T(0) : T(-__builtin_inf());
+        bool_mask(src + j0 * mask.stride[3], mask.stride[2], mask.stride[3], dst, n, j1 - j0);
       } else {
         gemm::copy_block<T, S>(at(mask, b, head, i) + j0 * mask.stride[3], mask.stride[3], mask.stride[2], dst, NR, j1 - j0, n);
       }
@@ -223,8 +241,9 @@ struct Attention {
     }
     const bool k_in_place = __is_same(T, S) && (k.stride[3] == 1 || e == 1);
     const bool v_in_place = __is_same(T, S) && (v.stride[3] == 1 || ev == 1);
-    for (int64_t j0 = k0; j0 < k1; j0 += kKB) {
-      const int64_t j1 = min(k1, j0 + kKB), keys = j1 - j0;
+    const int64_t key_blocks = ceil_div(max<int64_t>(0, k1 - k0), kKB);
+    for (int64_t kb = 0; kb < key_blocks; ++kb) {
+      const int64_t j0 = k0 + (k1 - k0) * kb / key_blocks, j1 = k0 + (k1 - k0) * (kb + 1) / key_blocks, keys = j1 - j0;
       const S *ks = at(k, b, kv, j0), *vs = at(v, b, kv, j0);
       if (!k_in_place) gemm::copy_block<T, S>(ks, k.stride[2], k.stride[3], w.kbuf, e, keys, e);
       if (!v_in_place) gemm::copy_block<T, S>(vs, v.stride[2], v.stride[3], w.vbuf, ev, keys, ev);
@@ -243,7 +262,7 @@ struct Attention {
         if (has_mask) load_mask(b, unit, r0 + p * NR, r0 + p * NR + rows, j0, j1, w);
         const Index* limit = w.limit + p * NR;
         T *top = w.top + p * NR, *sum = w.sum + p * NR;
-        const bool first = j0 == k0;
+        const bool first = kb == 0;
         if constexpr (kNV > 2) {
           if (n == 4) softmax<4>(keys, j0, cut, first, limit, top, sum, o, w);
           if (n == 3) softmax<3>(keys, j0, cut, first, limit, top, sum, o, w);

@@ -6,9 +6,10 @@
  * "Anatomy of high-performance matrix multiplication" (2008), except that whole panels of a constant B are laid out in
  * advance (packing/gemm.py) and prefetched one panel ahead, because there the loads from L3 or memory are the limit.
  *
- * B comes in one of four ways:
+ * B comes in one of these ways:
  *   packed   a constant laid out by packing/gemm.py, possibly stored in a shorter type
- *   in place n contiguous and few rows of A: each element of B is used too few times to be worth a copy
+ *   in place n contiguous and few rows of A: each element of B is used too few times to be worth a copy; k contiguous and
+ *            very few rows: dot products
  *   task     each task packs the [KC][NR] block that it uses next into thread scratch (few blocks of rows)
  *   shared   all of B is packed first, in scratch, by all threads (many blocks of rows)
  * The order of additions depends on the shape only, never on threads: KC blocks in order, and for tiny outputs with a
@@ -188,12 +189,13 @@ template <class T, class S>
 void transpose(const S* src, int64_t lds, T* dst, int64_t ldd, int64_t rows, int64_t cols) {
   constexpr int64_t L = lanes<T>;
   int64_t r = 0;
-  if constexpr (__is_same(T, S)) {
+  if constexpr (__is_same(T, S) || (__is_same(T, float) && (__is_same(S, f16) || __is_same(S, bf16)))) {
     for (; r + L <= rows; r += L) {
       int64_t c = 0;
-      for (; c + L <= cols; c += L) transpose_block(src + r * lds + c, lds, dst + c * ldd + r, ldd);
+      for (; c + L <= cols; c += L)
+        transpose_block([&](int i) { return load_wide(src + (r + i) * lds + c); }, dst + c * ldd + r, ldd);
       for (; c < cols; ++c)
-        for (int64_t i = 0; i < L; ++i) dst[c * ldd + r + i] = src[(r + i) * lds + c];
+        for (int64_t i = 0; i < L; ++i) dst[c * ldd + r + i] = convert<T>(src[(r + i) * lds + c]);
     }
   }
   for (; r < rows; r += 8) {
@@ -215,6 +217,46 @@ void copy_block(const S* src, int64_t sr, int64_t sc, T* dst, int64_t ldd, int64
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t c = 0; c < cols; ++c) dst[r * ldd + c] = convert<T>(src[r * sr + c * sc]);
   }
+}
+
+/* c[R][n] (+)= a[R][k] b[n][k]: few rows against a right-hand side whose k is contiguous, as dot products. */
+template <class T, class S, int R>
+void dot_rows(const Tile* t, int64_t n) {
+  constexpr int L = lanes<T>, C = 4;
+  const int64_t k = t->k, lda = t->lda / (int64_t)sizeof(T), whole = k / L * L;
+  const T* a = (const T*)t->a;
+  for (int64_t j = 0; j < n; j += C) {
+    const S* b[C];
+    EFFC_UNROLL_ALL
+    for (int c = 0; c < C; ++c) b[c] = (const S*)t->b + min(j + c, n - 1) * t->ldb;
+    Vec<T> acc[R][C] = {};
+    for (int64_t i = 0; i < whole; i += L) {
+      Vec<T> x[C];
+      EFFC_UNROLL_ALL
+      for (int c = 0; c < C; ++c) x[c] = load_wide(b[c] + i);
+      EFFC_UNROLL_ALL
+      for (int r = 0; r < R; ++r) {
+        const Vec<T> y = load(a + r * lda + i);
+        EFFC_UNROLL_ALL
+        for (int c = 0; c < C; ++c) acc[r][c] += y * x[c];
+      }
+    }
+    for (int c = 0; c < C && j + c < n; ++c)
+      for (int r = 0; r < R; ++r) {
+        T sum = sum_lanes<T>(acc[r][c]);
+        for (int64_t i = whole; i < k; ++i) sum += a[r * lda + i] * convert<T>(b[c][i]);
+        T* dst = (T*)t->c + r * t->ldc + j + c;
+        *dst = t->accumulate ? *dst + sum : sum;
+      }
+  }
+}
+constexpr int64_t kDotRows = 4;
+template <class T, class S>
+void dot(const Tile* t, int64_t rows, int64_t n) {
+  if (rows == 1) dot_rows<T, S, 1>(t, n);
+  if (rows == 2) dot_rows<T, S, 2>(t, n);
+  if (rows == 3) dot_rows<T, S, 3>(t, n);
+  if (rows == 4) dot_rows<T, S, 4>(t, n);
 }
 
 /* ---- the driver ---- */
@@ -241,6 +283,7 @@ struct Format {
   const Table* table;        /* for panels of T */
   const Table* packed_table; /* for packed constants */
   int packed_size;           /* bytes of their elements */
+  void (*dot)(const Tile*, int64_t rows, int64_t n); /* null if the format has none */
 };
 
 template <class T>
@@ -262,7 +305,7 @@ struct Driver {
   int64_t packed_first_batch = 0; /* the first batch and panel held in `packed` */
   int64_t packed_first_panel = 0;
   int64_t panels = 0, tiles = 0;
-  bool in_place = false, direct = false;
+  bool in_place = false, direct = false, dots = false;
 
   int64_t row_of(int64_t tile) const { return f.unit * (tile * (m / f.unit) / tiles); }
 
@@ -354,6 +397,12 @@ struct Driver {
           t.b = bm.data + (ks * b.row + p * NR) * f.b_size;
           t.ldb = b.row, t.panel_stride = NR;
           t.next = (const char*)t.b, t.next_step = 0;
+        } else if (dots) {
+          t.a = a_base, t.b = bm.data + (ks + p * NR * b.col) * f.b_size, t.ldb = b.col;
+          t.c = out + (p - p0) * NR, t.ldc = ldo;
+          f.dot(&t, rows, cols);
+          ++p;
+          continue;
         } else {
           f.load_b(bm, k, ks, ke, p * NR, cols, b_block);
           t.b = b_block, t.ldb = NR, t.panel_stride = 0;
@@ -492,9 +541,10 @@ struct Driver {
     table = f.table;
     packed_size = sizeof(T);
     in_place = f.b_direct && b.col == 1 && m <= kInPlaceRows && split == 1;
+    dots = f.dot && !in_place && b.row == 1 && m <= kDotRows && k >= 64;
     const int64_t row_blocks = ceil_div(tiles, kTilesMC) * (b0 * b1 / q);
     const int64_t unit = k * NR * (int64_t)sizeof(T), room = unit > 0 ? call->scratch_bytes / unit : 0;
-    if (in_place || split > 1 || row_blocks <= 2 || room < min<int64_t>(panels, 4)) {
+    if (in_place || dots || split > 1 || row_blocks <= 2 || room < min<int64_t>(panels, 4)) {
       compute(0, q, 0, panels);
       return 0;
     }
@@ -626,8 +676,10 @@ struct Real {
   template <class O>
   static Format<T> format(const Table* table, const Table* packed_table = nullptr, int packed_size = sizeof(T)) {
     constexpr bool same = __is_same(S, T);
+    void (*d)(const Tile*, int64_t, int64_t) = nullptr;
+    if constexpr (same || __is_same(T, float)) d = dot<T, S>;
     return {1, same, same, __is_same(O, T), sizeof(S), sizeof(S), sizeof(O), load_a, load_b, store<O>,
-            table, packed_table, packed_size};
+            table, packed_table, packed_size, d};
   }
 };
 

@@ -42,7 +42,7 @@ struct Complex {
     }
   }
   static gemm::Format<T> format(const gemm::Table* table) {
-    return {2, false, false, false, sizeof(C), sizeof(C), sizeof(C), load_a, load_b, store, table, nullptr, 0};
+    return {2, false, false, false, sizeof(C), sizeof(C), sizeof(C), load_a, load_b, store, table, nullptr, 0, nullptr};
   }
 };
 

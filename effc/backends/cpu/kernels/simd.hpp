@@ -80,14 +80,15 @@ struct Int {
   static constexpr int value = N;
 };
 
-/* dst[c][r] = src[r][c] for a square block of lanes<T> x lanes<T>: log2(lanes) rounds of swapping off-diagonal blocks. */
-template <class T>
-EFFC_INLINE void transpose_block(const T* src, int64_t lds, T* dst, int64_t ldd) {
+/* Writes the transpose of a square block of lanes<T> rows, given by row(i), to dst: log2(lanes) rounds of swapping
+ * off-diagonal blocks. */
+template <class T, class F>
+EFFC_INLINE void transpose_block(const F& row, T* dst, int64_t ldd) {
   constexpr int L = lanes<T>;
   typedef typename VecOf<T>::type V;
   V r[L];
   EFFC_UNROLL_ALL
-  for (int i = 0; i < L; ++i) r[i] = load(src + i * lds);
+  for (int i = 0; i < L; ++i) r[i] = row(i);
   auto round = [&](auto width) __attribute__((always_inline)) {
     constexpr int w = decltype(width)::value;
     typename VecOf<typename IntOf<sizeof(T)>::type>::type low, high;
