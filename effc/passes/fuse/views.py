@@ -71,7 +71,10 @@ def _normal(b: Builder, n: Node, ins: tuple[Value | None, ...], low: set[Value],
         if isinstance(out, Value) and out.type == n.types[0]:
             report.count("prepare_fusion.decomposed")
             return out
-    return _sink(b, n, ins, low, report) if is_map(n) else None
+    if not is_map(n):
+        return None
+    out = _sink(b, n, ins, low, report)
+    return _sink_merge(b, n, ins, report) if out is None else out
 
 
 def _sink(b: Builder, n: Node, ins: tuple[Value | None, ...], low: set[Value], report: PassReport) -> Value | None:
@@ -97,6 +100,56 @@ def _sink(b: Builder, n: Node, ins: tuple[Value | None, ...], low: set[Value], r
         dropped: Value = b.op("reshape", out, shape=shape)
         return dropped
     return None
+
+
+def merged_groups(old: tuple[Dim, ...], new: tuple[Dim, ...]) -> list[tuple[int, int]] | None:
+    """For a reshape that only merges neighbouring dims: per new dim, the range of old dims it is made of."""
+    out: list[tuple[int, int]] = []
+    i = 0
+    for d in new:
+        start, size = i, 1
+        while i < len(old) and (i == start or size != d):
+            size = size * old[i]  # type: ignore[assignment]
+            i += 1
+        if i == start or size != d:
+            return None
+        out.append((start, i))
+    return out if i == len(old) else None
+
+
+def _sink_merge(b: Builder, n: Node, ins: tuple[Value | None, ...], report: PassReport) -> Value | None:
+    """op(reshape(y), z) -> reshape(op(y, z)) for elementwise y whose dims the reshape merges; splitting z is a view."""
+    shape = n.types[0].shape
+    for v in ins:
+        if v is None or v.node.op != "reshape" or v.shape != shape or not fusible(v.node.operands[0].node):
+            continue
+        full = v.node.operands[0].shape
+        groups = merged_groups(full, shape)
+        if groups is None or len(full) == len(shape):
+            continue
+        args = [None if x is None else _split_dims(b, x, full, shape, groups) for x in ins]
+        out = b.op(n.op, *args, name=n.name, **n.attrs)
+        if out.shape != full:
+            continue
+        report.count("prepare_fusion.sunk_merge")
+        merged: Value = b.op("reshape", out, shape=shape)
+        return merged
+    return None
+
+
+def _split_dims(
+    b: Builder, x: Value, full: tuple[Dim, ...], shape: tuple[Dim, ...], groups: list[tuple[int, int]]
+) -> Value:
+    """``x``, which broadcasts to ``shape``, with its dims split into those of ``full``; sizes of 1 become ones."""
+    if x.rank == 0:
+        return x
+    if x.node.op == "reshape" and x.shape == shape and x.node.operands[0].shape == full:
+        return x.node.operands[0]
+    sizes: list[Dim] = []
+    for d, (start, stop) in zip(x.shape, groups[len(shape) - x.rank :], strict=True):
+        sizes += [1] * (stop - start) if is_one(d) else full[start:stop]
+    out: Value = b.op("reshape", x, shape=tuple(sizes))
+    return out
 
 
 def _drops(v: Value, kept: tuple[Dim, ...]) -> bool:

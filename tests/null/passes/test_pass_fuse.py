@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from pass_helpers import check_pass, graph_of, same_values
 
+from effc.ir.dims import symbol
 from effc.ir.dtypes import DType
 from effc.ir.graph import Builder, Graph
 from effc.ir.op import broadcast_shapes
@@ -17,7 +18,7 @@ from effc.ir.verify import verify
 from effc.passes.canonical import Canonicalise
 from effc.passes.cleanup import Cse, Dce
 from effc.passes.fuse.regions import FuseRegions, fits_in
-from effc.passes.fuse.views import PrepareFusion, inserted_ones
+from effc.passes.fuse.views import PrepareFusion, inserted_ones, merged_groups
 from effc.passes.manager import PassReport, Pipeline
 
 PASSES = (Canonicalise(), Cse(), PrepareFusion(), Canonicalise(), Cse(), Dce())
@@ -279,8 +280,12 @@ def test_views_of_what_others_use_stay() -> None:
     assert "prepare_fusion.hoisted_permute" not in report.stats
 
 
-def test_merging_reshape_is_a_border() -> None:
-    out, report = fuse("%0 = exp(%x)\n%p = reshape(%0) {shape=[18]}\n%1 = neg(%p)\nreturn %1", "%x: f32[3, 6]")
+def test_reshapes_that_merge_and_that_regroup() -> None:
+    """A reshape that merges dims moves behind; one that regroups them is a border."""
+    body = "%0 = exp(%x)\n%p = reshape(%0) {shape=[SHAPE]}\n%1 = neg(%p)\nreturn %1"
+    out, report = fuse(body.replace("SHAPE", "24"), "%x: f32[4, 6]")
+    assert kernels(out) == ["fused"] and report.stats["prepare_fusion.sunk_merge"] == 1
+    out, report = fuse(body.replace("SHAPE", "3, 8"), "%x: f32[4, 6]")
     assert kernels(out) == ["exp", "neg"] and "reshape is not elementwise" in report.reasons("fuse")
 
 
@@ -321,6 +326,48 @@ def test_inserted_ones() -> None:
     assert inserted_ones((3, 4), (12,)) is None and inserted_ones((3, 4), (4, 3)) is None
     assert inserted_ones((), (1, 1)) == [None, None] and inserted_ones((1,), ()) == []
     assert inserted_ones((0, 1), (0,)) == [0]
+
+
+GROUP_NORM = """
+  %g = reshape(%x) {shape=[<s0>, 2, 3, 4, 5]}
+  %s = reduce(%g) {kind="sum", dims=[2, 3, 4], keepdims=true}
+  %n = constant() {data=array(f32[], [60.0])}
+  %mean = div(%s, %n)
+  %d = sub(%g, %mean)
+  %q = mul(%d, %d)
+  %v = reduce(%q) {kind="sum", dims=[2, 3, 4], keepdims=true}
+  %rs = rsqrt(%v)
+  %z = mul(%d, %rs)
+  %y = reshape(%z) {shape=[<s0>, 6, 4, 5]}
+  %yw = mul(%y, %w)
+  %yb = add(%yw, %b)
+  %a = sigmoid(%yb)
+  %o = mul(%yb, %a)
+  return %o
+"""
+
+
+def test_group_norm_with_its_affine_and_activation_is_one_kernel() -> None:
+    """The reshape back to channels moves behind what follows."""
+    out, report = fuse(GROUP_NORM, "%x: f32[s0, 6, 4, 5], %w: f32[6, 1, 1], %b: f32[1, 6, 1, 1]")
+    assert kernels(out) == ["fused"] and report.stats["prepare_fusion.sunk_merge"] == 4
+
+
+def test_merged_groups() -> None:
+    assert merged_groups((2, 3, 4), (6, 4)) == [(0, 2), (2, 3)]
+    assert merged_groups((2, 3, 4), (24,)) == [(0, 3)]
+    assert merged_groups((2, 3, 4), (2, 12)) == [(0, 1), (1, 3)]
+    assert (
+        merged_groups((2, 3), (3, 2)) is None
+        and merged_groups((4, 3), (2, 6)) is None
+        and merged_groups((6,), (2, 3)) is None
+    )
+    assert merged_groups((0, 3), (0,)) in (None, [(0, 2)])
+    s = symbol("s0")
+    assert merged_groups((s, 2, 3), (2 * s, 3)) == [(0, 2), (2, 3)] and merged_groups((s, 2), (s, 2)) == [
+        (0, 1),
+        (1, 2),
+    ]
 
 
 def random_graph(rng: np.random.Generator, size: int) -> Graph:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ....ir import dims as D
 from ....ir.graph import Value
 from ..context import Context
 from ..registry import aten
@@ -53,12 +52,13 @@ def _group_norm(
     cx: Context, x: Value, weight: Value | None, bias: Value | None, N: Any, C: Any, HxW: Any, group: int, eps: float
 ) -> Any:
     n, c, *rest = x.shape
-    v = cx.reshape(cx.opmath(x), (n, group, (c // group) * D.product(rest)))
-    z, mean, rstd = standardise(cx, v, (2,), eps)
-    shape = (c, *(1 for _ in rest))
+    # Channels stay a dim of their own, so that weight, bias and what follows can be part of the same loop.
+    v = cx.reshape(cx.opmath(x), (n, group, c // group, *rest))
+    z, mean, rstd = standardise(cx, v, tuple(range(2, v.rank)), eps)
+    shape = (group, c // group, *(1 for _ in rest))
     w = None if weight is None else cx.reshape(weight, shape)
     b = None if bias is None else cx.reshape(bias, shape)
-    y = affine(cx, cx.reshape(z, x.shape), w, b)
+    y = cx.reshape(affine(cx, z, w, b), x.shape)
     return cx.convert(y, x.dtype), _stat(cx, mean, 1), _stat(cx, rstd, 2)
 
 
