@@ -331,3 +331,18 @@ def test_a_cache_is_written_in_place(op: str) -> None:
     call = next(c for c in program["code"] if c["kernel"] in ("effc_index_put", "effc_scatter", "effc_copy_into"))
     result = program["values"][call["out"][0]]
     assert "alias" in result and program["values"][result["alias"]]["k"] == "state"
+
+
+@every_cpu
+def test_assert(cpu: str) -> None:
+    b = Builder()
+    x = b.input("x", TensorType(DType.i64, (3,)))
+    b.op(
+        "assert",
+        b.op("reduce", b.op("gt", x, b.constant(0, DType.i64)), kind="all", dims=(0,)),
+        message="größer als 0: %s",
+    )
+    compiled = Compiled(b.graph([b.op("add", x, x)]), parse(cpu))
+    assert compiled.run([np.array([1, 2, 3])])[0].tolist() == [2, 4, 6]
+    with pytest.raises(KernelError, match="größer als 0: %s"):
+        compiled.run([np.array([1, 0, 3])])
