@@ -39,7 +39,9 @@ def check_matrix(a: TensorType, *, square: bool = False, what: str = "A") -> Non
 
 
 def check_same(*types: TensorType) -> None:
-    require(len({t.dtype for t in types}) == 1, "operands have different dtypes: " + ", ".join(str(t.dtype) for t in types))
+    require(
+        len({t.dtype for t in types}) == 1, "operands have different dtypes: " + ", ".join(str(t.dtype) for t in types)
+    )
 
 
 def batch_of(*types_and_inner: tuple[TensorType, int]) -> tuple[Dim, ...]:
@@ -59,7 +61,9 @@ def lapack(name: str, *arrays: Array) -> Any:
     return get_lapack_funcs(name, arrays)
 
 
-def over_batches(f: Callable[..., Any], arrays: Sequence[Array], inner: Sequence[int], outs: Sequence[tuple[Any, Any]]) -> Any:
+def over_batches(
+    f: Callable[..., Any], arrays: Sequence[Array], inner: Sequence[int], outs: Sequence[tuple[Any, Any]]
+) -> Any:
     """Applies f to every matrix (vector, ...) of the broadcast batches; outs: (trailing shape, dtype) of each result."""
     batch = np.broadcast_shapes(*(a.shape[: a.ndim - k] for a, k in zip(arrays, inner, strict=True)))
     wide = [np.broadcast_to(a, batch + a.shape[a.ndim - k :]) for a, k in zip(arrays, inner, strict=True)]
@@ -102,7 +106,9 @@ def positive_definite(rng: np.random.Generator, shape: tuple[int, ...], dtype: A
     return np.asarray(b).astype(dtype)
 
 
-def per_dtype(f: Callable[[np.random.Generator, Any], Iterator[Sample]]) -> Callable[[np.random.Generator], Iterator[Sample]]:
+def per_dtype(
+    f: Callable[[np.random.Generator, Any], Iterator[Sample]],
+) -> Callable[[np.random.Generator], Iterator[Sample]]:
     def samples(rng: np.random.Generator) -> Iterator[Sample]:
         for dt in ALL:
             yield from f(rng, dt)
@@ -193,7 +199,13 @@ def _lu_solve(lu: Array, pivots: Array, b: Array | None = None, *, left: bool, a
 
 
 def _lu_solve_samples(rng: np.random.Generator, dt: Any) -> Iterator[Sample]:
-    for batch_a, batch_b, n, k in [((), (), 5, 3), ((2, 1), (3,), 4, 1), ((0,), (0,), 3, 2), ((), (), 1, 1), ((3,), (3,), 11, 0)]:
+    for batch_a, batch_b, n, k in [
+        ((), (), 5, 3),
+        ((2, 1), (3,), 4, 1),
+        ((0,), (0,), 3, 2),
+        ((), (), 1, 1),
+        ((3,), (3,), 11, 0),
+    ]:
         lu, piv, _ = _lu_factor(well_conditioned(rng, (*batch_a, n, n), dt), pivot=True, check=False)
         for left in (True, False):
             for adjoint in (True, False):
@@ -316,7 +328,9 @@ def _triangular(a: Array, b: Array, *, left: bool, upper: bool, unit: bool, tran
 
 
 def _triangular_samples(rng: np.random.Generator, dt: Any) -> Iterator[Sample]:
-    for k, (batch_a, batch_b, n, m) in enumerate([((), (), 5, 3), ((2, 1), (3,), 4, 1), ((0,), (0,), 3, 2), ((), (), 1, 1)]):
+    for k, (batch_a, batch_b, n, m) in enumerate(
+        [((), (), 5, 3), ((2, 1), (3,), 4, 1), ((0,), (0,), 3, 2), ((), (), 1, 1)]
+    ):
         for left in (True, False):
             for upper in (True, False):
                 for unit in (True, False):

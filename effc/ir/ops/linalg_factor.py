@@ -102,7 +102,15 @@ def _householder(v: Array, tau: Array) -> Any:
 
 
 def _householder_samples(rng: np.random.Generator, dt: Any) -> Iterator[Sample]:
-    for shape, k in [((5, 5), 5), ((2, 7, 4), 4), ((2, 7, 4), 2), ((1, 1), 1), ((0, 4, 3), 3), ((4, 0), 0), ((3, 2), 0)]:
+    for shape, k in [
+        ((5, 5), 5),
+        ((2, 7, 4), 4),
+        ((2, 7, 4), 2),
+        ((1, 1), 1),
+        ((0, 4, 3), 3),
+        ((4, 0), 0),
+        ((3, 2), 0),
+    ]:
         a, tau = _geqrf(random_array(rng, shape, dt))
         yield Sample((a, np.ascontiguousarray(tau[..., :k])))
 

@@ -161,6 +161,21 @@ inline void fill(Mat<S> a, S diagonal, S other) {
     for (int64_t i = 0; i < a.rows; i++) a(i, j) = i == j ? diagonal : other;
 }
 
+/* Brings the entries of a into the range where squares neither overflow nor vanish; returns the factor (1: as it was). */
+template <class S>
+inline Real<S> normalise_range(Mat<S> a) {
+  using R = Real<S>;
+  R big = 0;
+  for (int64_t j = 0; j < a.cols; j++)
+    for (int64_t i = 0; i < a.rows; i++) big = max_of(big, mag1(a(i, j)));
+  const R low = root(machine<R>::safe_min) / machine<R>::ulp, high = 1 / low;
+  if (!(big > 0) || (big >= low && big <= high)) return 1;
+  const R factor = (big < low ? low : high) / big;
+  for (int64_t j = 0; j < a.cols; j++)
+    for (int64_t i = 0; i < a.rows; i++) a(i, j) = a(i, j) * factor;
+  return factor;
+}
+
 /* ---- tensors and batches ---- */
 
 inline bool present(const effc_call* c, int i) { return i < c->n_in && c->in[i].rank >= 0; }

@@ -632,9 +632,10 @@ EFFC_EXPORT int32_t effc_eig(const effc_call* call) {
         if (!(mag1(m.p[i]) < __builtin_inf())) return n + 1;
       K* w = arena.take<K>(n);
       Mat<K> v = columns(arena.take<K>(vectors ? n * n : 0), n, vectors ? n : 0);
+      const Real<S> factor = normalise_range(m);
       const int64_t status = n ? eig(m, w, v, arena) : 0;
       Mat<K> values = vector<K>(call->out[0], b);
-      for (int64_t i = 0; i < n; i++) values[i] = w[i];
+      for (int64_t i = 0; i < n; i++) values[i] = factor == 1 ? w[i] : w[i] / factor;
       if (vectors) copy(v, matrix<K>(call->out[1], b));
       return status;
     }, &which);

@@ -270,6 +270,10 @@ EFFC_EXPORT int32_t effc_eigh(const effc_call* call) {
         for (int64_t i = 0; i < n; i++)
           if (lower ? i >= j : i <= j) finite = finite && mag1(w(i, j)) <= mag1(w(i, j)) && mag1(w(i, j)) < __builtin_inf();
       if (!finite) return n + 1;
+      for (int64_t j = 0; j < n; j++) /* the other triangle may hold anything */
+        for (int64_t i = 0; i < n; i++)
+          if (lower ? i < j : i > j) w(i, j) = S(0);
+      const R factor = normalise_range(w);
       if (lower)
         tridiagonalise_lower(w, d, e, tau, work);
       else
@@ -278,7 +282,7 @@ EFFC_EXPORT int32_t effc_eigh(const effc_call* call) {
       fill(z, S(1), S(0));
       const int64_t status = tridiagonal_eigen(n, d, e, z, c, s);
       Mat<R> values = vector<R>(call->out[0], b);
-      for (int64_t i = 0; i < n; i++) values[i] = d[i];
+      for (int64_t i = 0; i < n; i++) values[i] = factor == 1 ? d[i] : d[i] / factor;
       if (vectors) {
         if (lower) {
           apply_q(w, tau, n - 1, z, 1);

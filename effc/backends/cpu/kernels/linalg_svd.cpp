@@ -392,9 +392,10 @@ EFFC_EXPORT int32_t effc_svd(const effc_call* call) {
         fill(u, S(1), S(0));
         fill(vt, S(1), S(0));
       }
+      const R factor = normalise_range(w);
       const int64_t status = k ? svd(w, s, u, vt, arena) : 0;
       Mat<R> values = vector<R>(call->out[vectors ? 1 : 0], b);
-      for (int64_t i = 0; i < k; i++) values[i] = s[i];
+      for (int64_t i = 0; i < k; i++) values[i] = factor == 1 ? s[i] : s[i] / factor;
       if (vectors) {
         copy(u, matrix<S>(call->out[0], b));
         copy(vt, matrix<S>(call->out[2], b));

@@ -65,7 +65,9 @@ def _eigvalsh(cx: Context, a: Value, UPLO: str = "L") -> Value:
 
 
 @aten("_linalg_svd")
-def _svd(cx: Context, a: Value, full_matrices: bool = False, compute_uv: bool = True, *, driver: str | None = None) -> Any:
+def _svd(
+    cx: Context, a: Value, full_matrices: bool = False, compute_uv: bool = True, *, driver: str | None = None
+) -> Any:
     if compute_uv:
         return cx.op("linalg_svd", a, full_matrices=full_matrices)
     return _blank(cx, 0), cx.op("linalg_svd", a, vectors=False), _blank(cx, 2)
