@@ -4,7 +4,12 @@
     values, indices = lib.call("effc_sort", [x], [np.empty_like(x), np.empty(x.shape, np.int64)], attrs=[1, 0])
 
 Arrays may have any strides (that is how views are tested); an output passed as ``Dyn(dtype)`` is allocated by the
-kernel. ``mode`` chooses how parallel_for runs: "serial", "reverse" (chunks last to first, cycling worker numbers) or
+kernel. Flags in EFFC_KERNEL_FLAGS are added to every compilation, so that the tests also run under sanitizers:
+
+    EFFC_KERNEL_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g" ASAN_OPTIONS=detect_leaks=0 \
+        LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so)" pytest tests/null/test_gemm.py
+
+``mode`` chooses how parallel_for runs: "serial", "reverse" (chunks last to first, cycling worker numbers) or
 "threads". Scratch is filled with garbage, sized exactly and guarded. A nonzero status raises ``KernelError``.
 """
 
@@ -178,7 +183,9 @@ class KernelLibrary:
         name = "-".join(Path(unit).stem for unit in units) or "extra"
         self.isa = isa
         self.vlen = int(ISAS[isa][1].split("=")[1])
-        self.lib = ctypes.CDLL(str(_build(f"{name[:80]}-{isa}", sources, [*FLAGS, *ISAS[isa], *flags], depends)))
+        extra_flags = os.environ.get("EFFC_KERNEL_FLAGS", "").split()
+        path = _build(f"{name[:80]}-{isa}", sources, [*FLAGS, *ISAS[isa], *flags, *extra_flags], depends)
+        self.lib = ctypes.CDLL(str(path))
 
     def symbol(self, name: str) -> int:
         """Address of an exported function."""
