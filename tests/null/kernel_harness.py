@@ -7,7 +7,7 @@ Arrays may have any strides (that is how views are tested); an output passed as 
 kernel. Flags in EFFC_KERNEL_FLAGS are added to every compilation, so that the tests also run under sanitizers:
 
     EFFC_KERNEL_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g" ASAN_OPTIONS=detect_leaks=0 \
-        LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so)" pytest tests/null/test_gemm.py
+        LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so)" pytest tests/null
 
 ``mode`` chooses how parallel_for runs: "serial", "reverse" (chunks last to first, cycling worker numbers) or
 "threads". Scratch is filled with garbage, sized exactly and guarded. A nonzero status raises ``KernelError``.
