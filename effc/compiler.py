@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 import tempfile
@@ -65,6 +66,7 @@ def compile_entries(
     verify: bool = False,
 ) -> Any:
     """Compiles several entry points into one artifact; they share weights and session state. See :func:`compile`."""
+    _require_extras()
     kind = target.partition(":")[0]
     if kind not in ("cpu", "reference"):
         raise EffcError(f"target {target!r} is not available in this version", hint="targets: " + ", ".join(t["name"] for t in targets()))
@@ -358,8 +360,16 @@ def _copy(source: Path, path: str | os.PathLike[str]) -> None:
     write_file_atomically(path, write)
 
 
+def _require_extras() -> None:
+    """Compiling needs what loading does not; EffcError says how to get it."""
+    for name in ("ml_dtypes", "scipy"):
+        if importlib.util.find_spec(name) is None:
+            raise EffcError(f"compiling needs {name}, which is not installed", hint="pip install 'effc[torch]'; loading an artifact needs numpy alone")
+
+
 def targets() -> list[dict[str, Any]]:
     """The targets of this version: name, whether this machine can run it, and what is missing if not."""
+    _require_extras()
     from .backends.cpu.target import EXTRA, LEVELS, V4, host_features
 
     have = host_features()

@@ -62,7 +62,7 @@ def test_dynamic(name: str, tmp_path: Path) -> None:
         assert any(float(y.std()) > 0 for y in flat(want) if y.numel() > 1), "the expectation is constant, the comparison says nothing"
 
 
-@pytest.mark.parametrize("name", zoo.ZOO)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "smollm2" else ()) for n in zoo.ZOO])
 def test_static(name: str) -> None:
     """Fixed sizes take other paths: constants fold further, layouts and tiles are chosen for the size."""
     module, _, _, sizes = zoo.load(name)

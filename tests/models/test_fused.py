@@ -1,0 +1,64 @@
+"""Counters: how many kernels a block of a real model becomes, and that no score matrix is ever stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import effc
+from effc.runtime.artifact import ArtifactReader
+
+from . import zoo
+
+
+def program_of(model: Any, tmp_path: Any) -> dict[str, Any]:
+    model.save(tmp_path / "m.effc")
+    with ArtifactReader(tmp_path / "m.effc") as reader:
+        program: dict[str, Any] = reader.manifest["entries"]["main"]["program"]
+    return program
+
+
+def calls(program: dict[str, Any]) -> list[dict[str, Any]]:
+    assert all(i["op"] == "call" for i in program["code"])
+    return program["code"]
+
+
+def test_minilm_layer(tmp_path: Any) -> None:
+    """An encoder layer: QKV as one product, attention, projection, norm, two products of the feed-forward part, norm."""
+    module, _, _, _ = zoo.load("minilm")
+    model = effc.compile(module, zoo.minilm_inputs(1, 128))
+    program = program_of(model, tmp_path)
+    kernels = [i["kernel"] for i in calls(program)]
+    starts = [i for i, k in enumerate(kernels) if k.startswith("effc_attention")]
+    assert len(starts) == 6
+    per_layer = {b - a for a, b in zip(starts, starts[1:], strict=False)}  # from one attention to the next: one layer
+    assert max(per_layer) <= 8, [kernels[a:b] for a, b in zip(starts, starts[1:], strict=False)]
+    stats = model.report["entries"]["main"]["passes"]["stats"]
+    assert stats["merge_matmuls.merged"] == 6
+    assert sum(k.startswith("effc_matmul") for k in kernels) == 24
+    score = 12 * 128 * 128  # heads x queries x keys
+    for v in program["values"]:
+        if v["k"] == "temp":
+            size = 1
+            for d in v["shape"]:
+                size *= d
+            assert size < score or v["shape"][-2:] != [128, 128], v
+    assert program["arena"]["static_bytes"] >= program["arena"]["lower_bound"] > 0
+    assert program["arena"]["static_bytes"] < 4 * score  # the scores alone would not fit
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_lite0"])
+def test_inverted_bottleneck(name: str, tmp_path: Any) -> None:
+    """Expand, depthwise, project: three kernels a block, norms, activations and residuals inside them, no layout copies."""
+    module, _, _, _ = zoo.load(name)
+    blocks = sum(isinstance(m, torch.nn.Conv2d) and m.groups > 1 for m in module.modules())
+    convs = sum(isinstance(m, torch.nn.Conv2d) for m in module.modules())
+    program = program_of(effc.compile(module, (torch.randn(1, 3, 224, 224),)), tmp_path)
+    kernels = [i["kernel"] for i in calls(program)]
+    depthwise = [i for i, k in enumerate(kernels) if k.startswith("effc_conv_dw")]
+    assert len(depthwise) == blocks
+    assert max(b - a for a, b in zip(depthwise, depthwise[1:], strict=False)) <= 3
+    assert sum(k.startswith("effc_conv") for k in kernels) == convs
+    assert len(kernels) <= convs + 4  # the rest: global pool, classifier and their copies
