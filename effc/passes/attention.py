@@ -28,7 +28,8 @@ from .manager import Pass, PassReport, in_subgraphs
 from .masks import anti_causal_offset, bounds, causal_offset, diagonal_of, largest, never_empty
 from .rewrite import const, is_one, known, scalar, uniform
 
-HUGE = -1e30  # added to a score, it leaves nothing of a key beside one that is not masked
+HUGE = -1e30  # added to a score in f32 or more, it gives itself: where(c, x, HUGE) is x + where(c, 0, HUGE)
+MASKED = -9999.0  # what models that know f16 write for a masked score; beside any other score its weight is 0
 
 
 class _Declined(Exception):
@@ -380,9 +381,6 @@ def _check(root: Node, s: _Scores, uses: Mapping[Value, list[Node | None]]) -> N
         raise _Declined("more than four dims")
     if known(s.kt) is not None:
         raise _Declined("the keys are constant weights")
-    for t in s.terms:
-        if not t.added and HUGE < t.fill and not math.isinf(t.fill):
-            raise _Declined(f"masked scores are {t.fill:g}, which a row without other keys would show")
 
 
 # Building -------------------------------------------------------------------------------------------------------------
@@ -519,6 +517,9 @@ class _Build:
                 terms = [x for x in terms if x is not t]
                 self.report.count("attention.causal")
                 break
+        for t in terms:
+            if not t.added and HUGE < t.fill:
+                raise _Declined(f"masked scores are {t.fill:g}, which a row without other keys would show")
         keeps = [t for t in terms if not t.added and t.fill == -math.inf]
         adds = [t for t in terms if t.added or t.fill != -math.inf]
         mask: Value | None = None
@@ -547,7 +548,8 @@ class _Build:
             return o
         # Every row must keep a key, or it would show what masked keys weigh.
         ranges = [_range(x) for x in others]
-        if never_empty(o, self.symbols) and all(-1e6 < low and high < 1e6 for low, high in ranges):
+        reach = min(-t.fill / 4, 1e6)
+        if t.fill <= MASKED and never_empty(o, self.symbols) and all(-reach < a and b < reach for a, b in ranges):
             return o
         return None
 
@@ -619,22 +621,22 @@ def _causal(t: _Term) -> Dim | None:
             return o
         if n.op == "where":
             a, c = _number(n.operands[1]), _number(n.operands[2])
-            if a == 0 and c is not None and c * t.coefficient <= HUGE:
+            if a == 0 and c is not None and c * t.coefficient <= MASKED:
                 t.fill = c * t.coefficient
                 return causal_offset(n.operands[0])
-            if c == 0 and a is not None and a * t.coefficient <= HUGE:
+            if c == 0 and a is not None and a * t.coefficient <= MASKED:
                 t.fill = a * t.coefficient
                 return _complement(n.operands[0])
         if n.op == "triu":
             u = _number(n.operands[0])
-            if u is not None and u * t.coefficient <= HUGE:
+            if u is not None and u * t.coefficient <= MASKED:
                 t.fill = u * t.coefficient
                 diagonal: Dim = n.attrs["diagonal"]
                 return diagonal - 1
         a_const = const(t.value)
         if a_const is not None and a_const.ndim >= 2 and 0 < a_const.size <= 1 << 24:
             low = float(a_const.min())
-            if low * t.coefficient <= HUGE and bool(np.all((a_const == 0) | (a_const == low))):
+            if low * t.coefficient <= MASKED and bool(np.all((a_const == 0) | (a_const == low))):
                 t.fill = low * t.coefficient
                 return diagonal_of(a_const == 0)
         return None

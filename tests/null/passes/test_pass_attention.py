@@ -416,6 +416,31 @@ def test_wide_masks_on_short_products(dtype: DType) -> None:
     close(run(out, arrays)[0], run(g, arrays)[0], dtype, 2)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "fill"), [(F32, -10000.0), (DType.f16, -65504.0), (DType.bf16, -3.38e38), (DType.f64, -1e300)]
+)
+@pytest.mark.parametrize("added", [False, True])
+def test_finite_causal_fills(dtype: DType, fill: float, added: bool) -> None:
+    b = Net()
+    q, k, v = (b.tensor(n, 2, 2, 5, 4, dtype=dtype) for n in "qkv")
+    s = b.op("matmul", q, b.t(k))
+    if added:
+        s = b.op("add", s, b.op("where", b.causal(5, 5), b.number(0.0, dtype), b.number(fill, dtype)))
+    else:
+        s = b.op("where", b.causal(5, 5), s, b.number(fill, dtype))
+    out, _ = form(b.graph([b.op("matmul", b.softmax(s), v)]))
+    assert attention_of(out).attrs["causal"] and len(attention_of(out).operands) == 3
+
+
+def test_a_bias_as_large_as_the_fill_keeps_the_causal_mask() -> None:
+    b = Net()
+    q, k, v = b.tensor("q", 2, 2, 5, 4), b.tensor("k", 2, 2, 5, 4), b.tensor("v", 2, 2, 5, 4)
+    bias = b.op("mul", b.op("tanh", b.tensor("bias", 1, 2, 5, 5)), b.number(20000.0))
+    s = b.op("add", b.op("matmul", q, b.t(k)), b.op("where", b.causal(5, 5), b.number(0.0), b.number(-10000.0)))
+    out, _ = form(b.graph([b.op("matmul", b.softmax(b.op("add", s, bias)), v)]))
+    assert not attention_of(out).attrs["causal"]
+
+
 def test_declines() -> None:
     def case(kind: str) -> tuple[Graph, str]:
         b = Net()
