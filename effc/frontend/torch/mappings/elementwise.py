@@ -411,7 +411,9 @@ def _heaviside(cx: Context, x: Value, values: Value) -> Value:
 @aten("ldexp.Tensor")
 def _ldexp(cx: Context, x: Value, other: Value) -> Value:
     out = cx.out.dtype
-    return cx.convert(cx.mul(cx.convert(x, out.compute), cx.op("exp2", cx.convert(other, out.compute))), out)
+    power = cx.convert(other, out.compute)
+    two = cx.op("exp", cx.mul(power, math.log(2))) if out.is_complex else cx.op("exp2", power)
+    return cx.convert(cx.mul(cx.convert(x, out.compute), two), out)
 
 
 @aten("lerp")

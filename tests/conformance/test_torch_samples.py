@@ -1,0 +1,103 @@
+"""A sample of the op_db and transformers sweeps for every run of the tests; the sweeps in full are scripts of their own.
+
+The operators stand for the families of mappings. The whole list goes through the interpreter; on the CPU target all samples are entry points of
+one artifact, so that the compiler is called once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch")
+sys.path.insert(0, os.path.dirname(__file__))
+
+import torch_opdb  # noqa: E402
+
+OPERATORS = (
+    "add", "sub", "true_divide", "floor_divide", "remainder", "pow", "clamp", "where", "nan_to_num", "sign", "logit", "atan2", "isclose", "lerp",
+    "sum", "mean", "var", "std_mean", "amax", "argmin", "logsumexp", "prod", "all", "softmax", "linalg.vector_norm", "cumsum", "cummax",
+    "view_as_real", "slice", "narrow", "roll", "repeat", "unfold", "diagonal_scatter", "select_scatter", "as_strided", "stack", "tensor_split",
+    "gather", "scatter_add", "scatter_reduce.amax", "index_put", "index_add", "index_select", "masked_scatter", "nonzero", "take_along_dim",
+    "sort", "topk", "unique", "searchsorted", "mm", "baddbmm", "einsum", "nn.functional.linear", "nn.functional.conv2d",
+    "nn.functional.conv_transpose1d", "nn.functional.max_pool2d", "nn.functional.adaptive_avg_pool2d", "nn.functional.interpolate.bilinear",
+    "nn.functional.grid_sample", "nn.functional.pad.reflect", "nn.functional.layer_norm", "nn.functional.group_norm", "nn.functional.batch_norm",
+    "nn.functional.gelu", "nn.functional.hardswish", "nn.functional.cross_entropy", "nn.functional.scaled_dot_product_attention",
+    "nn.functional.embedding", "fft.rfft", "fft.ifft2", "special.i0e", "polygamma", "cholesky", "linalg.solve", "linalg.det",
+)  # fmt: skip
+
+
+def samples(name: str, dtype: torch.dtype, limit: int) -> tuple[object, list[object]]:
+    op = torch_opdb.operators()[name]
+    torch.manual_seed(torch_opdb.SEED)
+    return op, list(itertools.islice(op.sample_inputs("cpu", dtype, requires_grad=False), limit))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operator_on_the_interpreter(name: str) -> None:
+    known = torch_opdb.operators()
+    assert name in known
+    ties = name in ("sort", "topk")  # which of equal elements comes first is not defined
+    for dtype in (torch.float32,) if ties else (torch.float32, torch.int64, torch.bfloat16, torch.complex64):
+        if dtype not in known[name].supported_dtypes("cpu"):
+            continue
+        op, cases = samples(name, dtype, 3 if dtype is torch.float32 else 1)
+        for sample in cases:
+            clock = dict.fromkeys(("export", "check", "import", "run"), 0.0)
+            result = torch_opdb.run_case(op, sample, "reference", clock)
+            assert result["status"] in ("right", "skip", "export"), result
+
+
+def test_operators_on_the_cpu() -> None:
+    import effc
+
+    prepared = {}
+    for name in OPERATORS:
+        op, cases = samples(name, torch.float32, 2)
+        for k, sample in enumerate(cases):
+            clock = dict.fromkeys(("export", "check", "import", "run"), 0.0)
+            p = torch_opdb.prepare(op, sample, clock)
+            if isinstance(p, torch_opdb.Prepared):
+                prepared[f"{name}:{k}"] = p
+    assert len(prepared) >= len(OPERATORS)
+    m = effc.compile_entries({k: effc.Entry(p.program, p.case.inputs) for k, p in prepared.items()}, target="cpu")
+    wrong = {}
+    for key, p in prepared.items():
+        result = torch_opdb.judge(p, lambda inputs, key=key: torch_opdb._arrays(m.entry(key)(*inputs)))
+        if result["status"] != "right":
+            wrong[key] = result
+    assert not wrong
+
+
+def test_a_difference_is_seen() -> None:
+    """The judge is no rubber stamp: a wrong value, dtype, shape, NaN and a missing output are each reported."""
+    import numpy as np
+    from compare import difference
+
+    x = np.array([1.0, -2.0, np.nan], np.float32)
+    assert difference(x, x) == ""
+    assert "max error" in difference(np.array([1.0, -2.001, np.nan], np.float32), x)
+    assert "NaN" in difference(np.array([1.0, -2.0, 0.0], np.float32), x)
+    assert "dtype" in difference(x.astype(np.float64), x)
+    assert "shape" in difference(x[:2], x)
+    assert "differ" in difference(np.array([1, 2]), np.array([1, 3]))
+    op, (sample, *_) = samples("add", torch.float32, 1)
+    p = torch_opdb.prepare(op, sample, dict.fromkeys(("export", "check", "import", "run"), 0.0))
+    assert isinstance(p, torch_opdb.Prepared)
+    assert torch_opdb.judge(p, lambda _inputs: [p.want[0] + 1])["status"] == "wrong"
+    assert torch_opdb.judge(p, lambda _inputs: [])["status"] == "wrong"
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "vit", "mobilenet_v2", "whisper"])
+def test_tiny_transformers_on_the_interpreter(name: str) -> None:
+    pytest.importorskip("transformers")
+    import transformers_zoo as zoo
+
+    module, path = next((m, p) for m, p in zoo.modeling_files() if m.endswith(f".modeling_{name}"))
+    clock = dict.fromkeys(("export", "compile", "run"), 0.0)
+    with torch.no_grad():
+        result = zoo.run_architecture(module, zoo.architecture(path), "reference", False, clock)
+    assert result["status"] == "right", result
