@@ -215,12 +215,14 @@ def shared_object(kernels: Iterable[str], generated: Mapping[str, str], target: 
 def _link(objects: Sequence[Path], exports: Sequence[str], out: Path) -> None:
     with tempfile.TemporaryDirectory(dir=out.parent) as tmp:
         script = Path(tmp) / "exports.map"
-        script.write_text("{ global: " + " ".join(f"{e};" for e in exports) + " local: *; };\n")
+        names = "global: " + " ".join(f"{e};" for e in exports) if exports else ""  # a graph may need no kernel at all
+        script.write_text("{ " + names + " local: *; };\n")
+        inputs = [str(o) for o in objects] or ["-x", "c++", "/dev/null"]
         so = Path(tmp) / "out.so"
         sanitize = ["-fsanitize=address,undefined"] if os.environ.get("EFFC_SANITIZE") else []
         # Two objects may hold the same generated kernel (made by two compilations at the same time): either will do.
         _run(
-            [*compiler(), "-shared", "-o", str(so), *map(str, objects), *sanitize, f"-Wl,--version-script={script}", "-Wl,--gc-sections",
+            [*compiler(), "-shared", "-o", str(so), *inputs, *sanitize, f"-Wl,--version-script={script}", "-Wl,--gc-sections",
              "-Wl,-z,muldefs", "-Wl,--build-id=none", "-Wl,-s", "-Wl,-O1", "-lm"],
             "the shared object",
         )  # fmt: skip
