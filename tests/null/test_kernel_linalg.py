@@ -1,4 +1,4 @@
-"""Linear algebra kernels against PyTorch: vectors with their signs, edge cases, threads, errors; values against definitions."""
+"""Linear algebra kernels against PyTorch: vectors with their signs, edge cases, threads, errors."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def eig(lib: KernelLibrary, a: Array, **kw: Any) -> tuple[Array, Array]:
 
 
 def same_columns(got: Array, want: Array, share: float = 1.0) -> None:
-    """Vectors equal with their signs. In single precision a rounding may decide about one more step of the iteration, and so
-    about a sign, once in some hundred columns."""
+    """Vectors equal with their signs. In single precision a rounding may decide about one more step of the iteration,
+    and so about a sign, once in some hundred columns."""
     single = got.real.dtype == np.float32
     same = np.abs(got - want).max(-2, initial=0) <= (5e-3 if single else 1e-8)
     assert same.mean() >= min(share, 0.9 if single else 1.0) if same.size else True, same.mean()

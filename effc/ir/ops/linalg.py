@@ -1,7 +1,7 @@
 """Linear algebra over the last two dims, f32, f64, c64, c128; names and conventions are ATen's, so LAPACK's.
 
-Leading dims are batches. ``check``: a failed factorisation is an error instead of a nonzero entry of ``info``. References
-call LAPACK through SciPy, a matrix at a time.
+Leading dims are batches. ``check``: a failed factorisation is an error instead of a nonzero entry of ``info``.
+References call LAPACK through SciPy, a matrix at a time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FLOATS = (DType.f32, DType.f64, DType.c64, DType.c128)
 ALL = (np.float32, np.float64, np.complex64, np.complex128)
 
 
-# Type rules -------------------------------------------------------------------------------------------------------------
+# Type rules ---------------------------------------------------------------------------------------------------------
 
 
 def smaller(m: Dim, n: Dim) -> Dim:
@@ -52,7 +52,7 @@ def typed(a: TensorType, *shape: Dim, dtype: DType | None = None) -> TensorType:
     return TensorType(dtype or a.dtype, shape)
 
 
-# References -------------------------------------------------------------------------------------------------------------
+# References ---------------------------------------------------------------------------------------------------------
 
 
 def lapack(name: str, *arrays: Array) -> Any:
@@ -64,7 +64,7 @@ def lapack(name: str, *arrays: Array) -> Any:
 def over_batches(
     f: Callable[..., Any], arrays: Sequence[Array], inner: Sequence[int], outs: Sequence[tuple[Any, Any]]
 ) -> Any:
-    """Applies f to every matrix (vector, ...) of the broadcast batches; outs: (trailing shape, dtype) of each result."""
+    """Applies f to every matrix (vector, ...) of the broadcast batches; outs: (trailing shape, dtype) of each."""
     batch = np.broadcast_shapes(*(a.shape[: a.ndim - k] for a, k in zip(arrays, inner, strict=True)))
     wide = [np.broadcast_to(a, batch + a.shape[a.ndim - k :]) for a, k in zip(arrays, inner, strict=True)]
     results = [np.zeros(batch + tuple(shape), dtype) for shape, dtype in outs]
@@ -116,7 +116,7 @@ def per_dtype(
     return samples
 
 
-# LU ---------------------------------------------------------------------------------------------------------------------
+# LU -----------------------------------------------------------------------------------------------------------------
 
 
 def _lu_factor_infer(a: TensorType, *, pivot: bool, check: bool) -> tuple[TensorType, ...]:
@@ -242,7 +242,10 @@ def _lu_det(lu: Array, pivots: Array) -> Any:
         sign = np.prod(np.where(m == 0, 0, d / np.where(m == 0, 1, m)), -1) * flips
         det, log = np.prod(d, -1) * flips, np.sum(np.log(m), -1)
     real = lu.real.dtype
-    fix = (lambda z: z.astype(lu.dtype)) if lu.dtype.kind == "c" else (lambda z: z.real.astype(lu.dtype))
+
+    def fix(z: Any) -> Any:
+        return (z if lu.dtype.kind == "c" else z.real).astype(lu.dtype)
+
     return fix(det), fix(sign), log.astype(real)
 
 
@@ -296,7 +299,7 @@ op(
 )
 
 
-# Triangular and positive definite systems ------------------------------------------------------------------------------
+# Triangular and positive definite systems ---------------------------------------------------------------------------
 
 
 def _triangular_infer(
@@ -381,7 +384,7 @@ op(
     category="linalg",
     cost=cubic(0.33),
     samples=per_dtype(_cholesky_samples),
-    doc="L with A = L L^H (upper: U with A = U^H U), zero in the other triangle; info: order of the first minor that is not positive.",
+    doc="L with A = L L^H (upper: U with A = U^H U), zero elsewhere; info: order of the first minor not positive.",
 )
 
 

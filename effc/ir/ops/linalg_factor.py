@@ -1,7 +1,8 @@
 """Orthogonal and spectral factorisations, functions of matrices, distances. Conventions as in linalg.py.
 
-Vectors of an eigenvalue or singular value are determined up to a factor of modulus 1. The CPU kernels take PyTorch's choice;
-references take that of SciPy's LAPACK, so samples ask for values only, and tests/null/test_kernel_linalg.py checks vectors.
+Vectors of an eigenvalue or singular value are determined up to a factor of modulus 1. The CPU kernels take PyTorch's
+choice; references take that of SciPy's LAPACK, so samples ask for values only, and tests/null/test_kernel_linalg.py
+checks vectors.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def _plain(shapes: list[tuple[int, ...]], **attrs: Any) -> Any:
     return per_dtype(f)
 
 
-# QR ---------------------------------------------------------------------------------------------------------------------
+# QR -----------------------------------------------------------------------------------------------------------------
 
 
 def _geqrf_infer(a: TensorType) -> tuple[TensorType, ...]:
@@ -206,7 +207,7 @@ op(
 )
 
 
-# Eigenvalues and singular values ----------------------------------------------------------------------------------------
+# Eigenvalues and singular values ------------------------------------------------------------------------------------
 
 
 def _eigh_infer(a: TensorType, *, lower: bool, vectors: bool) -> TensorType | tuple[TensorType, ...]:
@@ -247,7 +248,8 @@ def _svd_infer(a: TensorType, *, full_matrices: bool, vectors: bool) -> TensorTy
 
 
 def _svd(a: Array, *, full_matrices: bool, vectors: bool) -> Any:
-    return np.linalg.svd(a, full_matrices, vectors)
+    svd: Any = np.linalg.svd  # its overloads want literal flags
+    return svd(a, full_matrices, vectors)
 
 
 op(
@@ -292,7 +294,7 @@ op(
 )
 
 
-# Symmetric indefinite systems -------------------------------------------------------------------------------------------
+# Symmetric indefinite systems ---------------------------------------------------------------------------------------
 
 
 def _ldl_infer(a: TensorType, *, hermitian: bool, check: bool) -> tuple[TensorType, ...]:
@@ -335,7 +337,7 @@ op(
     category="linalg",
     cost=cubic(0.33),
     samples=per_dtype(_ldl_samples),
-    doc="Bunch and Kaufman's A = L D L^T (hermitian: L^H) from the lower triangle, packed; pivots and info as LAPACK's sytrf.",
+    doc="Bunch and Kaufman's A = L D L^T (hermitian: L^H) from the lower triangle, packed; pivots as LAPACK's sytrf.",
 )
 
 
@@ -348,7 +350,8 @@ def _ldl_solve_infer(ld: TensorType, pivots: TensorType, b: TensorType, *, hermi
 
 
 def _ldl_solve(ld: Array, pivots: Array, b: Array, *, hermitian: bool) -> Any:
-    turn = (lambda z: np.conj(z)) if hermitian else (lambda z: z)
+    def turn(z: Any) -> Any:
+        return np.conj(z) if hermitian else z
 
     def one(f: Array, p: Array, rhs: Array) -> Any:
         """Rebuilds A = (P_1 L_1 P_2 L_2 ...) D (...)^T and solves with it."""
@@ -397,7 +400,7 @@ op(
 )
 
 
-# Functions of matrices, distances ---------------------------------------------------------------------------------------
+# Functions of matrices, distances -----------------------------------------------------------------------------------
 
 
 def _matrix_exp_infer(a: TensorType) -> TensorType:
@@ -430,7 +433,7 @@ def _check_points(x: TensorType, what: str) -> None:
     require(x.rank >= 2, f"{what} must have at least 2 dims")
 
 
-def _norm(d: Array, p: float) -> Array:
+def _norm(d: Array, p: float) -> Any:
     if p == 0:
         return (d != 0).sum(-1).astype(np.float64)
     if d.shape[-1] == 0:

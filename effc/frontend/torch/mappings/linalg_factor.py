@@ -19,7 +19,7 @@ def _blank(cx: Context, index: int) -> Value:
     return cx.full(0.0, t.shape, t.dtype)
 
 
-# QR ---------------------------------------------------------------------------------------------------------------------
+# QR -----------------------------------------------------------------------------------------------------------------
 
 
 @aten("geqrf")
@@ -43,7 +43,7 @@ def _ormqr(cx: Context, v: Value, tau: Value, c: Value, left: bool = True, trans
     return cx.op("linalg_ormqr", v, tau, c, left=left, adjoint=transpose)
 
 
-# Eigenvalues and singular values ----------------------------------------------------------------------------------------
+# Eigenvalues and singular values ------------------------------------------------------------------------------------
 
 
 @aten("_linalg_eigh")
@@ -93,13 +93,13 @@ def _eigvals(cx: Context, a: Value) -> Value:
     return cx.op("linalg_eig", a, vectors=False)
 
 
-# Pseudo-inverse ---------------------------------------------------------------------------------------------------------
+# Pseudo-inverse -----------------------------------------------------------------------------------------------------
 
 EPS = {DType.f32: 2.0**-23, DType.f64: 2.0**-52}
 
 
 def pinv(cx: Context, a: Value, atol: Any, rtol: Any, hermitian: bool) -> Value:
-    """V diag(1/s where s > max(atol, rtol s_max)) U^H; rtol is eps max(m, n) unless given, and 0 where atol > 0 alone is."""
+    """V diag(1/s where s > max(atol, rtol s_max)) U^H; rtol: eps max(m, n) unless given, 0 where only atol > 0 is."""
     m, n = a.shape[-2:]
     if 0 in (m, n) or 0 in a.shape:
         return cx.full(0.0, cx.out.shape, a.dtype)
@@ -151,7 +151,7 @@ def _pinv_rcond(cx: Context, a: Value, rcond: Any = 1e-15, hermitian: bool = Fal
     return pinv(cx, a, 0.0, rcond, hermitian)
 
 
-# Symmetric indefinite systems, exponential ------------------------------------------------------------------------------
+# Symmetric indefinite systems, exponential --------------------------------------------------------------------------
 
 
 @aten("linalg_ldl_factor_ex")
