@@ -301,17 +301,17 @@ class _Entry:
         results = self._execute(session, [inputs[n] for n in names])
         return {o.name: r for o, r in zip(self.outputs, results)}
 
-    def _execute(self, session: Session, leaves: list[Any]) -> list[Any]:
-        lib, ptr = _rt.lib(), self._keep.ptr
-        n_in, n_out = len(self.inputs), len(self.outputs)
+    def _pack(
+        self, leaves: list[Any], torch: Any, back: list[tuple[Any, Any]]
+    ) -> tuple[bytearray, list[Any], list[Any], bool]:
+        """The leaves as an effc_array each, with room for the outputs; what the addresses in it point to; the shapes;
+        whether any leaf is a torch tensor."""
         size = _rt.ARRAY_BYTES
-        arrays = bytearray(size * (n_in + n_out) or 1)
-        torch = sys.modules.get("torch")
+        arrays = bytearray(size * (len(self.inputs) + len(self.outputs)) or 1)
         tensor_type = torch.Tensor if torch is not None else ()
         # No array among the arguments says which kind the caller wants: torch's, where torch is in use.
         use_torch = torch is not None and all(isinstance(x, (bool, int, float, complex)) for x in leaves)
-        alive = []  # what the packed addresses point to
-        back: list[tuple[Any, Any]] = []  # (the caller's array, the copy that was passed) for written inputs
+        alive = []
         shapes = []
         for i, (io, leaf) in enumerate(zip(self.inputs, leaves)):
             if tensor_type and isinstance(leaf, tensor_type):
@@ -324,6 +324,25 @@ class _Entry:
             _PACK[len(shape)].pack_into(arrays, i * size, data, code, len(shape), *shape, *strides, 0)
             alive.append(held)
             shapes.append(shape)
+        return arrays, alive, shapes, use_torch
+
+    def _arena(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
+        leaves = bind_arguments(self.in_tree, args, kwargs) if self.in_tree is not None else list(args)
+        arrays, alive, _, _ = self._pack(leaves, sys.modules.get("torch"), [])
+        view = (ctypes.c_char * len(arrays)).from_buffer(arrays)
+        total, bound = ctypes.c_int64(), ctypes.c_int64()
+        at, n_in = ctypes.addressof(view), len(self.inputs)
+        _rt.check(_rt.lib().effc_arena(self._keep.ptr, self.index, at, n_in, ctypes.byref(total), ctypes.byref(bound)))
+        del alive
+        return total.value, bound.value
+
+    def _execute(self, session: Session, leaves: list[Any]) -> list[Any]:
+        lib, ptr = _rt.lib(), self._keep.ptr
+        n_in, n_out = len(self.inputs), len(self.outputs)
+        size = _rt.ARRAY_BYTES
+        torch = sys.modules.get("torch")
+        back: list[tuple[Any, Any]] = []  # (the caller's array, the copy that was passed) for written inputs
+        arrays, alive, shapes, use_torch = self._pack(leaves, torch, back)
         view = (ctypes.c_char * len(arrays)).from_buffer(arrays)
         at = ctypes.addressof(view)
         out_at = at + size * n_in
@@ -454,7 +473,10 @@ def _from_torch(io: Io, t: Any, back: list[tuple[Any, Any]]) -> tuple[int, int, 
     strides = held.stride()
     if io.written:
         _refuse_overlap(io, shape, strides)
-    return held.data_ptr(), code, shape, strides, held
+    try:
+        return held.data_ptr(), code, shape, strides, held
+    except RuntimeError as e:  # fake tensors, functorch's wrappers: no memory behind them
+        raise EffcError(f"input '{io.name}' is a {type(t).__name__} without data: {e}") from e
 
 
 def _refuse_overlap(io: Io, shape: Any, strides: Any) -> None:
@@ -605,6 +627,11 @@ class LoadedModel:
     def state(self, name: str) -> np.ndarray[Any, Any]:
         """A copy of one of the default session's states."""
         return self._session.state(name)
+
+    def arena(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Bytes of temporary memory that a call with these arguments takes, and the bound that no plan can beat: the
+        most that is alive at one time."""
+        return self._default._arena(args, kwargs)
 
     @contextmanager
     def profile(self, entry: str | None = None) -> Iterator[list[ProfileRecord]]:

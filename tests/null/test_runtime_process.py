@@ -395,19 +395,7 @@ def simulate(blocks: list[tuple[int, int, int]], path: Path) -> tuple[int, int]:
     results = m(np.zeros(1, np.float32))
     for (_, k), r in zip(outs, results if isinstance(results, tuple) else (results,)):
         assert (r == k + 1).all(), f"value {k} was overwritten while alive"
-    size = np.zeros(2, np.int64)
-    array = bytearray(_rt.ARRAY_BYTES)
-    import ctypes
-
-    x = np.zeros(1, np.float32)
-    from effc.runtime.loader import _PACK
-
-    _PACK[1].pack_into(array, 0, x.ctypes.data, 11, 1, 1, 1, 0)
-    view = (ctypes.c_char * len(array)).from_buffer(array)
-    total, bound = ctypes.c_int64(), ctypes.c_int64()
-    _rt.check(_rt.lib().effc_arena(m._ptr, 0, ctypes.addressof(view), 1, ctypes.byref(total), ctypes.byref(bound)))
-    assert size is not None
-    return total.value, bound.value
+    return m.arena(np.zeros(1, np.float32))
 
 
 def test_arena_plans_are_valid_and_tight(tmp_path: Path) -> None:

@@ -193,6 +193,7 @@ def test_bits_stand_in_where_ml_dtypes_is_missing(tmp_path: Path, monkeypatch: p
     np.testing.assert_array_equal(y, x.view(np.uint16))
 
 
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer")
 def test_torch_details(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     m = passthrough(tmp_path / "m.effc", "c64")
@@ -209,6 +210,12 @@ def test_torch_details(tmp_path: Path) -> None:
     ]:
         with pytest.raises(EffcError, match=words):
             n(bad)
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        fake = torch.empty(2, 2)
+    with pytest.raises(EffcError, match=r"without data|has no data"):
+        n(fake)
     y = torch.randn(5, 1).expand(5, 2)
     assert torch.equal(n(y), y)
     assert isinstance(n(np.zeros((1, 2), np.float32)), np.ndarray)
