@@ -6,8 +6,8 @@ without the max, or exp(x - logsumexp(x))), then the scores (scale before or aft
 ``where`` masks, a softcap, conversions, reshapes between [B*H, L, L] and [B, H, L, L]), down to the product of q and k;
 repeated key heads become grouped ones.
 
-An ``attention`` row that sees no key gives zeros where a plain softmax gives NaN: unless the graph says zeros too, or
-the masks cannot empty a row, such rows are set to NaN after it.
+A row that sees no key gives NaN in a plain softmax: ``empty_nan`` is set unless the graph says zeros, or the masks
+cannot empty a row.
 """
 
 from __future__ import annotations
@@ -433,10 +433,10 @@ class _Build:
         k, v = ungrouped(b, k, v)
         q, k, v = self.batched(b, q, k, v)
         q, k, v, dtype = self.narrowed(b, q, k, v, s)
-        mask, causal = self.masks(b, s, now, q, k)
+        mask, causal, empty_nan = self.masks(b, s, now, q, k)
         out: Value = b.op(
             "attention", q, k, v, *([] if mask is None else [mask]), scale=scale, causal=causal is not None,
-            causal_offset=0 if causal is None else causal, softcap=s.softcap, name=root.name,
+            causal_offset=0 if causal is None else causal, softcap=s.softcap, empty_nan=empty_nan, name=root.name,
         )  # fmt: skip
         if dtype is not out.dtype or root.types[0].dtype is not out.dtype:
             out = b.op("convert", out, dtype=root.types[0].dtype)
@@ -504,16 +504,17 @@ class _Build:
                 raise _Declined(f"queries are {q.dtype}, values {v.dtype}")
         return q, k, v, dtype
 
-    def masks(self, b: Builder, s: _Scores, now: Any, q: Value, k: Value) -> tuple[Value | None, Dim | None]:
-        """The mask operand and the causal offset."""
+    def masks(self, b: Builder, s: _Scores, now: Any, q: Value, k: Value) -> tuple[Value | None, Dim | None, bool]:
+        """The mask operand, the causal offset, and whether rows that see no key are NaN."""
         terms = [replace(t, value=now(t.value)) for t in s.terms]
         terms = [x for t in terms for x in _split(t) if not (x.added and _number(x.value) == 0)]
         terms = [replace(t, value=self.four_masks(b, t.value, t.rank, s)) for t in terms]
         causal: Dim | None = None
+        hidden = 0.0
         for t in terms:
-            o = self.causal(t, [x for x in terms if x is not t], s, q, k)
+            o = self.causal(t, [x for x in terms if x is not t], q, k)
             if o is not None:
-                causal = o
+                causal, hidden = o, t.fill
                 terms = [x for x in terms if x is not t]
                 self.report.count("attention.causal")
                 break
@@ -532,19 +533,18 @@ class _Build:
             total = x if total is None else b.op("add", total, x)
         if total is not None:
             mask = total if mask is None else b.op("where", mask, total, scalar(b, -math.inf, q.dtype))
-        if mask is None:
-            return None, causal
-        if not s.zero_rows and not self.safe(terms, q.dtype):
-            self.report.count("attention.guarded")
-            mask = self.guarded(b, mask, q.dtype)
-        return mask, causal
+        infinite = causal is not None and hidden == -math.inf and not never_empty(causal, self.symbols)
+        empty_nan = not s.zero_rows and (infinite or not self.safe(terms, q.dtype))
+        if empty_nan:
+            self.report.count("attention.empty_nan")
+        return mask, causal, empty_nan
 
-    def causal(self, t: _Term, others: list[_Term], s: _Scores, q: Value, k: Value) -> Dim | None:
+    def causal(self, t: _Term, others: list[_Term], q: Value, k: Value) -> Dim | None:
         """The offset under which the op's causal flag can stand for this term."""
         o = _causal(t)
         if o is None or t.value.rank < 2 or t.value.shape[-2] != q.shape[2] or t.value.shape[-1] != k.shape[2]:
             return None
-        if s.zero_rows and t.fill == -math.inf:
+        if t.fill == -math.inf:
             return o
         # Every row must keep a key, or it would show what masked keys weigh.
         ranges = [_range(x) for x in others]
@@ -556,17 +556,8 @@ class _Build:
     def safe(self, terms: list[_Term], dtype: DType) -> bool:
         """No row can be -inf throughout."""
         # Adding something small to the lowest number gives that number again: half a unit there is 3e-8 of it in f32.
-        return sum(min(_range(t)[0], 0.0) for t in terms) >= -largest(dtype.compute) * (1 + 1e-8)
-
-    def guarded(self, b: Builder, mask: Value, dtype: DType) -> Value:
-        """The mask with rows that see no key set to NaN, as softmax would have it."""
-        seen = mask if mask.dtype.is_bool else b.op("gt", mask, scalar(b, -math.inf, mask.dtype))
-        some = b.op("reduce", seen, kind="any", dims=(3,), keepdims=True)
-        nan = scalar(b, math.nan, dtype)
-        if not mask.dtype.is_bool:
-            return _value(b.op("where", some, mask, nan))
-        hidden = b.op("where", some, scalar(b, -math.inf, dtype), nan)
-        return _value(b.op("where", mask, scalar(b, 0.0, dtype), hidden))
+        slack = 1 if dtype.compute is DType.f64 else 1 + 1e-8
+        return sum(min(_range(t)[0], 0.0) for t in terms) >= -largest(dtype.compute) * slack
 
     def additive(self, b: Builder, t: _Term, dtype: DType) -> Value:
         if not t.added:
@@ -761,7 +752,7 @@ def without_causal(b: Builder, mask: Value, q: Value, k: Value) -> tuple[Value |
     s = _Scores(terms=[_Term(mask, not mask.dtype.is_bool, 4, q.dtype, fill=-math.inf)], zero_rows=True)
     build = _Build(Graph((), (), (), b.symbols), {}, PassReport())
     mark = len(b.nodes)
-    rest, offset = build.masks(b, s, lambda v: v, q, k)
+    rest, offset, _ = build.masks(b, s, lambda v: v, q, k)
     if offset is None:
         del b.nodes[mark:]
         return mask, None

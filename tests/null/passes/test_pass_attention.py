@@ -170,7 +170,7 @@ def test_spellings(name: str, style: str) -> None:
         assert (
             n.attrs["scale"] == 0.25 and not n.attrs["causal"] and n.inputs[3] is not None
         )  # k's factor is taken in too
-        assert "attention.guarded" not in report.stats, "finite masks need no guard"
+        assert "attention.empty_nan" not in report.stats, "finite masks need no guard"
     if name == "gpt2":
         assert n.attrs["causal"] and n.attrs["causal_offset"] == 0 and len(n.operands) == 3
     if name == "llama":
@@ -179,7 +179,7 @@ def test_spellings(name: str, style: str) -> None:
         )
     if name == "t5":
         assert n.attrs["scale"] == 1.0 and n.operands[3].shape == (1, 3, 5, 7)
-        assert report.stats["attention.guarded"] == 1, "a mask from outside may be -inf along a row"
+        assert report.stats["attention.empty_nan"] == 1, "a mask from outside may be -inf along a row"
     if name == "vit":
         assert math.isclose(n.attrs["scale"], 0.37, rel_tol=1e-6) and len(n.operands) == 3
         assert not any(m.op == "mul" for m in out.nodes)
@@ -247,20 +247,20 @@ def test_sdpa(kind: str) -> None:
     out, report = form(g)
     n = attention_of(out)
     assert n.attrs["causal"] == ("causal" in kind)
-    assert "attention.guarded" not in report.stats
+    assert "attention.empty_nan" not in report.stats
     assert (len(n.operands) == 4) == (kind not in ("none", "causal"))
 
 
 def test_empty_rows_of_sdpa_give_zeros_and_of_softmax_nan() -> None:
     rng = np.random.default_rng(0)
-    for safe in (True, False):
+    for safe, dt in ((True, F32), (False, F32), (False, DType.f64)):
         b = Net()
-        q, k, v = b.tensor("q", 1, 1, 3, 4), b.tensor("k", 1, 1, 5, 4), b.tensor("v", 1, 1, 5, 4)
-        keep, bias = b.tensor("keep", 1, 1, 3, 5, dtype=DType.bool), b.tensor("bias", 1, 1, 1, 5)
+        q, k, v = (b.tensor(n, 1, 1, length, 4, dtype=dt) for n, length in (("q", 3), ("k", 5), ("v", 5)))
+        keep, bias = b.tensor("keep", 1, 1, 3, 5, dtype=DType.bool), b.tensor("bias", 1, 1, 1, 5, dtype=dt)
         if safe:
             y = frontend_sdpa(b, q, k, v, keep, bias)
         else:
-            s = b.op("where", keep, b.op("add", b.op("matmul", q, b.t(k)), bias), b.number(-math.inf))
+            s = b.op("where", keep, b.op("add", b.op("matmul", q, b.t(k)), bias), b.number(-math.inf, dt))
             y = b.op("matmul", b.softmax(s), v)
         g = b.graph([y])
         out, _report = form(g)
@@ -269,10 +269,10 @@ def test_empty_rows_of_sdpa_give_zeros_and_of_softmax_nan() -> None:
         arrays[3][0, 0, 1] = False
         arrays[4][...] = [[[[1, -np.inf, 0, -np.inf, 2]]]]
         want, got = run(g, arrays)[0], run(out, arrays)[0]
-        close(got, want, F32, 4)
+        close(got, want, dt, 4)
         assert np.isnan(want[0, 0, 1]).all() if not safe else (want[0, 0, 1] == 0).all()
         arrays[4][...] = -np.inf
-        close(run(out, arrays)[0], run(g, arrays)[0], F32, 4)
+        close(run(out, arrays)[0], run(g, arrays)[0], dt, 4)
 
 
 def test_causal_with_offset_of_a_cache() -> None:
@@ -286,13 +286,14 @@ def test_causal_with_offset_of_a_cache() -> None:
     assert n.attrs["causal"] and n.attrs["causal_offset"] == p
 
 
-def test_causal_that_empties_rows_is_a_guarded_mask() -> None:
+def test_causal_that_empties_rows_says_so() -> None:
     b = Net()
     q, k, v = b.tensor("q", 1, 2, 5, 4), b.tensor("k", 1, 2, 5, 4), b.tensor("v", 1, 2, 5, 4)
     scores = b.op("where", b.causal(5, 5, -1), b.op("matmul", q, b.t(k)), b.number(-math.inf))
     g = b.graph([b.op("matmul", b.softmax(scores), v)])
-    out, report = form(g)
-    assert not attention_of(out).attrs["causal"] and report.stats["attention.guarded"] == 1
+    out, _report = form(g)
+    n = attention_of(out)
+    assert n.attrs["causal"] and n.attrs["causal_offset"] == -1 and n.attrs["empty_nan"]
     assert np.isnan(run(out, random_inputs(g, np.random.default_rng(0)))[0][0, 0, 0]).all()
 
 
@@ -305,7 +306,7 @@ def test_causal_beside_padding_stays_a_mask() -> None:
     scores = b.op("add", b.op("matmul", q, b.t(k)), b.op("where", both, b.number(0.0), b.number(MIN)))
     g = b.graph([b.op("matmul", b.softmax(scores), v)])
     out, report = form(g)
-    assert not attention_of(out).attrs["causal"] and "attention.guarded" not in report.stats
+    assert not attention_of(out).attrs["causal"] and "attention.empty_nan" not in report.stats
     arrays = random_inputs(g, np.random.default_rng(0))
     arrays[3][...] = [[[[False, False, False, True, True]]]]
     close(run(out, arrays)[0], run(g, arrays)[0], F32, 4)
@@ -362,7 +363,7 @@ def test_alibi_over_merged_heads() -> None:
     g = b.graph([b.op("reshape", b.op("matmul", p, v), shape=(n, 3, s, 4))])
     for sizes in ({"n": 1, "s0": 1}, {"n": 2, "s0": 5}, {"n": 3, "s0": 3}):
         out, report = form(g, sizes=sizes)
-    assert attention_of(out).operands[3].shape == (n, 3, 1, s) and "attention.guarded" not in report.stats
+    assert attention_of(out).operands[3].shape == (n, 3, 1, s) and "attention.empty_nan" not in report.stats
 
 
 def test_single_head_of_rank_three_and_two() -> None:
@@ -410,7 +411,7 @@ def test_wide_masks_on_short_products(dtype: DType) -> None:
     y = b.op("matmul", b.op("convert", b.softmax(s), dtype=dtype), v)
     g = b.graph([y])
     out, report = form(g)
-    assert attention_of(out).operands[0].dtype is F32 and "attention.guarded" not in report.stats
+    assert attention_of(out).operands[0].dtype is F32 and "attention.empty_nan" not in report.stats
     arrays = random_inputs(g, np.random.default_rng(0))
     arrays[3][...] = False
     close(run(out, arrays)[0], run(g, arrays)[0], dtype, 2)
