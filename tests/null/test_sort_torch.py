@@ -62,6 +62,8 @@ def test_selection(cpu: str, dtype: str) -> None:
             for largest in (False, True):
                 want = torch.topk(x, k, dim, largest=largest)
                 same(run(cpu, "topk", [x], reference=False, k=k, dim=dim, largest=largest), want)
+            want = torch.topk(x, k, dim, sorted=False)
+            same(run(cpu, "topk", [x], reference=False, k=k, dim=dim, sorted=False), want)
             want = torch.kthvalue(x, k, dim)
             same(run(cpu, "kthvalue", [x], reference=False, k=k, dim=dim), want)
         for keep in (False, True):
@@ -88,3 +90,13 @@ def test_mode_and_unique(cpu: str, dtype: str) -> None:
         got = run(cpu, "unique", [x], reference=False, size=SIZE)
         want = torch.unique(x, return_inverse=True, return_counts=True)
         assert got[0].shape == tuple(want[0].shape) and got[2].tolist() == want[2].tolist()
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+def test_few_of_many_without_ties(cpu: str) -> None:
+    for n in (1, 3, 64, 129, 700):
+        x = torch.randperm(3 * n, generator=torch.Generator().manual_seed(n)).reshape(3, n).float()
+        for k in {1, 2, 8, 9} & set(range(n + 1)):
+            for largest in (False, True):
+                want = torch.topk(x, k, 1, largest=largest)
+                same(run(cpu, "topk", [x], k=k, dim=1, largest=largest), want)

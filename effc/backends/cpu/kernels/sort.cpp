@@ -83,6 +83,31 @@ void select_unstable(Item* v, int64_t n, int64_t k) {
   }
 }
 
+constexpr int64_t kFew = 8;
+
+/* The k smallest items in order, by insertion; false if equal keys were met among them, when the order is not settled.
+ */
+template <class Item>
+bool select_few(const Item* items, int64_t n, int64_t k, Item* best) {
+  bool ties = false;
+  for (int64_t i = 0; i < n; ++i) {
+    const Item v = items[i];
+    int64_t at = i < k ? i : k;
+    if (i >= k) {
+      if (v.key > best[k - 1].key) continue;
+      if (v.key == best[k - 1].key) {
+        ties = true;
+        continue;
+      }
+      at = k - 1;
+    }
+    for (; at > 0 && best[at - 1].key > v.key; --at) best[at] = best[at - 1];
+    ties |= at > 0 && best[at - 1].key == v.key;
+    best[at] = v;
+  }
+  return !ties;
+}
+
 }  // namespace
 
 // in: x any strides; out: values, indices (i64), dense. attrs: dim, descending, stable. thread_scratch: 2n items (8
@@ -123,6 +148,12 @@ EFFC_EXPORT int32_t effc_topk(const effc_call* call) {
   }
   if (k == 0) return 0;
   each_line(call, x, dim, call->attr[2] != 0, [&](int64_t r, int64_t offset, auto* items, auto*) {
+    using Item = std::remove_reference_t<decltype(*items)>;
+    Item best[kFew + 1];
+    if (k <= kFew && (sorted || k <= n / 64) && select_few(items, n, k, best)) {
+      store_line(x, offset, lines.step, best, k, call->out[0], call->out[1], r / inner * k * inner + r % inner, inner);
+      return;
+    }
     if (k <= n / 64) {
       std::partial_sort(items, items + k, items + n, ByKey{});
     } else {
