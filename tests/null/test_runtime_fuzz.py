@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from runtime_artifacts import dim_symbol, entry, manifest, program, sanitizer_env, tensor
 
+from effc.runtime._rt import lib as load_library
 from effc.runtime.artifact import ArtifactWriter
 from effc.runtime.errors import EffcError
 from effc.runtime.loader import load
@@ -140,35 +143,53 @@ def mutate(node: Any, rng: np.random.Generator, depth: int = 0) -> Any:
 
 
 def attempt(path: str, seed: int, count: int) -> dict[str, int]:
-    """Runs ``count`` mutants; called in a child process, so that a crash shows."""
+    """Runs ``count`` mutants, each in a fork: one that crashes shows, one whose loop never ends is stopped."""
     rng = np.random.default_rng(seed)
     base = seed_program()
-    counts = {"refused": 0, "ran": 0}
+    counts = {"refused": 0, "ran": 0, "endless": 0}
+    load_library()
     for k in range(count + 1):
         prog = base
         for _ in range(0 if k == 0 else int(rng.integers(1, 4))):
             prog = mutate(prog, rng)
-        print(k, file=sys.stderr)
-        w = ArtifactWriter()
-        w.add_weight(np.zeros(64, np.uint8))
-        w.add_weight(np.arange(6, dtype=np.float32))
         try:
-            try:
-                made = entry(prog)
-            except (KeyError, TypeError, IndexError, AttributeError):
-                continue  # this test's own helper cannot describe it
-            w.save(path, manifest({"main": made}, states={"a": {"d": "f32", "shape": [3]}}))
-            m = load(path, num_threads=1)
-            for n in (4, 0, 1):
-                x = np.ones((n, 3), np.float32)
-                m(x, True)
-                m(x[:, ::-1], False)
-            counts["ran"] += 1
-        except EffcError as e:
-            assert k > 0, e
-            assert str(e)
-            counts["refused"] += 1
+            made = entry(prog)
+        except (KeyError, TypeError, IndexError, AttributeError):
+            continue  # this test's own helper cannot describe it
+        child = os.fork()
+        if child == 0:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 3)
+            os._exit(one(path, made))
+        status = os.waitpid(child, 0)[1]
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGVTALRM:
+            counts["endless"] += 1
+        else:
+            assert os.WIFEXITED(status) and os.WEXITSTATUS(status) in (RAN, REFUSED), (k, status, prog)
+            counts["ran" if os.WEXITSTATUS(status) == RAN else "refused"] += 1
+        assert k > 0 or counts["ran"] == 1, "the unchanged program must run"
     return counts
+
+
+RAN, REFUSED = 0, 3
+
+
+def one(path: str, made: dict[str, Any]) -> int:
+    w = ArtifactWriter()
+    w.add_weight(np.zeros(64, np.uint8))
+    w.add_weight(np.arange(6, dtype=np.float32))
+    try:
+        w.save(path, manifest({"main": made}, states={"a": {"d": "f32", "shape": [3]}}))
+        m = load(path, num_threads=1)
+        for n in (4, 0, 1):
+            x = np.ones((n, 3), np.float32)
+            m(x, True)
+            m(x[:, ::-1], False)
+        return RAN
+    except EffcError as e:
+        return REFUSED if str(e) else 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
 
 
 def run(tmp_path: Path, seed: int, count: int, env: dict[str, str]) -> dict[str, int]:
