@@ -28,7 +28,7 @@ def calls(program: dict[str, Any]) -> list[dict[str, Any]]:
 def test_minilm_layer(tmp_path: Any) -> None:
     """An encoder layer: QKV as one product, attention, projection, norm, two products of the feed-forward part, norm."""
     module, _, _, _ = zoo.load("minilm")
-    model = effc.compile(module, zoo.minilm_inputs(1, 128))
+    model = effc.compile(module, zoo.minilm_inputs(1, 512))
     program = program_of(model, tmp_path)
     kernels = [i["kernel"] for i in calls(program)]
     starts = [i for i, k in enumerate(kernels) if k.startswith("effc_attention")]
@@ -38,15 +38,15 @@ def test_minilm_layer(tmp_path: Any) -> None:
     stats = model.report["entries"]["main"]["passes"]["stats"]
     assert stats["merge_matmuls.merged"] == 6
     assert sum(k.startswith("effc_matmul") for k in kernels) == 24
-    score = 12 * 128 * 128  # heads x queries x keys
+    score = 12 * 512 * 512  # heads x queries x keys
     for v in program["values"]:
         if v["k"] == "temp":
             size = 1
             for d in v["shape"]:
                 size *= d
-            assert size < score or v["shape"][-2:] != [128, 128], v
+            assert size < score or v["shape"][-2:] != [512, 512], v
     assert program["arena"]["static_bytes"] >= program["arena"]["lower_bound"] > 0
-    assert program["arena"]["static_bytes"] < 4 * score  # the scores alone would not fit
+    assert program["arena"]["static_bytes"] < 4 * score  # one layer's scores alone would not fit
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_lite0"])
