@@ -63,7 +63,9 @@ def _onnx(module: Any, args: tuple[Any, ...], work: Path) -> Path:
         if recurrent:
             torch.onnx.export(module, args, str(part), dynamo=False, input_names=names, opset_version=17)
         else:
-            torch.onnx.export(module, args, str(part), dynamo=True, input_names=names, external_data=False, verbose=False)
+            torch.onnx.export(
+                module, args, str(part), dynamo=True, input_names=names, external_data=False, verbose=False
+            )
         part.replace(path)
     return path
 
@@ -84,7 +86,12 @@ def onnxruntime(module: Any, args: tuple[Any, ...], threads: int, work: Path) ->
 def openvino(module: Any, args: tuple[Any, ...], threads: int, work: Path) -> Run:
     import openvino as ov
 
-    config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+    config = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
     compiled = ov.Core().compile_model(str(_onnx(module, args, work)), "CPU", config)
     request = compiled.create_infer_request()
     feed = [t.numpy() for t in _tensors(args)]

@@ -25,7 +25,10 @@ def _probe() -> Path:
             raise RuntimeError("measuring the machine needs g++ or clang++ on PATH, or $CXX")
         CACHE.mkdir(parents=True, exist_ok=True)
         part = exe.with_suffix(f".{os.getpid()}")
-        subprocess.run([cxx, "-std=c++17", "-O3", "-march=native", "-ffast-math", "-pthread", str(source), "-o", str(part)], check=True)
+        subprocess.run(
+            [cxx, "-std=c++17", "-O3", "-march=native", "-ffast-math", "-pthread", str(source), "-o", str(part)],
+            check=True,
+        )
         part.replace(exe)
     return exe
 

@@ -3,8 +3,10 @@
     python -m bench.models [--models minilm,crepe] [--engines effc,eager,...] [--threads 2] [--rounds 12] [--block 0.4]
                            [--out bench/results] [--json]
 
-One process per engine. Blocks of runs alternate round by round, all other engines' processes being stopped meanwhile, so
-that no thread pool spins beside another and a change of the machine's speed meets all engines. Reported are medians, p10 and p90,
+One process per engine. Blocks of runs alternate round by round, all other engines' processes being stopped
+meanwhile, so
+that no thread pool spins beside another and a change of the machine's speed meets all engines. Reported are medians,
+p10 and p90,
 the ratio to the fastest peer, and the share of the machine's measured FMA peak and read bandwidth. The table goes to
 standard output, and as Markdown and JSON to ``--out``.
 """
@@ -44,12 +46,35 @@ class Worker:
 
     @classmethod
     def start(cls, model: str, engine: str, threads: int, work: Path) -> Worker:
-        env = dict(os.environ, OMP_NUM_THREADS=str(threads), EFFC_NUM_THREADS=str(threads), HF_HUB_OFFLINE="1",
-                   PYTHONPATH=str(ROOT), TOKENIZERS_PARALLELISM="false")
+        env = dict(
+            os.environ,
+            OMP_NUM_THREADS=str(threads),
+            EFFC_NUM_THREADS=str(threads),
+            HF_HUB_OFFLINE="1",
+            PYTHONPATH=str(ROOT),
+            TOKENIZERS_PARALLELISM="false",
+        )
         log = (work / f"{engine}.log").open("w")
-        command = [sys.executable, "-m", "bench.worker", model, engine, str(threads), str(work), str(work / "expected.npz")]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=env, cwd=ROOT,
-                                   start_new_session=True)
+        command = [
+            sys.executable,
+            "-m",
+            "bench.worker",
+            model,
+            engine,
+            str(threads),
+            str(work),
+            str(work / "expected.npz"),
+        ]
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=env,
+            cwd=ROOT,
+            start_new_session=True,
+        )
         worker = cls(engine, process)
         worker.info = worker._read() or {"failed": f"died while preparing, see {log.name}"}
         if "failed" not in worker.info:
@@ -87,7 +112,9 @@ class Worker:
         self.process.wait()
 
 
-def measure(model: str, engines: list[str], threads: int, rounds: int, block: float, peak: dict[str, Any]) -> dict[str, Any]:
+def measure(
+    model: str, engines: list[str], threads: int, rounds: int, block: float, peak: dict[str, Any]
+) -> dict[str, Any]:
     """One model on all engines; {"model", "flops", "bytes", "engines": {name: figures}}."""
     work = Path(tempfile.mkdtemp(prefix=f"effc-bench-{model}-"))
     workers: list[Worker] = []
@@ -111,8 +138,14 @@ def measure(model: str, engines: list[str], threads: int, rounds: int, block: fl
                 result["engines"][w.engine] = {"failed": w.info["failed"]}
                 continue
             p10, median, p90 = (float(x) for x in np.percentile(w.times, [10, 50, 90]))
-            figures = {"median_ms": median * 1e3, "p10_ms": p10 * 1e3, "p90_ms": p90 * 1e3, "runs": len(w.times),
-                       "prepare_s": w.info["prepare_s"], "error": w.info["error"]}
+            figures = {
+                "median_ms": median * 1e3,
+                "p10_ms": p10 * 1e3,
+                "p90_ms": p90 * 1e3,
+                "runs": len(w.times),
+                "prepare_s": w.info["prepare_s"],
+                "error": w.info["error"],
+            }
             if result["flops"]:
                 figures["gflops"] = result["flops"] / median / 1e9
                 figures["share_of_peak"] = figures["gflops"] / peak["gflops"]
@@ -131,20 +164,43 @@ def table(results: list[dict[str, Any]], peaks: dict[int, dict[str, Any]]) -> st
     """The figures as Markdown."""
     lines = [f"{machine.cpu_name()}, {os.cpu_count()} CPUs, {datetime.date.today()}", ""]
     for n, p in peaks.items():
-        lines.append(f"- {n} thread{'s' * (n > 1)}: FMA peak {p['gflops']:.0f} GFLOP/s (float32, {p['vector_bytes']}-byte vectors), "
-                     f"read bandwidth {p['gbytes']:.1f} GB/s")
-    lines += ["", "| model | engine | median ms | p10 | p90 | time / fastest peer | GFLOP/s | of FMA peak | of read bandwidth | max error | "
-              "ready after s |", "|---|---|---|---|---|---|---|---|---|---|---|"]
+        lines.append(
+            f"- {n} thread{'s' * (n > 1)}: FMA peak {p['gflops']:.0f} GFLOP/s "
+            f"(float32, {p['vector_bytes']}-byte vectors), "
+            f"read bandwidth {p['gbytes']:.1f} GB/s"
+        )
+    lines += [
+        "",
+        "| model | engine | median ms | p10 | p90 | time / fastest peer | GFLOP/s | of FMA peak | "
+        "of read bandwidth | max error | "
+        "ready after s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
     for r in results:
         peers = [f["median_ms"] for e, f in r["engines"].items() if "failed" not in f and e != "effc"]
         for engine, f in r["engines"].items():
             if "failed" in f:
-                lines.append(f"| {r['model']} | {engine} | failed: {f['failed'].splitlines()[0][:80]} | | | | | | | | |")
+                lines.append(
+                    f"| {r['model']} | {engine} | failed: {f['failed'].splitlines()[0][:80]} | | | | | | | | |"
+                )
                 continue
             ratio = f"{f['median_ms'] / min(peers):.2f}" if peers else ""
-            rate = [f"{f['gflops']:.1f}", f"{f['share_of_peak']:.0%}", f"{f['share_of_bandwidth']:.0%}"] if "gflops" in f else [""] * 3
-            cells = [r["model"], engine, f"{f['median_ms']:.2f}", f"{f['p10_ms']:.2f}", f"{f['p90_ms']:.2f}", ratio, *rate,
-                     f"{f['error']:.1e}", f"{f['prepare_s']:.1f}"]
+            rate = (
+                [f"{f['gflops']:.1f}", f"{f['share_of_peak']:.0%}", f"{f['share_of_bandwidth']:.0%}"]
+                if "gflops" in f
+                else [""] * 3
+            )
+            cells = [
+                r["model"],
+                engine,
+                f"{f['median_ms']:.2f}",
+                f"{f['p10_ms']:.2f}",
+                f"{f['p90_ms']:.2f}",
+                ratio,
+                *rate,
+                f"{f['error']:.1e}",
+                f"{f['prepare_s']:.1f}",
+            ]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -160,9 +216,16 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
     a = parser.parse_args()
     peaks = {n: machine.measure(n) for n in sorted({1, a.threads})}
-    results = [measure(m, a.engines.split(","), a.threads, a.rounds, a.block, peaks[a.threads]) for m in a.models.split(",")]
+    results = [
+        measure(m, a.engines.split(","), a.threads, a.rounds, a.block, peaks[a.threads]) for m in a.models.split(",")
+    ]
     text = table(results, peaks)
-    data = {"cpu": machine.cpu_name(), "python": platform.python_version(), "peaks": list(peaks.values()), "results": results}
+    data = {
+        "cpu": machine.cpu_name(),
+        "python": platform.python_version(),
+        "peaks": list(peaks.values()),
+        "results": results,
+    }
     a.out.mkdir(parents=True, exist_ok=True)
     (a.out / "models.md").write_text(text)
     (a.out / "models.json").write_text(json.dumps(data, indent=1) + "\n")

@@ -2,7 +2,8 @@
 
     python -m bench.worker MODEL ENGINE THREADS WORK_DIR [EXPECTED.npz]
 
-MODEL is a name in tests/models/zoo.py. Prints one JSON line when ready: preparation time, first outputs compared with EXPECTED.
+MODEL is a name in tests/models/zoo.py. Prints one JSON line when ready: preparation time, first outputs compared
+with EXPECTED.
 """
 
 from __future__ import annotations
@@ -80,7 +81,9 @@ def main() -> None:
         info: dict[str, Any] = {"engine": engine, "prepare_s": prepared}
         if engine == "eager":
             np.savez(expected, *[np.asarray(x) for x in out])
-            weights = sum(t.numel() * t.element_size() for t in {id(t): t for t in module.state_dict().values()}.values())
+            weights = sum(
+                t.numel() * t.element_size() for t in {id(t): t for t in module.state_dict().values()}.values()
+            )
             io = sum(t.numel() * t.element_size() for t in [*args, *out] if isinstance(t, torch.Tensor))
             info.update(flops=flops_of(module, args), bytes=weights + io)
         with np.load(expected) as data:

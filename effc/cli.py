@@ -1,6 +1,7 @@
 """The ``effc`` command. Needs no more than loading does, except where a command compiles.
 
-Exit codes: 0 done, 1 an EffcError (printed without a traceback unless EFFC_DEBUG is set), 2 wrong usage or a command that this
+Exit codes: 0 done, 1 an EffcError (printed without a traceback unless EFFC_DEBUG is set), 2 wrong usage or a command
+that this
 version does not have, 130 interrupted.
 """
 
@@ -70,7 +71,8 @@ def resolve(source: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     module, colon, name = source.partition(":")
     if not colon:
         raise EffcError(
-            f"{source!r} is neither a model file nor package.module:factory", hint="give a .pt2 file, or a callable that returns (model, args)"
+            f"{source!r} is neither a model file nor package.module:factory",
+            hint="give a .pt2 file, or a callable that returns (model, args)",
         )
     sys.path.insert(0, os.getcwd())
     try:
@@ -85,7 +87,9 @@ def resolve(source: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
         sys.path.remove(os.getcwd())
     made = target()
     if not isinstance(made, tuple) or not 2 <= len(made) <= 3:
-        raise EffcError(f"{source} must return (model, args) or (model, args, kwargs), it returned a {type(made).__name__}")
+        raise EffcError(
+            f"{source} must return (model, args) or (model, args, kwargs), it returned a {type(made).__name__}"
+        )
     args = made[1] if isinstance(made[1], (tuple, list)) else (made[1],)
     return made[0], tuple(args), dict(made[2]) if len(made) == 3 else {}
 
@@ -98,7 +102,7 @@ def dynamic_shapes(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], s
 
     from torch.export import Dim
 
-    names = [p for p in inspect.signature(model.forward).parameters][: len(args)] + list(kwargs)
+    names = list(inspect.signature(model.forward).parameters)[: len(args)] + list(kwargs)
     out: dict[str, Any] = dict.fromkeys(names)
     symbols: dict[str, Any] = {}
     for spec in specs:
@@ -151,7 +155,9 @@ def sizes(entry: Mapping[str, Any], given: Sequence[str]) -> dict[str, int]:
             name, _, dim = left.rpartition(".")
             shape = next((i["shape"] for i in entry["inputs"] if i["name"] == name), None)
             if shape is None or not dim.isdigit() or int(dim) >= len(shape) or shape[int(dim)] not in symbols:
-                raise EffcError(f"--size {item}: no such symbol or dim", hint=f"symbols: {', '.join(symbols) or 'none'}")
+                raise EffcError(
+                    f"--size {item}: no such symbol or dim", hint=f"symbols: {', '.join(symbols) or 'none'}"
+                )
             left = shape[int(dim)]
         env[left] = int(right)
     for name, s in symbols.items():
@@ -160,11 +166,15 @@ def sizes(entry: Mapping[str, Any], given: Sequence[str]) -> dict[str, int]:
 
 
 def random_inputs(entry: Mapping[str, Any], env: Mapping[str, int], seed: int, int_max: int) -> dict[str, Any]:
-    """Seeded inputs that fit the signature: normal floats, integers in [0, int_max], scalars that decide sizes as in ``env``."""
+    """Seeded inputs that fit the signature: normal floats, integers in [0, int_max], scalar sizes as in ``env``."""
     from .runtime.loader import numpy_dtype
 
     rng = np.random.default_rng(seed)
-    values = {s["from"]["input"]: env[s["name"]] for s in entry["program"]["symbols"] if s.get("from") and s["from"].get("value")}
+    values = {
+        s["from"]["input"]: env[s["name"]]
+        for s in entry["program"]["symbols"]
+        if s.get("from") and s["from"].get("value")
+    }
     out: dict[str, Any] = {}
     for i, spec in enumerate(entry["inputs"]):
         shape = tuple(_dim(d, env) for d in spec["shape"])
@@ -232,7 +242,9 @@ def _prepare(a: argparse.Namespace) -> tuple[Any, str, dict[str, Any], dict[str,
     given = read_inputs(a.inputs)
     unknown = sorted(given.keys() - inputs.keys())
     if unknown:
-        raise EffcError(f"unexpected input(s) {', '.join(unknown)}", hint=f"the model takes {', '.join(inputs) or 'none'}")
+        raise EffcError(
+            f"unexpected input(s) {', '.join(unknown)}", hint=f"the model takes {', '.join(inputs) or 'none'}"
+        )
     inputs.update(given)
     return model, name, entry, inputs
 
@@ -250,7 +262,14 @@ def cmd_compile(a: argparse.Namespace) -> None:
     out = a.out or (Path(a.source).stem if isinstance(model, str) else a.source.rpartition(":")[2]) + ".effc"
     with progress(f"compiling {a.source} for {a.target}"):
         compiled = effc.compile(
-            model, args, kwargs, target=a.target, dynamic_shapes=shapes, num_threads=a.threads, disable_passes=a.disable_pass, verify=a.verify
+            model,
+            args,
+            kwargs,
+            target=a.target,
+            dynamic_shapes=shapes,
+            num_threads=a.threads,
+            disable_passes=a.disable_pass,
+            verify=a.verify,
         )
     if not hasattr(compiled, "save"):
         raise EffcError(f"target {a.target} makes no artifact")
@@ -315,21 +334,32 @@ def cmd_bench(a: argparse.Namespace) -> None:
                 bound.run(inputs)
         kernels = sorted(records, key=lambda r: -r.seconds)
     if a.json:
-        out: dict[str, Any] = {"model": a.model, "entry": name, "threads": model.num_threads, "inputs": shapes, **result}
+        out: dict[str, Any] = {
+            "model": a.model,
+            "entry": name,
+            "threads": model.num_threads,
+            "inputs": shapes,
+            **result,
+        }
         if a.profile:
             out["kernels"] = [vars(r) for r in kernels]
         print(json.dumps(out))
         return
     print(f"{a.model}, entry {name}, {model.num_threads} threads, inputs {shapes}")
     for k, f in result.items():
-        print(f"{k:8} median {f['median_ms']:.3f} ms   p10 {f['p10_ms']:.3f}   p90 {f['p90_ms']:.3f}   {f['runs']} runs")
+        print(
+            f"{k:8} median {f['median_ms']:.3f} ms   p10 {f['p10_ms']:.3f}   p90 {f['p90_ms']:.3f}   {f['runs']} runs"
+        )
     if "eager" in result:
         print(f"eager / effc: {result['eager']['median_ms'] / result['effc']['median_ms']:.2f}")
     total = sum(r.seconds for r in kernels if not r.depth) or 1.0
     for r in kernels[: a.top]:
         per = r.seconds / max(r.calls, 1)
         rate = f"{r.flops / r.seconds / 1e9:8.1f} GFLOP/s {r.bytes / r.seconds / 1e9:7.1f} GB/s" if r.seconds else ""
-        print(f"{r.seconds / total:6.1%} {per * 1e6:10.1f} us x {r.calls // 10:<4} {rate}  {r.name or r.kernel}  {r.kernel}  {r.loc[:60]}")
+        print(
+            f"{r.seconds / total:6.1%} {per * 1e6:10.1f} us x {r.calls // 10:<4} {rate}"
+            f"  {r.name or r.kernel}  {r.kernel}  {r.loc[:60]}"
+        )
 
 
 def _as_call(entry: Mapping[str, Any], inputs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -357,7 +387,14 @@ def _no_grad(module: Any, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
         return module(*call[0], **call[1])
 
 
-TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "float16": 4e-3, "bfloat16": 2e-2, "complex64": 1e-4, "complex128": 1e-10}
+TOLERANCE = {
+    "float64": 1e-10,
+    "float32": 1e-4,
+    "float16": 4e-3,
+    "bfloat16": 2e-2,
+    "complex64": 1e-4,
+    "complex128": 1e-10,
+}
 
 
 def difference(got: Any, want: Any) -> tuple[float, str | None]:
@@ -397,7 +434,9 @@ def cmd_verify(a: argparse.Namespace) -> None:
     problems = []
     if not random:
         for key in first:
-            if not np.array_equal(np.asarray(first[key]), np.asarray(again[key]), equal_nan=np.asarray(first[key]).dtype.kind in "fc"):
+            if not np.array_equal(
+                np.asarray(first[key]), np.asarray(again[key]), equal_nan=np.asarray(first[key]).dtype.kind in "fc"
+            ):
                 problems.append(f"{key}: two runs from the same state give different results")
         print(f"repeatable: {'no' if problems else 'yes'}")
     if a.source:
@@ -411,13 +450,15 @@ def cmd_verify(a: argparse.Namespace) -> None:
     print("ok")
 
 
-def _against(a: argparse.Namespace, name: str, entry: Mapping[str, Any], inputs: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:
+def _against(
+    a: argparse.Namespace, name: str, entry: Mapping[str, Any], inputs: Mapping[str, Any], got: Mapping[str, Any]
+) -> list[str]:
     """Compares with torch and with the reference interpreter."""
     import torch
 
     import effc
 
-    model, args, kwargs = resolve(a.source)
+    model, _args, _kwargs = resolve(a.source)
     module = torch.export.load(model).module() if isinstance(model, str) else model
     call = _as_call(entry, {k: np.array(v) for k, v in inputs.items()})
     problems = []
@@ -426,7 +467,12 @@ def _against(a: argparse.Namespace, name: str, entry: Mapping[str, Any], inputs:
     results = {"torch": [_numpy(x) for x in want]}
     if not a.no_reference:
         with progress("running the reference interpreter"):
-            reference = effc.compile(model, () if isinstance(model, str) else call[0], {} if isinstance(model, str) else call[1], target="reference")
+            reference = effc.compile(
+                model,
+                () if isinstance(model, str) else call[0],
+                {} if isinstance(model, str) else call[1],
+                target="reference",
+            )
             again = _as_call(entry, {k: np.array(v) for k, v in inputs.items()})
             leaves = torch.utils._pytree.tree_leaves(reference(*again[0], **again[1]))
             results["reference"] = [_numpy(x) for x in leaves if x is not None]
@@ -493,10 +539,16 @@ def cmd_inspect(a: argparse.Namespace) -> None:
         else:
             gap = f", lower bound {low:,}, gap {static - low:,}" if low is not None else ""
             print(f"  arena {static:,} bytes{gap}")
-        print(f"  {len(p['code'])} instructions: " + ", ".join(f"{n} {k}" for k, n in m["report"].get("entries", {}).get(name, {}).get("kernels", {}).items()))
+        print(
+            f"  {len(p['code'])} instructions: "
+            + ", ".join(f"{n} {k}" for k, n in m["report"].get("entries", {}).get(name, {}).get("kernels", {}).items())
+        )
         if a.plan:
             for k, ins in enumerate(p["code"]):
-                print(f"  {k:4} {ins.get('kernel', ins['op'])} {ins.get('in', [])} -> {ins.get('out', [])}  {ins.get('name', '')}  {ins.get('loc', '')}")
+                print(
+                    f"  {k:4} {ins.get('kernel', ins['op'])} {ins.get('in', [])} -> {ins.get('out', [])}"
+                    f"  {ins.get('name', '')}  {ins.get('loc', '')}"
+                )
     if a.memory:
         _memory(a, m)
 
@@ -527,10 +579,15 @@ def _memory(a: argparse.Namespace, manifest: Mapping[str, Any]) -> None:
     view = (ctypes.c_char * len(block)).from_buffer(block)
     nbytes, low = ctypes.c_int64(), ctypes.c_int64()
     index = list(manifest["entries"]).index(name)
-    _rt.check(_rt.lib().effc_arena(model._ptr, index, ctypes.addressof(view), n, ctypes.byref(nbytes), ctypes.byref(low)))
+    _rt.check(
+        _rt.lib().effc_arena(model._ptr, index, ctypes.addressof(view), n, ctypes.byref(nbytes), ctypes.byref(low))
+    )
     gap = nbytes.value - low.value
     share = f" ({gap / low.value:.1%})" if low.value else ""
-    print(f"memory of {name} at {env or 'its sizes'}: arena {nbytes.value:,} bytes, lower bound {low.value:,}, gap {gap:,}{share}")
+    print(
+        f"memory of {name} at {env or 'its sizes'}: arena {nbytes.value:,} bytes, "
+        f"lower bound {low.value:,}, gap {gap:,}{share}"
+    )
 
 
 def cmd_explain(a: argparse.Namespace) -> None:
@@ -538,7 +595,10 @@ def cmd_explain(a: argparse.Namespace) -> None:
     if a.json:
         print(json.dumps(report))
         return
-    print(f"target {report.get('target')}; seconds: " + ", ".join(f"{k} {v}" for k, v in report.get("seconds", {}).items()))
+    print(
+        f"target {report.get('target')}; seconds: "
+        + ", ".join(f"{k} {v}" for k, v in report.get("seconds", {}).items())
+    )
     for name, e in report.get("entries", {}).items():
         print(f"entry {name}")
         passes = e.get("passes", {})
@@ -580,20 +640,39 @@ def parser() -> argparse.ArgumentParser:
         return p
 
     p = add("compile", cmd_compile, "compile a model to an artifact")
-    p.add_argument("source", metavar="SRC", help="a .pt2 file, or package.module:factory returning (model, args[, kwargs])")
+    p.add_argument(
+        "source", metavar="SRC", help="a .pt2 file, or package.module:factory returning (model, args[, kwargs])"
+    )
     p.add_argument("-o", "--out", metavar="OUT.effc")
     p.add_argument("--target", default="cpu", help="see `effc targets`; default: this machine's CPU")
-    p.add_argument("--dynamic", action="append", default=[], metavar="NAME.DIM=SYMBOL[:MIN[:MAX]]", help="a dim that may vary; may be repeated")
+    p.add_argument(
+        "--dynamic",
+        action="append",
+        default=[],
+        metavar="NAME.DIM=SYMBOL[:MIN[:MAX]]",
+        help="a dim that may vary; may be repeated",
+    )
     p.add_argument("--threads", type=int, help="default number of threads at run time")
     p.add_argument("--disable-pass", action="append", default=[], metavar="PASS")
     p.add_argument("--verify", action="store_true", help="run the IR verifier after every pass")
 
     def inputs(p: argparse.ArgumentParser) -> None:
         p.add_argument("model", metavar="MODEL.effc")
-        p.add_argument("inputs", nargs="*", metavar="INPUT", help="file.npz or name=file.npy; what is missing is made up from --seed")
+        p.add_argument(
+            "inputs",
+            nargs="*",
+            metavar="INPUT",
+            help="file.npz or name=file.npy; what is missing is made up from --seed",
+        )
         p.add_argument("--entry", help="an entry point; default: the first")
         p.add_argument("--seed", type=int, default=0)
-        p.add_argument("--size", action="append", default=[], metavar="SYMBOL=N", help="a size for made-up inputs (s0=16 or x.0=16)")
+        p.add_argument(
+            "--size",
+            action="append",
+            default=[],
+            metavar="SYMBOL=N",
+            help="a size for made-up inputs (s0=16 or x.0=16)",
+        )
         p.add_argument("--int-max", type=int, default=1, help="largest made-up integer (default 1)")
         p.add_argument("--threads", type=int)
 
@@ -602,7 +681,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("-o", "--out", metavar="OUT.npz")
     p = add("bench", cmd_bench, "time an artifact")
     inputs(p)
-    p.add_argument("--against", metavar="SRC", help="package.module:factory of the same model, run eagerly in alternating blocks")
+    p.add_argument(
+        "--against", metavar="SRC", help="package.module:factory of the same model, run eagerly in alternating blocks"
+    )
     p.add_argument("--seconds", type=float, default=2.0, help="measuring time of each engine")
     p.add_argument("--rounds", type=int, default=8)
     p.add_argument("--profile", action="store_true", help="time of each kernel")
@@ -610,7 +691,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--json", action="store_true")
     p = add("verify", cmd_verify, "check an artifact's files, and its results against the model it came from")
     inputs(p)
-    p.add_argument("--source", metavar="SRC", help="what it was compiled from: compares with torch and the reference interpreter")
+    p.add_argument(
+        "--source", metavar="SRC", help="what it was compiled from: compares with torch and the reference interpreter"
+    )
     p.add_argument("--no-reference", action="store_true", help="leave out the interpreter, which is slow")
     p = add("inspect", cmd_inspect, "show an artifact's signature, members, plan and memory")
     p.add_argument("model", metavar="MODEL.effc")

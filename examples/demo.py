@@ -2,7 +2,8 @@
 
     make demo            or        python examples/demo.py [--no-bench] [--threads 2]
 
-Prints the largest error against PyTorch, and the time per call beside eager PyTorch, torch.compile, onnxruntime and openvino on
+Prints the largest error against PyTorch, and the time per call beside eager PyTorch, torch.compile, onnxruntime and
+openvino on
 the same number of threads, in alternating blocks.
 """
 
@@ -124,14 +125,19 @@ def main() -> None:
 
     print(f"5. time of one call, batch 1, length 128, {a.threads} threads, alternating blocks")
     peak = machine.measure(a.threads)
-    result = measure("minilm", ["eager", "torch.compile", "onnxruntime", "openvino", "effc"], a.threads, a.rounds, 0.4, peak)
+    result = measure(
+        "minilm", ["eager", "torch.compile", "onnxruntime", "openvino", "effc"], a.threads, a.rounds, 0.4, peak
+    )
     mine = result["engines"]["effc"].get("median_ms")
     for engine, f in result["engines"].items():
         if "failed" in f:
             print(f"   {engine:14} failed: {f['failed'].splitlines()[0]}")
         else:
             ratio = "" if mine is None or engine == "effc" else f"   time / effc's {f['median_ms'] / mine:.2f}"
-            print(f"   {engine:14} {f['median_ms']:8.2f} ms   {f['share_of_peak']:.0%} of the FMA peak   error {f['error']:.1e}{ratio}")
+            print(
+                f"   {engine:14} {f['median_ms']:8.2f} ms   {f['share_of_peak']:.0%} of the FMA peak"
+                f"   error {f['error']:.1e}{ratio}"
+            )
 
 
 if __name__ == "__main__":

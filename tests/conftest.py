@@ -1,4 +1,4 @@
-"""What every test shares: a cache inside the checkout, quiet libraries, tests that need an ISA skipped where it is missing."""
+"""What every test shares: a cache inside the checkout, quiet libraries, skips where an ISA is missing."""
 
 from __future__ import annotations
 

@@ -23,7 +23,17 @@ from effc.ir.op import Sample
 Array = np.ndarray[Any, Any]
 
 # What "equal" means for one op, by the dtype of the result: max|a-b| / max|b|.
-TOLERANCE = {"f8e4m3": 0.13, "f8e5m2": 0.26, "f16": 4e-3, "bf16": 2e-2, "f32": 1e-5, "f64": 1e-10, "c64": 1e-5, "c128": 1e-10, "c32": 4e-3}
+TOLERANCE = {
+    "f8e4m3": 0.13,
+    "f8e5m2": 0.26,
+    "f16": 4e-3,
+    "bf16": 2e-2,
+    "f32": 1e-5,
+    "f64": 1e-10,
+    "c64": 1e-5,
+    "c128": 1e-10,
+    "c32": 4e-3,
+}
 
 
 @dataclass
@@ -36,7 +46,9 @@ class Case:
     outputs: slice = field(default_factory=lambda: slice(0, 0))
 
     def __str__(self) -> str:
-        shapes = ", ".join("none" if a is None else f"{np.asarray(a).dtype}{list(np.asarray(a).shape)}" for a in self.sample.inputs)
+        shapes = ", ".join(
+            "none" if a is None else f"{np.asarray(a).dtype}{list(np.asarray(a).shape)}" for a in self.sample.inputs
+        )
         attrs = ", ".join(f"{k}={v}" for k, v in self.sample.attrs.items())
         return f"{self.op.name}({shapes}; {attrs})"
 
@@ -65,7 +77,8 @@ def _rename(value: Any, suffix: int, b: Builder, lo: int) -> Any:
 def build(cases: Sequence[tuple[OpDef, Sample]], dynamic: bool = False) -> Group:
     """One graph with every sample's operands as inputs and every result as an output.
 
-    With ``dynamic`` each operand's dims become symbols of their own; only for ops whose operands need not agree in size.
+    With ``dynamic`` each operand's dims become symbols of their own; only for ops whose operands need not agree in
+    size.
     """
     b = Builder()
     arrays: list[Array] = []
@@ -109,7 +122,9 @@ def compare(got: Array, want: Array, tolerance: float | None = None) -> str | No
         bad = np.flatnonzero(got.reshape(-1) != want.reshape(-1))
         if bad.size:
             i = int(bad[0])
-            return f"{bad.size} of {want.size} differ; first at {i}: {got.reshape(-1)[i]}, expected {want.reshape(-1)[i]}"
+            return (
+                f"{bad.size} of {want.size} differ; first at {i}: {got.reshape(-1)[i]}, expected {want.reshape(-1)[i]}"
+            )
         return None
     wide = np.complex128 if dtype.is_complex else np.float64
     a, b = got.astype(wide).reshape(-1), want.astype(wide).reshape(-1)
@@ -128,12 +143,13 @@ def compare(got: Array, want: Array, tolerance: float | None = None) -> str | No
     limit = TOLERANCE[dtype.value] if tolerance is None else tolerance
     if worst > limit * scale:
         i = int(np.abs(a - b).argmax())
-        return f"error {worst / scale if scale else worst:.2e} of the largest value, allowed {limit:.0e}; {a[i]}, expected {b[i]}"
+        relative = worst / scale if scale else worst
+        return f"error {relative:.2e} of the largest value, allowed {limit:.0e}; {a[i]}, expected {b[i]}"
     return None
 
 
 def check(case: Case, got: Sequence[Array], want: Sequence[Array]) -> str | None:
-    """Compares one case's results; where a sample says that ties are open, the chosen indices must lead to the right values."""
+    """Compares one case's results; where ties are open, the chosen indices must lead to the right values."""
     ties = "ties are open" in case.sample.why
     problems = []
     for i, (g, w) in enumerate(zip(got, want, strict=True)):
@@ -143,7 +159,9 @@ def check(case: Case, got: Sequence[Array], want: Sequence[Array]) -> str | None
             index = np.asarray(g) if keep or x.ndim == 0 else np.expand_dims(g, dim)
             chosen = np.take_along_axis(x, index, dim) if x.ndim else x
             chosen = chosen if keep or x.ndim == 0 else np.squeeze(chosen, dim)
-            problem = compare(np.asarray(chosen), np.asarray(want[0])) or (None if g.dtype == w.dtype else f"dtype {g.dtype}")
+            problem = compare(np.asarray(chosen), np.asarray(want[0])) or (
+                None if g.dtype == w.dtype else f"dtype {g.dtype}"
+            )
         else:
             problem = compare(g, w)
         if problem:
@@ -152,7 +170,7 @@ def check(case: Case, got: Sequence[Array], want: Sequence[Array]) -> str | None
 
 
 def groups(limit: int = 120, levels: tuple[str, ...] = ("core", "macro")) -> Iterator[tuple[str, list[str]]]:
-    """(name, ops) such that the ops' samples make graphs of about ``limit`` samples; ops of one category stay together."""
+    """(name, ops) such that the ops' samples make graphs of about ``limit`` samples, one category in each."""
     by_category: dict[str, list[OpDef]] = {}
     for op in OPS.values():
         if op.samples is not None and op.level in levels:
@@ -207,7 +225,9 @@ class Runner:
         target = parse(backend)
         parts = cpu.compile_graphs({"main": graph}, target, None)
         self.outputs = [f"y{i}" for i in range(len(graph.outputs))]
-        names = SimpleNamespace(input_names=[n.name for n in graph.inputs], output_names=self.outputs, in_tree=None, out_tree=None)
+        names = SimpleNamespace(
+            input_names=[n.name for n in graph.inputs], output_names=self.outputs, in_tree=None, out_tree=None
+        )
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.effc"
             write_artifact(path, target, {"main": names}, {"main": graph}, parts, {})

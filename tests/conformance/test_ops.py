@@ -18,7 +18,9 @@ def outcome(ops: list[str], backend: str) -> list[str]:
     try:
         got = Runner(group.graph, backend).run(group.arrays)
     except Exception:
-        return [f for o in ops for f in run_op(OPS[o], samples(OPS[o]), backend)] or [f"{ops} fail together, not one by one"]
+        return [f for o in ops for f in run_op(OPS[o], samples(OPS[o]), backend)] or [
+            f"{ops} fail together, not one by one"
+        ]
     return failures(group, got, want)
 
 
@@ -29,7 +31,9 @@ def test_cpu(name: str) -> None:
 
 
 @pytest.mark.isa("x86-64-v4")
-@pytest.mark.parametrize("name", [n for n in GROUPS if n.rpartition("-")[0] in ("elementwise", "reduction", "cumulative", "pool")])
+@pytest.mark.parametrize(
+    "name", [n for n in GROUPS if n.rpartition("-")[0] in ("elementwise", "reduction", "cumulative", "pool")]
+)
 def test_cpu_avx2(name: str) -> None:
     """On a machine with AVX-512 the plain target is that, so the narrower one is compiled for too."""
     problems = outcome(GROUPS[name], "cpu:x86-64-v3")
@@ -37,7 +41,7 @@ def test_cpu_avx2(name: str) -> None:
 
 
 def test_every_op_has_samples() -> None:
-    """An op without samples is one that takes subgraphs, holds data or draws random numbers; those have tests of their own."""
+    """An op without samples takes subgraphs, holds data or draws random numbers; those have tests of their own."""
     without = {o.name for o in OPS.values() if o.samples is None and o.effects != "random"}
     carriers = {o.name for o in OPS.values() if any(getattr(t[0], "__name__", "") == "Graph" for t in o.attrs.values())}
     assert without - carriers <= {"constant", "state", "dim_value", "assert", "bitcast"}, sorted(without - carriers)

@@ -1,4 +1,4 @@
-"""Property: after all passes, compiled for the CPU, a random graph gives what the interpreter gives for the graph as it was."""
+"""After all passes, compiled for the CPU, a random graph gives what the interpreter gives for the graph as it was."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from effc.ir.text import parse, to_text
 from .harness import Runner, compare
 from .random_graphs import Plan, inputs, plans
 
-COMMON = dict(deadline=None, database=None, print_blob=True, suppress_health_check=list(HealthCheck))
+COMMON = {"deadline": None, "database": None, "print_blob": True, "suppress_health_check": list(HealthCheck)}
 # Sums of hundreds of terms in another order: the bound is for a whole graph, not for one op.
 TOLERANCE = {DType.f64: 1e-10, DType.f32: 1e-4}
 
@@ -26,8 +26,16 @@ def run(plan: Plan, dtype: DType, backend: str = "cpu") -> None:
         got = runner.run([a.copy() for a in arrays])
         for i, (a, b) in enumerate(zip(got, want, strict=True)):
             problem = compare(a, b, TOLERANCE[dtype] if b.dtype == dtype.np else None)
-            # A result that is all rounding error has no scale of its own: it is held against the graph's values, which are about 1.
-            if problem and b.dtype == dtype.np and b.size and np.isfinite(b).all() and np.isfinite(a).all() and a.shape == b.shape:
+            # A result that is all rounding error has no scale of its own: it is held against the graph's values,
+            # which are about 1.
+            if (
+                problem
+                and b.dtype == dtype.np
+                and b.size
+                and np.isfinite(b).all()
+                and np.isfinite(a).all()
+                and a.shape == b.shape
+            ):
                 if float(np.abs(a - b).max()) <= TOLERANCE[dtype] * 1e-2:
                     problem = None
             assert problem is None, f"output {i} at {env}: {problem}"

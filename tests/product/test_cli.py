@@ -19,8 +19,14 @@ SRC = "tests.product.factories:small"
 
 
 def effc(*args: object, code: int = 0, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([sys.executable, "-m", "effc.cli", *map(str, args)], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, **(env or {})}, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "effc.cli", *map(str, args)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **(env or {})},
+        timeout=300,
+    )
     assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr, done.stderr
     return done
@@ -63,7 +69,9 @@ def test_verify(artifact: Path, tmp_path: Path) -> None:
 
 
 def test_verify_against_another_model_fails(artifact: Path) -> None:
-    code = "import torch; from tests.product import factories as f; m, a = f.small(); m.conv.weight.data += 0.1; made = lambda: (m, a)"
+    code = (
+        "from tests.product.factories import small\nm, a = small()\nm.conv.weight.data += 0.1\nmade = lambda: (m, a)\n"
+    )
     (ROOT / ".cache").mkdir(exist_ok=True)
     folder = ROOT / ".cache" / f"other_{os.getpid()}"
     folder.mkdir(exist_ok=True)
@@ -99,7 +107,9 @@ def test_exported_program_file(tmp_path: Path) -> None:
     model, args = small()
     torch.export.save(torch.export.export(model, args), tmp_path / "m.pt2")
     effc("compile", tmp_path / "m.pt2", "-o", tmp_path / "m.effc")
-    assert "against torch" in effc("verify", tmp_path / "m.effc", "--source", tmp_path / "m.pt2", "--no-reference").stdout
+    assert (
+        "against torch" in effc("verify", tmp_path / "m.effc", "--source", tmp_path / "m.pt2", "--no-reference").stdout
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,6 +148,11 @@ def test_what_is_not_there_says_so() -> None:
 
 
 def test_debug_shows_the_traceback() -> None:
-    done = subprocess.run([sys.executable, "-m", "effc.cli", "run", "nowhere.effc"], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "EFFC_DEBUG": "1"})
+    done = subprocess.run(
+        [sys.executable, "-m", "effc.cli", "run", "nowhere.effc"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "EFFC_DEBUG": "1"},
+    )
     assert done.returncode == 1 and "Traceback" in done.stderr

@@ -64,5 +64,11 @@ def test_recipes(tmp_path: Path) -> None:
             lines = path.read_text().split("\n")
             (at,) = [i for i, line in enumerate(lines) if line.startswith(anchor)]
             path.write_text("\n".join([*lines[: at + 1], code.rstrip("\n"), *lines[at + 1 :]]))
-    done = subprocess.run([sys.executable, "-c", CHECK], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
     assert done.returncode == 0 and "recipes work" in done.stdout, done.stderr[-4000:]

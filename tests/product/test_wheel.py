@@ -44,8 +44,19 @@ print(effc.__file__)
 def test_wheel_in_a_bare_environment(tmp_path: Path) -> None:
     sources = tmp_path / "src"
     _copy_sources(sources)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation",
-               "--wheel-dir", str(tmp_path / "dist"), str(sources)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(tmp_path / "dist"),
+        str(sources),
+    ]
     subprocess.run(command, check=True, cwd=tmp_path)
     (wheel,) = (tmp_path / "dist").glob("effc-*.whl")
     assert wheel.name.endswith("-py3-none-linux_x86_64.whl")
@@ -76,7 +87,9 @@ def test_wheel_in_a_bare_environment(tmp_path: Path) -> None:
         for name, w in zip(got.files, want.values(), strict=True):
             np.testing.assert_allclose(got[name], w.numpy(), rtol=1e-4, atol=1e-5)
     assert not (tmp_path / "cache").exists(), "loading built something"
-    help_text = subprocess.run([str(bare / "bin" / "effc"), "--help"], env={**os.environ, "PATH": env["PATH"]}, capture_output=True, text=True)
+    help_text = subprocess.run(
+        [str(bare / "bin" / "effc"), "--help"], env={**os.environ, "PATH": env["PATH"]}, capture_output=True, text=True
+    )
     assert help_text.returncode == 0 and "compile" in help_text.stdout
 
 

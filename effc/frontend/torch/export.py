@@ -109,6 +109,7 @@ def export(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any) -> torch.exp
         args = (args,)
     args, kwargs = pytree.tree_map(_tensor, (tuple(args), dict(kwargs or {})))
     reasons: list[str] = []
+    causes: list[Exception] = []
     quiet = logging.getLogger("torch")
     level = quiet.level
     quiet.setLevel(logging.CRITICAL)
@@ -121,13 +122,13 @@ def export(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any) -> torch.exp
                     )
             except Exception as e:
                 reasons.append(f"{type(e).__name__}: {_first(str(e))}")
-                first = e if len(reasons) == 1 else first
+                causes.append(e)
     finally:
         quiet.setLevel(level)
     raise EffcError(
         f"torch.export refuses the model: {reasons[0]}" + (f"\n  with strict=True: {reasons[-1]}" if reasons[-1] != reasons[0] else ""),
         hint="make torch.export.export(model, args, kwargs, dynamic_shapes=...) work first",
-    ) from first
+    ) from causes[0]
 
 
 def _first(text: str) -> str:

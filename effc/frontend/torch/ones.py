@@ -1,8 +1,10 @@
 """Conditions that torch's tracing puts on a dynamic size only to keep it from being 1, and whether they mean anything.
 
 Tracing asks many questions of the kind "is this size 1?": some are branches of the model, most come from torch's own
-bookkeeping of strides and broadcasting. The exported program cannot tell which, and answers them all by refusing size 1. Here the
-model is traced once more with that size fixed at 1. If the graph is the one that the symbolic graph becomes at that size, the
+bookkeeping of strides and broadcasting. The exported program cannot tell which, and answers them all by refusing
+size 1. Here the
+model is traced once more with that size fixed at 1. If the graph is the one that the symbolic graph becomes at that
+size, the
 question did not matter and the condition is dropped; if it is another graph, or cannot be had, the condition stays.
 """
 
@@ -108,7 +110,8 @@ def specialise(graph: Graph, env: Mapping[str, int]) -> Graph:
         made = b.node(n.op, ins, {k: _attr(v, env) for k, v in n.attrs.items()}, n.loc, n.name)
         values.update(zip(n.values, made.values, strict=True))
     return replace(
-        graph, inputs=tuple(b.inputs), nodes=tuple(b.nodes), outputs=tuple(values[v] for v in graph.outputs), symbols=dict(b.symbols),
+        graph, inputs=tuple(b.inputs), nodes=tuple(b.nodes), symbols=dict(b.symbols),
+        outputs=tuple(values[v] for v in graph.outputs),
         commits=tuple(replace(c, value=values[c.value]) for c in graph.commits), checks=(),
     )  # fmt: skip
 
@@ -126,7 +129,7 @@ def _attr(v: Any, env: Mapping[str, int]) -> Any:
 
 
 def _form(graph: Graph) -> list[Any]:
-    """What two graphs that mean the same have in common once cleaned: ops, operands by position, attributes, constants' bytes."""
+    """What graphs that mean the same have in common once cleaned: ops, operands by position, attributes, constants."""
     from ...passes.canonical import Canonicalise
     from ...passes.cleanup import Cse, Dce, Fold
 
@@ -138,7 +141,9 @@ def _form(graph: Graph) -> list[Any]:
     for n in (*graph.inputs, *graph.nodes):
         for v in n.values:
             number[v] = len(number)
-        out.append((n.op, [None if v is None else number[v] for v in n.inputs], _plain(n.attrs), [str(t) for t in n.types]))
+        out.append(
+            (n.op, [None if v is None else number[v] for v in n.inputs], _plain(n.attrs), [str(t) for t in n.types])
+        )
     out.append(([number[v] for v in graph.outputs], [(c.state, c.input, number[c.value]) for c in graph.commits]))
     return out
 
@@ -158,4 +163,3 @@ def _plain(attrs: Mapping[str, Any]) -> list[Any]:
 
 
 __all__ = ["only_excludes_one", "relax", "specialise"]
-
