@@ -65,7 +65,7 @@ UNARY: dict[str, tuple[tuple[str, ...], str, Any, float]] = {
     "atan": ((*FLOATS, *CPLX), "same", torch.atan, 2),
     "sinh": ((*FLOATS, *CPLX), "same", torch.sinh, 3),
     "cosh": ((*FLOATS, *CPLX), "same", torch.cosh, 3),
-    "tanh": ((*FLOATS, *CPLX), "same", torch.tanh, 2),
+    "tanh": ((*FLOATS, *CPLX), "same", torch.tanh, 2.5),
     "asinh": ((*FLOATS, *CPLX), "same", torch.asinh, 3),
     "acosh": ((*FLOATS, *CPLX), "same", torch.acosh, 3),
     "atanh": ((*FLOATS, *CPLX), "same", torch.atanh, 3),

@@ -63,13 +63,22 @@ EFFC_INLINE float exp_tail(float r) {
 }
 
 EFFC_INLINE float exp(float x) {
-  float c = x < -104.0f ? -104.0f : x;
-  c = c > 89.0f ? 89.0f : c;
-  float n;
-  int32_t ni;
-  float r = reduce_exp(c, &n, &ni);
-  float p = fma(r * r, exp_tail(r), r) + 1.0f;
-  return scale2(p, ni);
+  float t = fma(x, 1.44269504f, round_magic);
+  float n = t - round_magic;
+  float r = fma(n, -ln2_lo, fma(n, -ln2_hi, x));
+  /* (e^r - 1 - r) / r^2, error 3e-9 relative to e^r */
+  float q = poly(r, 0.50000000953305179f, 0.16666518680664738f, 0.041666205340577432f, 0.0083689084226338181f,
+                 0.0013950521840886121f);
+  float p = fma(r, fma(r, q, 1.0f), 1.0f);
+  /* 2^n = 2^(n -+ 64) 2^(+-64), because n runs from -150 to 128; t's low bits hold n. */
+  uint32_t down = (uint32_t)((int32_t)bitcast<uint32_t>(x) >> 31) & (128u << 23);
+  float near = bitcast<float>((bitcast<uint32_t>(t) << 23) + (((127u - 64u) << 23) + down));
+  float far = bitcast<float>(((127u + 64u) << 23) - down);
+  /* Outside the range everything above is garbage and is replaced here. Clamping x first would cost more: the compiler
+   * follows the clamp's branches through all of the code. */
+  float y = p * near * far;
+  y = x > 89.0f ? inf_f : y;
+  return x < -104.0f ? 0.0f : y;
 }
 
 EFFC_INLINE float exp2(float x) {
@@ -162,33 +171,32 @@ EFFC_INLINE float sigmoid(float x) {
   return x < -88.0f ? e : 1.0f / (1.0f + e);
 }
 
+/* With t = e^(2|x|) - 1: tanh |x| = t / (t + 2). */
 EFFC_INLINE float tanh(float x) {
-  float a = fabs(x), z = x * x;
-  /* tanh(x)/x = 1 + z P(z), error 2e-10 on |x| < 0.625 */
-  float p = poly(z, -0.33333330906671588f, 0.1333320976379119f, -0.053947204268831012f, 0.021702967102840393f,
-                 -0.0081826738522466445f, 0.0021475368557489173f);
-  float small = fma(x * z, p, x);
-  float b = a > 10.0f ? 10.0f : a;
-  float big = 1.0f - 2.0f / (exp(b + b) + 1.0f);
-  big = __builtin_copysignf(big, x);
-  float y = a < 0.625f ? small : big;
-  return x == 0.0f ? x : y;
+  float a = fabs(x) * 2.0f;
+  a = a > 20.0f ? 20.0f : a;
+  float m = fma(a, 1.44269504f, round_magic);
+  float n = m - round_magic;
+  float r = fma(n, -ln2_lo, fma(n, -ln2_hi, a));
+  float p = fma(r * r, exp_tail(r), r);
+  float s = bitcast<float>((bitcast<uint32_t>(m) << 23) + (127u << 23));
+  float t = fma(s, p, s - 1.0f);
+  return __builtin_copysignf(t / (t + 2.0f), x);
 }
 
 EFFC_INLINE float erf(float x) {
-  float a = fabs(x), z = x * x;
-  /* erf(x)/x, error 5e-10 on |x| < 0.93 */
-  float p = poly(z, -5.90885678e-08f, -0.37612633697105469f, 0.11283693942137227f, -0.026859270784138481f,
-                 0.0052006343052277589f, -0.0008137437553492569f, 8.345224843877491e-05f);
-  p = fma(x, 1.12837923f, x * p); /* the leading coefficient in two pieces */
-  /* ln(erfc(a))/a on [0.92, 3.95]; beyond, erf rounds to 1 */
-  float b = a > 3.95f ? 3.95f : a;
-  float q = poly(b, -1.1285517474630951f, -0.63562527277907344f, -0.10526270005527628f, 0.022674138723817131f,
-                 -0.0029301578340571511f, 4.9586836952893e-05f, 4.5581169078424577e-05f, -4.9382130636898703e-06f);
-  float big = __builtin_copysignf(1.0f - exp(b * q), x);
-  float y = a < 0.93f ? p : big;
-  y = x != x ? x : y;
-  return x == 0.0f ? x : y;
+  float a = fabs(x), z = x * x, s = a - 2.45f;
+  /* erf(x) / x, error 2e-9 on |x| < 1; the leading coefficient in two pieces */
+  float p = poly(z, 5.93921441e-08f, -0.37612627136965326f, 0.11283600176250101f, -0.026854444591546504f,
+                 0.0051895353385514086f, -0.00080208412719764413f, 7.8891195033523864e-05f);
+  float small = fma(x, 1.12837911f, x * p);
+  /* erf(2.45 + s), error 3e-8 on [1, 3.95]; beyond 3.92 it rounds to 1 */
+  float q = poly(s, 0.99946945068001514f, 0.0027898969761720035f, -0.006836878253680255f, 0.010236055273499405f,
+                 -0.010248466510139064f, 0.0069764065905150649f, -0.0029963076618843543f, 0.0004297667791432517f,
+                 0.00042006431168677057f, -0.0003066783669337526f, 4.8107854232403941e-05f, 2.6509021568080899e-05f,
+                 -9.0067160508148094e-06f);
+  q = a > 3.92f ? 1.0f : q;
+  return a < 1.0f ? small : __builtin_copysignf(q, x);
 }
 
 /* x = n pi/2 + r, right for every float. |x| = a 2^e with a < 2^50 and e in {0, 26, 52, 78, 104}; 2^e mod 2 pi is a constant of
