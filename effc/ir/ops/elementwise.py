@@ -42,7 +42,7 @@ def _samples(arity: int, kinds: str, low: float, high: float) -> Callable[[np.ra
         shapes: list[tuple[tuple[int, ...], ...]] = [((5, 37),) * arity, ((),) * arity, ((0, 3),) * arity, ((1,),) * arity]
         if arity > 1:
             shapes += [((4, 1, 9),) + ((3, 1),) * (arity - 1), ((17,),) + ((6, 17),) * (arity - 1)]
-        dtypes = {"f": [np.float32, np.float64], "i": [np.int32, np.int64, np.uint8], "b": [np.bool_], "c": [np.complex64]}
+        dtypes: dict[str, list[Any]] = {"f": [np.float32, np.float64], "i": [np.int32, np.int64, np.uint8], "b": [np.bool_], "c": [np.complex64]}
         for k in kinds:
             for dt in dtypes[k]:
                 for case in shapes:
@@ -174,7 +174,7 @@ def _logaddexp(b: Any, x: Any, y: Any) -> Any:
     return b.op("where", same, x, b.op("add", m, b.op("log1p", b.op("exp", d))))
 
 
-for _name, _f, _kinds in [
+_PLAIN: list[tuple[str, Any, str]] = [
     ("neg", np.negative, "fci"),
     ("abs", np.abs, "fi"),
     ("sign", _sign, "fib"),
@@ -196,9 +196,10 @@ for _name, _f, _kinds in [
     ("erf", _scipy("erf"), "f"),
     ("erfc", _scipy("erfc"), "f"),
     ("reciprocal", np.reciprocal, "fc"),
-]:
+]
+for _name, _f, _kinds in _PLAIN:
     elementwise(_name, _f, kinds=_kinds)
-for _name, _f, _low, _high, _kinds in [
+_BOUNDED: list[tuple[str, Any, float, float, str]] = [
     ("log", np.log, 1e-3, 8, "fc"),
     ("log1p", np.log1p, -0.9, 8, "f"),
     ("log2", np.log2, 1e-3, 8, "fc"),
@@ -212,7 +213,8 @@ for _name, _f, _low, _high, _kinds in [
     ("erfinv", _scipy("erfinv"), -0.99, 0.99, "f"),
     ("lgamma", _scipy("gammaln"), 0.1, 9, "f"),
     ("digamma", _scipy("digamma"), 0.1, 9, "f"),
-]:
+]
+for _name, _f, _low, _high, _kinds in _BOUNDED:
     elementwise(_name, _f, kinds=_kinds, low=_low, high=_high)
 
 

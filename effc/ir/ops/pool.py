@@ -116,8 +116,8 @@ def _avg_pool(
 def _mean(total: Array, count: Array, dtype: np.dtype[Any]) -> Array:
     count = np.maximum(count, 1)
     if dtype.kind in "iu":  # C's division: towards zero
-        return (np.sign(total) * (np.abs(total) // count)).astype(dtype)
-    return (total / count).astype(dtype)
+        return np.asarray(np.sign(total) * (np.abs(total) // count)).astype(dtype)
+    return np.asarray(total / count).astype(dtype)
 
 
 def _avg_pool_np(

@@ -43,7 +43,7 @@ def _numpy(x: np.ndarray[Any, Any], *, kind: str, dims: tuple[int, ...], keepdim
         return getattr(np, kind)(x, axis=dims[0], keepdims=keepdims).astype(np.int64)
     if not dims:
         return x.copy()
-    f = {"sum": np.sum, "prod": np.prod, "max": np.max, "min": np.min, "any": np.any, "all": np.all}[kind]
+    f: Any = {"sum": np.sum, "prod": np.prod, "max": np.max, "min": np.min, "any": np.any, "all": np.all}[kind]
     if kind in ("sum", "prod"):
         wide = {np.dtype(np.float32): np.float64, np.dtype(np.complex64): np.complex128}.get(x.dtype, x.dtype)
         return f(x, axis=dims, keepdims=keepdims, dtype=wide).astype(x.dtype)
