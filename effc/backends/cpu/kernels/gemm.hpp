@@ -363,6 +363,9 @@ struct Driver {
       out = acc_block, ldo = (p1 - p0) * NR;
     }
     alignas(64) T edge[kMR * NR];
+    const int64_t used_tiles = t1 - t0;
+    int64_t bounds[kTilesMC + 1];
+    for (int64_t i = 0; i <= used_tiles; ++i) bounds[i] = row_of(t0 + i) - r0;
     for (int64_t kb = 0; kb < blocks; ++kb) {
       const int64_t ks = k0 + (k1 - k0) * kb / blocks, ke = k0 + (k1 - k0) * (kb + 1) / blocks, kc = ke - ks;
       Tile t;
@@ -379,7 +382,6 @@ struct Driver {
         a_base = (const char*)a_block;
         t.lda = min(ld, kKC) * (int64_t)sizeof(T);
       }
-      const int64_t used_tiles = t1 - t0;
       for (int64_t p = p0; p < p1;) {
         const int64_t cols = min<int64_t>(NR, n - p * NR);
         int64_t vectors = ceil_div(cols, lanes<T>), taken = 1;
@@ -392,7 +394,7 @@ struct Driver {
           const char* next = p + 1 < p1 || kb + 1 == blocks ? (const char*)t.b + k * NR * packed_size
                                                             : (const char*)t.b + slice - (p1 - 1 - p0) * k * NR * packed_size;
           t.next = next;
-          t.next_step = max<int64_t>(32, slice / max<int64_t>(1, used_tiles * (kc / 4)) / 32 * 32);
+          t.next_step = ceil_div(slice, 16 * max<int64_t>(1, used_tiles * (kc / 4))) * 16;
         } else if (in_place && cols == NR) {
           t.b = bm.data + (ks * b.row + p * NR) * f.b_size;
           t.ldb = b.row, t.panel_stride = NR;
@@ -416,10 +418,10 @@ struct Driver {
         }
         const bool edge_store = to_c && vectors <= kNV && cols != vectors * lanes<T>;
         const char* next = t.next;
-        for (int64_t i = t0; i < t1; ++i) {
-          const int64_t m0 = row_of(i), mr = row_of(i + 1) - m0;
-          T* dst = out + (m0 - r0) * ldo + (p - p0) * NR;
-          t.a = a_base + (m0 - r0) * t.lda;
+        for (int64_t i = 0; i < used_tiles; ++i) {
+          const int64_t mr = bounds[i + 1] - bounds[i];
+          T* dst = out + bounds[i] * ldo + (p - p0) * NR;
+          t.a = a_base + bounds[i] * t.lda;
           t.next = next;
           if (edge_store) {
             t.c = edge, t.ldc = NR;
