@@ -133,16 +133,8 @@ EFFC_INLINE void finish_tile(typename Simd<T>::vec (&acc)[MR][NV], const Sink<T>
   }
 }
 
-/* The cache lines of one row of a panel, into L2. */
-template <class T, int NV>
-EFFC_INLINE void prefetch(const T* b) {
-  constexpr int lines = NV * EFFC_VLEN >= 64 ? NV * EFFC_VLEN / 64 : 1;
-  EFFC_UNROLL
-  for (int j = 0; j < lines; ++j) __builtin_prefetch((const char*)b + 64 * j, 0, 2);
-}
-
-/* acc += sum over segs of rows[seg][i][0..len) * panel[seg.k ..][nv * lanes]. `ahead` elements further lie the weights that come
- * after these: they are fetched into L2 meanwhile. */
+/* acc += sum over segs of rows[seg][i][0..len) * panel[seg.k ..][nv * lanes]. `ahead` elements further lies one
+ * cache line per k of the weights that come after these: it is fetched into L2 meanwhile. */
 template <class T, int MR, int NV>
 void micro_rows(const Seg* segs, int64_t nseg, const T* const* rows, const T* panel, int64_t ahead, const Sink<T>* sink) {
   using S = Simd<T>;
@@ -162,7 +154,7 @@ void micro_rows(const Seg* segs, int64_t nseg, const T* const* rows, const T* pa
       typename S::vec w[NV];
       EFFC_UNROLL
       for (int j = 0; j < NV; ++j) w[j] = S::load(b + j * S::lanes);
-      prefetch<T, NV>(b + ahead);
+      __builtin_prefetch(b + ahead, 0, 2);
       EFFC_UNROLL
       for (int i = 0; i < MR; ++i) {
         const T a = p[i][k];
@@ -193,7 +185,7 @@ void micro_offsets(const int64_t* offsets, int64_t k0, int64_t k1, const T* cons
     typename S::vec w[NV];
     EFFC_UNROLL
     for (int j = 0; j < NV; ++j) w[j] = S::load(b + j * S::lanes);
-    prefetch<T, NV>(b + ahead);
+    __builtin_prefetch(b + ahead, 0, 2);
     EFFC_UNROLL
     for (int i = 0; i < MR; ++i) {
       const T a = p[i][o];
@@ -705,9 +697,13 @@ void run_block(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, 
       /* A panel's part of this range of k stays in L1 while it passes over the tiles. */
       const int64_t plain = patches ? inner_tiles : tiles;
       for (int64_t n = c0; n < c1; n += wide) {
-        const T* panel = v.packed + g * v.group_elems + n * v.k;
-        const T* next = n + wide < c1 || k1 >= v.k ? panel + wide * v.k : v.packed + g * v.group_elems + c0 * v.k + (k1 - k0) * wide;
-        for (int64_t t = 0; t < plain; ++t) run_tile(v, w.tiles[t], w.pixels, g, c0, c1, n, k0, k1, t ? 0 : next - panel);
+        /* What comes next: the following panel, the first one's next range of k, or the next block's first panel. Every tile
+         * fetches another line of its rows, which spreads the traffic. */
+        int64_t ahead = wide * v.k;
+        if (n + wide >= c1) ahead = k1 < v.k ? (c0 - n) * v.k + (k1 - k0) * wide : ahead - k0 * wide;
+        const int64_t line = 64 / (int64_t)sizeof(T), lines = wide / line;
+        for (int64_t t = 0; t < plain; ++t)
+          run_tile(v, w.tiles[t], w.pixels, g, c0, c1, n, k0, k1, t < lines ? ahead + t * line : 0);
       }
       for (int64_t t = plain; t < tiles; ++t) {
         Tile<T>& tile = w.tiles[t];

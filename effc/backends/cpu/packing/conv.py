@@ -183,7 +183,7 @@ def choose_blocks(
     nv = choose_nv(og, lanes, vlen)
     wide, k = nv * lanes, cg * taps
     block_k = max(1, L1_PANEL // (wide * itemsize))
-    block_k = -(-k // -(-k // block_k)) if k > block_k else max(k, 1)  # equal parts
+    block_k = max(1, -(-k // max(1, round(k / block_k))))  # equal parts
     cols = max(1, min(128 * 4 // itemsize // wide, -(-og // wide))) * wide
     mr = max_rows(nv, vlen)
     rows = max(1, min(256, 64 * 1024 // itemsize // cols) // mr) * mr
