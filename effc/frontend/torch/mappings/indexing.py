@@ -282,7 +282,10 @@ def _trimmed(cx: Context, parts: tuple[Value, ...]) -> tuple[Value, ...]:
 def _unique_consecutive(cx: Context, x: Value, return_inverse: bool = False, return_counts: bool = False, dim: int | None = None) -> Any:
     if dim is not None:
         d = cx.axis(dim, x.rank)
-        return _trimmed(cx, cx.op("unique_dim", x, dim=d, consecutive=True, size=cx.out.shape[d]))
+        size = cx.out.shape[d]
+        if dim == -1:  # torch's own shape function does not wrap it and gives the result too many dims
+            cx.expected[0] = x.type.with_shape((*x.shape[:d], size))
+        return _trimmed(cx, cx.op("unique_dim", x, dim=d, consecutive=True, size=size))
     return _trimmed(cx, cx.op("unique_consecutive", x, size=cx.out.shape[0]))
 
 
