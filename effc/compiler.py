@@ -114,7 +114,7 @@ def _compile_cpu(entries: Mapping[str, Entry], target: str, num_threads: int | N
     cache, uncached = ModelCache.lookup(entries, t, disable)
     if cache is not None and (hit := cache.get()) is not None:
         path, folder = hit
-        return _runnable(path, folder, t, num_threads)
+        return _runnable(path, folder, t, num_threads, {"model_cache": "hit", "seconds": {"cache": round(time.perf_counter() - started, 3)}})
     seconds: dict[str, float] = {}
     imported = {n: import_entry(e) for n, e in entries.items()}
     seconds["frontend"] = time.perf_counter() - started
@@ -143,8 +143,8 @@ def _compile_cpu(entries: Mapping[str, Entry], target: str, num_threads: int | N
     return _runnable(path, folder, t, num_threads)
 
 
-def _runnable(path: Path, folder: Any, target: Any, num_threads: int | None) -> Any:
-    """The artifact loaded, or for another machine's target, ready to be saved."""
+def _runnable(path: Path, folder: Any, target: Any, num_threads: int | None, news: Mapping[str, Any] | None = None) -> Any:
+    """The artifact loaded, or for another machine's target, ready to be saved. ``news`` replaces entries of its report."""
     from .backends.cpu.target import host_features
     from .runtime.artifact import ArtifactReader
     from .runtime.loader import load
@@ -152,8 +152,8 @@ def _runnable(path: Path, folder: Any, target: Any, num_threads: int | None) -> 
     if not set(target.isa) <= host_features():
         with ArtifactReader(path) as r:
             report = r.manifest["report"]
-        return SavedModel(path, folder, report)
-    return CompiledModel(load(path, num_threads=num_threads), path, folder)
+        return SavedModel(path, folder, {**report, **(news or {})})
+    return CompiledModel(load(path, num_threads=num_threads), path, folder, news)
 
 
 class ModelCache:
@@ -325,8 +325,8 @@ class SavedModel:
 class CompiledModel:
     """A compiled model: call it as the model itself. The artifact behind it is what :meth:`save` writes and ``effc.load`` reads."""
 
-    def __init__(self, loaded: Any, path: Path, folder: Any, imported: Mapping[str, Any] | None = None) -> None:
-        self._loaded, self._path, self._folder, self._imported = loaded, path, folder, imported
+    def __init__(self, loaded: Any, path: Path, folder: Any, news: Mapping[str, Any] | None = None) -> None:
+        self._loaded, self._path, self._folder, self._news = loaded, path, folder, dict(news or {})
         self._finalizer = weakref.finalize(self, folder.cleanup)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -334,14 +334,14 @@ class CompiledModel:
         return self._loaded(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") or name == "_loaded":
             raise AttributeError(name)
         return getattr(self._loaded, name)
 
     @property
     def report(self) -> Any:
-        """What was decided and why."""
-        return self._loaded.report
+        """What was decided and why; ``model_cache`` says whether the artifact came from the cache."""
+        return {**self._loaded.report, **self._news}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the artifact to ``path``: all of it or nothing."""

@@ -234,8 +234,9 @@ def _digest_of(x: Any) -> str:
 
 
 def _is_data(c: type) -> bool:
-    """Objects that are only their attributes: plain Python classes, as configurations are."""
-    return not c.__flags__ & (1 << 8) or c.__module__ != "builtins"
+    """Objects that are only their attributes, as configurations are: no base is implemented in C (a file, a lock)."""
+    heap = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement
+    return all(base.__flags__ & heap and "__slots__" not in vars(base) for base in c.__mro__ if base is not object)
 
 
 @functools.lru_cache(maxsize=4096)
