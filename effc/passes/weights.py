@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..ir.dims import Dim
 from ..ir.graph import Builder, Graph, Node, Value
 from .fuse.kinds import is_map
 from .manager import Pass, PassReport, in_subgraphs
@@ -305,6 +306,8 @@ class UnflattenMatmuls(Pass):
         return self.one(in_subgraphs(graph, lambda g: self.one(g, report)), report)
 
     def one(self, graph: Graph, report: PassReport) -> Graph:
+        uses = graph.uses()
+
         def rule(b: Builder, n: Node, ins: tuple[Value | None, ...]) -> Any:
             b.loc = n.loc
             if n.op == "matmul":
@@ -313,7 +316,10 @@ class UnflattenMatmuls(Pass):
                     return None
                 source = x.node.operands[0]
                 if source.rank < 3 or source.shape[-1] != x.shape[1]:
-                    return None
+                    lead = _lead(n, uses)
+                    if lead is None:
+                        return None
+                    source = b.op("reshape", source, shape=(*lead, x.shape[1]))
                 y = b.op("matmul", source, w, name=n.name)
                 if y.dtype is not n.types[0].dtype:
                     return None
@@ -353,6 +359,19 @@ class UnflattenMatmuls(Pass):
         report.count(f"{self.name}.elementwise")
         out: Value = b.op("reshape", y, shape=shape)
         return out
+
+
+def _lead(n: Node, uses: Uses) -> tuple[Dim, ...] | None:
+    """The leading dims that a reshape gives the product's result, directly or behind elementwise ops of one user each."""
+    v = n[0]
+    while (u := sole_user(v, uses)) is not None:
+        if u.op == "reshape":
+            shape = u.types[0].shape
+            return shape[:-1] if len(shape) >= 3 and shape[-1] == v.shape[1] else None
+        if not is_map(u) or u.types[0].shape != v.shape:
+            return None
+        v = u[0]
+    return None
 
 
 def _flattens(v: Value) -> bool:

@@ -203,6 +203,20 @@ def test_flattened_linear_layers_come_back() -> None:
 
 
 @needs_matmul
+def test_flattened_output_projection_comes_back() -> None:
+    """Heads are joined and flattened by one reshape: the leading dims are those that the result gets."""
+    b = Builder()
+    s = b.symbol("s0", 1, 9)
+    x, r = b.input("x", TensorType(F32, (2, 3, s, 4))), b.input("r", TensorType(F32, (2, s, 6)))
+    flat = b.op("reshape", b.op("permute", x, dims=(0, 2, 1, 3)), shape=(s * 2, 12))
+    y = b.op("add", b.op("matmul", flat, b.op("permute", c(b, 6, 12), dims=(1, 0))), c(b, 6))
+    g = b.graph([b.op("add", b.op("reshape", y, shape=(2, s, 6)), r)])
+    out = Pipeline((UnflattenMatmuls(), Canonicalise(), Dce(), FuseEpilogues()), verify=True).run(g)
+    same_values(g, out)
+    assert [o for o in ops(out) if o not in ("permute", "reshape")] == ["matmul_fused"]
+
+
+@needs_matmul
 def test_matmul_scale_folds() -> None:
     b = Builder()
     x = b.input("x", TensorType(F32, (2, 5, 8)))
