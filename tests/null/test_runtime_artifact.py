@@ -252,6 +252,38 @@ def test_malformed_manifests_are_refused(tmp_path: Path, words: str, change: Any
         load(path)(X)
 
 
+def test_inputs_and_constants_are_not_written(tmp_path: Path) -> None:
+    def artifact_of(prog: dict[str, Any]) -> Path:
+        w = ArtifactWriter()
+        assert w.add_weight(np.zeros(4, np.float32)) == (0, 0)
+        return save(tmp_path / "m.effc", prog, writer=w)
+
+    values = [
+        tensor([4], "input", i=0),
+        tensor([4], alias=0),
+        tensor([2], "view", base=0, offset=0, strides=[1]),
+        tensor([4], "const", seg=0, offset=0),
+        tensor([4], "view", base=3, offset=0, strides=[1]),
+    ]
+    for value, words in (
+        (0, "writes an input"),
+        (1, "writes an input"),
+        (2, "writes an input"),
+        (3, "writes a constant"),
+        (4, "writes a constant"),
+    ):
+        path = artifact_of(program(values, [scale(0, value)], [0], [0]))
+        with pytest.raises(EffcError, match=words):
+            load(path)
+    values[1]["alias"] = 3
+    with pytest.raises(EffcError, match="aliases a constant"):
+        load(artifact_of(program(values, [], [0], [0])))
+    values[1]["alias"] = 0
+    prog = program(values, [scale(0, 1, 3.0)], [0], [1], commits=[{"input": 0, "value": 1}])
+    x = np.ones(4, np.float32)
+    assert load(artifact_of(prog))(x)[0] == 3 and x[0] == 3
+
+
 def test_sizes_beyond_memory_are_refused(tmp_path: Path) -> None:
     values = [
         tensor(["s0"], "input", i=0),

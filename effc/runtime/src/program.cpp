@@ -373,6 +373,16 @@ struct Program::Reader {
         p.commits.push_back(c);
       }
     }
+    // The caller's arrays are read only, but for those that the model writes back.
+    auto writes = [&](int id) {
+      const Value& root = p.values[size_t(p.values[size_t(id)].root)];
+      if (root.kind != Value::kInput) return;
+      for (const Commit& c : p.commits)
+        if (!c.to_state && c.target == root.index) return;
+      bad("an instruction writes an input");
+    };
+    for (const Instr& c : p.code)
+      for (int id : c.out) writes(id);
     if (const Json* list = j.find("checks")) {
       if (!list->is_array()) bad("checks");
       for (const Json& item : list->items) {
