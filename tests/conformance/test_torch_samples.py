@@ -26,7 +26,7 @@ OPERATORS = (
     "nn.functional.conv_transpose1d", "nn.functional.max_pool2d", "nn.functional.adaptive_avg_pool2d", "nn.functional.interpolate.bilinear",
     "nn.functional.grid_sample", "nn.functional.pad.reflect", "nn.functional.layer_norm", "nn.functional.group_norm", "nn.functional.batch_norm",
     "nn.functional.gelu", "nn.functional.hardswish", "nn.functional.cross_entropy", "nn.functional.scaled_dot_product_attention",
-    "nn.functional.embedding", "fft.rfft", "fft.ifft2", "special.i0e", "polygamma", "cholesky", "linalg.solve", "linalg.det",
+    "nn.functional.embedding", "fft.rfft", "fft.ifft2", "special.i0e", "polygamma.polygamma_n_0", "cholesky", "linalg.solve", "linalg.det",
 )  # fmt: skip
 
 

@@ -364,7 +364,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--resume", action="store_true", help="keep what --json holds already")
     p.add_argument("--retry", default="", help="with --resume: statuses to run again, e.g. refused,crash")
     p.add_argument("--table", default="", help="write the Markdown table here")
-    p.add_argument("--timeout", type=float, default=120)
+    p.add_argument("--timeout", type=float, default=300)
     p.add_argument("--worker", action="store_true")
     p.add_argument("--quiet", action="store_true")
     a = p.parse_args(argv)

@@ -119,6 +119,20 @@ def _outer(cx: Context, x: Value, y: Value) -> Value:
     return cx.op("mul", cx.unsqueeze(cx.convert(x, out), 1), cx.unsqueeze(cx.convert(y, out), 0))
 
 
+@aten("diff")
+def _diff(cx: Context, x: Value, n: int = 1, dim: int = -1, prepend: Value | None = None, append: Value | None = None) -> Value:
+    d = cx.axis(dim, x.rank)
+    parts = [cx.convert(p, cx.out.dtype) for p in (prepend, x, append) if p is not None]
+    y = cx.concat(parts, d) if len(parts) > 1 else x
+    for _ in range(n):
+        size = y.shape[d]
+        if size == 0:
+            break
+        a, b = cx.slice(y, d, 1, size), cx.slice(y, d, 0, size - 1)
+        y = cx.op("logical_xor", a, b) if y.dtype.is_bool else cx.sub(a, b)
+    return y
+
+
 @aten("meshgrid")
 def _meshgrid(cx: Context, xs: Any, indexing: str = "ij") -> tuple[Value, ...]:
     flat = [cx.reshape(x, (1,)) if x.rank == 0 else x for x in xs]

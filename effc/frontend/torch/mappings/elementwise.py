@@ -294,7 +294,7 @@ def _same_binary(ir: str, logical: str | None = None) -> Any:
 for _name, _ir in [
     ("remainder", "remainder"), ("fmod", "fmod"), ("maximum", "maximum"), ("minimum", "minimum"), ("atan2", "atan2"), ("hypot", "hypot"),
     ("copysign", "copysign"), ("nextafter", "nextafter"), ("bitwise_and", "bitwise_and"), ("bitwise_or", "bitwise_or"),
-    ("bitwise_xor", "bitwise_xor"), ("bitwise_left_shift", "shl"), ("bitwise_right_shift", "shr"), ("__lshift__", "shl"),
+    ("bitwise_xor", "bitwise_xor"), ("__and__", "bitwise_and"), ("__or__", "bitwise_or"), ("__xor__", "bitwise_xor"), ("bitwise_left_shift", "shl"), ("bitwise_right_shift", "shr"), ("__lshift__", "shl"),
     ("__rshift__", "shr"), ("gcd", "gcd"), ("lcm", "lcm"), ("max.other", "maximum"), ("min.other", "minimum"),
 ]:  # fmt: skip
     aten(_name)(_same_binary(_ir))
