@@ -362,7 +362,7 @@ class UnflattenMatmuls(Pass):
 
 
 def _lead(n: Node, uses: Uses) -> tuple[Dim, ...] | None:
-    """The leading dims that a reshape gives the product's result, directly or behind elementwise ops of one user each."""
+    """The leading dims that a reshape gives the result, directly or behind elementwise ops of one user each."""
     v = n[0]
     while (u := sole_user(v, uses)) is not None:
         if u.op == "reshape":
