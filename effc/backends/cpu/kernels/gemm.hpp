@@ -233,7 +233,10 @@ void dot_rows(const Tile* t, int64_t n) {
     for (int64_t i = 0; i < whole; i += L) {
       Vec<T> x[C];
       EFFC_UNROLL_ALL
-      for (int c = 0; c < C; ++c) x[c] = load_wide(b[c] + i);
+      for (int c = 0; c < C; ++c) {
+        x[c] = load_wide(b[c] + i);
+        __builtin_prefetch(b[c] + i + 2 * C * t->ldb, 0, 2); /* rows are short streams: the hardware starts anew at each */
+      }
       EFFC_UNROLL_ALL
       for (int r = 0; r < R; ++r) {
         const Vec<T> y = load(a + r * lda + i);
