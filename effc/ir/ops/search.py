@@ -81,7 +81,7 @@ op(
     samples=_searchsorted_samples,
     doc="Where values would be inserted in the last dim of `sorted` (a 1-d one serves values of any shape: "
     "bucketize): before "
-    "equal elements, or behind them with `right`. NaN counts as largest.",
+    "equal elements, or behind them with `right`. A NaN value lands behind everything.",
 )
 
 

@@ -134,8 +134,7 @@ op(
     cost=sort_cost,
     samples=_topk_samples,
     doc="The k largest (or smallest) values in order, and their indices. Which of several equal elements is taken is "
-    "up to the "
-    "backend; the reference takes the first.",
+    "up to the backend (the CPU's are PyTorch's); the reference takes the first.",
 )
 
 
