@@ -527,7 +527,10 @@ EFFC_INLINE T lerp(T x, T y, T w) {
     return where(near, add(x, mul(w, d)), sub(y, mul(d, sub(T{1, 0}, w))));
   } else {
     T d = y - x;
-    return (w < (T)0 ? -w : w) < (T)0.5 ? x + w * d : y - d * ((T)1 - w);
+    if constexpr (is_float<T>) /* fused, as PyTorch's vector code: the products may leave the range where the sums do not */
+      return abs(w) < (T)0.5 ? fma(w, d, x) : fma(-d, (T)1 - w, y);
+    else
+      return x + w * d;
   }
 }
 template <class T>

@@ -245,6 +245,9 @@ def _logsumexp(cx: Context, x: Value, dim: Any, keepdim: bool = False) -> Value:
     out = cx.out.dtype
     v = cx.convert(x, out.compute)
     if not dims:
+        if v.dtype.is_complex:  # the logarithm wraps the imaginary part
+            scale = cx.convert(cx.op("real", v), v.dtype)
+            v = cx.add(cx.op("log", cx.op("exp", cx.sub(v, scale))), scale)
         return cx.convert(v, out)
     if v.dtype.is_complex:
         m: Any = cx.reduce("max", cx.op("real", v), dims, True)
