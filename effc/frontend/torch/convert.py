@@ -330,6 +330,8 @@ class GraphImporter:
                 if self._implied(lhs, relation, rhs):
                     return
                 if D.symbols(lhs - rhs) <= self.inputs_known:
+                    if any((c.lhs, c.op, c.rhs) == (lhs, relation, rhs) for c in self.checks):
+                        return
                     self.checks.append(Check(lhs, relation, rhs, message))
                     return
         try:

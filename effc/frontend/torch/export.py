@@ -27,9 +27,9 @@ from .recurrent import whole_layers
 
 
 @contextlib.contextmanager
-def tracing() -> Iterator[None]:
+def tracing(oblivious: bool = True) -> Iterator[None]:
     """Sizes 0 and 1 of dynamic dims are not specialised, and nothing is recorded for gradients."""
-    with symbolic_config.patch(backed_size_oblivious=True), torch.no_grad(), warnings.catch_warnings():
+    with symbolic_config.patch(backed_size_oblivious=oblivious), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
@@ -99,7 +99,8 @@ def export(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any) -> torch.exp
     """torch.export, without Dynamo first, with it where that fails.
 
     Between the two, conditions on sizes are deferred to run time: torch refuses, for one, pooling with ceil_mode at any odd
-    and even size, though the operators' own shape rules (which the IR has too) cover both.
+    and even size, though the operators' own shape rules (which the IR has too) cover both. Then sizes 0 and 1 are allowed to be
+    special: some slices by sizes cannot be traced without, and what that costs is in the bounds of the program's symbols.
     """
     if not isinstance(model, torch.nn.Module):
         if not callable(model):
@@ -114,12 +115,14 @@ def export(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any) -> torch.exp
     level = quiet.level
     quiet.setLevel(logging.CRITICAL)
     try:
-        for strict, defer in ((False, False), (False, True), (True, False)):
+        for strict, defer, oblivious in ((False, False, True), (False, True, True), (False, False, False), (True, False, True)):
             try:
-                with tracing(), whole_layers(), user_lines():
-                    return torch.export.export(
+                with tracing(oblivious), whole_layers(), user_lines():
+                    program = torch.export.export(
                         model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=strict, prefer_deferred_runtime_asserts_over_guards=defer
                     )
+                program._effc_oblivious = oblivious  # type: ignore[attr-defined]  # decomposed under the same rule
+                return program
             except Exception as e:
                 reasons.append(f"{type(e).__name__}: {_first(str(e))}")
                 causes.append(e)
@@ -178,7 +181,7 @@ def decompose(ep: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     if is_functional(ep.graph_module):
         return ep
     try:
-        with tracing():
+        with tracing(getattr(ep, "_effc_oblivious", True)):
             return merge_aliased_constants(ep).run_decompositions(table())
     except Exception as e:
         raise EffcError(

@@ -133,6 +133,28 @@ def test_data_dependent_sizes():
         call(g, torch.tensor([70.0]))
 
 
+def test_a_cache_written_at_a_position():
+    class Cache(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("k", torch.zeros(1, 2, 16, 4))
+
+        def forward(self, x, p: int):
+            torch._check(p + x.shape[2] <= 16)
+            self.k[:, :, p : p + x.shape[2]] = x
+            seen = self.k[:, :, : p + x.shape[2]]
+            return torch.nn.functional.scaled_dot_product_attention(x, seen, seen)
+
+    m = Cache()
+    g = import_model(m, (torch.randn(1, 2, 3, 4), 2), dynamic_shapes=({2: DYNAMIC}, DYNAMIC))
+    state, p = Interpreter(), 0
+    for n in (3, 2, 5):
+        x = torch.randn(1, 2, n, 4)
+        same(call(g, x, p, interpreter=state), m(x, p))
+        p += n
+    same(state.states["k"], m.k)
+
+
 def test_integer_arguments():
     g = import_model(module(lambda x, n: (x.new_ones(n) * n, n + 1, x * n)), (torch.randn(3), 4), dynamic_shapes=(None, DYNAMIC))
     for n in (4, 1, 0, 7):
