@@ -1,4 +1,4 @@
-"""Products and recurrent layers whose weights are constants (packed), and epilogues: what the op samples do not reach."""
+"""Products and recurrent layers with constant (packed) weights, and epilogues: what the op samples do not reach."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_weights_read_by_others_stay_unpacked() -> None:
 @pytest.mark.parametrize("dtype", [DType.f32, DType.f64, DType.f16, DType.bf16])
 @pytest.mark.parametrize("target", TARGETS)
 def test_epilogues(target: str, dtype: DType) -> None:
-    """Bias, residual, activation, a second result's broadcast; constant and run-time right sides; batches that cannot fold."""
+    """Bias, residual, activation, a broadcast row; constant and run-time right sides; batches that cannot fold."""
     rng = np.random.default_rng(1)
     b = Builder()
     s = b.symbol("s0", 1, 300)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,8 @@ def lib(request: Any) -> h.KernelLibrary:
 
 def run(
     lib: h.KernelLibrary, q: Array, k: Array, v: Array, mask: Array | None = None, *, out: Array | None = None,
-    scale: float | None = None, causal: bool = False, causal_offset: int = 0, softcap: float = 0.0, empty_nan: bool = False,
-    threads: int = 1, mode: str = "serial",
+    scale: float | None = None, causal: bool = False, causal_offset: int = 0, softcap: float = 0.0,
+    empty_nan: bool = False, threads: int = 1, mode: str = "serial",
 ) -> Array:  # fmt: skip
     acc = DType.from_np(q.dtype).compute
     nr, e, ev, lk = panel_width(acc, lib.vlen), q.shape[3], v.shape[3], k.shape[2]
@@ -207,7 +206,7 @@ def test_empty(lib: h.KernelLibrary, shape: tuple[int, ...]) -> None:
 
 
 def test_scores_are_never_formed(lib: h.KernelLibrary) -> None:
-    """Scratch does not grow with the length: the harness guards it and this length's scores would be 64 times as large."""
+    """Scratch does not grow with the length: the harness guards it and this length's scores would not fit."""
     rng = np.random.default_rng(0)
     q, k, v = qkv(rng, 1, 1, 1, 1024, 1024, 8, 8, np.float32)
     assert 4 * (8 * 64 + 2 * 96 * 64 + 8 * 64 + 96 * 16 + 6 * 64) * 64 < 4 * 1024 * 1024

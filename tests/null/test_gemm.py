@@ -12,11 +12,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import kernel_harness as h  # noqa: E402
+import kernel_harness as h
 
-from effc.backends.cpu.packing.conv import PackingError  # noqa: E402
-from effc.backends.cpu.packing.gemm import pack_gemm_b, panel_width, thread_scratch, unpack_gemm_b  # noqa: E402
-from effc.ir.dtypes import DType  # noqa: E402
+from effc.backends.cpu.packing.conv import PackingError
+from effc.backends.cpu.packing.gemm import pack_gemm_b, panel_width, thread_scratch, unpack_gemm_b
+from effc.ir.dtypes import DType
 
 Array = np.ndarray[Any, Any]
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -183,7 +183,10 @@ def test_packed_header_is_checked(lib: h.KernelLibrary) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("shape", [(1, 1, 70, 40, 130), (2, 3, 7, 600, 33), (2, 1, 9, 8, 7), (1, 3, 9, 8, 7), (1, 1, 1, 64, 300), (1, 1, 3, 5000, 4)])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1, 70, 40, 130), (2, 3, 7, 600, 33), (2, 1, 9, 8, 7), (1, 3, 9, 8, 7), (1, 1, 1, 64, 300), (1, 1, 3, 5000, 4)],
+)
 def test_epilogue(lib: h.KernelLibrary, shape: tuple[int, ...], packed: bool) -> None:
     """relu(acc * 0.5 + bias[n] + residual[b0, b1, m, n]) as a hand-written epilogue; a bias shared by the batches."""
     b0, b1, m, k, n = shape

@@ -1,4 +1,4 @@
-"""Recurrent kernels against the numpy references: packed weights, units that do not fill a vector, any split over threads."""
+"""Recurrent kernels against the numpy references: packed weights, units that fill no vector, any split over threads."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def lib(request: Any) -> h.KernelLibrary:
 
 
 def run(
-    lib: h.KernelLibrary, kind: str, x: Array, states: list[Array], weights: list[Array | None], *, reverse: bool, threads: int,
-    mode: str,
+    lib: h.KernelLibrary, kind: str, x: Array, states: list[Array], weights: list[Array | None], *,
+    reverse: bool, threads: int, mode: str,
 ) -> list[Array]:  # fmt: skip
     """The recurrence of a layer; the inputs' share of the gates is computed by numpy here."""
     name = DType.from_np(x.dtype).value
@@ -56,8 +56,8 @@ def run(
     padded = -(-units // lanes) * lanes
     c0 = states[1] if len(states) > 1 else None
     lib.call(
-        f"effc_{kind}_{name}", [xg, states[0], c0, *pack, w_hr], list(outs), [int(reverse), units], threads=threads, mode=mode,
-        scratch=x.shape[1] * padded * x.dtype.itemsize * (1 if w_hr is None else 2),
+        f"effc_{kind}_{name}", [xg, states[0], c0, *pack, w_hr], list(outs), [int(reverse), units],
+        threads=threads, mode=mode, scratch=x.shape[1] * padded * x.dtype.itemsize * (1 if w_hr is None else 2),
     )  # fmt: skip
     return outs
 

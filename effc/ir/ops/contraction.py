@@ -313,6 +313,6 @@ op(
     doc="softmax(scale * q k^T + mask) v, q[B, H, Lq, E], k[B, Hk, Lk, E], v[B, Hk, Lk, Ev] -> [B, H, Lq, Ev]; head h "
     "reads key head h // (H / Hk). scale: 1/sqrt(E) by default. mask broadcasts to [B, H, Lq, Lk], bool (true: take "
     "part) or added. causal: query i sees keys j <= i + causal_offset. softcap c > 0: scores become c tanh(scores / c) "
-    "before masking. A row that sees no key gives zeros, as torch's scaled_dot_product_attention does, or with empty_nan "
-    "NaN, as a written-out softmax does. Short floats are computed in f32.",
+    "before masking. A row that sees no key gives zeros, as torch's scaled_dot_product_attention does, or with "
+    "empty_nan NaN, as a written-out softmax does. Short floats are computed in f32.",
 )

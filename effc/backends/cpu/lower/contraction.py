@@ -237,7 +237,7 @@ def lower_attention(cx: Lowering, node: Node) -> None:
         return
     a = node.attrs
     mask = node.inputs[3] if len(node.inputs) > 3 else None
-    (b, h, lq, e), (_, hk, lk, ev) = q.shape, v.shape
+    (b, h, lq, e), (lk, ev) = q.shape, v.shape[2:]
     m = None if mask is None else views.broadcast(cx, cx.strided(mask), (b, h, lq, lk))
     # [B, H, L, E] is stored as [B, L, H, E]: what follows joins the heads
     out = cx.out(node, order=(0, 2, 1, 3))

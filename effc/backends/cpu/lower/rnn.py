@@ -62,7 +62,8 @@ def _lower(cx: Lowering, node: Node, kernel: str, gates: int, vectors: int, weig
     inputs = _packed(cx, w_ih, gates, lanes, gemm.panel_width(dtype, vlen))
     cx.call(
         f"effc_matmul_packed_{KERNELS[dtype]}", [a, inputs], [product], [1, w_ih.shape[1], columns],
-        name=f"{node.name or node.op} inputs", scratch=_partial(dtype, 1, vlen, a, columns), thread_scratch=gemm.thread_scratch(dtype, vlen),
+        name=f"{node.name or node.op} inputs", scratch=_partial(dtype, 1, vlen, a, columns),
+        thread_scratch=gemm.thread_scratch(dtype, vlen),
         flops=total * features * rows * 2,
     )  # fmt: skip
     biases = [None if b is None else _packed(cx, b, gates, lanes, wide) for b in (b_ih, b_hh)]

@@ -77,7 +77,7 @@ def unpack_gemm_b(packed: Array) -> Array:
     return np.ascontiguousarray(data.transpose(0, 2, 1, 3).reshape(batches, k, panels * nr)[:, :, :n])
 
 
-# Blocking of gemm.hpp: rows and columns of a task, reduction steps of a block, rows up to which B is not packed by all threads.
+# Blocking of gemm.hpp: rows of a tile, rows and columns of a task, steps of a reduction block, shortest split one.
 TILE, ROWS, COLS, STEPS, SPLIT_STEPS = 6, 144, 256, 512, 4096
 
 

@@ -1,8 +1,9 @@
 """Weights of recurrent layers, rearranged so that the gates of a block of units lie side by side (kernels/rnn.hpp).
 
-Rows of w [gates * units, k] are ordered [gate][unit]; here they become columns ordered [block][gate][lane], units padded
-with zeros to whole blocks of ``lanes`` units. The matrix [k, columns] is then packed in panels like any right-hand side
-(packing/gemm.py): of the GEMM's width for the inputs' weights, of ``gates * lanes`` columns for the recurrent ones.
+Rows of w [gates * units, k] are ordered [gate][unit]; here they become columns ordered [block][gate][lane], units
+padded with zeros to whole blocks of ``lanes`` units. The matrix [k, columns] is then packed in panels like any
+right-hand side (packing/gemm.py): of the GEMM's width for the inputs' weights, of ``gates * lanes`` columns for the
+recurrent ones.
 """
 
 from __future__ import annotations
