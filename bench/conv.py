@@ -2,8 +2,10 @@
 
     python bench/conv.py [--isa v3|v4] [--threads 2] [--only mobilenet] [--blocks 15]
 
-Each row alternates short blocks of calls of every engine, so that load on the machine hits all of them alike, and prints
-the median over blocks: milliseconds, GFLOP/s and share of the multiply-add peak that a register-only loop reaches on the
+Each row alternates short blocks of calls of every engine, so that load on the machine hits all of them alike, and
+prints
+the median over blocks: milliseconds, GFLOP/s and share of the multiply-add peak that a register-only loop reaches
+on the
 same threads in the same minute. No bias and no activation on any side.
 """
 
@@ -104,7 +106,7 @@ def peak_gflops(isa: str, threads: int) -> Callable[[], float]:
 
 def peers(layer: tuple[Any, ...], x: np.ndarray, w: np.ndarray, threads: int) -> dict[str, Callable[[int], float]]:
     """name -> function that runs n calls and returns seconds per call, for the peers that are installed."""
-    _, n, ci, co, size, kernel, stride, pad, groups = layer
+    _, _, _, _, _, _, stride, pad, groups = layer
     found: dict[str, Callable[[int], float]] = {}
 
     def timed(f: Callable[[], Any]) -> Callable[[int], float]:
@@ -168,7 +170,8 @@ def main() -> None:
     peak = peak_gflops(args.isa, args.threads)
     rng = np.random.default_rng(0)
     print(
-        f"{args.isa}, {args.threads} threads; ms (GFLOP/s) per engine; share: of the multiply-add peak; best/effc: > 1 is a win"
+        f"{args.isa}, {args.threads} threads; ms (GFLOP/s) per engine; "
+        "share: of the multiply-add peak; best/effc: > 1 is a win"
     )
     for layer in LAYERS:
         name, n, ci, co, size, kernel, stride, pad, groups = layer
@@ -179,9 +182,9 @@ def main() -> None:
         w = rng.standard_normal((co, ci // groups, *kernel)).astype(np.float32)
         engines: dict[str, Callable[[int], float]] = {}
 
-        def ours(count: int) -> float:
+        def ours(count: int, nhwc: Any = nhwc, w: Any = w, geometry: Any = (stride, pad, groups)) -> float:
             times = np.zeros(count)
-            run_conv(lib, nhwc, w, stride, pad, (1, 1), groups, threads=args.threads, repeat=count, times=times)
+            run_conv(lib, nhwc, w, *geometry[:2], (1, 1), geometry[2], threads=args.threads, repeat=count, times=times)
             return float(times.mean())
 
         engines["effc"] = ours
@@ -205,8 +208,9 @@ def main() -> None:
         med = {e: float(stat(s)) for e, s in samples.items()}
         best = min((t for e, t in med.items() if e != "effc"), default=float("nan"))
         cells = "  ".join(f"{e} {t * 1e3:7.3f} ({flops / t / 1e9:6.1f})" for e, t in med.items())
+        share = flops / med["effc"] / 1e9 / top(peaks)
         print(
-            f"{name:32s} {cells}  share {flops / med['effc'] / 1e9 / top(peaks):4.2f}  best/effc {best / med['effc']:5.2f}",
+            f"{name:32s} {cells}  share {share:4.2f}  best/effc {best / med['effc']:5.2f}",
             flush=True,
         )
 

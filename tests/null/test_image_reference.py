@@ -1,4 +1,5 @@
-"""Numpy references of convolution, pooling, padding, resize and sampling against PyTorch, over random odd geometries."""
+"""Numpy references of convolution, pooling, padding, resize and sampling against PyTorch, over random odd
+geometries."""
 
 from __future__ import annotations
 
@@ -47,7 +48,10 @@ def test_convolutions(seed: int) -> None:
         t = {"stride": stride, "padding": pad, "dilation": dilation, "groups": groups}
         close(run("conv", x, w, **attrs), conv(torch.from_numpy(x), torch.from_numpy(w), **t))
         extra = [int(rng.integers(0, max(s, d))) for s, d in zip(stride, dilation)]
-        shape = [(s - 1) * st - 2 * p + d * (k - 1) + e + 1 for s, st, p, d, k, e in zip(size, stride, pad, dilation, kernel, extra)]
+        shape = [
+            (s - 1) * st - 2 * p + d * (k - 1) + e + 1
+            for s, st, p, d, k, e in zip(size, stride, pad, dilation, kernel, extra)
+        ]
         if n and min(shape) > 0:
             w = rng.standard_normal((cg * groups, og, *kernel)).astype(np.float32)
             conv = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[nd - 1]
@@ -112,7 +116,9 @@ def test_resize(seed: int) -> None:
                     want = F.interpolate(t, size=out, mode=name, align_corners=align, antialias=True)
                     close(run("resize", x, size=tuple(out), mode=mode, coords=coords, antialias=True), want)
         want = F.interpolate(t, size=out, mode="nearest")
-        assert np.array_equal(run("resize", x, size=tuple(out), mode="nearest", nearest="floor", coords="asymmetric"), want.numpy())
+        assert np.array_equal(
+            run("resize", x, size=tuple(out), mode="nearest", nearest="floor", coords="asymmetric"), want.numpy()
+        )
         want = F.interpolate(t, size=out, mode="nearest-exact")
         assert np.array_equal(run("resize", x, size=tuple(out), mode="nearest", nearest="exact"), want.numpy())
         scale = tuple(float(s) for s in rng.uniform(0.6, 2.7, nd))
@@ -145,7 +151,12 @@ def test_resize_coordinates_of_onnx() -> None:
     low, high = at(size=(2,), mode="linear", coords="half_pixel_symmetric", scales=(0.6,))
     assert abs(low + high - 3) < 1e-5 and abs(high - low - 1 / 0.6) < 1e-5
     # position 0.5 and 2.5 at ratio 2: ties
-    for nearest, want in (("floor", [0, 2]), ("ceil", [1, 3]), ("round_prefer_floor", [0, 2]), ("round_prefer_ceil", [1, 3])):
+    for nearest, want in (
+        ("floor", [0, 2]),
+        ("ceil", [1, 3]),
+        ("round_prefer_floor", [0, 2]),
+        ("round_prefer_ceil", [1, 3]),
+    ):
         assert at(size=(2,), mode="nearest", coords="half_pixel", nearest=nearest) == want
 
 
@@ -158,7 +169,9 @@ def test_grid_sample(mode: str, border: str) -> None:
         size, out = rng.integers(1, 9, nd).tolist(), rng.integers(1, 9, nd).tolist()
         x, grid = rng.standard_normal((2, 3, *size)), rng.uniform(-2, 2, (2, *out, nd))
         for align in (False, True):
-            want = F.grid_sample(torch.from_numpy(x), torch.from_numpy(grid), mode=mode, padding_mode=border, align_corners=align)
+            want = F.grid_sample(
+                torch.from_numpy(x), torch.from_numpy(grid), mode=mode, padding_mode=border, align_corners=align
+            )
             got = run("grid_sample", x, grid, mode=mode, border=border, align_corners=align)
             close(got, want, 1e-9)
 
@@ -174,8 +187,13 @@ def test_pad_and_fold() -> None:
             assert np.array_equal(got, want.numpy())
     want = F.pad(torch.from_numpy(x), (-1, 2, 3, -2), value=-2)
     assert np.array_equal(run("pad", x, padding=((0, 0), (0, 0), (3, -2), (-1, 2)), value=-2), want.numpy())
-    for size, kernel, stride, pad, dilation in (((9, 8), (3, 3), (2, 3), (1, 2), (2, 1)), ((6, 7), (2, 2), (1, 1), (0, 0), (1, 1))):
+    for size, kernel, stride, pad, dilation in (
+        ((9, 8), (3, 3), (2, 3), (1, 2), (2, 1)),
+        ((6, 7), (2, 2), (1, 1), (0, 0), (1, 1)),
+    ):
         columns = F.unfold(torch.from_numpy(rng.standard_normal((2, 3, *size))), kernel, dilation, pad, stride)
         want = F.fold(columns, size, kernel, dilation, pad, stride)
-        got = run("col2im", columns.numpy(), size=size, kernel=kernel, stride=stride, padding=pairs(pad), dilation=dilation)
+        got = run(
+            "col2im", columns.numpy(), size=size, kernel=kernel, stride=stride, padding=pairs(pad), dilation=dilation
+        )
         close(got, want, 1e-12)

@@ -15,14 +15,22 @@ from effc.backends.cpu.packing import conv as packing
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
 UNITS = ["conv_f32.cpp", "conv_f64.cpp", "conv_dw.cpp", "conv_plain.cpp"]
-TOLERANCE = {"float32": 1e-5, "float64": 1e-10, "float16": 4e-3, "bfloat16": 2e-2, "complex64": 1e-5, "complex128": 1e-10}
+TOLERANCE = {
+    "float32": 1e-5,
+    "float64": 1e-10,
+    "float16": 4e-3,
+    "bfloat16": 2e-2,
+    "complex64": 1e-5,
+    "complex128": 1e-10,
+}
 MODES = ["serial", "reverse", "threads"]
 
 EPILOGUE = """
 #include "effc_kernel.h"
-/* out[0] = max(acc + in[2], 0) + in[3], out[1] = acc; checks that boxes are inside and hit once. */
-extern "C" __attribute__((visibility("default"))) void test_epilogue(const effc_call* c, int64_t b0, int64_t b1, int64_t m0, int64_t m1,
-                                                                     int64_t n0, int64_t n1, const void* acc, int64_t ld) {
+/* out[0] = max(acc + in[2], 0) + in[3] */
+extern "C" __attribute__((visibility("default"))) void test_epilogue(
+    const effc_call* c, int64_t b0, int64_t b1, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
+    const void* acc, int64_t ld) {
   auto at = [&](const effc_tensor& t, int64_t m, int64_t n) -> float& {
     return ((float*)t.data)[b0 * t.strides[0] + b1 * t.strides[1] + m * t.strides[2] + n * t.strides[3]];
   };
@@ -46,7 +54,9 @@ def as_torch(a: np.ndarray, wide: Any) -> Any:
     return torch.from_numpy(np.ascontiguousarray(a.astype(wide)))
 
 
-def reference(x: np.ndarray, w: np.ndarray, stride: Any, pad: Any, dilation: Any, groups: int, extra: Any = None) -> np.ndarray:
+def reference(
+    x: np.ndarray, w: np.ndarray, stride: Any, pad: Any, dilation: Any, groups: int, extra: Any = None
+) -> np.ndarray:
     """PyTorch's result in f64, c128, or exact integers."""
     wide = {"c": np.complex128, "i": np.int64, "u": np.int64}.get(x.dtype.kind, np.float64)
     nd = x.ndim - 2
@@ -110,7 +120,11 @@ def test_conv(lib: KernelLibrary, seed: int) -> None:
             "mode": str(rng.choice(MODES)), "depthwise": False,
         }  # fmt: skip
         got = run_conv(lib, x, w, stride, pad, dilation, groups, **options)
-        check(got, reference(x, w, stride, pad, dilation, groups), (x.shape, w.shape, x.strides, stride, pad, dilation, groups, options))
+        check(
+            got,
+            reference(x, w, stride, pad, dilation, groups),
+            (x.shape, w.shape, x.strides, stride, pad, dilation, groups, options),
+        )
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -156,7 +170,9 @@ CASES = [  # input, weights, stride, padding, dilation, groups: other dtypes
 
 
 @pytest.mark.parametrize("case", range(len(CASES)))
-@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16", "int8", "uint8", "int16", "int32", "int64", "complex64", "complex128"])
+@pytest.mark.parametrize(
+    "dtype", ["float64", "float16", "bfloat16", "int8", "uint8", "int16", "int32", "int64", "complex64", "complex128"]
+)
 def test_dtypes(lib: KernelLibrary, case: int, dtype: str) -> None:
     rng = np.random.default_rng(case)
     dt = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
@@ -164,7 +180,12 @@ def test_dtypes(lib: KernelLibrary, case: int, dtype: str) -> None:
     x, w = physical(rng, data(rng, xs, dt)), data(rng, ws, dt)
     if dt.kind in "iuc":
         kernel, packed = "effc_conv_plain", False
-        size = {"kernel": kernel, "packed": packed, "depthwise": False, "scratch_override": (w.size * dt.itemsize, ws[0] * dt.itemsize)}
+        size = {
+            "kernel": kernel,
+            "packed": packed,
+            "depthwise": False,
+            "scratch_override": (w.size * dt.itemsize, ws[0] * dt.itemsize),
+        }
         got = run_conv(lib, x, w, stride, pad, dilation, groups, **size)
     else:
         got = run_conv(lib, x, w, stride, pad, dilation, groups)
@@ -196,7 +217,11 @@ def test_large(lib: KernelLibrary, case: Any) -> None:
 @pytest.mark.parametrize("depthwise", [False, True])
 def test_epilogue(lib: KernelLibrary, depthwise: bool) -> None:
     rng = np.random.default_rng(7)
-    for n, c, o, size, kernel in [(2, 5, 37, (9, 11), (3, 3)), (1, 16, 300, (14, 13), (1, 1)), (3, 40, 20, (3, 2), (3, 1))]:
+    for n, c, o, size, kernel in [
+        (2, 5, 37, (9, 11), (3, 3)),
+        (1, 16, 300, (14, 13), (1, 1)),
+        (3, 40, 20, (3, 2), (3, 1)),
+    ]:
         out = c if depthwise else o
         x = channels_last(data(rng, (n, c, *size), np.float32))
         w = data(rng, (out, 1 if depthwise else c, *kernel), np.float32)
@@ -209,8 +234,17 @@ def test_epilogue(lib: KernelLibrary, depthwise: bool) -> None:
         want = np.moveaxis((np.maximum(rows + bias, 0) + residual).reshape(n, *size, out), -1, 1)
         for mode in MODES:
             got = run_conv(
-                lib, x, w, (1, 1), pad, (1, 1), c if depthwise else 1, extras=[bias, residual], epilogue="test_epilogue", mode=mode
-            )  # fmt: skip
+                lib,
+                x,
+                w,
+                (1, 1),
+                pad,
+                (1, 1),
+                c if depthwise else 1,
+                extras=[bias, residual],
+                epilogue="test_epilogue",
+                mode=mode,
+            )
             check(got, want, mode)
 
 
@@ -218,7 +252,11 @@ def test_epilogue(lib: KernelLibrary, depthwise: bool) -> None:
 def test_steps(lib: KernelLibrary, seed: int) -> None:
     """Bias, residual and clamp in the kernel itself."""
     rng = np.random.default_rng(300 + seed)
-    cases: list[Any] = [((2, 5, 9, 11), (37, 5, 3, 3), 1), ((1, 16, 14, 13), (100, 16, 1, 1), 1), ((2, 33, 7, 8), (33, 1, 3, 3), 33)]
+    cases: list[Any] = [
+        ((2, 5, 9, 11), (37, 5, 3, 3), 1),
+        ((1, 16, 14, 13), (100, 16, 1, 1), 1),
+        ((2, 33, 7, 8), (33, 1, 3, 3), 33),
+    ]
     cases += [((1, 4, 6, 1), (9, 2, 3, 1), 1), ((1, 70, 64, 1), (20, 70, 40, 1), 1), ((3, 6, 4, 4), (1, 6, 3, 3), 1)]
     for xs, ws, groups in cases:
         if xs[1] != ws[1] * groups:
@@ -291,7 +329,12 @@ def test_packing_round_trip(vlen: int) -> None:
 
 def test_damaged_packing_is_refused() -> None:
     packed = packing.pack_conv(np.ones((4, 3, 2), np.float32), 1, 32)
-    for damage in (packed[:40], packed[:-4], np.concatenate([packed[:70], packed[70:71] ^ 1, packed[71:]]), packed ^ 255):
+    for damage in (
+        packed[:40],
+        packed[:-4],
+        np.concatenate([packed[:70], packed[70:71] ^ 1, packed[71:]]),
+        packed ^ 255,
+    ):
         with pytest.raises(packing.PackingError):
             packing.unpack(damage)
 

@@ -1,4 +1,5 @@
-"""Lowering of convolution, pooling, padding and resize: fused epilogues, layouts, dynamic sizes, constant and run-time weights."""
+"""Lowering of convolution, pooling, padding and resize: fused epilogues, layouts, dynamic sizes, constant and
+run-time weights."""
 
 from __future__ import annotations
 
@@ -70,9 +71,15 @@ def test_fused_bias_clamp_residual(dtype: Any, groups: int, constant: bool) -> N
 
     acc = TensorType(dt, (2, 24, 7, 9))
     outs = b.op(
-        "conv_fused", x, w, bias, residual, scale, **conv_attrs(2, groups=groups),
+        "conv_fused",
+        x,
+        w,
+        bias,
+        residual,
+        scale,
+        **conv_attrs(2, groups=groups),
         body=body(acc, [bias.type, residual.type, scale.type], f),
-    )  # fmt: skip
+    )
     graph = b.graph(outs[:1])  # the comparison may flip where rounding differs: only its presence is tested
     arrays = [rng.standard_normal(n.types[0].shape).astype(dtype) for n in graph.inputs]
     compiled = check(graph, arrays)
@@ -87,9 +94,16 @@ def test_fused_transposed() -> None:
     bias = b.constant(rng.standard_normal((10, 1, 1)).astype(np.float32))
     acc = TensorType(DType.f32, (2, 10, 10, 8))
     y = b.op(
-        "conv_fused", x, w, bias, **conv_attrs(2, stride=2), output_padding=(1, 1),
-        body=body(acc, [bias.type], lambda g, a, c: g.op("maximum", g.op("add", a, c), g.constant(np.zeros((), np.float32)))),
-    )  # fmt: skip
+        "conv_fused",
+        x,
+        w,
+        bias,
+        **conv_attrs(2, stride=2),
+        output_padding=(1, 1),
+        body=body(
+            acc, [bias.type], lambda g, a, c: g.op("maximum", g.op("add", a, c), g.constant(np.zeros((), np.float32)))
+        ),
+    )
     compiled = check(b.graph([y]), [rng.standard_normal((2, 6, 5, 4)).astype(np.float32)])
     assert calls(compiled).count("effc_conv_f32") == 1
 
@@ -119,13 +133,26 @@ def test_dynamic_batch_and_image() -> None:
     bias = b.constant(rng.standard_normal((20, 1, 1)).astype(np.float32))
     weights = b.constant(rng.standard_normal((20, 20, 3, 3)).astype(np.float32))
     v = b.op(
-        "conv_fused", v, weights, bias, v, **conv_attrs(2),
+        "conv_fused",
+        v,
+        weights,
+        bias,
+        v,
+        **conv_attrs(2),
         body=body(v.type, [bias.type, v.type], lambda g, a, c, r: g.op("add", g.op("add", a, c), r)),
-    )  # fmt: skip
+    )
     v = b.op("conv", v, b.constant(rng.standard_normal((20, 1, 3, 3)).astype(np.float32)), **conv_attrs(2, groups=20))
     v = b.op("pad", v, padding=((0, 0), (0, 0), (1, 2), (0, 1)), mode="replicate")
-    v = b.op("avg_pool", v, kernel=(2, 2), stride=(2, 2), padding=((1, 1), (0, 0)), ceil_mode=True, count_include_pad=False)
-    v = b.op("conv_transpose", v, b.constant(rng.standard_normal((20, 7, 2, 2)).astype(np.float32)), **conv_attrs(2, 0, 1, 2), output_padding=(0, 0))
+    v = b.op(
+        "avg_pool", v, kernel=(2, 2), stride=(2, 2), padding=((1, 1), (0, 0)), ceil_mode=True, count_include_pad=False
+    )
+    v = b.op(
+        "conv_transpose",
+        v,
+        b.constant(rng.standard_normal((20, 7, 2, 2)).astype(np.float32)),
+        **conv_attrs(2, 0, 1, 2),
+        output_padding=(0, 0),
+    )
     v = b.op("resize", v, size=(h, w), mode="linear", antialias=True)
     v = b.op("adaptive_avg_pool", v, size=(2, 3))
     graph = b.graph([v])
@@ -134,7 +161,9 @@ def test_dynamic_batch_and_image() -> None:
         a = rng.standard_normal(shape).astype(np.float32)
         want = interp.run(graph, [a])[0]
         got = compiled.run([a], 2, "threads")[0]
-        assert got.shape == want.shape and np.abs(got - want).max(initial=0) <= 1e-5 * np.abs(want).max(initial=0), shape
+        assert got.shape == want.shape and np.abs(got - want).max(initial=0) <= 1e-5 * np.abs(want).max(initial=0), (
+            shape
+        )
 
 
 def test_integer_fused_is_decomposed() -> None:
@@ -144,9 +173,13 @@ def test_integer_fused_is_decomposed() -> None:
     w = b.constant(rng.integers(-5, 5, (4, 3, 3)))
     bias = b.constant(rng.integers(-5, 5, (4, 1)))
     y = b.op(
-        "conv_fused", x, w, bias, **conv_attrs(1),
+        "conv_fused",
+        x,
+        w,
+        bias,
+        **conv_attrs(1),
         body=body(TensorType(DType.i64, (1, 4, 6)), [bias.type], lambda g, a, c: g.op("add", a, c)),
-    )  # fmt: skip
+    )
     compiled = check(b.graph([y]), [rng.integers(-9, 9, (1, 3, 6))])
     assert "effc_conv_plain" in calls(compiled)
 

@@ -1,6 +1,7 @@
 """Convolutions. Shapes are channels-first, as in PyTorch and ONNX; the order in memory is the backend's business.
 
-``padding`` has one (low, high) pair per spatial dim; its entries and ``output_padding``'s may be symbolic. Bias is a separate add.
+``padding`` has one (low, high) pair per spatial dim; its entries and ``output_padding``'s may be symbolic. Bias is
+a separate add.
 """
 
 from __future__ import annotations
@@ -147,7 +148,8 @@ op(
     category="contraction",
     cost=_conv_cost,
     samples=_conv_samples,
-    doc="x[N, C, *S], w[O, C/groups, *K] -> [N, O, *S']: cross-correlation, 1 to 3 spatial dims. Short floats accumulate in f32, "
+    doc="x[N, C, *S], w[O, C/groups, *K] -> [N, O, *S']: cross-correlation, 1 to 3 spatial dims. Short floats "
+    "accumulate in f32, "
     "integers modulo 2^bits.",
 )
 
@@ -232,7 +234,8 @@ op(
     category="contraction",
     cost=_transpose_cost,
     samples=_conv_transpose_samples,
-    doc="x[N, C, *S], w[C, O/groups, *K] -> [N, O, *S']: the gradient of conv with respect to its input. Padding crops the result.",
+    doc="x[N, C, *S], w[C, O/groups, *K] -> [N, O, *S']: the gradient of conv with respect to its input. "
+    "Padding crops the result.",
 )
 
 
@@ -271,6 +274,7 @@ op(
     level="macro",
     decompose=_conv_fused_decompose,
     cost=_conv_cost,
-    doc="conv (conv_transpose where output_padding is given) followed by ``body``: elementwise ops on the result, body's first "
+    doc="conv (conv_transpose where output_padding is given) followed by ``body``: elementwise ops on the "
+    "result, body's first "
     "input, and on the extra operands, which broadcast to it.",
 )

@@ -76,11 +76,17 @@ def _pad_samples(rng: np.random.Generator) -> Iterator[Sample]:
 
 
 op(
-    "pad", "x", {"padding": tuple, "mode": (str, "constant"), "value": (object, 0)}, infer=_pad, numpy=_pad_np, category="movement",
+    "pad",
+    "x",
+    {"padding": tuple, "mode": (str, "constant"), "value": (object, 0)},
+    infer=_pad,
+    numpy=_pad_np,
+    category="movement",
     samples=_pad_samples,
-    doc="Grows (or, where negative, crops) each dim by a (low, high) pair, which may be symbolic. What lies outside is ``value`` or, "
+    doc="Grows (or, where negative, crops) each dim by a (low, high) pair, which may be symbolic. What lies "
+    "outside is ``value`` or, "
     "by mode, x continued: reflect (edge not repeated), replicate, circular.",
-)  # fmt: skip
+)
 
 
 def _col2im(x: TensorType, *, size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any) -> TensorType:
@@ -117,8 +123,10 @@ def _col2im_np(x: Array, *, size: Any, kernel: Any, stride: Any, padding: Any, d
 def _col2im_samples(rng: np.random.Generator) -> Iterator[Sample]:
     for dt in (np.float32, np.float64, DType.bf16.np, np.complex64):
         for size, kernel, stride, pad, dilation, n, c in [
-            ((6, 7), (3, 2), (1, 1), (0, 0), (1, 1), 2, 3), ((9, 8), (3, 3), (2, 3), (1, 2), (2, 1), 1, 5), ((4, 4), (2, 2), (2, 2), (0, 0), (1, 1), 0, 2),
-        ]:  # fmt: skip
+            ((6, 7), (3, 2), (1, 1), (0, 0), (1, 1), 2, 3),
+            ((9, 8), (3, 3), (2, 3), (1, 2), (2, 1), 1, 5),
+            ((4, 4), (2, 2), (2, 2), (0, 0), (1, 1), 0, 2),
+        ]:
             count = 1
             for d in range(2):
                 count *= (size[d] + 2 * pad[d] - dilation[d] * (kernel[d] - 1) - 1) // stride[d] + 1
@@ -134,8 +142,14 @@ def _col2im_samples(rng: np.random.Generator) -> Iterator[Sample]:
 
 
 op(
-    "col2im", "x", {"size": DimsAttr, "kernel": tuple, "stride": tuple, "padding": tuple, "dilation": tuple}, infer=_col2im,
-    numpy=_col2im_np, category="movement", samples=_col2im_samples,
-    doc="x[N, C * kh * kw, L] -> [N, C, *size]: adds every column back to the window of the image that it came from (torch's fold). "
+    "col2im",
+    "x",
+    {"size": DimsAttr, "kernel": tuple, "stride": tuple, "padding": tuple, "dilation": tuple},
+    infer=_col2im,
+    numpy=_col2im_np,
+    category="movement",
+    samples=_col2im_samples,
+    doc="x[N, C * kh * kw, L] -> [N, C, *size]: adds every column back to the window of the image that it came "
+    "from (torch's fold). "
     "Its inverse needs no op: pad, then a strided view.",
-)  # fmt: skip
+)

@@ -21,7 +21,8 @@ _WINDOW: dict[str, Any] = {"kernel": tuple, "stride": tuple, "padding": tuple}
 
 
 def pool_size(size: Dim, kernel: int, stride: int, pad: Any, dilation: int, ceil_mode: bool) -> Dim:
-    """Output size along one dim. With ceil_mode the last window may hang over the end, but must start inside x or its low padding."""
+    """Output size along one dim. With ceil_mode the last window may hang over the end, but must start inside x or
+    its low padding."""
     room = size + pad[0] + pad[1] - dilation * (kernel - 1) - 1
     if not ceil_mode:
         return dims.floordiv(room, stride) + 1
@@ -214,7 +215,8 @@ op(
     numpy=_max_pool_np,
     category="pool",
     samples=_max_samples,
-    doc="Maximum of each window; NaN wins. With ``indices`` also the winner's flat position in its image (first maximum, last NaN).",
+    doc="Maximum of each window; NaN wins. With ``indices`` also the winner's flat position in its image (first "
+    "maximum, last NaN).",
 )
 op(
     "avg_pool",
@@ -224,7 +226,8 @@ op(
     numpy=_avg_pool_np,
     category="pool",
     samples=_avg_samples,
-    doc="Mean of each window over its elements, over the padding too with count_include_pad, or the sum over ``divisor`` if nonzero.",
+    doc="Mean of each window over its elements, over the padding too with count_include_pad, or the sum over "
+    "``divisor`` if nonzero.",
 )
 
 
@@ -273,9 +276,13 @@ def _adaptive_max_np(x: Array, *, size: Sequence[int], indices: bool) -> Any:
 
 def _adaptive_samples(rng: np.random.Generator, indices: Sequence[bool]) -> Iterator[Sample]:
     for shape, size in [
-        ((2, 5, 7, 7), (1, 1)), ((1, 65, 9, 10), (4, 3)), ((1, 3, 5), (8,)), ((1, 2, 4, 5, 6), (2, 5, 3)), ((0, 2, 4), (2,)),
+        ((2, 5, 7, 7), (1, 1)),
+        ((1, 65, 9, 10), (4, 3)),
+        ((1, 3, 5), (8,)),
+        ((1, 2, 4, 5, 6), (2, 5, 3)),
+        ((0, 2, 4), (2,)),
         ((2, 3, 40, 33), (1, 1)),
-    ]:  # fmt: skip
+    ]:
         for flag in indices:
             attrs = {"size": size, **({"indices": flag} if len(indices) > 1 else {})}
             for dt in (np.float32, np.float64, DType.bf16.np):

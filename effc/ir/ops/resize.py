@@ -1,6 +1,7 @@
 """Interpolation: resize along spatial dims, and grid_sample.
 
-The position in x that an output index samples follows ``coords``; with r = input size / output size, or 1 / scale where ``scales``
+The position in x that an output index samples follows ``coords``; with r = input size / output size, or 1 / scale
+where ``scales``
 has an entry, o the output index:
 
     half_pixel            r * (o + 0.5) - 0.5
@@ -41,9 +42,19 @@ NEAREST = ("floor", "round_prefer_floor", "round_prefer_ceil", "ceil", "exact")
 
 
 def _resize(
-    x: TensorType, *, size: Sequence[Dim], mode: str, coords: str, scales: Any, antialias: bool, cubic_a: float, nearest: str,
-    exclude_outside: bool, roi: Any, extrapolation: float,
-) -> TensorType:  # fmt: skip
+    x: TensorType,
+    *,
+    size: Sequence[Dim],
+    mode: str,
+    coords: str,
+    scales: Any,
+    antialias: bool,
+    cubic_a: float,
+    nearest: str,
+    exclude_outside: bool,
+    roi: Any,
+    extrapolation: float,
+) -> TensorType:
     require(mode in MODES, f"unknown mode {mode}; one of {', '.join(MODES)}")
     require(coords in COORDS, f"unknown coords {coords}; one of {', '.join(COORDS)}")
     require(nearest in NEAREST, f"unknown nearest {nearest}; one of {', '.join(NEAREST)}")
@@ -114,9 +125,18 @@ def _nearest_index(p: Array, n: int, out: int, nearest: str, coords: str, ratio:
 
 
 def weights(
-    n: int, out: int, mode: str, coords: str, scale: float | None, antialias: bool, cubic_a: float, nearest: str, exclude_outside: bool,
-    roi: Any, real: Any,
-) -> tuple[Array, Array]:  # fmt: skip
+    n: int,
+    out: int,
+    mode: str,
+    coords: str,
+    scale: float | None,
+    antialias: bool,
+    cubic_a: float,
+    nearest: str,
+    exclude_outside: bool,
+    roi: Any,
+    real: Any,
+) -> tuple[Array, Array]:
     """The dense [out, n] interpolation matrix of one dim, and which outputs sample outside x."""
     p, ratio = _positions(n, out, coords, scale, roi, real)
     matrix = np.zeros((out, n), np.float64)
@@ -170,9 +190,19 @@ def _apply(y: Array, matrix: Array) -> Array:
 
 
 def _resize_np(
-    x: Array, *, size: Sequence[int], mode: str, coords: str, scales: Any, antialias: bool, cubic_a: float, nearest: str,
-    exclude_outside: bool, roi: Any, extrapolation: float,
-) -> Array:  # fmt: skip
+    x: Array,
+    *,
+    size: Sequence[int],
+    mode: str,
+    coords: str,
+    scales: Any,
+    antialias: bool,
+    cubic_a: float,
+    nearest: str,
+    exclude_outside: bool,
+    roi: Any,
+    extrapolation: float,
+) -> Array:
     real = np.float64 if x.dtype == np.float64 else np.float32
     y: Any = x
     beyond: Any = np.zeros((), bool)
@@ -203,9 +233,14 @@ def _resize_np(
 
 def _resize_samples(rng: np.random.Generator) -> Iterator[Sample]:
     shapes: list[tuple[tuple[int, ...], tuple[int, ...]]] = [
-        ((2, 3, 5, 7), (10, 14)), ((1, 5, 9, 8), (4, 13)), ((1, 2, 6, 6), (6, 6)), ((1, 3, 5), (12,)), ((1, 2, 3, 4, 5), (5, 3, 9)),
-        ((1, 2, 4, 4), (1, 1)), ((1, 2, 1, 1), (3, 4)),
-    ]  # fmt: skip
+        ((2, 3, 5, 7), (10, 14)),
+        ((1, 5, 9, 8), (4, 13)),
+        ((1, 2, 6, 6), (6, 6)),
+        ((1, 3, 5), (12,)),
+        ((1, 2, 3, 4, 5), (5, 3, 9)),
+        ((1, 2, 4, 4), (1, 1)),
+        ((1, 2, 1, 1), (3, 4)),
+    ]
     for shape, size in shapes:
         x = random_array(rng, shape, np.float32)
         for coords in ("asymmetric", "half_pixel"):
@@ -252,16 +287,29 @@ def _resize_samples(rng: np.random.Generator) -> Iterator[Sample]:
 
 
 op(
-    "resize", "x",
+    "resize",
+    "x",
     {
-        "size": DimsAttr, "mode": (str, "linear"), "coords": (str, "half_pixel"), "scales": (object, None), "antialias": (bool, False),
-        "cubic_a": (float, -0.75), "nearest": (str, "round_prefer_floor"), "exclude_outside": (bool, False), "roi": (object, None),
+        "size": DimsAttr,
+        "mode": (str, "linear"),
+        "coords": (str, "half_pixel"),
+        "scales": (object, None),
+        "antialias": (bool, False),
+        "cubic_a": (float, -0.75),
+        "nearest": (str, "round_prefer_floor"),
+        "exclude_outside": (bool, False),
+        "roi": (object, None),
         "extrapolation": (float, 0.0),
     },
-    infer=_resize, numpy=_resize_np, category="resize", samples=_resize_samples,
-    doc="x[N, C, *S] -> [N, C, *size]. nearest 'exact' is torch's nearest-exact. antialias stretches the filter when shrinking; its "
-    "cubic has a = -0.5 unless cubic_a is given. exclude_outside: taps outside x count nothing, and weights are rescaled.",
-)  # fmt: skip
+    infer=_resize,
+    numpy=_resize_np,
+    category="resize",
+    samples=_resize_samples,
+    doc="x[N, C, *S] -> [N, C, *size]. nearest 'exact' is torch's nearest-exact. antialias stretches the filter "
+    "when shrinking; its "
+    "cubic has a = -0.5 unless cubic_a is given. exclude_outside: taps outside x count nothing, and weights are "
+    "rescaled.",
+)
 
 
 SAMPLE_MODES = ("bilinear", "nearest", "bicubic")
@@ -376,7 +424,12 @@ def _grid_samples(rng: np.random.Generator) -> Iterator[Sample]:
 
 
 op(
-    "grid_sample", "x grid", {"mode": (str, "bilinear"), "border": (str, "zeros"), "align_corners": (bool, False)}, infer=_grid_sample,
-    numpy=_grid_sample_np, category="resize", samples=_grid_samples,
+    "grid_sample",
+    "x grid",
+    {"mode": (str, "bilinear"), "border": (str, "zeros"), "align_corners": (bool, False)},
+    infer=_grid_sample,
+    numpy=_grid_sample_np,
+    category="resize",
+    samples=_grid_samples,
     doc="x[N, C, *S] sampled at grid[N, *out, nd]: coordinates in [-1, 1], the last spatial dim's first. 2-d and 3-d.",
-)  # fmt: skip
+)

@@ -1,6 +1,8 @@
-"""Convolutions: results have their channels innermost; constant weights are packed; a body of elementwise ops becomes an epilogue.
+"""Convolutions: results have their channels innermost; constant weights are packed; a body of elementwise ops
+becomes an epilogue.
 
-The kernels' rows are output pixels, their columns output channels: an epilogue sees rank 4 (batch, 1, pixels, channels).
+The kernels' rows are output pixels, their columns output channels: an epilogue sees rank 4 (batch, 1, pixels,
+channels).
 """
 
 from __future__ import annotations
@@ -43,9 +45,12 @@ def _constant_sizes(node: Node, w: Buf) -> tuple[int, ...]:
     sizes = tuple(d for d in w.shape if isinstance(d, int))
     if len(sizes) != w.rank:
         raise EffcError(
-            f"{node.op}: the weights' shape {w.shape} must be constant", op=node.op, loc=node.loc, pass_name="lower",
+            f"{node.op}: the weights' shape {w.shape} must be constant",
+            op=node.op,
+            loc=node.loc,
+            pass_name="lower",
             hint="fix the sizes of the weights; only batch and image may be dynamic",
-        )  # fmt: skip
+        )
     return sizes
 
 
@@ -69,7 +74,8 @@ def _scalar(v: Value) -> float | None:
 
 
 def steps_of(body: Graph, operands: Sequence[Value]) -> Steps | None:
-    """``body`` as steps: acc, plus at most one operand per channel and one of the result's shape, then limits; else None.
+    """``body`` as steps: acc, plus at most one operand per channel and one of the result's shape, then limits;
+    else None.
 
     ``operands``: the fused node's extra operands, in the order of the body's inputs after the accumulator."""
     acc = body.inputs[0][0]
@@ -109,7 +115,13 @@ def steps_of(body: Graph, operands: Sequence[Value]) -> Steps | None:
 
 
 def _emit(
-    cx: Lowering, node: Node, outs: list[Buf], spatial: Sequence[Dim], body: Graph | None, extras: list[Buf], steps: Steps | None = None
+    cx: Lowering,
+    node: Node,
+    outs: list[Buf],
+    spatial: Sequence[Dim],
+    body: Graph | None,
+    extras: list[Buf],
+    steps: Steps | None = None,
 ) -> None:
     attrs = node.attrs
     x, w = cx.strided(node.operands[0]), cx.strided(node.operands[1])
@@ -176,9 +188,16 @@ def _emit(
     if steps.residual is not None:
         own.append(as_rows(cx, cx.in_order(cx.strided(steps.residual), channels_last(x.rank))))
     cx.call(
-        name, [*own, *extras], outs, [packed, transposed, convert, *common, *blocks.attrs, steps.bits, *values],
-        steps.clamp or (), n_own=len(own), epilogue=symbol, scratch=blocks.scratch, thread_scratch=blocks.thread_scratch,
-    )  # fmt: skip
+        name,
+        [*own, *extras],
+        outs,
+        [packed, transposed, convert, *common, *blocks.attrs, steps.bits, *values],
+        steps.clamp or (),
+        n_own=len(own),
+        epilogue=symbol,
+        scratch=blocks.scratch,
+        thread_scratch=blocks.thread_scratch,
+    )
 
 
 @lowers("conv", "conv_transpose")

@@ -51,8 +51,14 @@ def lower_resize(cx: Lowering, node: Node) -> None:
     scales = [0.0] * (3 - nd) + [float(s or 0.0) for s in a["scales"] or (0.0,) * nd]
     roi = [0.0, 1.0] * (3 - nd) + [float(v) for pair in a["roi"] or ((0.0, 1.0),) * nd for v in pair]
     cx.call(
-        "effc_resize", [x], [out], attrs, [*scales, *roi, a["cubic_a"], a["extrapolation"]], scratch=scratch, thread_scratch=line
-    )  # fmt: skip
+        "effc_resize",
+        [x],
+        [out],
+        attrs,
+        [*scales, *roi, a["cubic_a"], a["extrapolation"]],
+        scratch=scratch,
+        thread_scratch=line,
+    )
 
 
 @lowers("grid_sample")

@@ -3,8 +3,10 @@
 Packed buffer: 64 bytes of header, then the data in the compute dtype.
 
     header   magic "EFCW", format id, version, dtype code, lanes, nv, groups, cg (input channels per group),
-             og (output channels per group), kernel depth, height, width, transposed (13 x u32), 4 bytes zero, 64-bit BLAKE2b of the data
-    panels   [group][panel][tap][c][nv * lanes]; the last panel of a group has ceil(rest / lanes) vectors; unused lanes are 0
+             og (output channels per group), kernel depth, height, width, transposed (13 x u32), 4 bytes zero,
+             64-bit BLAKE2b of the data
+    panels   [group][panel][tap][c][nv * lanes]; the last panel of a group has ceil(rest / lanes) vectors; unused
+    lanes are 0
     depthwise  [tap][channel]
 
 Taps are the kernel's positions in row-major order.
@@ -51,7 +53,8 @@ def max_rows(nv: int, vlen: int) -> int:
 
 
 def choose_nv(og: int, lanes: int, vlen: int) -> int:
-    """Vectors per panel for og output channels: few panels, and no last panel so narrow that its accumulators are too few to
+    """Vectors per panel for og output channels: few panels, and no last panel so narrow that its accumulators are
+    too few to
     hide the latency of a multiply-add."""
     v = max(1, -(-og // lanes))
     if vlen >= 64:
@@ -113,7 +116,8 @@ def pack_depthwise(w: Array) -> Array:
 
 
 def unpack(packed: Array) -> Array:
-    """The weights with three kernel dims, in the compute dtype; PackingError if magic, version, size or checksum do not fit."""
+    """The weights with three kernel dims, in the compute dtype; PackingError if magic, version, size or checksum
+    do not fit."""
     raw = packed.tobytes()
     if len(raw) < HEADER.size:
         raise PackingError("shorter than a header")
@@ -178,7 +182,8 @@ def choose_blocks(
     packed: bool,
     copy_elems: Dim = 0,
 ) -> Blocks:
-    """Block sizes: a panel's part of the range of k in L1, a block's accumulators and rows of x in L2. ``copy_elems``: elements of x where the kernel copies it to channels-innermost first."""
+    """Block sizes: a panel's part of the range of k in L1, a block's accumulators and rows of x in L2.
+    ``copy_elems``: elements of x where the kernel copies it to channels-innermost first."""
     lanes = vlen // itemsize
     nv = choose_nv(og, lanes, vlen)
     wide, k = nv * lanes, cg * taps
@@ -200,7 +205,8 @@ def choose_blocks(
 
 
 def depthwise_blocks(out_channels: int, taps: int, itemsize: int, *, packed: bool, copy_elems: Dim = 0) -> Blocks:
-    """Attributes and scratch of effc_conv_dw_*. ``copy_elems``: elements of x times filters per channel where the kernel
+    """Attributes and scratch of effc_conv_dw_*. ``copy_elems``: elements of x times filters per channel where the
+    kernel
     copies it."""
     cols = 8192  # elements of a thread's accumulators: 8 pixels of the widest block of channels and more
     scratch = _align(copy_elems * itemsize)
