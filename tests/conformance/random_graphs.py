@@ -308,6 +308,10 @@ def plans(draw: Draw, dtype: DType = DType.f64, symbolic: bool | None = None, st
         shape = tuple(draw(st.lists(st.sampled_from(m.pool), min_size=0, max_size=3)))
         m.add(m.b.input(f"x{i}", TensorType(dtype, shape)), 2.0)
     m.add(m.b.input("n", TensorType(DType.i64, tuple(draw(st.lists(st.sampled_from(m.pool), min_size=0, max_size=2))))))
+    bound = {d for v in m.values for d in v.shape if not isinstance(d, int)}
+    m.pool = [d for d in m.pool if isinstance(d, int) or d in bound]  # a symbol that no input binds has no value
+    for name in [n for n in m.b.symbols if n not in {str(d) for d in bound}]:
+        del m.b.symbols[name]
     log = []
     for _ in range(draw(st.integers(3, steps))):
         step = draw(st.sampled_from(STEPS))

@@ -74,5 +74,7 @@ def test_passes_keep_meaning(plan: Plan) -> None:
 @settings(max_examples=60, derandomize=True, **COMMON)
 @given(plans())
 def test_text_round_trips(plan: Plan) -> None:
-    text = to_text(plan.graph)
-    assert to_text(parse(text)) == text
+    arrays: dict[str, np.ndarray] = {}
+    text = to_text(plan.graph, arrays)
+    again: dict[str, np.ndarray] = {}
+    assert to_text(parse(text, arrays), again) == text and again.keys() == arrays.keys()
