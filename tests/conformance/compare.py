@@ -1,4 +1,6 @@
-"""What *right* means: dtype and shape exact, NaN and Inf in the same places, integers and bools equal, floats within a bound."""
+"""What *right* means: dtype and shape exact, NaN and Inf in the same places, integers and bools equal, floats within
+a bound.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,14 @@ from typing import Any
 
 import numpy as np
 
-TOLERANCE = {"float64": 1e-10, "complex128": 1e-10, "float32": 1e-5, "complex64": 1e-5, "float16": 4e-3, "bfloat16": 2e-2}
+TOLERANCE = {
+    "float64": 1e-10,
+    "complex128": 1e-10,
+    "float32": 1e-5,
+    "complex64": 1e-5,
+    "float16": 4e-3,
+    "bfloat16": 2e-2,
+}
 
 
 def difference(got: Any, want: Any, tolerance: float | None = None) -> str:

@@ -1,7 +1,8 @@
-"""A sample of the op_db and transformers sweeps for every run of the tests; the sweeps in full are scripts of their own.
+"""A sample of the op_db and transformers sweeps for every run of the tests; the sweeps in full are scripts of their
+own.
 
-The operators stand for the families of mappings. The whole list goes through the interpreter; on the CPU target all samples are entry points of
-one artifact, so that the compiler is called once.
+The operators stand for the families of mappings. The whole list goes through the interpreter; on the CPU target all
+samples are entry points of one artifact, so that the compiler is called once.
 """
 
 from __future__ import annotations
@@ -18,16 +19,84 @@ sys.path.insert(0, os.path.dirname(__file__))
 import torch_opdb  # noqa: E402
 
 OPERATORS = (
-    "add", "sub", "true_divide", "floor_divide", "remainder", "pow", "clamp", "where", "nan_to_num", "sign", "logit", "atan2", "isclose", "lerp",
-    "sum", "mean", "var", "std_mean", "amax", "argmin", "logsumexp", "prod", "all", "softmax", "linalg.vector_norm", "cumsum", "cummax",
-    "view_as_real", "slice", "narrow", "roll", "repeat", "unfold", "diagonal_scatter", "select_scatter", "as_strided", "stack", "tensor_split",
-    "gather", "scatter_add", "scatter_reduce.amax", "index_put", "index_add", "index_select", "masked_scatter", "nonzero", "take_along_dim",
-    "sort", "topk", "unique", "searchsorted", "mm", "baddbmm", "einsum", "nn.functional.linear", "nn.functional.conv2d",
-    "nn.functional.conv_transpose1d", "nn.functional.max_pool2d", "nn.functional.adaptive_avg_pool2d", "nn.functional.interpolate.bilinear",
-    "nn.functional.grid_sample", "nn.functional.pad.reflect", "nn.functional.layer_norm", "nn.functional.group_norm", "nn.functional.batch_norm",
-    "nn.functional.gelu", "nn.functional.hardswish", "nn.functional.cross_entropy", "nn.functional.scaled_dot_product_attention",
-    "nn.functional.embedding", "fft.rfft", "fft.ifft2", "special.i0e", "polygamma.polygamma_n_0", "cholesky", "linalg.solve", "linalg.det",
-)  # fmt: skip
+    "add",
+    "sub",
+    "true_divide",
+    "floor_divide",
+    "remainder",
+    "pow",
+    "clamp",
+    "where",
+    "nan_to_num",
+    "sign",
+    "logit",
+    "atan2",
+    "isclose",
+    "lerp",
+    "sum",
+    "mean",
+    "var",
+    "std_mean",
+    "amax",
+    "argmin",
+    "logsumexp",
+    "prod",
+    "all",
+    "softmax",
+    "linalg.vector_norm",
+    "cumsum",
+    "cummax",
+    "view_as_real",
+    "slice",
+    "narrow",
+    "roll",
+    "repeat",
+    "unfold",
+    "diagonal_scatter",
+    "select_scatter",
+    "as_strided",
+    "stack",
+    "tensor_split",
+    "gather",
+    "scatter_add",
+    "scatter_reduce.amax",
+    "index_put",
+    "index_add",
+    "index_select",
+    "masked_scatter",
+    "nonzero",
+    "take_along_dim",
+    "sort",
+    "topk",
+    "unique",
+    "searchsorted",
+    "mm",
+    "baddbmm",
+    "einsum",
+    "nn.functional.linear",
+    "nn.functional.conv2d",
+    "nn.functional.conv_transpose1d",
+    "nn.functional.max_pool2d",
+    "nn.functional.adaptive_avg_pool2d",
+    "nn.functional.interpolate.bilinear",
+    "nn.functional.grid_sample",
+    "nn.functional.pad.reflect",
+    "nn.functional.layer_norm",
+    "nn.functional.group_norm",
+    "nn.functional.batch_norm",
+    "nn.functional.gelu",
+    "nn.functional.hardswish",
+    "nn.functional.cross_entropy",
+    "nn.functional.scaled_dot_product_attention",
+    "nn.functional.embedding",
+    "fft.rfft",
+    "fft.ifft2",
+    "special.i0e",
+    "polygamma.polygamma_n_0",
+    "cholesky",
+    "linalg.solve",
+    "linalg.det",
+)
 
 
 def samples(name: str, dtype: torch.dtype, limit: int) -> tuple[object, list[object]]:

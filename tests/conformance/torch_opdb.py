@@ -1,13 +1,16 @@
 """PyTorch's own operator samples (``op_db``) through effc: the figures of docs/torch-ops.md.
 
-    python tests/conformance/torch_opdb.py --target cpu --dtypes float32 --json build/opdb.json --resume --table docs/torch-ops.md
+    python tests/conformance/torch_opdb.py --dtypes float32,int64,bool,bfloat16,complex64 --json build/opdb.json \\
+        --resume --table docs/torch-ops.md
 
-For each operator and dtype the first 20 samples are taken, seeded. All their tensors are arguments of the compiled program, so that nothing
-can be folded. A sample counts if ``torch.export`` takes it and its program reproduces eager; then effc compiles the same exported program.
+For each operator and dtype the first 20 samples are taken, seeded. All their tensors are arguments of the compiled
+program, so that nothing can be folded. A sample counts if ``torch.export`` takes it and its program reproduces eager;
+then effc compiles the same exported program.
 
-Status of a sample: ``right``, ``wrong``, ``refused`` (an EffcError at compile time), ``crash`` (any other exception, or the process
-ended), ``hang``, ``export`` (torch.export does not take or reproduce it), ``skip`` (eager itself refuses). ``random`` operators are
-compared by dtype and shape. ``constant`` marks samples whose expectation has one value only.
+Status of a sample: ``right``, ``wrong``, ``refused`` (an EffcError at compile time), ``crash`` (any other exception,
+or the process ended), ``hang``, ``export`` (torch.export does not take or reproduce it), ``skip`` (eager itself
+refuses). ``random`` operators are compared by dtype and shape. ``constant`` marks samples whose expectation has one
+value only.
 """
 
 from __future__ import annotations
@@ -29,7 +32,11 @@ sys.path[:0] = [HERE, os.path.dirname(os.path.dirname(HERE))]
 
 DTYPES = ("float32", "int64", "bool", "bfloat16", "complex64")
 SEED = 20260
-UNINITIALISED = ("empty", "new_empty", "resize_")  # operators whose values torch does not define: dtype and shape are compared
+UNINITIALISED = (
+    "empty",
+    "new_empty",
+    "resize_",
+)  # operators whose values torch does not define: dtype and shape are compared
 
 
 def operators() -> dict[str, Any]:
@@ -135,7 +142,7 @@ def _compare(got: list[Any], want: list[Any], random: bool) -> str:
         return f"{len(got)} outputs, expected {len(want)}"
     for k, (a, b) in enumerate(zip(got, want, strict=True)):
         if isinstance(b, (bool, int, float)):
-            same = a == b or (isinstance(b, float) and (a != a and b != b or abs(a - b) <= 1e-6 * abs(b)))
+            same = a == b or (isinstance(b, float) and ((a != a and b != b) or abs(a - b) <= 1e-6 * abs(b)))
             why = "" if random or same else f"{a}, expected {b}"
         elif random:
             a = np.asarray(a)
@@ -181,11 +188,16 @@ def prepare(op: Any, sample: Any, clock: dict[str, float]) -> Prepared | dict[st
             clock["export"] += time.perf_counter() - t
             torch.manual_seed(1)
             said = _compare(_arrays(program.module()(*case.fresh())), want, random)
-            seeded = any(torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()) for n in program.graph.nodes)
+            seeded = any(
+                torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()) for n in program.graph.nodes
+            )
             if said and seeded and not random:
                 random, said = True, _compare(_arrays(program.module()(*case.fresh())), want, True)
     except Exception as e:
-        return {"status": "export", "reason": f"{type(e).__name__}: {str(e).strip().splitlines()[0][:200] if str(e).strip() else ''}"}
+        return {
+            "status": "export",
+            "reason": f"{type(e).__name__}: {str(e).strip().splitlines()[0][:200] if str(e).strip() else ''}",
+        }
     if said:
         return {"status": "export", "reason": f"not reproduced: {said}"}
     random = random or seeded
@@ -201,7 +213,9 @@ def judge(p: Prepared, run: Callable[[tuple[Any, ...]], list[Any]]) -> dict[str,
     try:
         why = _compare(run(p.case.fresh()), p.want, p.random)
     except EffcError as e:
-        internal = "internal" in str(e) or e.message.startswith(("the reference of", "IndexError", "ValueError", "TypeError"))
+        internal = "internal" in str(e) or e.message.startswith(
+            ("the reference of", "IndexError", "ValueError", "TypeError")
+        )
         return {"status": "crash" if internal else "refused", "reason": str(e)[:600], **p.flags}
     except Exception as e:
         return {"status": "crash", "reason": f"{type(e).__name__}: {str(e)[:400]}", **p.flags}
@@ -220,7 +234,9 @@ def run_case(op: Any, sample: Any, target: str, clock: dict[str, float]) -> dict
 
 
 def run_batch(op: Any, samples: list[Any], target: str, say: Callable[[dict[str, Any]], None]) -> bool:
-    """All samples as entry points of one artifact: one compiler call. False if that does not work; nothing is said then."""
+    """All samples as entry points of one artifact: one compiler call. False if that does not work; nothing is said
+    then.
+    """
     import effc
 
     say({"begin": -1})
@@ -232,7 +248,9 @@ def run_batch(op: Any, samples: list[Any], target: str, say: Callable[[dict[str,
     if good:
         t = time.perf_counter()
         try:
-            m = effc.compile_entries({f"s{i}": effc.Entry(p.program, p.case.inputs) for i, p in good.items()}, target=target)
+            m = effc.compile_entries(
+                {f"s{i}": effc.Entry(p.program, p.case.inputs) for i, p in good.items()}, target=target
+            )
         except Exception:
             return False
         clock["import"] += time.perf_counter() - t
@@ -272,7 +290,12 @@ def worker(limit: int, target: str) -> None:
         except Exception as e:
             say({"case": 0, "status": "skip", "reason": f"no samples: {e}"[:300]})
             return
-        if target != "reference" and len(samples) > 1 and not request.get("single") and run_batch(op, samples, target, say):
+        if (
+            target != "reference"
+            and len(samples) > 1
+            and not request.get("single")
+            and run_batch(op, samples, target, say)
+        ):
             return
         for i, sample in enumerate(samples):
             if i < request["start"]:
@@ -308,11 +331,23 @@ def summary(results: dict[str, Any]) -> dict[str, Any]:
         counts = Counter(states.values())
         denominator = sum(n for s, n in counts.items() if s not in ("skip", "export"))
         strict = sum(
-            1 for k, v in mine.items() if states[k] not in ("skip", "export") and not any(c["status"] == "export" for c in v.values())
+            1
+            for k, v in mine.items()
+            if states[k] not in ("skip", "export") and not any(c["status"] == "export" for c in v.values())
         )
-        constant = sorted(k for k, v in mine.items() if states[k] == "right" and all(c.get("constant") for c in v.values() if c["status"] == "right"))
+        constant = sorted(
+            k
+            for k, v in mine.items()
+            if states[k] == "right" and all(c.get("constant") for c in v.values() if c["status"] == "right")
+        )
         rand = sorted(k for k, v in mine.items() if any(c.get("random") for c in v.values()))
-        out[dtype] = {"counts": dict(counts), "exportable": denominator, "exportable_all_samples": strict, "constant": constant, "random": rand}
+        out[dtype] = {
+            "counts": dict(counts),
+            "exportable": denominator,
+            "exportable_all_samples": strict,
+            "constant": constant,
+            "random": rand,
+        }
     return out
 
 
@@ -322,13 +357,19 @@ def write_table(results: dict[str, Any], path: str, target: str, samples: int) -
 
     said = summary(results)
     lines = [
-        "# PyTorch operators", "",
-        f"PyTorch {torch.__version__}'s own samples (`op_db` of `torch.testing._internal.common_methods_invocations`), the first "
-        f"{samples} of each operator, on target `{target}`. Written by `tests/conformance/torch_opdb.py`.", "",
-        "An operator counts when `torch.export` takes and reproduces it; it is right when every such sample is. Random operators are "
-        "compared by dtype and shape.", "",
-        "| dtype | torch.export takes | right | refused | wrong | crash or hang | only constant expectations |", "|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+        "# PyTorch operators",
+        "",
+        f"PyTorch {torch.__version__}'s own samples (`op_db` of "
+        f"`torch.testing._internal.common_methods_invocations`), the first "
+        f"{samples} of each operator, on target `{target}`. Written by `tests/conformance/torch_opdb.py`.",
+        "",
+        "An operator counts when `torch.export` takes and reproduces it; it is right when every such sample is. "
+        "Random operators are "
+        "compared by dtype and shape.",
+        "",
+        "| dtype | torch.export takes | right | refused | wrong | crash or hang | only constant expectations |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for dtype, s in said.items():
         c = s["counts"]
         lines.append(
@@ -336,7 +377,15 @@ def write_table(results: dict[str, Any], path: str, target: str, samples: int) -
             f"{c.get('crash', 0) + c.get('hang', 0)} | {len(s['constant'])} |"
         )
     for dtype, s in said.items():
-        lines += ["", f"## {dtype}", "", "Not right:", "", "| operator | status | samples | reason |", "|---|---|---|---|"]
+        lines += [
+            "",
+            f"## {dtype}",
+            "",
+            "Not right:",
+            "",
+            "| operator | status | samples | reason |",
+            "|---|---|---|---|",
+        ]
         for key, cases in sorted(results.items()):
             name, _, d = key.partition("@")
             state = classify(cases)
@@ -347,7 +396,9 @@ def write_table(results: dict[str, Any], path: str, target: str, samples: int) -
             lines.append(f"| {name} | {state} | {len(bad)} of {len(cases)} | {reason} |")
         lines += ["", f"Compared by dtype and shape: {', '.join(s['random']) or 'none'}.", ""]
         lines += [f"Right, but every expectation has one value only: {', '.join(s['constant']) or 'none'}.", ""]
-        gone = sorted(k.partition("@")[0] for k, v in results.items() if k.endswith("@" + dtype) and classify(v) == "export")
+        gone = sorted(
+            k.partition("@")[0] for k, v in results.items() if k.endswith("@" + dtype) and classify(v) == "export"
+        )
         lines.append(f"Not taken by `torch.export`: {', '.join(gone) or 'none'}.")
     with open(path, "w") as f:
         f.write("\n".join(lines) + "\n")
@@ -371,9 +422,8 @@ def main(argv: list[str] | None = None) -> int:
     if a.worker:
         worker(a.samples, a.target)
         return 0
-    from worker_pool import sweep
-
     import torch
+    from worker_pool import sweep
 
     table = operators()
     wanted = [w for w in a.ops.split(",") if w]
@@ -420,7 +470,12 @@ def main(argv: list[str] | None = None) -> int:
             spent.update(c.get("seconds", {}))
     said = summary(results)
     for dtype, s in said.items():
-        print(dtype, s["counts"], f"exportable {s['exportable']} (all samples: {s['exportable_all_samples']}), constant only {len(s['constant'])}")
+        print(
+            dtype,
+            s["counts"],
+            f"exportable {s['exportable']} (all samples: {s['exportable_all_samples']}),",
+            f"constant only {len(s['constant'])}",
+        )
     print("seconds:", {k: round(v, 1) for k, v in spent.items()})
     if a.table:
         write_table(results, a.table, a.target, a.samples)

@@ -1,11 +1,13 @@
 """Architectures of ``transformers`` with tiny random configs through effc: the figures of docs/transformers.md.
 
-    python tests/conformance/transformers_zoo.py --target cpu --json build/zoo.json --resume --table docs/transformers.md
+    python tests/conformance/transformers_zoo.py --target cpu --json build/zoo.json \\
+        --resume --table docs/transformers.md
     python tests/conformance/transformers_zoo.py --dynamic --limit 40
 
-One architecture per modeling file, in alphabetical order. Config fields are shrunk by name; weights are drawn again so that the output
-depends on the input, which is verified by changing the input. What eager and ``torch.export`` can do is the denominator. With ``--dynamic``
-batch and sequence length are dynamic, and the one artifact is checked at several sizes, batch 1 among them.
+One architecture per modeling file, in alphabetical order. Config fields are shrunk by name; weights are drawn again
+so that the output depends on the input, which is verified by changing the input. What eager and ``torch.export`` can
+do is the denominator. With ``--dynamic`` batch and sequence length are dynamic, and the one artifact is checked at
+several sizes, batch 1 among them.
 
 Statuses are those of torch_opdb.py; ``skip`` is an architecture that could not be built or run in eager this way.
 """
@@ -32,13 +34,20 @@ TOLERANCE = 1e-4
 VOCAB = 128
 IMAGE = 32
 PREFERENCE = (
-    "MODEL_MAPPING_NAMES", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_MASKED_LM_MAPPING_NAMES", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
-    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES", "MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES",
-    "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", "MODEL_FOR_PRETRAINING_MAPPING_NAMES",
-)  # fmt: skip
+    "MODEL_MAPPING_NAMES",
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+    "MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES",
+    "MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES",
+    "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES",
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+    "MODEL_FOR_PRETRAINING_MAPPING_NAMES",
+)
 
 
-# Which architectures -----------------------------------------------------------------------------------------------------
+# Which architectures -------------------------------------------------------------------------------------------------
 
 
 def modeling_files() -> list[tuple[str, str]]:
@@ -71,19 +80,31 @@ def architecture(path: str) -> str | None:
     return next((n for n in names if n.endswith("Model") and "PreTrained" not in n), None)
 
 
-# Shrinking a config ------------------------------------------------------------------------------------------------------
+# Shrinking a config --------------------------------------------------------------------------------------------------
 
 RULES: list[tuple[str, Any]] = [
     (r".*(num_key_value_heads|num_kv_heads|n_kv_heads|multi_query_group_num)", 2),
     (r".*(attention_heads|num_heads|n_heads?|num_attn_heads|n_query_heads|num_head)", 4),
     (r".*(linear_num_value_heads|linear_num_key_heads|mamba_n_heads|mamba_num_heads)", 4),
-    (r"num_hidden_layers|num_layers|n_layers?|.*(encoder|decoder)_layers|.*_num_hidden_layers|num_.*_layers|n_.*layers?", 2),
+    (
+        r"num_hidden_layers|num_layers|n_layers?|.*(encoder|decoder)_layers|.*_num_hidden_layers|num_.*_layers|n_.*layers?",
+        2,
+    ),
     (r"num_hidden_groups|num_blocks|num_stages_.*", 1),
-    (r".*(intermediate_size|ffn_dim|d_ff|n_inner|dim_feedforward|ff_dim|feed_forward.*size|inner_dim|mlp_dim|feedforward_size|moe_.*size)", 48),
-    (r"head_dim|d_kv|attention_head_dim|.*_head_dim|head_size|attention_key_size|kv_channels|d_head|linear_.*_head_dim", 8),
+    (
+        r".*(intermediate_size|ffn_dim|d_ff|n_inner|dim_feedforward|ff_dim|feed_forward.*size|inner_dim|mlp_dim|feedforward_size|moe_.*size)",
+        48,
+    ),
+    (
+        r"head_dim|d_kv|attention_head_dim|.*_head_dim|head_size|attention_key_size|kv_channels|d_head|linear_.*_head_dim",
+        8,
+    ),
     (r"(q|kv|o)_lora_rank|.*lora_rank.*", 16),
-    (r".*(hidden_size|d_model|n_embd|embed_dim|hidden_dim|embedding_size|embedding_dim|projection_dim|d_embed|encoder_dim|hidden_channels|width|model_dim)"
-     r"|dim|channels|classifier_proj_size|out_hidden_size|fpn_feature_size|mask_feature_size|decoder_hidden_size", 32),
+    (
+        r".*(hidden_size|d_model|n_embd|embed_dim|hidden_dim|embedding_size|embedding_dim|projection_dim|d_embed|encoder_dim|hidden_channels|width|model_dim)"
+        r"|dim|channels|classifier_proj_size|out_hidden_size|fpn_feature_size|mask_feature_size|decoder_hidden_size",
+        32,
+    ),
     (r"vocab_size|.*_vocab_size|vocab_size_.*|num_embeddings|codebook_size", VOCAB),
     (r".*(num_experts|n_routed_experts|num_local_experts|moe_num_experts)", 4),
     (r".*(num_experts_per_tok|experts_per_token|moe_topk|moe_k|num_selected_experts|moe_top_k|top_k_experts)", 2),
@@ -94,14 +115,16 @@ RULES: list[tuple[str, Any]] = [
     (r"num_mel_bins|input_feat_per_channel|feature_size", 16),
     (r"num_queries|num_object_queries", 10),
     (r"n_mels|num_mels", 16),
-]  # fmt: skip
+]
 LISTS: list[tuple[str, Callable[[int], list[Any]]]] = [
     (r"depths|layers|encoder_depths|depth|num_blocks|stage_depths", lambda n: [1] * n),
-    (r"hidden_sizes|embed_dims|encoder_hidden_sizes|dims|embedding_sizes|encoder_embed_dims|neck_hidden_sizes|hidden_channels|stage_.*channels",
-     lambda n: [16 * 2**i for i in range(n)]),
+    (
+        r"hidden_sizes|embed_dims|encoder_hidden_sizes|dims|embedding_sizes|encoder_embed_dims|neck_hidden_sizes|hidden_channels|stage_.*channels",
+        lambda n: [16 * 2**i for i in range(n)],
+    ),
     (r"conv_dim|tdnn_dim", lambda n: [32] * n),
     (r"num_attention_heads|num_heads|encoder_num_heads", lambda n: [(1, 2, 4, 4)[min(i, 3)] for i in range(n)]),
-]  # fmt: skip
+]
 
 
 def shrunk(config: Any, depth: int = 0) -> dict[str, Any]:
@@ -134,7 +157,11 @@ def shrunk(config: Any, depth: int = 0) -> dict[str, Any]:
             else:
                 if key == "patch_size" and value >= 8:
                     out[key] = 8
-        elif isinstance(value, (list, tuple)) and value and all(isinstance(v, int) and not isinstance(v, bool) for v in value):
+        elif (
+            isinstance(value, (list, tuple))
+            and value
+            and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+        ):
             if key in ("image_size", "patch_size"):
                 out[key] = type(value)([IMAGE if key == "image_size" else 8] * len(value))
                 continue
@@ -160,7 +187,9 @@ def tiny(cls: Any) -> Any:
     reasons = []
     for drop in ((), ("head_dim", "rope_scaling"), ("num_key_value_heads",), None):
         if drop is None:
-            args: dict[str, Any] = {k: v for k, v in changes.items() if re.fullmatch(r".*(layers|n_layer|vocab_size)", k)}
+            args: dict[str, Any] = {
+                k: v for k, v in changes.items() if re.fullmatch(r".*(layers|n_layer|vocab_size)", k)
+            }
         else:
             args = {k: v for k, v in changes.items() if k not in drop}
         try:
@@ -200,7 +229,7 @@ def redraw(model: Any) -> None:
                 p.copy_(0.1 * noise)
 
 
-# Inputs ------------------------------------------------------------------------------------------------------------------
+# Inputs --------------------------------------------------------------------------------------------------------------
 
 
 def _field(config: Any, *names: str, default: Any = None) -> Any:
@@ -227,7 +256,9 @@ def make_inputs(model: Any, batch: int, length: int, seed: int) -> dict[str, Any
     def ids(n: int) -> Any:
         return torch.randint(20, vocab, (batch, n), generator=g)
 
-    if "input_ids" in names and model.main_input_name == "input_ids" or ("input_ids" in names and "pixel_values" not in names):
+    if ("input_ids" in names and model.main_input_name == "input_ids") or (
+        "input_ids" in names and "pixel_values" not in names
+    ):
         out["input_ids"] = ids(length)
     elif "input_ids" in names:
         out["input_ids"] = ids(length)
@@ -243,12 +274,20 @@ def make_inputs(model: Any, batch: int, length: int, seed: int) -> dict[str, Any
         size = _field(config, "image_size", default=IMAGE)
         h, w = size[:2] if isinstance(size, (list, tuple)) else (size, size)
         c = int(_field(config, "num_channels", "in_channels", "in_chans", default=3))
-        frames = _field(config, "num_frames") if "Video" in type(model).__name__ or "imesformer" in type(model).__name__ else None
+        frames = (
+            _field(config, "num_frames")
+            if "Video" in type(model).__name__ or "imesformer" in type(model).__name__
+            else None
+        )
         shape = (batch, frames, c, h, w) if frames else (batch, c, h, w)
         out["pixel_values"] = torch.randn(shape, generator=g)
     if "input_values" in names:
         bins = _field(config, "num_mel_bins")
-        shape = (batch, _field(config, "max_length", default=64), bins) if bins and "AST" in type(model).__name__ else (batch, 2000 + length)
+        shape = (
+            (batch, _field(config, "max_length", default=64), bins)
+            if bins and "AST" in type(model).__name__
+            else (batch, 2000 + length)
+        )
         out["input_values"] = torch.randn(shape, generator=g)
     if "input_features" in names:
         bins = int(_field(config, "num_mel_bins", "input_feat_per_channel", "feature_size", default=16))
@@ -268,7 +307,7 @@ def dynamic_shapes(inputs: dict[str, Any], lengths: bool) -> dict[str, Any]:
     return {k: {0: d, **({1: d} if lengths and k in long else {})} for k in inputs}
 
 
-# One architecture --------------------------------------------------------------------------------------------------------
+# One architecture ----------------------------------------------------------------------------------------------------
 
 
 def _outputs(out: Any) -> list[Any]:
@@ -278,7 +317,11 @@ def _outputs(out: Any) -> list[Any]:
     from effc.frontend.torch.dtypes import to_numpy
 
     leaves = pytree.tree_leaves(dict(out) if isinstance(out, dict) else out)
-    return [to_numpy(x) if isinstance(x, torch.Tensor) else x for x in leaves if isinstance(x, (torch.Tensor, bool, int, float))]
+    return [
+        to_numpy(x) if isinstance(x, torch.Tensor) else x
+        for x in leaves
+        if isinstance(x, (torch.Tensor, bool, int, float))
+    ]
 
 
 def _difference(got: list[Any], want: list[Any]) -> str:
@@ -289,7 +332,13 @@ def _difference(got: list[Any], want: list[Any]) -> str:
         return f"{len(got)} outputs, expected {len(want)}"
     for k, (a, b) in enumerate(zip(got, want, strict=True)):
         floating = isinstance(b, np.ndarray) and b.dtype == np.float32
-        why = difference(a, b, TOLERANCE if floating else None) if isinstance(b, np.ndarray) else "" if a == b else f"{a} for {b}"
+        why = (
+            difference(a, b, TOLERANCE if floating else None)
+            if isinstance(b, np.ndarray)
+            else ""
+            if a == b
+            else f"{a} for {b}"
+        )
         if why:
             return f"output {k}: {why}"
     return ""
@@ -319,7 +368,7 @@ def _model(program: Any, target: str, inputs: dict[str, Any]) -> Callable[[dict[
 
         def call(x: dict[str, Any]) -> list[Any]:
             results = run(g.graph, [to_numpy(t).copy() for t in x.values()])
-            return [v for v in _leaves(g.out_tree, iter(results))]
+            return list(_leaves(g.out_tree, iter(results)))
 
         return call
     import effc
@@ -359,7 +408,13 @@ def run_architecture(module: str, name: str, target: str, dynamic: bool, clock: 
                 if not lengths and dynamic:
                     cases = [make_inputs(model, b, sizes[0][1], 11 + i) for i, (b, _) in enumerate(sizes)]
                     wants = [_outputs(model(**c)) for c in cases]
-                said = next(filter(None, (_difference(_outputs(candidate.module()(**c)), w) for c, w in zip(cases, wants, strict=True))), "")
+                said = next(
+                    filter(
+                        None,
+                        (_difference(_outputs(candidate.module()(**c)), w) for c, w in zip(cases, wants, strict=True)),
+                    ),
+                    "",
+                )
             if not said:
                 program = candidate
                 break
@@ -416,12 +471,20 @@ def write_table(results: dict[str, Any], path: str, target: str, dynamic: bool) 
     counts = Counter(r["status"] for r in results.values())
     total = sum(n for s, n in counts.items() if s not in ("skip", "export"))
     lines = [
-        "# Architectures of transformers", "",
-        f"transformers {transformers.__version__}, tiny random configs, one architecture per modeling file, target `{target}`"
-        + (", batch and sequence length dynamic" if dynamic else "") + ". Written by `tests/conformance/transformers_zoo.py`.", "",
-        f"Of {total} that eager and `torch.export` can do: {counts['right']} right, {counts['refused']} refused, {counts['wrong']} wrong, "
-        f"{counts['crash'] + counts['hang']} crashes or hangs.", "", "| architecture | status | reason |", "|---|---|---|",
-    ]  # fmt: skip
+        "# Architectures of transformers",
+        "",
+        f"transformers {transformers.__version__}, tiny random configs, one architecture per modeling "
+        f"file, target `{target}`"
+        + (", batch and sequence length dynamic" if dynamic else "")
+        + ". Written by `tests/conformance/transformers_zoo.py`.",
+        "",
+        f"Of {total} that eager and `torch.export` can do: {counts['right']} right, {counts['refused']} refused, "
+        f"{counts['wrong']} wrong, "
+        f"{counts['crash'] + counts['hang']} crashes or hangs.",
+        "",
+        "| architecture | status | reason |",
+        "|---|---|---|",
+    ]
     for key, r in sorted(results.items()):
         if r["status"] not in ("skip", "export"):
             reason = " ".join(r.get("reason", r.get("dims", "")).split())[:160].replace("|", "\\|")
@@ -481,7 +544,12 @@ def main(argv: list[str] | None = None) -> int:
     me = [os.path.abspath(__file__), "--target", a.target, *(["--dynamic"] if a.dynamic else [])]
     for request in sweep(me, requests, on_case, a.timeout, restart_every=40):
         r = results.get(request["name"], {"status": "skip", "reason": "no answer"})
-        print(f"{r['status']:8} {request['name']}: {' '.join(r.get('reason', r.get('dims', '')).split())[:260]}  {r.get('seconds', '')}", flush=True)
+        print(
+            f"{r['status']:8} {request['name']}:",
+            " ".join(r.get("reason", r.get("dims", "")).split())[:260],
+            r.get("seconds", ""),
+            flush=True,
+        )
         save()
         if counted() >= a.limit:
             break

@@ -1,8 +1,8 @@
 """Runs cases in worker processes so that a crash or a hang costs one case. Used by the conformance sweeps.
 
-A worker is this interpreter running a script with ``--worker``: it reads one JSON request a line from stdin and answers with JSON
-lines on the descriptor given by ``EFFC_WORKER_FD``; ``{"begin": i}`` before each case (-1: before a batch of all), ``{"case": i, ...}`` after it,
-``{"done": true}``.
+A worker is this interpreter running a script with ``--worker``: it reads one JSON request a line from stdin and
+answers with JSON lines on the descriptor given by ``EFFC_WORKER_FD``; ``{"begin": i}`` before each case (-1: before a
+batch of all), ``{"case": i, ...}`` after it, ``{"done": true}``.
 """
 
 from __future__ import annotations
@@ -24,9 +24,14 @@ class Worker:
         r, w = os.pipe()
         env = {**os.environ, "EFFC_WORKER_FD": str(w), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
         self.process = subprocess.Popen(
-            [sys.executable, *argv, "--worker"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            pass_fds=(w,), env=env, text=True,
-        )  # fmt: skip
+            [sys.executable, *argv, "--worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(w,),
+            env=env,
+            text=True,
+        )
         os.close(w)
         self.pipe = r
         self.buffer = b""
@@ -62,11 +67,15 @@ class Worker:
 
 
 def sweep(
-    argv: list[str], requests: list[dict[str, Any]], on_case: Callable[[dict[str, Any], dict[str, Any]], None], timeout: float = 120,
+    argv: list[str],
+    requests: list[dict[str, Any]],
+    on_case: Callable[[dict[str, Any], dict[str, Any]], None],
+    timeout: float = 120,
     restart_every: int = 200,
-) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """Runs the requests one after another; yields each when it is done. A case that kills or hangs its worker is a ``crash`` or
-    ``hang``, and the request goes on with the next case in a new worker (``start``)."""
+) -> Iterator[dict[str, Any]]:
+    """Runs the requests one after another; yields each when it is done. A case that kills or hangs its worker is a
+    ``crash`` or ``hang``, and the request goes on with the next case in a new worker (``start``).
+    """
     worker: Worker | None = None
     served = 0
     for request in requests:
@@ -79,7 +88,7 @@ def sweep(
             try:
                 worker.ask({**request, "start": start})
                 while True:
-                    said = worker.answer(timeout)
+                    said = worker.answer(timeout * (3 if current < 0 else 1))
                     if said is None:
                         died = "crash"
                         break

@@ -1,4 +1,6 @@
-"""Tensors that reach an exported program under two names: a registered buffer that other objects (a cache, say) hold too."""
+"""Tensors that reach an exported program under two names: a registered buffer that other objects (a cache, say) hold
+too.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,12 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind
 
 def _same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
     return (
-        a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr() and a.storage_offset() == b.storage_offset()
-        and a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
-    )  # fmt: skip
+        a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+        and a.storage_offset() == b.storage_offset()
+        and a.shape == b.shape
+        and a.stride() == b.stride()
+        and a.dtype == b.dtype
+    )
 
 
 def _pairs(ep: torch.export.ExportedProgram) -> dict[str, str]:
@@ -39,7 +44,8 @@ def _pairs(ep: torch.export.ExportedProgram) -> dict[str, str]:
 def merge_aliased_constants(ep: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """``ep`` with every lifted constant that is a buffer's memory replaced by that buffer.
 
-    A write to one must be seen through the other; torch's own functionalisation refuses programs whose inputs alias so.
+    A write to one must be seen through the other; torch's own functionalisation refuses programs whose inputs alias
+    so.
     """
     pairs = _pairs(ep)
     if not pairs:
@@ -57,7 +63,13 @@ def merge_aliased_constants(ep: torch.export.ExportedProgram) -> torch.export.Ex
     )
     dropped = {s.target for s in old.input_specs if s.arg.name in pairs}
     return torch.export.ExportedProgram(
-        root=gm, graph=gm.graph, graph_signature=signature, state_dict=ep.state_dict, range_constraints=ep.range_constraints,
-        module_call_graph=copy.deepcopy(ep.module_call_graph), example_inputs=ep.example_inputs,
-        constants={k: v for k, v in ep.constants.items() if k not in dropped}, verifiers=ep.verifiers,
-    )  # fmt: skip
+        root=gm,
+        graph=gm.graph,
+        graph_signature=signature,
+        state_dict=ep.state_dict,
+        range_constraints=ep.range_constraints,
+        module_call_graph=copy.deepcopy(ep.module_call_graph),
+        example_inputs=ep.example_inputs,
+        constants={k: v for k, v in ep.constants.items() if k not in dropped},
+        verifiers=ep.verifiers,
+    )

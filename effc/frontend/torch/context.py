@@ -28,7 +28,9 @@ def is_number(x: Any) -> bool:
 
 
 class Context:
-    """State of one graph's import. ``expected`` holds the types torch gives the current node's results (None: not a tensor)."""
+    """State of one graph's import. ``expected`` holds the types torch gives the current node's results (None: not a
+    tensor).
+    """
 
     def __init__(self, builder: Builder, known: dict[str, Dim], numbers: dict[str, Value]) -> None:
         self.b = builder
@@ -99,7 +101,7 @@ class Context:
         return self.const(x, dtype)
 
     def dim(self, x: Any) -> Dim:
-        """A size from an argument: an int, a dim, or a number computed at run time, which ``item`` binds to a symbol."""
+        """A size from an argument: an int, a dim, or a number that ``item`` binds to a symbol at run time."""
         if isinstance(x, (int, SymExpr)):
             return x
         if isinstance(x, SymNumber):

@@ -34,7 +34,9 @@ from .state import Weights
 
 @dataclass(frozen=True)
 class ImportedGraph:
-    """A graph and how it is called. Trees: see docs/architecture.md; the torch specs rebuild classes while torch is there."""
+    """A graph and how it is called. Trees: see docs/architecture.md; the torch specs rebuild classes while torch is
+    there.
+    """
 
     graph: Graph
     in_tree: trees.Tree
@@ -46,7 +48,9 @@ class ImportedGraph:
 
 
 def import_model(model: Any, args: Any = (), kwargs: Any = None, dynamic_shapes: Any = None) -> ImportedGraph:
-    """The IR of an ``nn.Module``, an ``ExportedProgram`` or a ``.pt2`` file; EffcError lists everything that cannot be taken."""
+    """The IR of an ``nn.Module``, an ``ExportedProgram`` or a ``.pt2`` file; EffcError lists everything that cannot
+    be taken.
+    """
     from .export import to_program
 
     registry.load()
@@ -81,8 +85,9 @@ class Problems:
         n = len(lines)
         raise EffcError(
             f"{n} operator{'s' * (n > 1)} of the model {'are' if n > 1 else 'is'} not supported:\n" + "\n".join(lines),
-            op=sorted(self.items)[0], hint="rewrite these lines with other operators, or compile the model without them",
-        )  # fmt: skip
+            op=sorted(self.items)[0],
+            hint="rewrite these lines with other operators, or compile the model without them",
+        )
 
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)')
@@ -93,7 +98,11 @@ _TORCH = os.path.dirname(torch.__file__) + os.sep
 def _frame(trace: str) -> tuple[str, int, str]:
     """The innermost frame outside torch; the innermost of all if there is none."""
     frames = _FRAME.findall(trace)
-    user = [f for f in frames if not f[0].startswith(_TORCH) and not f[0].startswith("<") and f"{os.sep}torch{os.sep}" not in f[0]]
+    user = [
+        f
+        for f in frames
+        if not f[0].startswith(_TORCH) and not f[0].startswith("<") and f"{os.sep}torch{os.sep}" not in f[0]
+    ]
     if not (user or frames):
         return "", 0, ""
     file, line, code = (user or frames)[-1]
@@ -116,13 +125,17 @@ def location(n: fx.Node) -> Loc | None:
 class GraphImporter:
     """Imports one FX graph into one builder."""
 
-    def __init__(self, root: torch.nn.Module, builder: Builder, problems: Problems, numbers: dict[str, Value] | None = None) -> None:
+    def __init__(
+        self, root: torch.nn.Module, builder: Builder, problems: Problems, numbers: dict[str, Value] | None = None
+    ) -> None:
         self.root, self.b, self.problems = root, builder, problems
         self.known: dict[str, Dim] = {}
         self.cx = Context(builder, self.known, {} if numbers is None else numbers)
         self.env: dict[fx.Node, Any] = {}
         self.checks: list[Check] = []
-        self.natural: dict[str, tuple[int, int | None]] = {}  # what data-dependent symbols can be, before any assertion of the model
+        self.natural: dict[
+            str, tuple[int, int | None]
+        ] = {}  # what data-dependent symbols can be, before any assertion of the model
         self.inputs_known: set[str] = set()  # symbols whose value is known before the first node runs
 
     # arguments --------------------------------------------------------------------------------------------------------
@@ -265,7 +278,9 @@ class GraphImporter:
             return out
         out = tuple(out)
         if len(out) != len(expected):
-            raise EffcError(f"internal: the mapping gave {len(out)} results, torch gives {len(expected)}", op=str(n.target))
+            raise EffcError(
+                f"internal: the mapping gave {len(out)} results, torch gives {len(expected)}", op=str(n.target)
+            )
         for v, t in zip(out, expected, strict=True):
             if v is not None and t is not None:
                 self._verify(n, v, t)
@@ -283,13 +298,18 @@ class GraphImporter:
         if not isinstance(v, Value):
             raise EffcError(f"internal: the mapping gave {type(v).__name__} for a tensor", op=str(n.target))
         ok = v.dtype is t.dtype and v.rank == t.rank
-        ok = ok and all(a == b or not (isinstance(a, int) and isinstance(b, int)) for a, b in zip(v.shape, t.shape, strict=True))
+        ok = ok and all(
+            a == b or not (isinstance(a, int) and isinstance(b, int)) for a, b in zip(v.shape, t.shape, strict=True)
+        )
         if not ok:
             raise EffcError(f"internal: the mapping gave {v.type}, torch gives {t}", op=str(n.target))
 
     def _sym_node(self, n: fx.Node, fake: Any) -> Any:
         """A number: its expression says everything, unless the node reads a tensor's content."""
-        if isinstance(n.target, torch._ops.OpOverload) and registry.keys_of(n.target)[1] in ("_local_scalar_dense", "item"):
+        if isinstance(n.target, torch._ops.OpOverload) and registry.keys_of(n.target)[1] in (
+            "_local_scalar_dense",
+            "item",
+        ):
             source = self.env[n.args[0]]
             for s in n.meta.get("unbacked_bindings") or {}:
                 name = str(s)
@@ -345,7 +365,9 @@ class GraphImporter:
     def _implied(self, lhs: Dim, relation: str, rhs: Dim) -> bool:
         ranges = {**self.b.symbols, **self.natural}
         lo, hi = D.bounds(lhs - rhs, ranges)
-        return {"==": lo == hi == 0, "!=": lo > 0 or hi < 0, "<=": hi <= 0, ">=": lo >= 0, "<": hi < 0, ">": lo > 0}[relation]
+        return {"==": lo == hi == 0, "!=": lo > 0 or hi < 0, "<=": hi <= 0, ">=": lo >= 0, "<": hi < 0, ">": lo > 0}[
+            relation
+        ]
 
 
 def _limits(vr: Any) -> tuple[int, int | None]:
@@ -395,7 +417,9 @@ def convert_program(ep: torch.export.ExportedProgram, guards: Sequence[str] = ()
     commits: list[Commit] = []
     for spec, value in zip(sig.output_specs, results, strict=True):
         if spec.kind in _STATE_OUT:
-            commits.append(Commit(imp.cx.convert(value, weights.states[str(spec.target)].type.dtype), state=str(spec.target)))
+            commits.append(
+                Commit(imp.cx.convert(value, weights.states[str(spec.target)].type.dtype), state=str(spec.target))
+            )
         elif spec.kind is OutputKind.USER_INPUT_MUTATION:
             commits.append(Commit(value, input=user[str(spec.target)]))
         elif spec.kind is OutputKind.TOKEN:
@@ -405,7 +429,11 @@ def convert_program(ep: torch.export.ExportedProgram, guards: Sequence[str] = ()
     problems.check()
     in_spec, out_spec = ep.call_spec.in_spec, ep.call_spec.out_spec
     graph = b.graph(
-        outputs, commits=tuple(commits), states=dict(weights.states), checks=tuple(imp.checks), output_names=tuple(names)
+        outputs,
+        commits=tuple(commits),
+        states=dict(weights.states),
+        checks=tuple(imp.checks),
+        output_names=tuple(names),
     )
     in_tree = trees.to_tree(in_spec, iter(leaves))
     call = ep.module_call_graph[0].signature if ep.module_call_graph else None
@@ -413,9 +441,14 @@ def convert_program(ep: torch.export.ExportedProgram, guards: Sequence[str] = ()
     if len(arg_names) >= len(in_tree["c"][0]["c"]) and in_tree["c"][0]["c"]:
         in_tree["c"][0]["names"] = arg_names[: len(in_tree["c"][0]["c"])]
     return ImportedGraph(
-        graph, in_tree, trees.to_tree(out_spec, iter(out_leaves)),
-        tuple(n.name for n in b.inputs), tuple(names), in_spec, out_spec,
-    )  # fmt: skip
+        graph,
+        in_tree,
+        trees.to_tree(out_spec, iter(out_leaves)),
+        tuple(n.name for n in b.inputs),
+        tuple(names),
+        in_spec,
+        out_spec,
+    )
 
 
 _STATE_OUT = tuple(getattr(OutputKind, k) for k in ("BUFFER_MUTATION", "PARAMETER_MUTATION") if hasattr(OutputKind, k))
@@ -492,7 +525,9 @@ _SIZE = re.compile(r"L(\['[^']*'\](?:\[[^\]]*\])*)\.(size|shape)(?:\(\))?\[(\d+)
 
 
 def _guard(imp: GraphImporter, text: str, ep: torch.export.ExportedProgram) -> None:
-    """A condition that torch found while tracing, on the sizes of the inputs. Those that the types say already are dropped."""
+    """A condition that torch found while tracing, on the sizes of the inputs. Those that the types say already are
+    dropped.
+    """
     names = {n.name: n for n in imp.b.inputs}
     local: dict[str, Any] = {}
 
@@ -512,7 +547,7 @@ def _guard(imp: GraphImporter, text: str, ep: torch.export.ExportedProgram) -> N
     import math
 
     try:
-        truth = eval(code, {"__builtins__": {"min": min, "max": max}, "torch": torch, "math": math}, local)  # noqa: S307
+        truth = eval(code, {"__builtins__": {"min": min, "max": max}, "torch": torch, "math": math}, local)
     except Exception:  # guards are torch's text: what cannot be read is checked by the graph's own shape rules
         return
     if truth is True:
@@ -527,7 +562,9 @@ def _readable(text: str) -> str:
     return _SIZE.sub(lambda m: f"{m.group(1)[2:-2]}.shape[{m.group(3)}]", text)
 
 
-def _output(imp: GraphImporter, value: Any, outputs: list[Value], leaves: list[trees.Tree], names: list[str], name: str) -> None:
+def _output(
+    imp: GraphImporter, value: Any, outputs: list[Value], leaves: list[trees.Tree], names: list[str], name: str
+) -> None:
     if isinstance(value, Value):
         leaves.append(dict(trees.LEAF))
         outputs.append(value)

@@ -17,7 +17,7 @@ KEEP_WHOLE = frozenset({"detach", "alias", "lift", "lift_fresh", "clone"})  # fu
 @functools.cache
 def table() -> dict[Any, Callable[..., Any]]:
     """The decomposition table. A mapping of ours wins over torch's decomposition of the same operator."""
-    import torch._refs  # noqa: F401  (registers the reference implementations)
+    import torch._refs
     import torch._refs.linalg
     import torch._refs.nn.functional
     import torch._refs.special
@@ -26,12 +26,17 @@ def table() -> dict[Any, Callable[..., Any]]:
     registry.load()
     core = torch.export.default_decompositions()
     out: dict[Any, Callable[..., Any]] = {
-        op: f for op, f in global_decomposition_table["post_autograd"].items()
+        op: f
+        for op, f in global_decomposition_table["post_autograd"].items()
         if isinstance(op, torch._ops.OpOverload) and op.namespace in ("aten", "prims") and _wanted(op)
-    }  # fmt: skip
+    }
     out.update(core.items())
     for op in list(out):
-        if isinstance(op, torch._ops.OpOverload) and registry.lookup(op) is not None and registry.keys_of(op)[1] not in ALWAYS:
+        if (
+            isinstance(op, torch._ops.OpOverload)
+            and registry.lookup(op) is not None
+            and registry.keys_of(op)[1] not in ALWAYS
+        ):
             del out[op]
     return out
 

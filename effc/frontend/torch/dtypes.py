@@ -11,11 +11,25 @@ from ...ir.dtypes import DType
 from ...runtime.errors import EffcError
 
 _TABLE: dict[torch.dtype, DType] = {
-    torch.bool: DType.bool, torch.uint8: DType.u8, torch.int8: DType.i8, torch.uint16: DType.u16, torch.int16: DType.i16,
-    torch.uint32: DType.u32, torch.int32: DType.i32, torch.uint64: DType.u64, torch.int64: DType.i64, torch.float16: DType.f16,
-    torch.bfloat16: DType.bf16, torch.float32: DType.f32, torch.float64: DType.f64, torch.float8_e4m3fn: DType.f8e4m3,
-    torch.float8_e5m2: DType.f8e5m2, torch.complex64: DType.c64, torch.complex128: DType.c128, torch.complex32: DType.c32,
-}  # fmt: skip
+    torch.bool: DType.bool,
+    torch.uint8: DType.u8,
+    torch.int8: DType.i8,
+    torch.uint16: DType.u16,
+    torch.int16: DType.i16,
+    torch.uint32: DType.u32,
+    torch.int32: DType.i32,
+    torch.uint64: DType.u64,
+    torch.int64: DType.i64,
+    torch.float16: DType.f16,
+    torch.bfloat16: DType.bf16,
+    torch.float32: DType.f32,
+    torch.float64: DType.f64,
+    torch.float8_e4m3fn: DType.f8e4m3,
+    torch.float8_e5m2: DType.f8e5m2,
+    torch.complex64: DType.c64,
+    torch.complex128: DType.c128,
+    torch.complex32: DType.c32,
+}
 _BACK = {v: k for k, v in _TABLE.items()}
 _BITS = {1: torch.int8, 2: torch.int16}
 
@@ -23,7 +37,9 @@ _BITS = {1: torch.int8, 2: torch.int16}
 def dtype_of(dtype: torch.dtype) -> DType:
     """The IR dtype; EffcError for quantized and other storage types."""
     if dtype not in _TABLE:
-        raise EffcError(f"tensors of {dtype} are not supported", hint="convert them to a float, integer, bool or complex type")
+        raise EffcError(
+            f"tensors of {dtype} are not supported", hint="convert them to a float, integer, bool or complex type"
+        )
     return _TABLE[dtype]
 
 

@@ -1,8 +1,9 @@
 """``torch.compile(model, backend="effc")``: Dynamo's graphs compiled by effc, for inference.
 
-Dynamo hands over an FX graph with example inputs. Parameters and buffers that the graph only reads become constants of the artifact, so that
-they can be folded and packed; when one of them has changed at a later call (its version counter says so), the graph is compiled again.
-Sizes that Dynamo made dynamic stay dynamic. What effc does not take is an ``EffcError`` that names it: nothing falls back to another backend.
+Dynamo hands over an FX graph with example inputs. Parameters and buffers that the graph only reads become constants
+of the artifact, so that they can be folded and packed; when one of them has changed at a later call (its version
+counter says so), the graph is compiled again. Sizes that Dynamo made dynamic stay dynamic. What effc does not take is
+an ``EffcError`` that names it: nothing falls back to another backend.
 """
 
 from __future__ import annotations
@@ -53,7 +54,11 @@ class _Compiled:
                 raise
             except Exception as e:
                 raise EffcError(f"a graph of torch.compile cannot be exported: {type(e).__name__}: {e}") from e
-            written = {s.target for s in program.graph_signature.output_specs if s.target and s.kind.name.endswith("BUFFER_MUTATION")}
+            written = {
+                s.target
+                for s in program.graph_signature.output_specs
+                if s.target and s.kind.name.endswith("BUFFER_MUTATION")
+            }
             again = [i for i in self.fixed if f"fixed{i}" in written]
             if not again:
                 break
@@ -81,10 +86,17 @@ def _is_static(n: torch.fx.Node, x: Any) -> bool:
 
 
 class _Flat(torch.nn.Module):
-    """Dynamo's graph as a function of its variable tensors: its size inputs are read off their shapes, its constants are buffers."""
+    """Dynamo's graph as a function of its variable tensors: its size inputs are read off their shapes, its constants
+    are buffers.
+    """
 
     def __init__(
-        self, gm: torch.fx.GraphModule, inputs: Sequence[Any], fakes: Sequence[Any], fixed: Sequence[int], kept: Sequence[int]
+        self,
+        gm: torch.fx.GraphModule,
+        inputs: Sequence[Any],
+        fakes: Sequence[Any],
+        fixed: Sequence[int],
+        kept: Sequence[int],
     ) -> None:
         super().__init__()
         self.gm = gm
@@ -97,10 +109,15 @@ class _Flat(torch.nn.Module):
             if isinstance(f, torch.SymInt):
                 place = _place(str(f.node.expr), fakes, kept)
                 if place is None:
-                    raise EffcError(f"input {i} of a torch.compile graph is a number that no tensor's size gives", hint="pass it as a tensor")
+                    raise EffcError(
+                        f"input {i} of a torch.compile graph is a number that no tensor's size gives",
+                        hint="pass it as a tensor",
+                    )
                 self.sizes[i] = place
             elif isinstance(f, (torch.SymFloat, torch.SymBool)):
-                raise EffcError(f"input {i} of a torch.compile graph is a {type(f).__name__}", hint="pass it as a tensor")
+                raise EffcError(
+                    f"input {i} of a torch.compile graph is a {type(f).__name__}", hint="pass it as a tensor"
+                )
 
     def forward(self, *tensors: torch.Tensor) -> Any:
         args = list(self.args)

@@ -1,4 +1,4 @@
-"""From what the user gave to a functional exported program with the operators we have mappings or decompositions for."""
+"""From what the user gave to a functional exported program of operators with mappings or decompositions."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ import torch.utils._pytree as pytree
 from torch.fx.proxy import TracerBase
 
 from ...runtime.errors import EffcError
-from .aliases import merge_aliased_constants
 from . import dtypes as T
 from . import registry
+from .aliases import merge_aliased_constants
 from .decompositions import table
 from .recurrent import whole_layers
 
@@ -41,7 +41,9 @@ _OURS = os.path.dirname(__file__) + os.sep
 
 @contextlib.contextmanager
 def user_lines() -> Iterator[None]:
-    """Lets the tracer keep the innermost lines of the user's code; by default it keeps those of ``forward`` methods alone."""
+    """Lets the tracer keep the innermost lines of the user's code; by default it keeps those of ``forward`` methods
+    alone.
+    """
     kept = TracerBase._filter_traceback_frames
 
     def filtered(self: Any, summary: traceback.StackSummary) -> traceback.StackSummary:
@@ -80,7 +82,9 @@ def to_program(
         try:
             model = torch.export.load(os.fspath(model))
         except Exception as e:
-            raise EffcError(f"{os.fspath(model)} is not an exported program: {e}", hint="write it with torch.export.save") from e
+            raise EffcError(
+                f"{os.fspath(model)} is not an exported program: {e}", hint="write it with torch.export.save"
+            ) from e
     if not isinstance(model, torch.export.ExportedProgram):
         model = export(model, args, kwargs, dynamic_shapes)
     guards = list(getattr(model, "_guards_code", None) or [])
@@ -98,13 +102,16 @@ def _tensor(x: Any) -> Any:
 def export(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any) -> torch.export.ExportedProgram:
     """torch.export, without Dynamo first, with it where that fails.
 
-    Between the two, conditions on sizes are deferred to run time: torch refuses, for one, pooling with ceil_mode at any odd
-    and even size, though the operators' own shape rules (which the IR has too) cover both. Then sizes 0 and 1 are allowed to be
-    special: some slices by sizes cannot be traced without, and what that costs is in the bounds of the program's symbols.
+    Between the two, conditions on sizes are deferred to run time: torch refuses, for one, pooling with ceil_mode at
+    any odd and even size, though the operators' own shape rules (which the IR has too) cover both. Then sizes 0 and 1
+    are allowed to be special: some slices by sizes cannot be traced without, and what that costs is in the bounds of
+    the program's symbols.
     """
     if not isinstance(model, torch.nn.Module):
         if not callable(model):
-            raise EffcError(f"cannot compile a {type(model).__name__}", hint="give an nn.Module, an ExportedProgram or a file")
+            raise EffcError(
+                f"cannot compile a {type(model).__name__}", hint="give an nn.Module, an ExportedProgram or a file"
+            )
         model = _Wrapped(model)
     if isinstance(args, (torch.Tensor, np.ndarray)):
         args = (args,)
@@ -115,11 +122,21 @@ def export(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any) -> torch.exp
     level = quiet.level
     quiet.setLevel(logging.CRITICAL)
     try:
-        for strict, defer, oblivious in ((False, False, True), (False, True, True), (False, False, False), (True, False, True)):
+        for strict, defer, oblivious in (
+            (False, False, True),
+            (False, True, True),
+            (False, False, False),
+            (True, False, True),
+        ):
             try:
                 with tracing(oblivious), whole_layers(), user_lines():
                     program = torch.export.export(
-                        model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=strict, prefer_deferred_runtime_asserts_over_guards=defer
+                        model,
+                        args,
+                        kwargs,
+                        dynamic_shapes=dynamic_shapes,
+                        strict=strict,
+                        prefer_deferred_runtime_asserts_over_guards=defer,
                     )
                 program._effc_oblivious = oblivious  # type: ignore[attr-defined]  # decomposed under the same rule
                 return program
@@ -129,7 +146,8 @@ def export(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any) -> torch.exp
     finally:
         quiet.setLevel(level)
     raise EffcError(
-        f"torch.export refuses the model: {reasons[0]}" + (f"\n  with strict=True: {reasons[-1]}" if reasons[-1] != reasons[0] else ""),
+        f"torch.export refuses the model: {reasons[0]}"
+        + (f"\n  with strict=True: {reasons[-1]}" if reasons[-1] != reasons[0] else ""),
         hint="make torch.export.export(model, args, kwargs, dynamic_shapes=...) work first",
     ) from causes[0]
 
@@ -145,7 +163,9 @@ def _first(text: str) -> str:
 
 
 def is_functional(gm: torch.fx.GraphModule) -> bool:
-    """Whether every operator, in submodules too, has a mapping and none writes to its operands: nothing to decompose then."""
+    """Whether every operator, in submodules too, has a mapping and none writes to its operands: nothing to decompose
+    then.
+    """
     for module in gm.modules():
         if not isinstance(module, torch.fx.GraphModule):
             continue
@@ -167,7 +187,9 @@ def _is_arithmetic(n: torch.fx.Node) -> bool:
     if n.target is operator.getitem:
         return True
     number = (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)
-    return not isinstance(n.target, (torch._ops.OpOverload, torch._ops.HigherOrderOperator)) and isinstance(n.meta.get("val"), number)
+    return not isinstance(n.target, (torch._ops.OpOverload, torch._ops.HigherOrderOperator)) and isinstance(
+        n.meta.get("val"), number
+    )
 
 
 def _updates_statistics(n: torch.fx.Node) -> bool:
@@ -176,7 +198,9 @@ def _updates_statistics(n: torch.fx.Node) -> bool:
 
 
 def decompose(ep: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Functionalises and decomposes all that has no mapping of its own. Programs that need neither are taken as they are."""
+    """Functionalises and decomposes all that has no mapping of its own. Programs that need neither are taken as they
+    are.
+    """
     registry.load()
     if is_functional(ep.graph_module):
         return ep

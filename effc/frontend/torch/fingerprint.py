@@ -1,9 +1,10 @@
-"""A fingerprint of a model and its example inputs: equal fingerprints mean that compiling would give the same artifact.
+"""A fingerprint of a model and its example inputs: equal fingerprints mean that compiling would give the same
+artifact.
 
-Everything that tracing can see is hashed: classes and functions by their bytecode and the globals they name, attributes by value,
-parameters and buffers by content, example tensors by dtype, shape and strides, torch's global switches. Code of installed packages
-stands for itself by version and file stamp. Whatever is not understood raises :class:`Unhashable` with the reason; the model is then
-compiled without the cache, never with a guess.
+Everything that tracing can see is hashed: classes and functions by their bytecode and the globals they name,
+attributes by value, parameters and buffers by content, example tensors by dtype, shape and strides, torch's global
+switches. Code of installed packages stands for itself by version and file stamp. Whatever is not understood raises
+:class:`Unhashable` with the reason; the model is then compiled without the cache, never with a guess.
 """
 
 from __future__ import annotations
@@ -27,14 +28,27 @@ _INSTALLED = tuple(
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
 _BY_TEXT = (torch.dtype, torch.device, torch.memory_format, torch.layout, range, slice)
 _HOOKS = (
-    "_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs",
-    "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called", "_state_dict_hooks", "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
-)  # fmt: skip
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
 _BUILTIN = (
-    types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType,
-    types.GetSetDescriptorType, types.MemberDescriptorType, types.ClassMethodDescriptorType,
-)  # fmt: skip
+    types.BuiltinFunctionType,
+    types.MethodDescriptorType,
+    types.WrapperDescriptorType,
+    types.MethodWrapperType,
+    types.GetSetDescriptorType,
+    types.MemberDescriptorType,
+    types.ClassMethodDescriptorType,
+)
 
 
 class Unhashable(Exception):
@@ -137,9 +151,23 @@ class Fingerprint:
             raise Unhashable(f"an object of type {type(x).__module__}.{type(x).__qualname__}")
 
     def tensor(self, t: torch.Tensor) -> None:
-        if type(t) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer) or t.layout != torch.strided or t.device.type != "cpu":
+        if (
+            type(t) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+            or t.layout != torch.strided
+            or t.device.type != "cpu"
+        ):
             raise Unhashable(f"a tensor of type {type(t).__name__} on {t.device}")
-        self.text("tensor", type(t).__name__, t.dtype, tuple(t.shape), t.stride(), t.storage_offset(), t.requires_grad, t.is_conj(), t.is_neg())
+        self.text(
+            "tensor",
+            type(t).__name__,
+            t.dtype,
+            tuple(t.shape),
+            t.stride(),
+            t.storage_offset(),
+            t.requires_grad,
+            t.is_conj(),
+            t.is_neg(),
+        )
         storage = t.untyped_storage()
         if storage.data_ptr() in self.storages and storage.nbytes():
             self.text("storage", self.storages[storage.data_ptr()])
@@ -173,7 +201,15 @@ class Fingerprint:
         for base in c.__bases__:
             self.cls(base)
         for name in sorted(vars(c)):
-            if name in ("__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__abstractmethods__", "_abc_impl"):
+            if name in (
+                "__dict__",
+                "__weakref__",
+                "__doc__",
+                "__module__",
+                "__annotations__",
+                "__abstractmethods__",
+                "_abc_impl",
+            ):
                 continue
             self.text(name)
             self.feed(vars(c)[name])
@@ -241,7 +277,9 @@ def _is_data(c: type) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _installed(module: str) -> bool:
-    """Whether a module belongs to the interpreter or to an installed package, whose code changes only with its version."""
+    """Whether a module belongs to the interpreter or to an installed package, whose code changes only with its
+    version.
+    """
     m = sys.modules.get(module)
     file = getattr(m, "__file__", None)
     if file is None:
@@ -266,8 +304,17 @@ def fingerprint(models: Any, options: Any) -> str:
     """The fingerprint of ``[(name, model, args, kwargs, dynamic_shapes), ...]`` and plain ``options``."""
     f = Fingerprint()
     f.text("effc model cache 1", sys.version, torch.__version__, repr(options))
-    f.text(torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"))
-    f.text(torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.math_sdp_enabled(), torch.get_float32_matmul_precision())
+    f.text(
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.get_autocast_dtype("cpu"),
+    )
+    f.text(
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cuda.math_sdp_enabled(),
+        torch.get_float32_matmul_precision(),
+    )
     for name, model, args, kwargs, dynamic in models:
         if not isinstance(model, torch.nn.Module):
             raise Unhashable(f"a model given as {type(model).__name__}")

@@ -37,12 +37,16 @@ def _flatten(x: Any) -> list[Any]:
 
 
 def subgraph(
-    imp: GraphImporter, gm: torch.fx.GraphModule, args: Sequence[Any], kinds: Sequence[TensorType | None] | None = None, name: str = "body"
+    imp: GraphImporter,
+    gm: torch.fx.GraphModule,
+    args: Sequence[Any],
+    kinds: Sequence[TensorType | None] | None = None,
+    name: str = "body",
 ) -> tuple[Graph, list[Value]]:
     """A graph of an FX submodule and the values to pass for its tensor inputs.
 
-    Placeholders that stand for numbers get the outer number. A submodule sees nothing else, so every Value among ``args`` becomes an input;
-    ``kinds`` overrides their types.
+    Placeholders that stand for numbers get the outer number. A submodule sees nothing else, so every Value among
+    ``args`` becomes an input; ``kinds`` overrides their types.
     """
     from .convert import GraphImporter
 

@@ -1,11 +1,11 @@
-"""Conditions that torch's tracing puts on a dynamic size only to keep it from being 1, and whether they mean anything.
+"""Conditions that torch's tracing puts on a dynamic size only to keep it from being 1, and whether they mean
+anything.
 
 Tracing asks many questions of the kind "is this size 1?": some are branches of the model, most come from torch's own
-bookkeeping of strides and broadcasting. The exported program cannot tell which, and answers them all by refusing
-size 1. Here the
-model is traced once more with that size fixed at 1. If the graph is the one that the symbolic graph becomes at that
-size, the
-question did not matter and the condition is dropped; if it is another graph, or cannot be had, the condition stays.
+bookkeeping of strides and broadcasting. The exported program cannot tell which, and answers them all by refusing size
+1. Here the model is traced once more with that size fixed at 1. If the graph is the one that the symbolic graph
+becomes at that size, the question did not matter and the condition is dropped; if it is another graph, or cannot be
+had, the condition stays.
 """
 
 from __future__ import annotations
@@ -110,10 +110,14 @@ def specialise(graph: Graph, env: Mapping[str, int]) -> Graph:
         made = b.node(n.op, ins, {k: _attr(v, env) for k, v in n.attrs.items()}, n.loc, n.name)
         values.update(zip(n.values, made.values, strict=True))
     return replace(
-        graph, inputs=tuple(b.inputs), nodes=tuple(b.nodes), symbols=dict(b.symbols),
+        graph,
+        inputs=tuple(b.inputs),
+        nodes=tuple(b.nodes),
+        symbols=dict(b.symbols),
         outputs=tuple(values[v] for v in graph.outputs),
-        commits=tuple(replace(c, value=values[c.value]) for c in graph.commits), checks=(),
-    )  # fmt: skip
+        commits=tuple(replace(c, value=values[c.value]) for c in graph.commits),
+        checks=(),
+    )
 
 
 def _attr(v: Any, env: Mapping[str, int]) -> Any:

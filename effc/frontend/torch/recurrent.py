@@ -1,7 +1,8 @@
 """Recurrent layers as single operators while exporting.
 
-torch.export traces ``aten::lstm`` and its kind by running them over every time step, which makes the sequence length a constant. Inside
-:func:`whole_layers`, the modules of ``torch.nn`` call operators of our own with the same arguments, whose shapes are known without running them.
+torch.export traces ``aten::lstm`` and its kind by running them over every time step, which makes the sequence length
+a constant. Inside :func:`whole_layers`, the modules of ``torch.nn`` call operators of our own with the same
+arguments, whose shapes are known without running them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import Any
 
 import torch
 
-_ARGS = "Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first"
+_ARGS = (
+    "Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first"
+)
 NAMES = ("gru", "rnn_tanh", "rnn_relu")
 _library = torch.library.Library("effc", "FRAGMENT")
 _library.define(f"lstm(Tensor input, Tensor[] hx, {_ARGS}) -> (Tensor, Tensor, Tensor)")
@@ -26,10 +29,30 @@ def _output(input: torch.Tensor, units: Any, bidirectional: bool) -> torch.Tenso
 
 
 def _register() -> None:
-    def lstm_fake(input: Any, hx: Any, params: Any, has_biases: Any, layers: Any, dropout: Any, train: Any, bidirectional: Any, first: Any) -> Any:
+    def lstm_fake(
+        input: Any,
+        hx: Any,
+        params: Any,
+        has_biases: Any,
+        layers: Any,
+        dropout: Any,
+        train: Any,
+        bidirectional: Any,
+        first: Any,
+    ) -> Any:
         return _output(input, hx[0].shape[-1], bidirectional), torch.empty_like(hx[0]), torch.empty_like(hx[1])
 
-    def fake(input: Any, hx: Any, params: Any, has_biases: Any, layers: Any, dropout: Any, train: Any, bidirectional: Any, first: Any) -> Any:
+    def fake(
+        input: Any,
+        hx: Any,
+        params: Any,
+        has_biases: Any,
+        layers: Any,
+        dropout: Any,
+        train: Any,
+        bidirectional: Any,
+        first: Any,
+    ) -> Any:
         return _output(input, hx.shape[-1], bidirectional), torch.empty_like(hx)
 
     def run(name: str) -> Any:

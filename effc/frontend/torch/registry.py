@@ -1,8 +1,9 @@
 """The table of ATen mappings.
 
-A mapping is ``f(cx, *args, **kwargs)``: the operator's arguments with tensors as IR values, sizes as dims, Python numbers as
-they are, and absent optionals as None. It returns a Value, a tuple of Values (None where nothing is returned), or a list.
-Keys are ``packet`` or ``packet.overload`` in the ``aten`` namespace, or ``namespace::packet``; the overload wins.
+A mapping is ``f(cx, *args, **kwargs)``: the operator's arguments with tensors as IR values, sizes as dims, Python
+numbers as they are, and absent optionals as None. It returns a Value, a tuple of Values (None where nothing is
+returned), or a list. Keys are ``packet`` or ``packet.overload`` in the ``aten`` namespace, or ``namespace::packet``;
+the overload wins.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """sympy expressions of SymInts to dims, and to IR values where a dim cannot express them.
 
-A dim is an integer polynomial with //, %, max and min. Everything else that torch can write (float arithmetic on sizes, square
-roots, comparisons) is computed by 0-d tensors; when such a number is used as a size again, an ``item`` node binds it to a symbol.
+A dim is an integer polynomial with //, %, max and min. Everything else that torch can write (float arithmetic on
+sizes, square roots, comparisons) is computed by 0-d tensors; when such a number is used as a size again, an ``item``
+node binds it to a symbol.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class NotADim(Exception):
 
 
 class SymNumber:
-    """A number that depends on sizes and has no dim form: a float, bool or unusual integer expression. ``kind``: its Python type."""
+    """A number that depends on sizes and has no dim form: a float, bool or unusual integer expression. ``kind``: its
+    Python type.
+    """
 
     def __init__(self, expr: Any, kind: type) -> None:
         self.expr, self.kind = expr, kind
@@ -117,8 +120,22 @@ def _ratio(e: Any, sub: Callable[[Any], Dim]) -> tuple[Dim, Dim]:
 
 _COMPARE = {sympy.Eq: "eq", sympy.Ne: "ne", sympy.Lt: "lt", sympy.Le: "le", sympy.Gt: "gt", sympy.Ge: "ge"}
 RELATIONS = {sympy.Eq: "==", sympy.Ne: "!=", sympy.Lt: "<", sympy.Le: "<=", sympy.Gt: ">", sympy.Ge: ">="}
-_UNARY = {"sqrt": "sqrt", "exp": "exp", "log": "log", "sin": "sin", "cos": "cos", "tan": "tan", "tanh": "tanh", "atan": "atan",
-          "sinh": "sinh", "cosh": "cosh", "asin": "asin", "acos": "acos", "log2": "log2", "log10": "log10"}  # fmt: skip
+_UNARY = {
+    "sqrt": "sqrt",
+    "exp": "exp",
+    "log": "log",
+    "sin": "sin",
+    "cos": "cos",
+    "tan": "tan",
+    "tanh": "tanh",
+    "atan": "atan",
+    "sinh": "sinh",
+    "cosh": "cosh",
+    "asin": "asin",
+    "acos": "acos",
+    "log2": "log2",
+    "log10": "log10",
+}
 
 
 class Evaluator:
@@ -162,8 +179,15 @@ class Evaluator:
         if isinstance(e, (F.Where, sympy.Piecewise)):
             c, x, y = e.args if isinstance(e, F.Where) else (e.args[0][1], e.args[0][0], e.args[1][0])
             return b.op("where", self.value(c, DType.bool), self.value(x, dtype), self.value(y, dtype))
-        rounding = {F.TruncToInt: "trunc", F.TruncToFloat: "trunc", F.FloorToInt: "floor", F.CeilToInt: "ceil", F.RoundToInt: "round",
-                    sympy.floor: "floor", sympy.ceiling: "ceil"}  # fmt: skip
+        rounding = {
+            F.TruncToInt: "trunc",
+            F.TruncToFloat: "trunc",
+            F.FloorToInt: "floor",
+            F.CeilToInt: "ceil",
+            F.RoundToInt: "round",
+            sympy.floor: "floor",
+            sympy.ceiling: "ceil",
+        }
         for kind, op in rounding.items():
             if isinstance(e, kind):
                 return self._convert(b.op(op, self.value(e.args[0], DType.f64)), dtype)
@@ -177,11 +201,19 @@ class Evaluator:
             return self._convert(self._chain("maximum", e.args, work), dtype)
         if isinstance(e, (F.Min, sympy.Min)):
             return self._convert(self._chain("minimum", e.args, work), dtype)
-        binary = {F.FloorDiv: "floor_div", F.CleanDiv: "floor_div", F.PythonMod: "remainder", F.Mod: "remainder", sympy.Mod: "remainder",
-                  F.PowByNatural: "pow"}  # fmt: skip
+        binary = {
+            F.FloorDiv: "floor_div",
+            F.CleanDiv: "floor_div",
+            F.PythonMod: "remainder",
+            F.Mod: "remainder",
+            sympy.Mod: "remainder",
+            F.PowByNatural: "pow",
+        }
         for kind, op in binary.items():
             if isinstance(e, kind):
-                return self._convert(b.op(op, self.value(e.args[0], DType.i64), self.value(e.args[1], DType.i64)), dtype)
+                return self._convert(
+                    b.op(op, self.value(e.args[0], DType.i64), self.value(e.args[1], DType.i64)), dtype
+                )
         if isinstance(e, (F.IntTrueDiv, F.FloatTrueDiv)):
             return self._convert(b.op("div", self.value(e.args[0], DType.f64), self.value(e.args[1], DType.f64)), dtype)
         if isinstance(e, (F.FloatPow, sympy.Pow)):

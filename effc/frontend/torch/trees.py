@@ -1,7 +1,8 @@
 """torch pytree specs to the artifact's TREE form (docs/architecture.md).
 
-Leaves that are constants (None, strings, Python numbers that were not made dynamic) are part of the tree; a Python number that the
-graph takes or gives is ``{"t": "leaf", "py": "int" | "float" | "bool"}``, a 0-d tensor on the graph's side.
+Leaves that are constants (None, strings, Python numbers that were not made dynamic) are part of the tree; a Python
+number that the graph takes or gives is ``{"t": "leaf", "py": "int" | "float" | "bool"}``, a 0-d tensor on the graph's
+side.
 """
 
 from __future__ import annotations

@@ -23,6 +23,12 @@ def _assert(condition: np.ndarray[Any, Any], *, message: str) -> tuple[Any, ...]
 
 
 op(
-    "assert", "condition", {"message": str}, infer=_assert_infer, numpy=_assert, category="control", effects="effect",
+    "assert",
+    "condition",
+    {"message": str},
+    infer=_assert_infer,
+    numpy=_assert,
+    category="control",
+    effects="effect",
     doc="Fails the run with the message unless the 0-d bool operand is true. It has no results and is never removed.",
 )

@@ -46,13 +46,19 @@ def _decompose(b: Any, x: Any, w: Any, ends: Any) -> Any:
     # From the last matrix to the first: a row before `end` belongs to the first group whose end is beyond it.
     if isinstance(groups, int) and groups <= 64:
         for g in range(groups - 1, -1, -1):
-            matrix = b.op("reshape", b.op("slice", w, starts=(g, 0, 0), stops=(g + 1, k, n), steps=(1, 1, 1)), shape=(k, n))
+            matrix = b.op(
+                "reshape", b.op("slice", w, starts=(g, 0, 0), stops=(g + 1, k, n), steps=(1, 1, 1)), shape=(k, n)
+            )
             end = b.op("slice", last, starts=(g,), stops=(g + 1,), steps=(1,))
             out = b.op("where", b.op("lt", row, end), b.op("matmul", x, matrix), out)
         return out
     inner = Builder(b.symbols)
     carry, matrix = inner.input("out", out.type), inner.input("w", w.type.with_shape((k, n)))
-    end, whole, line = inner.input("end", last.type.with_shape(())), inner.input("x", x.type), inner.input("row", row.type)
+    end, whole, line = (
+        inner.input("end", last.type.with_shape(())),
+        inner.input("x", x.type),
+        inner.input("row", row.type),
+    )
     mine = inner.op("lt", line, end)
     body = inner.graph([inner.op("where", mine, inner.op("matmul", whole, matrix), carry)])
     attrs = {"carries": 1, "scanned": 2, "length": groups, "reverse": True, "body": body}
@@ -67,14 +73,34 @@ def _cost(ins: Any, outs: Any, attrs: Any) -> Cost:
 def _samples(rng: np.random.Generator) -> Iterator[Sample]:
     for dt in (np.float32, np.float64, DType.bf16.np, np.int64):
         for ends in ([3, 3, 9], [0, 0, 0], [2, 5, 7], [9, 9, 9]):
-            yield Sample((random_array(rng, (9, 5), dt), random_array(rng, (3, 5, 7), dt), np.asarray(ends)), {}, "empty groups, rows left over")
+            yield Sample(
+                (random_array(rng, (9, 5), dt), random_array(rng, (3, 5, 7), dt), np.asarray(ends)),
+                {},
+                "empty groups, rows left over",
+            )
     many = np.sort(rng.integers(0, 40, 70))
-    yield Sample((random_array(rng, (40, 4), np.float32), random_array(rng, (70, 4, 3), np.float32), many.astype(np.int32)), {}, "many groups")
-    yield Sample((random_array(rng, (0, 4), np.float32), random_array(rng, (2, 4, 3), np.float32), np.zeros(2, np.int64)), {}, "no rows")
+    yield Sample(
+        (random_array(rng, (40, 4), np.float32), random_array(rng, (70, 4, 3), np.float32), many.astype(np.int32)),
+        {},
+        "many groups",
+    )
+    yield Sample(
+        (random_array(rng, (0, 4), np.float32), random_array(rng, (2, 4, 3), np.float32), np.zeros(2, np.int64)),
+        {},
+        "no rows",
+    )
 
 
 op(
-    "grouped_matmul", "x w ends", infer=_infer, numpy=_numpy, category="contraction", level="macro", decompose=_decompose, cost=_cost,
+    "grouped_matmul",
+    "x w ends",
+    infer=_infer,
+    numpy=_numpy,
+    category="contraction",
+    level="macro",
+    decompose=_decompose,
+    cost=_cost,
     samples=_samples,
-    doc="x[S, K], w[G, K, N], ends[G] ascending -> [S, N]: rows ends[g-1]..ends[g] times w[g]; rows behind the last end are zero.",
+    doc="x[S, K], w[G, K, N], ends[G] ascending -> [S, N]: rows ends[g-1]..ends[g] times w[g]; rows behind "
+    "the last end are zero.",
 )

@@ -13,7 +13,9 @@ from ..registry import aten
 
 
 def rounded_once(*names: str) -> Callable[[Any], Any]:
-    """Registers an activation that computes on the op-math type; tensor operands are converted before, the result after."""
+    """Registers an activation that computes on the op-math type; tensor operands are converted before, the result
+    after.
+    """
 
     def wrap(f: Any) -> Any:
         @functools.wraps(f)
@@ -88,7 +90,11 @@ def _hardshrink(cx: Context, x: Value, lambd: Any = 0.5) -> Value:
 
 @rounded_once("softshrink")
 def _softshrink(cx: Context, x: Value, lambd: Any = 0.5) -> Value:
-    y = cx.where(cx.op("gt", x, lambd), cx.sub(x, cx.const(lambd, x.dtype)), cx.where(cx.op("lt", x, -lambd), cx.add(x, lambd), cx.mul(x, 0.0)))
+    y = cx.where(
+        cx.op("gt", x, lambd),
+        cx.sub(x, cx.const(lambd, x.dtype)),
+        cx.where(cx.op("lt", x, -lambd), cx.add(x, lambd), cx.mul(x, 0.0)),
+    )
     return y
 
 

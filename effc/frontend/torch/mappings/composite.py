@@ -1,4 +1,6 @@
-"""Composite operators as the exporter leaves them. With these most inference graphs need no decomposition pass at all."""
+"""Composite operators as the exporter leaves them. With these most inference graphs need no decomposition pass at
+all.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,13 @@ from .random import keep_mask
 
 @aten("layer_norm")
 def _layer_norm(
-    cx: Context, x: Value, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn_enable: bool = True
+    cx: Context,
+    x: Value,
+    shape: Any,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
 ) -> Value:
     dims = tuple(range(x.rank - len(shape), x.rank))
     z = norm.standardise(cx, cx.opmath(x), dims, eps)[0]
@@ -22,14 +30,25 @@ def _layer_norm(
 
 
 @aten("group_norm")
-def _group_norm(cx: Context, x: Value, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn: bool = True) -> Value:
+def _group_norm(
+    cx: Context, x: Value, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn: bool = True
+) -> Value:
     n, c, *rest = x.shape
     return norm._group_norm(cx, x, weight, bias, n, c, D.product(rest), groups, eps)[0]  # type: ignore[no-any-return]
 
 
 @aten("batch_norm")
 def _batch_norm(
-    cx: Context, x: Value, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float, cudnn: bool = True
+    cx: Context,
+    x: Value,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    var: Any,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn: bool = True,
 ) -> Value:
     return norm._batch(cx, x, weight, bias, mean, var, training, momentum, eps)[0]
 
@@ -59,7 +78,14 @@ def _log_softmax(cx: Context, x: Value, dim: int, dtype: Any = None) -> Value:
 
 def _conv(n: int) -> Any:
     def f(
-        cx: Context, x: Value, w: Value, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+        cx: Context,
+        x: Value,
+        w: Value,
+        bias: Any = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
     ) -> Value:
         return conv._convolution(cx, x, w, bias, stride, padding, dilation, False, 0, groups)
 
@@ -68,9 +94,16 @@ def _conv(n: int) -> Any:
 
 def _conv_transpose(n: int) -> Any:
     def f(
-        cx: Context, x: Value, w: Value, bias: Any = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0, groups: int = 1,
+        cx: Context,
+        x: Value,
+        w: Value,
+        bias: Any = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: int = 1,
         dilation: Any = 1,
-    ) -> Value:  # fmt: skip
+    ) -> Value:
         return conv._convolution(cx, x, w, bias, stride, padding, dilation, True, output_padding, groups)
 
     return f
@@ -120,7 +153,9 @@ def _outer(cx: Context, x: Value, y: Value) -> Value:
 
 
 @aten("diff")
-def _diff(cx: Context, x: Value, n: int = 1, dim: int = -1, prepend: Value | None = None, append: Value | None = None) -> Value:
+def _diff(
+    cx: Context, x: Value, n: int = 1, dim: int = -1, prepend: Value | None = None, append: Value | None = None
+) -> Value:
     d = cx.axis(dim, x.rank)
     parts = [cx.convert(p, cx.out.dtype) for p in (prepend, x, append) if p is not None]
     y = cx.concat(parts, d) if len(parts) > 1 else x
@@ -146,5 +181,3 @@ def _meshgrid(cx: Context, xs: Any, indexing: str = "ij") -> tuple[Value, ...]:
         shape = [x.shape[0] if order[k] == d else 1 for d in range(len(flat))]
         out.append(cx.broadcast(cx.reshape(x, shape), t.shape))
     return tuple(out)
-
-

@@ -96,14 +96,30 @@ def triangle_mask(cx: Context, rows: Dim, cols: Dim) -> Value:
 
 @aten("scaled_dot_product_attention")
 def _sdpa(
-    cx: Context, q: Value, k: Value, v: Value, attn_mask: Value | None = None, dropout_p: float = 0.0, is_causal: bool = False, *,
-    scale: float | None = None, enable_gqa: bool = False,
-) -> Value:  # fmt: skip
+    cx: Context,
+    q: Value,
+    k: Value,
+    v: Value,
+    attn_mask: Value | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Value:
     return attention(cx, q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa)
 
 
 def attention(
-    cx: Context, q: Value, k: Value, v: Value, mask: Value | None, dropout_p: float, causal: bool, scale: float | None, gqa: bool
+    cx: Context,
+    q: Value,
+    k: Value,
+    v: Value,
+    mask: Value | None,
+    dropout_p: float,
+    causal: bool,
+    scale: float | None,
+    gqa: bool,
 ) -> Value:
     """torch's attention as the IR's, whose operands have rank 4: batch, heads, length, head size."""
     if dropout_p > 0 or not q.dtype.is_float:
@@ -140,7 +156,15 @@ def attention(
 
 
 def _explicit(
-    cx: Context, q: Value, k: Value, v: Value, mask: Value | None, dropout_p: float, causal: bool, scale: float | None, gqa: bool
+    cx: Context,
+    q: Value,
+    k: Value,
+    v: Value,
+    mask: Value | None,
+    dropout_p: float,
+    causal: bool,
+    scale: float | None,
+    gqa: bool,
 ) -> Value:
     """softmax(q k^T * scale + mask) v in the op-math type; a row with nothing to look at gives zeros."""
     out = cx.out.dtype
@@ -187,7 +211,9 @@ def _repeat_heads(cx: Context, x: Value, times: Dim) -> Value:
 
 
 @aten("_grouped_mm", "transformers::grouped_mm_fallback")
-def _grouped_mm(cx: Context, x: Value, w: Value, offs: Value | None = None, bias: Any = None, out_dtype: Any = None) -> Value:
+def _grouped_mm(
+    cx: Context, x: Value, w: Value, offs: Value | None = None, bias: Any = None, out_dtype: Any = None
+) -> Value:
     if offs is None:
         return general(cx, x, w)
     if x.rank != 2 or w.rank != 3 or bias is not None:
@@ -196,7 +222,17 @@ def _grouped_mm(cx: Context, x: Value, w: Value, offs: Value | None = None, bias
 
 
 @aten("_trilinear")
-def _trilinear(cx: Context, a: Value, b: Value, c: Value, expand1: Any, expand2: Any, expand3: Any, sumdim: Any, unroll_dim: int = 1) -> Value:
+def _trilinear(
+    cx: Context,
+    a: Value,
+    b: Value,
+    c: Value,
+    expand1: Any,
+    expand2: Any,
+    expand3: Any,
+    sumdim: Any,
+    unroll_dim: int = 1,
+) -> Value:
     parts = [cx.unsqueeze(t, *e) if e else t for t, e in ((a, expand1), (b, expand2), (c, expand3))]
     wide = cx.mul(cx.mul(parts[0], parts[1]), parts[2])
     return cx.reduce("sum", wide, tuple(sumdim)) if sumdim else wide

@@ -22,19 +22,37 @@ def _with_bias(cx: Context, y: Value, bias: Value | None, rank: int) -> Value:
 
 @aten("convolution", "_convolution")
 def _convolution(
-    cx: Context, x: Value, w: Value, bias: Value | None, stride: Any, padding: Any, dilation: Any, transposed: bool, output_padding: Any,
-    groups: int, *_: Any,
-) -> Value:  # fmt: skip
+    cx: Context,
+    x: Value,
+    w: Value,
+    bias: Value | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+    *_: Any,
+) -> Value:
     n = w.rank - 2
     stride, dilation, output_padding = _tuple(stride, n), _tuple(dilation, n), _tuple(output_padding, n)
     pads = tuple((p, p) for p in _tuple(padding, n))
     batched = x.rank == w.rank
     v = x if batched else cx.unsqueeze(x, 0)
     out = cx.out.shape if batched else (1, *cx.out.shape)
-    if 0 in out and not transposed or 0 in v.shape:
+    if (0 in out and not transposed) or 0 in v.shape:
         y = cx.full(0, out, x.dtype)
     elif transposed:
-        y = cx.op("conv_transpose", v, w, stride=stride, padding=pads, dilation=dilation, groups=groups, output_padding=output_padding)
+        y = cx.op(
+            "conv_transpose",
+            v,
+            w,
+            stride=stride,
+            padding=pads,
+            dilation=dilation,
+            groups=groups,
+            output_padding=output_padding,
+        )
     else:
         y = cx.op("conv", v, w, stride=stride, padding=pads, dilation=dilation, groups=groups)
     y = _with_bias(cx, y, bias, n)
@@ -43,9 +61,15 @@ def _convolution(
 
 def _padded(n: int) -> Any:
     def f(
-        cx: Context, x: Value, w: Value, bias: Value | None = None, stride: Any = 1, padding: str = "valid", dilation: Any = 1,
+        cx: Context,
+        x: Value,
+        w: Value,
+        bias: Value | None = None,
+        stride: Any = 1,
+        padding: str = "valid",
+        dilation: Any = 1,
         groups: int = 1,
-    ) -> Value:  # fmt: skip
+    ) -> Value:
         dil = _tuple(dilation, n)
         if padding == "valid":
             pads = ((0, 0),) * n

@@ -12,7 +12,7 @@ from ....ir.graph import Value
 from ..context import Context, is_number
 from ..registry import Unsupported, aten
 
-# Unary ------------------------------------------------------------------------------------------------------------------
+# Unary ---------------------------------------------------------------------------------------------------------------
 
 
 def _float_unary(ir: str) -> Any:
@@ -23,7 +23,8 @@ def _float_unary(ir: str) -> Any:
 
 
 for _name in (
-    "acos acosh asin asinh atan atanh cos cosh digamma erf erfc erfinv exp lgamma log log10 log2 reciprocal rsqrt sigmoid sin sinh "
+    "acos acosh asin asinh atan atanh cos cosh digamma erf erfc erfinv exp lgamma log log10 log2 reciprocal "
+    "rsqrt sigmoid sin sinh "
     "sqrt tan tanh"
 ).split():
     aten(_name)(_float_unary(_name))
@@ -91,8 +92,21 @@ def _sgn(cx: Context, x: Value) -> Value:
     return cx.op("sgn", x) if x.dtype.is_complex else _sign(cx, x)
 
 
-@aten("positive", "clone", "detach", "alias", "lift_fresh_copy", "lift_fresh", "lift", "contiguous", "resolve_conj", "resolve_neg",
-      "prims::view_of", "detach_copy", "alias_copy")  # fmt: skip
+@aten(
+    "positive",
+    "clone",
+    "detach",
+    "alias",
+    "lift_fresh_copy",
+    "lift_fresh",
+    "lift",
+    "contiguous",
+    "resolve_conj",
+    "resolve_neg",
+    "prims::view_of",
+    "detach_copy",
+    "alias_copy",
+)
 def _identity(cx: Context, x: Value, **_: Any) -> Value:
     return x
 
@@ -204,13 +218,15 @@ def _nan_to_num(cx: Context, x: Value, nan: Any = None, posinf: Any = None, negi
         return cx.op("complex", *parts)
     if not x.dtype.is_float:
         return x
-    info = torch.finfo(getattr(torch, {"f16": "float16", "bf16": "bfloat16", "f64": "float64"}.get(x.dtype.value, "float32")))
+    info = torch.finfo(
+        getattr(torch, {"f16": "float16", "bf16": "bfloat16", "f64": "float64"}.get(x.dtype.value, "float32"))
+    )
     y = cx.where(cx.op("isnan", x), cx.const(nan or 0.0, x.dtype), x)
     y = cx.where(cx.op("eq", x, math.inf), cx.const(info.max if posinf is None else posinf, x.dtype), y)
     return cx.where(cx.op("eq", x, -math.inf), cx.const(info.min if neginf is None else neginf, x.dtype), y)
 
 
-# Binary -----------------------------------------------------------------------------------------------------------------
+# Binary --------------------------------------------------------------------------------------------------------------
 
 
 def exact_pair(cx: Context, x: Any, y: Any, dtype: DType) -> tuple[Value, Value]:
@@ -292,11 +308,29 @@ def _same_binary(ir: str, logical: str | None = None) -> Any:
 
 
 for _name, _ir in [
-    ("remainder", "remainder"), ("fmod", "fmod"), ("maximum", "maximum"), ("minimum", "minimum"), ("atan2", "atan2"), ("hypot", "hypot"),
-    ("copysign", "copysign"), ("nextafter", "nextafter"), ("bitwise_and", "bitwise_and"), ("bitwise_or", "bitwise_or"),
-    ("bitwise_xor", "bitwise_xor"), ("__and__", "bitwise_and"), ("__or__", "bitwise_or"), ("__xor__", "bitwise_xor"), ("bitwise_left_shift", "shl"), ("bitwise_right_shift", "shr"), ("__lshift__", "shl"),
-    ("__rshift__", "shr"), ("gcd", "gcd"), ("lcm", "lcm"), ("max.other", "maximum"), ("min.other", "minimum"),
-]:  # fmt: skip
+    ("remainder", "remainder"),
+    ("fmod", "fmod"),
+    ("maximum", "maximum"),
+    ("minimum", "minimum"),
+    ("atan2", "atan2"),
+    ("hypot", "hypot"),
+    ("copysign", "copysign"),
+    ("nextafter", "nextafter"),
+    ("bitwise_and", "bitwise_and"),
+    ("bitwise_or", "bitwise_or"),
+    ("bitwise_xor", "bitwise_xor"),
+    ("__and__", "bitwise_and"),
+    ("__or__", "bitwise_or"),
+    ("__xor__", "bitwise_xor"),
+    ("bitwise_left_shift", "shl"),
+    ("bitwise_right_shift", "shr"),
+    ("__lshift__", "shl"),
+    ("__rshift__", "shr"),
+    ("gcd", "gcd"),
+    ("lcm", "lcm"),
+    ("max.other", "maximum"),
+    ("min.other", "minimum"),
+]:
     aten(_name)(_same_binary(_ir))
 
 
@@ -452,7 +486,7 @@ def _polar(cx: Context, radius: Value, angle: Value) -> Value:
     return cx.op("complex", cx.mul(radius, cx.op("cos", angle)), cx.mul(radius, cx.op("sin", angle)))
 
 
-# Choosing ---------------------------------------------------------------------------------------------------------------
+# Choosing ------------------------------------------------------------------------------------------------------------
 
 
 @aten("clamp", "clip")

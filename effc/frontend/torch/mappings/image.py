@@ -96,7 +96,9 @@ def _rounded_grid(cx: Context, grid: Value, sizes: Any, align: bool) -> Value:
             parts.append(cx.sub(cx.div(cx.mul(pixel, 2.0), width), cx.const(1.0, pixel.dtype)))
         else:
             pixel = cx.opmath(cx.div(cx.sub(cx.mul(c, cx.scalar(n, grid.dtype)), cx.const(1.0, grid.dtype)), 2.0))
-            parts.append(cx.sub(cx.div(cx.add(cx.mul(pixel, 2.0), 1.0), cx.scalar(n, pixel.dtype)), cx.const(1.0, pixel.dtype)))
+            parts.append(
+                cx.sub(cx.div(cx.add(cx.mul(pixel, 2.0), 1.0), cx.scalar(n, pixel.dtype)), cx.const(1.0, pixel.dtype))
+            )
     return cx.concat(parts, grid.rank - 1)
 
 
@@ -107,18 +109,27 @@ def _grid_sampler(cx: Context, x: Value, grid: Value, mode: int, padding: int, a
     half = x.dtype.compute is not x.dtype
     points = _rounded_grid(cx, grid, x.shape[2:], align_corners) if half else cx.convert(grid, x.dtype)
     y = cx.op(
-        "grid_sample", cx.opmath(x), points, mode=("bilinear", "nearest", "bicubic")[mode],
-        border=("zeros", "border", "reflection")[padding], align_corners=bool(align_corners),
-    )  # fmt: skip
+        "grid_sample",
+        cx.opmath(x),
+        points,
+        mode=("bilinear", "nearest", "bicubic")[mode],
+        border=("zeros", "border", "reflection")[padding],
+        align_corners=bool(align_corners),
+    )
     return cx.convert(y, x.dtype)
 
 
 @aten("col2im")
 def _col2im(cx: Context, x: Value, size: Any, kernel: Any, dilation: Any, padding: Any, stride: Any) -> Value:
     y = cx.op(
-        "col2im", x if x.rank == 3 else cx.unsqueeze(x, 0), size=tuple(cx.dim(s) for s in size), kernel=_tuple(kernel, 2),
-        stride=_tuple(stride, 2), padding=tuple((p, p) for p in _tuple(padding, 2)), dilation=_tuple(dilation, 2),
-    )  # fmt: skip
+        "col2im",
+        x if x.rank == 3 else cx.unsqueeze(x, 0),
+        size=tuple(cx.dim(s) for s in size),
+        kernel=_tuple(kernel, 2),
+        stride=_tuple(stride, 2),
+        padding=tuple((p, p) for p in _tuple(padding, 2)),
+        dilation=_tuple(dilation, 2),
+    )
     return cx.reshape(y, cx.out.shape)
 
 

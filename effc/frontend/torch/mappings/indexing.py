@@ -30,7 +30,12 @@ def _gather(cx: Context, x: Value, dim: int, index: Value, *, sparse_grad: bool 
 @aten("take_along_dim")
 def _take_along_dim(cx: Context, x: Value, index: Value, dim: int | None = None) -> Value:
     if dim is None:
-        return cx.op("gather", cx.reshape(x, (D.product(x.shape),)), cx.reshape(cx.index(index), (D.product(index.shape),)), dim=0)
+        return cx.op(
+            "gather",
+            cx.reshape(x, (D.product(x.shape),)),
+            cx.reshape(cx.index(index), (D.product(index.shape),)),
+            dim=0,
+        )
     d = cx.axis(dim, x.rank)
     out = cx.out.shape
     wide = tuple(s if i == d else o for i, (s, o) in enumerate(zip(x.shape, out, strict=True)))
@@ -51,7 +56,9 @@ def _take(cx: Context, x: Value, index: Value) -> Value:
 
 
 @aten("embedding")
-def _embedding(cx: Context, weight: Value, indices: Value, padding_idx: int = -1, scale: bool = False, sparse: bool = False) -> Value:
+def _embedding(
+    cx: Context, weight: Value, indices: Value, padding_idx: int = -1, scale: bool = False, sparse: bool = False
+) -> Value:
     return cx.op("take", weight, cx.index(indices), dim=0)
 
 
@@ -124,7 +131,9 @@ def _index(cx: Context, x: Value, indices: Any) -> Value:
 
 
 @aten("index_put", "_unsafe_index_put", "_index_put_impl")
-def _index_put(cx: Context, x: Value, indices: Any, values: Value, accumulate: bool = False, unsafe: bool = False) -> Value:
+def _index_put(
+    cx: Context, x: Value, indices: Any, values: Value, accumulate: bool = False, unsafe: bool = False
+) -> Value:
     given = [i for i in indices if i is not None]
     v = cx.convert(values, x.dtype)
     if len(given) == 1 and given[0].dtype.is_bool and not accumulate and _is_one(v):
@@ -145,7 +154,9 @@ def _is_one(v: Value) -> bool:
     return all(s == 1 for s in v.shape)
 
 
-def _scatter_into(cx: Context, x: Value, dim: int, index: Value, src: Value, reduce: str, include_self: bool = True) -> Value:
+def _scatter_into(
+    cx: Context, x: Value, dim: int, index: Value, src: Value, reduce: str, include_self: bool = True
+) -> Value:
     d = cx.axis(dim, x.rank)
     if D.product(index.shape) == 0:
         return x
@@ -153,7 +164,16 @@ def _scatter_into(cx: Context, x: Value, dim: int, index: Value, src: Value, red
     return cx.reshape(cx.op("scatter", a, i, s, dim=d, reduce=reduce, include_self=include_self), x.shape)
 
 
-_REDUCE = {None: "none", "add": "sum", "multiply": "prod", "sum": "sum", "prod": "prod", "amax": "amax", "amin": "amin", "mean": "mean"}
+_REDUCE = {
+    None: "none",
+    "add": "sum",
+    "multiply": "prod",
+    "sum": "sum",
+    "prod": "prod",
+    "amax": "amax",
+    "amin": "amin",
+    "mean": "mean",
+}
 
 
 @aten("scatter")
@@ -168,7 +188,9 @@ def _scatter_add(cx: Context, x: Value, dim: int, index: Value, src: Value) -> V
 
 
 @aten("scatter_reduce")
-def _scatter_reduce(cx: Context, x: Value, dim: int, index: Value, src: Value, reduce: str, *, include_self: bool = True) -> Value:
+def _scatter_reduce(
+    cx: Context, x: Value, dim: int, index: Value, src: Value, reduce: str, *, include_self: bool = True
+) -> Value:
     return _scatter_into(cx, x, dim, index, src, _REDUCE[reduce], include_self)
 
 
@@ -195,7 +217,9 @@ def _index_copy(cx: Context, x: Value, dim: int, index: Value, source: Value) ->
 
 
 @aten("index_reduce")
-def _index_reduce(cx: Context, x: Value, dim: int, index: Value, source: Value, reduce: str, *, include_self: bool = True) -> Value:
+def _index_reduce(
+    cx: Context, x: Value, dim: int, index: Value, source: Value, reduce: str, *, include_self: bool = True
+) -> Value:
     a, d, i, s = _rows(cx, x, dim, index, source)
     return cx.reshape(cx.op("index_reduce", a, i, s, dim=d, reduce=_REDUCE[reduce], include_self=include_self), x.shape)
 
@@ -262,7 +286,9 @@ def _fresh_size(cx: Context, *results: int) -> Dim:
 
 
 @aten("_unique2", "_unique")
-def _unique2(cx: Context, x: Value, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False) -> Any:
+def _unique2(
+    cx: Context, x: Value, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False
+) -> Any:
     values, inverse, counts = cx.op("unique", x, size=cx.out.shape[0])
     empty = cx.full(0, (0,), DType.i64)
     parts = (values, inverse if return_inverse or return_counts else empty, counts if return_counts else empty)
@@ -279,7 +305,9 @@ def _trimmed(cx: Context, parts: tuple[Value, ...]) -> tuple[Value, ...]:
 
 
 @aten("unique_consecutive")
-def _unique_consecutive(cx: Context, x: Value, return_inverse: bool = False, return_counts: bool = False, dim: int | None = None) -> Any:
+def _unique_consecutive(
+    cx: Context, x: Value, return_inverse: bool = False, return_counts: bool = False, dim: int | None = None
+) -> Any:
     if dim is not None:
         d = cx.axis(dim, x.rank)
         size = cx.out.shape[d]
@@ -298,9 +326,15 @@ def _unique_dim(cx: Context, x: Value, dim: int, *flags: Any, **_: Any) -> Any:
 
 @aten("searchsorted")
 def _searchsorted(
-    cx: Context, sorted_sequence: Value, values: Any, *, out_int32: bool = False, right: bool = False, side: str | None = None,
+    cx: Context,
+    sorted_sequence: Value,
+    values: Any,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
     sorter: Value | None = None,
-) -> Value:  # fmt: skip
+) -> Value:
     if not isinstance(values, Value):
         values = cx.const(values, sorted_sequence.dtype)
     dt = cx.result_type(sorted_sequence, values) if values.rank else sorted_sequence.dtype
@@ -309,9 +343,13 @@ def _searchsorted(
     if v.rank == 0 and sorted_sequence.rank != 1:
         raise Unsupported("a scalar in a batch of sequences")
     y = cx.op(
-        "searchsorted", cx.convert(sorted_sequence, dt), v, None if sorter is None else cx.index(sorter),
-        right=right or side == "right", dtype=cx.out.dtype,
-    )  # fmt: skip
+        "searchsorted",
+        cx.convert(sorted_sequence, dt),
+        v,
+        None if sorter is None else cx.index(sorter),
+        right=right or side == "right",
+        dtype=cx.out.dtype,
+    )
     return cx.reshape(y, shape)
 
 
@@ -322,20 +360,36 @@ def _bucketize(cx: Context, x: Any, boundaries: Value, *, out_int32: bool = Fals
 
 @aten("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
 def _embedding_bag(
-    cx: Context, weight: Value, indices: Value, offsets: Value, scale_grad_by_freq: bool = False, mode: int = 0, sparse: bool = False,
-    per_sample_weights: Value | None = None, include_last_offset: bool = False, padding_idx: int = -1,
-) -> Any:  # fmt: skip
+    cx: Context,
+    weight: Value,
+    indices: Value,
+    offsets: Value,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    per_sample_weights: Value | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int = -1,
+) -> Any:
     if padding_idx is None:
         padding_idx = -1
-    elif padding_idx < 0 and str(cx.fx.target).startswith("aten.embedding_bag"):  # the underscored forms mean "none" by -1
+    elif padding_idx < 0 and str(cx.fx.target).startswith(
+        "aten.embedding_bag"
+    ):  # the underscored forms mean "none" by -1
         rows = weight.shape[0]
         if not isinstance(rows, int):
             raise Unsupported("a negative padding index in a table of symbolic size")
         padding_idx += rows
     y = cx.op(
-        "embedding_bag", weight, cx.index(indices), cx.index(offsets), per_sample_weights, mode=("sum", "mean", "max")[mode],
-        include_last_offset=include_last_offset, padding_idx=padding_idx,
-    )  # fmt: skip
+        "embedding_bag",
+        weight,
+        cx.index(indices),
+        cx.index(offsets),
+        per_sample_weights,
+        mode=("sum", "mean", "max")[mode],
+        include_last_offset=include_last_offset,
+        padding_idx=padding_idx,
+    )
     used = {n.args[1] for n in cx.fx.users if len(n.args) > 1 and n.users}
     if used - {0}:
         raise Unsupported("the bookkeeping results of embedding_bag")
@@ -343,11 +397,13 @@ def _embedding_bag(
     return (y, *rest)
 
 
-# Histograms and segments -----------------------------------------------------------------------------------------------
+# Histograms and segments ---------------------------------------------------------------------------------------------
 
 
 def _edges(cx: Context, x: Value, bins: int, limits: Any) -> Value:
-    """bins + 1 equal edges over the given range, or the data's; a range of one point is widened by a half to both sides."""
+    """bins + 1 equal edges over the given range, or the data's; a range of one point is widened by a half to both
+    sides.
+    """
     work = x.dtype
     if limits is not None:
         lo, hi = float(limits[0]), float(limits[1])
@@ -378,7 +434,9 @@ def _density(cx: Context, counts: Value, edges: list[Value]) -> Value:
 
 
 @aten("histogram.bin_ct", "histogram.bins_tensor")
-def _histogram(cx: Context, x: Value, bins: Any, *, range: Any = None, weight: Value | None = None, density: bool = False) -> Any:
+def _histogram(
+    cx: Context, x: Value, bins: Any, *, range: Any = None, weight: Value | None = None, density: bool = False
+) -> Any:
     edges = bins if isinstance(bins, Value) else _edges(cx, x, bins, range)
     points = cx.reshape(x, (D.product(x.shape), 1))
     w = None if weight is None else cx.reshape(weight, (D.product(weight.shape),))
@@ -387,7 +445,9 @@ def _histogram(cx: Context, x: Value, bins: Any, *, range: Any = None, weight: V
 
 
 @aten("_histogramdd_bin_edges")
-def _histogramdd_edges(cx: Context, x: Value, bins: Any, *, range: Any = None, weight: Any = None, density: bool = False) -> Any:
+def _histogramdd_edges(
+    cx: Context, x: Value, bins: Any, *, range: Any = None, weight: Any = None, density: bool = False
+) -> Any:
     n = x.shape[-1]
     flat = cx.reshape(x, (D.product(x.shape[:-1]), n))
     limits = [None if range is None else (range[2 * k], range[2 * k + 1]) for k in builtins.range(len(bins))]
@@ -395,7 +455,9 @@ def _histogramdd_edges(cx: Context, x: Value, bins: Any, *, range: Any = None, w
 
 
 @aten("_histogramdd_from_bin_cts", "_histogramdd_from_bin_tensors")
-def _histogramdd(cx: Context, x: Value, bins: Any, *, range: Any = None, weight: Value | None = None, density: bool = False) -> Value:
+def _histogramdd(
+    cx: Context, x: Value, bins: Any, *, range: Any = None, weight: Value | None = None, density: bool = False
+) -> Value:
     edges = bins if isinstance(bins[0], Value) else _histogramdd_edges(cx, x, bins, range=range)
     points = cx.reshape(x, (D.product(x.shape[:-1]), x.shape[-1]))
     w = None if weight is None else cx.reshape(weight, (D.product(weight.shape),))
@@ -405,9 +467,17 @@ def _histogramdd(cx: Context, x: Value, bins: Any, *, range: Any = None, weight:
 
 @aten("segment_reduce")
 def _segment_reduce(
-    cx: Context, data: Value, reduce: str, *, lengths: Value | None = None, indices: Any = None, offsets: Value | None = None,
-    axis: int = 0, unsafe: bool = False, initial: Any = None,
-) -> Value:  # fmt: skip
+    cx: Context,
+    data: Value,
+    reduce: str,
+    *,
+    lengths: Value | None = None,
+    indices: Any = None,
+    offsets: Value | None = None,
+    axis: int = 0,
+    unsafe: bool = False,
+    initial: Any = None,
+) -> Value:
     """Rows are added (multiplied, ...) into their segment's row, which starts as the initial value."""
     given = lengths if lengths is not None else offsets
     if given is None or given.rank != 1 or axis not in (0, -data.rank):
@@ -419,7 +489,11 @@ def _segment_reduce(
     segments = index.shape[0]
     rows = data.shape[0]
     place = cx.op("repeat_interleave", index, size=rows)
-    start = {"sum": 0.0, "mean": 0.0, "prod": 1.0, "max": -float("inf"), "min": float("inf")}[reduce] if initial is None else initial
+    start = (
+        {"sum": 0.0, "mean": 0.0, "prod": 1.0, "max": -float("inf"), "min": float("inf")}[reduce]
+        if initial is None
+        else initial
+    )
     base = cx.full(start, (segments, *data.shape[1:]), data.dtype)
     wide = cx.broadcast(cx.reshape(place, (rows, *(1 for _ in data.shape[1:]))), data.shape)
     kind = {"sum": "sum", "mean": "sum", "prod": "prod", "max": "amax", "min": "amin"}[reduce]

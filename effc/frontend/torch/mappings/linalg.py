@@ -18,7 +18,7 @@ def _info(cx: Context, index: int, v: Value | None = None) -> Value:
     return cx.full(0, t.shape, t.dtype) if v is None else cx.reshape(cx.convert(v, t.dtype), t.shape)
 
 
-# LU ---------------------------------------------------------------------------------------------------------------------
+# LU ------------------------------------------------------------------------------------------------------------------
 
 
 @aten("linalg_lu_factor_ex")
@@ -92,7 +92,7 @@ def _solve_ex(cx: Context, a: Value, b: Value, *, left: bool = True, check_error
 @aten("linalg_solve", "linalg_solve_ex")
 def _solve(cx: Context, a: Value, b: Value, *, left: bool = True, check_errors: bool = True) -> Any:
     lu, pivots, info = cx.op("linalg_lu_factor", a, check=check_errors)
-    rhs, vector = _as_matrix(cx, a, b)
+    rhs, _ = _as_matrix(cx, a, b)
     x = cx.reshape(cx.op("linalg_lu_solve", lu, pivots, rhs, left=left), cx.out.shape)
     return x if len(cx.expected) == 1 else (x, info)
 
@@ -134,16 +134,20 @@ def _plain_slogdet(cx: Context, a: Value) -> Any:
     return _slogdet(cx, a)[:2]
 
 
-# Triangular and positive definite systems ------------------------------------------------------------------------------
+# Triangular and positive definite systems ----------------------------------------------------------------------------
 
 
 @aten("linalg_solve_triangular")
-def _solve_triangular(cx: Context, a: Value, b: Value, *, upper: bool, left: bool = True, unitriangular: bool = False) -> Value:
+def _solve_triangular(
+    cx: Context, a: Value, b: Value, *, upper: bool, left: bool = True, unitriangular: bool = False
+) -> Value:
     return cx.op("linalg_solve_triangular", a, b, left=left, upper=upper, unit=unitriangular)
 
 
 @aten("triangular_solve")
-def _triangular_solve(cx: Context, b: Value, a: Value, upper: bool = True, transpose: bool = False, unitriangular: bool = False) -> Any:
+def _triangular_solve(
+    cx: Context, b: Value, a: Value, upper: bool = True, transpose: bool = False, unitriangular: bool = False
+) -> Any:
     x = cx.op("linalg_solve_triangular", a, b, upper=upper, unit=unitriangular, transpose="T" if transpose else "N")
     t = cx.expected[1]
     assert t is not None
@@ -203,4 +207,6 @@ def _cross(cx: Context, x: Value, y: Value, *, dim: int = -1) -> Value:
 @aten("_linalg_check_errors")
 def _check_errors(cx: Context, info: Value, api_name: str, *, is_matrix: bool) -> None:
     fine = cx.reduce("all", cx.op("eq", info, 0), tuple(range(info.rank)))
-    cx.b.op("assert", fine, message=f"{api_name}: the factorization failed, a matrix is singular or not positive definite")
+    cx.b.op(
+        "assert", fine, message=f"{api_name}: the factorization failed, a matrix is singular or not positive definite"
+    )

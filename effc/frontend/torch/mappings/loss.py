@@ -12,7 +12,14 @@ from .reduce import softmax
 
 
 def _rows(
-    cx: Context, x: Value, matrix: Value, target: Value, bias: Value | None, weight: Value | None, ignore: int, smoothing: float
+    cx: Context,
+    x: Value,
+    matrix: Value,
+    target: Value,
+    bias: Value | None,
+    weight: Value | None,
+    ignore: int,
+    smoothing: float,
 ) -> tuple[Value, Value]:
     """(loss, weight) of each row of log_softmax(x matrix^T + bias) against its class."""
     logits = cx.op("matmul", cx.opmath(x), cx.transpose(cx.opmath(matrix)))
@@ -44,9 +51,17 @@ def _with_empty_gradients(cx: Context, loss: Value) -> tuple[Value, ...]:
 
 @aten("torch_nn::_linear_cross_entropy_batch_chunked")
 def _chunked(
-    cx: Context, x: Value, matrix: Value, target: Value, bias: Any, weight: Any, reduction: str, ignore_index: int, label_smoothing: float,
+    cx: Context,
+    x: Value,
+    matrix: Value,
+    target: Value,
+    bias: Any,
+    weight: Any,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
     *_: Any,
-) -> Any:  # fmt: skip
+) -> Any:
     loss, w = _rows(cx, x, matrix, cx.convert(target, DType.i64), bias, weight, ignore_index, label_smoothing)
     total = cx.reduce("sum", loss, (0,))
     if reduction == "mean":
@@ -55,7 +70,9 @@ def _chunked(
 
 
 @aten("torch_nn::_linear_cross_entropy_batch_chunked_no_reduction")
-def _chunked_rows(cx: Context, x: Value, matrix: Value, target: Value, bias: Any, weight: Any, ignore_index: int, *_: Any) -> Any:
+def _chunked_rows(
+    cx: Context, x: Value, matrix: Value, target: Value, bias: Any, weight: Any, ignore_index: int, *_: Any
+) -> Any:
     loss, _w = _rows(cx, x, matrix, cx.convert(target, DType.i64), bias, weight, ignore_index, 0.0)
     out = _with_empty_gradients(cx, loss)
     return out if len(cx.expected) > 1 else out[0]

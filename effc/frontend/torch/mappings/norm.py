@@ -30,14 +30,18 @@ def _stat(cx: Context, v: Value, index: int) -> Value | None:
 
 
 @aten("native_layer_norm")
-def _layer_norm(cx: Context, x: Value, normalized_shape: Any, weight: Value | None, bias: Value | None, eps: float) -> Any:
+def _layer_norm(
+    cx: Context, x: Value, normalized_shape: Any, weight: Value | None, bias: Value | None, eps: float
+) -> Any:
     dims = tuple(range(x.rank - len(normalized_shape), x.rank))
     z, mean, rstd = standardise(cx, cx.opmath(x), dims, eps)
     return cx.convert(affine(cx, z, weight, bias), x.dtype), _stat(cx, mean, 1), _stat(cx, rstd, 2)
 
 
 @aten("rms_norm", "_fused_rms_norm")
-def _rms_norm(cx: Context, x: Value, normalized_shape: Any, weight: Value | None = None, eps: float | None = None) -> Any:
+def _rms_norm(
+    cx: Context, x: Value, normalized_shape: Any, weight: Value | None = None, eps: float | None = None
+) -> Any:
     dims = tuple(range(x.rank - len(normalized_shape), x.rank))
     v = cx.opmath(x)
     if eps is None:
@@ -67,9 +71,16 @@ def _channel(cx: Context, v: Value | None, rank: int) -> Value | None:
 
 
 def _batch(
-    cx: Context, x: Value, weight: Value | None, bias: Value | None, mean: Value | None, var: Value | None, training: bool,
-    momentum: float, eps: float,
-) -> tuple[Value, Value | None, Value | None, Value | None, Value | None]:  # fmt: skip
+    cx: Context,
+    x: Value,
+    weight: Value | None,
+    bias: Value | None,
+    mean: Value | None,
+    var: Value | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Value, Value | None, Value | None, Value | None, Value | None]:
     """(y, batch mean, batch rstd, next running mean, next running var)."""
     v = cx.opmath(x)
     if not training:
@@ -114,11 +125,15 @@ def _saved(cx: Context, v: Value | None, index: int) -> Value | None:
     t = cx.expected[index] if index < len(cx.expected) else None
     if t is None:
         return None
-    return cx.full(0.0, t.shape, t.dtype) if v is None or t.shape == (0,) else cx.reshape(cx.convert(v, t.dtype), t.shape)
+    return (
+        cx.full(0.0, t.shape, t.dtype) if v is None or t.shape == (0,) else cx.reshape(cx.convert(v, t.dtype), t.shape)
+    )
 
 
 @aten("_batch_norm_with_update_functional")
-def _with_update(cx: Context, x: Value, weight: Any, bias: Any, mean: Any, var: Any, momentum: float, eps: float) -> Any:
+def _with_update(
+    cx: Context, x: Value, weight: Any, bias: Any, mean: Any, var: Any, momentum: float, eps: float
+) -> Any:
     y, bm, br, nm, nv = _batch(cx, x, weight, bias, mean, var, True, momentum, eps)
     return y, _saved(cx, bm, 1), _saved(cx, br, 2), _saved(cx, None, 3), _running(cx, nm, 4), _running(cx, nv, 5)
 
@@ -132,7 +147,9 @@ def _legit_functional(
 
 
 @aten("_native_batch_norm_legit_no_training")
-def _no_training(cx: Context, x: Value, weight: Any, bias: Any, mean: Any, var: Any, momentum: float, eps: float) -> Any:
+def _no_training(
+    cx: Context, x: Value, weight: Any, bias: Any, mean: Any, var: Any, momentum: float, eps: float
+) -> Any:
     y = _batch(cx, x, weight, bias, mean, var, False, momentum, eps)[0]
     return y, _saved(cx, None, 1), _saved(cx, None, 2)
 
@@ -144,7 +161,9 @@ def _no_stats(cx: Context, x: Value, weight: Any, bias: Any, training: bool, mom
 
 
 @aten("native_batch_norm", "_native_batch_norm_legit")
-def _native(cx: Context, x: Value, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float) -> Any:
+def _native(
+    cx: Context, x: Value, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float
+) -> Any:
     y, bm, br, _, _ = _batch(cx, x, weight, bias, mean, var, training or mean is None, momentum, eps)
     return y, _saved(cx, bm, 1), _saved(cx, br, 2)
 
@@ -157,4 +176,3 @@ def _update_stats(cx: Context, x: Value, mean: Any, var: Any, momentum: float) -
     m = cx.mean(v, dims, True)
     d = cx.sub(v, m)
     return _saved(cx, bm, 0), _saved(cx, cx.mean(cx.mul(d, d), dims), 1)
-

@@ -23,7 +23,15 @@ def _back(cx: Context, y: Value, index: int = 0) -> Value:
 
 
 def _max_pool(n: int, indices: bool) -> Any:
-    def f(cx: Context, x: Value, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False) -> Any:
+    def f(
+        cx: Context,
+        x: Value,
+        kernel: Any,
+        stride: Any = (),
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+    ) -> Any:
         k = _tuple(kernel, n)
         out = cx.expected[0]
         assert out is not None
@@ -31,9 +39,15 @@ def _max_pool(n: int, indices: bool) -> Any:
             empty = cx.full(0, out.shape, x.dtype)
             return (empty, cx.full(0, out.shape, DType.i64)) if indices else empty
         y = cx.op(
-            "max_pool", batched(cx, x, n), kernel=k, stride=_tuple(stride, n) if stride not in ((), [], None) else k,
-            padding=tuple((p, p) for p in _tuple(padding, n)), dilation=_tuple(dilation, n), ceil_mode=ceil_mode, indices=indices,
-        )  # fmt: skip
+            "max_pool",
+            batched(cx, x, n),
+            kernel=k,
+            stride=_tuple(stride, n) if stride not in ((), [], None) else k,
+            padding=tuple((p, p) for p in _tuple(padding, n)),
+            dilation=_tuple(dilation, n),
+            ceil_mode=ceil_mode,
+            indices=indices,
+        )
         return (_back(cx, y[0]), _back(cx, y[1], 1)) if indices else _back(cx, y)
 
     return f
@@ -46,17 +60,28 @@ for _n in (1, 2, 3):
 
 def _avg_pool(n: int) -> Any:
     def f(
-        cx: Context, x: Value, kernel: Any, stride: Any = (), padding: Any = 0, ceil_mode: bool = False, count_include_pad: bool = True,
+        cx: Context,
+        x: Value,
+        kernel: Any,
+        stride: Any = (),
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
         divisor_override: int | None = None,
-    ) -> Value:  # fmt: skip
+    ) -> Value:
         k = _tuple(kernel, n)
         if 0 in cx.out.shape:
             return cx.full(0, cx.out.shape, x.dtype)
         y = cx.op(
-            "avg_pool", batched(cx, x, n), kernel=k, stride=_tuple(stride, n) if stride not in ((), [], None) else k,
-            padding=tuple((p, p) for p in _tuple(padding, n)), ceil_mode=ceil_mode, count_include_pad=count_include_pad,
+            "avg_pool",
+            batched(cx, x, n),
+            kernel=k,
+            stride=_tuple(stride, n) if stride not in ((), [], None) else k,
+            padding=tuple((p, p) for p in _tuple(padding, n)),
+            ceil_mode=ceil_mode,
+            count_include_pad=count_include_pad,
             divisor=divisor_override or 0,
-        )  # fmt: skip
+        )
         return _back(cx, y)
 
     return f
@@ -121,7 +146,9 @@ aten("max_unpool3d")(_unpool(3))
 
 def _fractional(n: int) -> Any:
     def f(cx: Context, x: Value, kernel: Any, output_size: Any, samples: Value) -> Any:
-        """Windows at pseudo-random starts: floor((i + u) * a) - floor(u * a) with a = (in - k) / (out - 1), the last one at the end."""
+        """Windows at pseudo-random starts: floor((i + u) * a) - floor(u * a) with a = (in - k) / (out - 1), the last
+        one at the end.
+        """
         k, out = _tuple(kernel, n), _tuple(output_size, n)
         v = batched(cx, x, n)
         lead, sizes = v.shape[:2], v.shape[2:]

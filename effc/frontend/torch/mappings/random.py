@@ -27,7 +27,9 @@ def normal(cx: Context, mean: float = 0.0, std: float = 1.0) -> Value:
     out = cx.out
     if out.dtype.is_complex:  # unit variance in all
         part = out.dtype.real
-        a, b = (cx.b.op("rand_normal", mean=mean, std=std * 0.5**0.5, shape=out.shape, dtype=_work(part)) for _ in range(2))
+        a, b = (
+            cx.b.op("rand_normal", mean=mean, std=std * 0.5**0.5, shape=out.shape, dtype=_work(part)) for _ in range(2)
+        )
         return cx.op("complex", cx.convert(a, part), cx.convert(b, part))
     return cx.convert(cx.b.op("rand_normal", mean=mean, std=std, shape=out.shape, dtype=_work(out.dtype)), out.dtype)
 
@@ -91,7 +93,11 @@ def _random(cx: Context, x: Value, *args: Any, **kwargs: Any) -> Value:
         lo, hi = args
     if hi is None:
         bits = {"f16": 11, "bf16": 8, "f32": 24, "f64": 53}.get(x.dtype.value)
-        hi = (1 << bits) + 1 if bits else (2 if x.dtype.is_bool else 1 << (8 * x.dtype.itemsize - int(x.dtype.is_signed)))
+        hi = (
+            (1 << bits) + 1
+            if bits
+            else (2 if x.dtype.is_bool else 1 << (8 * x.dtype.itemsize - int(x.dtype.is_signed)))
+        )
         hi = min(hi, (1 << 63) - 1)
     return cx.convert(cx.b.op("rand_int", lo=lo, hi=hi, shape=cx.out.shape, dtype=DType.i64), x.dtype)
 
@@ -181,11 +187,19 @@ def _native_dropout(cx: Context, x: Value, p: float, train: bool | None) -> tupl
 
 @aten("rrelu_with_noise_functional", "rrelu_with_noise")
 def _rrelu(
-    cx: Context, x: Value, noise: Value, lower: float = 0.125, upper: float = 1 / 3, training: bool = False, generator: Any = None
+    cx: Context,
+    x: Value,
+    noise: Value,
+    lower: float = 0.125,
+    upper: float = 1 / 3,
+    training: bool = False,
+    generator: Any = None,
 ) -> Any:
     v = cx.opmath(x)
     if training:
-        slope: Any = cx.convert(cx.b.op("rand_uniform", lo=float(lower), hi=float(upper), shape=x.shape, dtype=_work(x.dtype)), v.dtype)
+        slope: Any = cx.convert(
+            cx.b.op("rand_uniform", lo=float(lower), hi=float(upper), shape=x.shape, dtype=_work(x.dtype)), v.dtype
+        )
     else:
         slope = cx.const((lower + upper) / 2, v.dtype)
     positive = cx.op("gt", v, 0)

@@ -44,7 +44,9 @@ def _nanmean(cx: Context, x: Value, dim: Any = None, keepdim: bool = False, *, d
     v = cx.convert(x, out.compute)
     nan = cx.op("isnan", v)
     total = cx.reduce("sum", cx.where(nan, cx.const(0, v.dtype), v), dims, keepdim)
-    return cx.convert(cx.div(total, cx.reduce("sum", cx.convert(cx.op("logical_not", nan), v.dtype), dims, keepdim)), out)
+    return cx.convert(
+        cx.div(total, cx.reduce("sum", cx.convert(cx.op("logical_not", nan), v.dtype), dims, keepdim)), out
+    )
 
 
 @aten("prod", "prod.default")
@@ -145,7 +147,7 @@ aten("argmax")(_arg("max"))
 aten("argmin")(_arg("min"))
 
 
-# Variance ---------------------------------------------------------------------------------------------------------------
+# Variance ------------------------------------------------------------------------------------------------------------
 
 
 def variance(cx: Context, x: Value, dims: tuple[int, ...], correction: Any, keepdim: bool) -> tuple[Value, Value]:
@@ -169,7 +171,9 @@ def variance(cx: Context, x: Value, dims: tuple[int, ...], correction: Any, keep
 
 
 def _correction(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int) -> tuple[Any, Any, bool]:
-    """(dim, correction, keepdim) of both overload families: (unbiased), (dim, unbiased, keepdim), (dim, *, correction, keepdim)."""
+    """(dim, correction, keepdim) of both overload families: (unbiased), (dim, unbiased, keepdim), (dim, *,
+    correction, keepdim).
+    """
     args = tuple(args)
     if args and isinstance(args[0], bool):
         return None, int(args[0]), False
@@ -202,7 +206,7 @@ aten("var_mean")(_var(False, True))
 aten("std_mean")(_var(True, True))
 
 
-# Softmax ----------------------------------------------------------------------------------------------------------------
+# Softmax -------------------------------------------------------------------------------------------------------------
 
 
 def softmax(cx: Context, x: Value, dim: int, log: bool = False) -> Value:
@@ -262,7 +266,7 @@ def _logsumexp(cx: Context, x: Value, dim: Any, keepdim: bool = False) -> Value:
     return cx.convert(cx.add(y, cx.convert(m2, y.dtype)), out)
 
 
-# Norms ------------------------------------------------------------------------------------------------------------------
+# Norms ---------------------------------------------------------------------------------------------------------------
 
 
 def magnitude(cx: Context, x: Value) -> Value:
@@ -294,7 +298,9 @@ def vector_norm(cx: Context, x: Value, ord: Any, dims: tuple[int, ...], keepdim:
 
 
 @aten("linalg_vector_norm")
-def _vector_norm(cx: Context, x: Value, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Value:
+def _vector_norm(
+    cx: Context, x: Value, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Value:
     out = cx.out.dtype
     work = out.compute
     if x.dtype.is_complex:

@@ -11,9 +11,19 @@ from .random import keep_mask
 
 
 def _stack(
-    cx: Context, x: Value, states: list[Value], params: list[Value], has_biases: bool, layers: int, dropout: float, train: bool,
-    bidirectional: bool, batch_first: bool, kind: str, **attrs: Any,
-) -> tuple[Value, list[Value]]:  # fmt: skip
+    cx: Context,
+    x: Value,
+    states: list[Value],
+    params: list[Value],
+    has_biases: bool,
+    layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+    kind: str,
+    **attrs: Any,
+) -> tuple[Value, list[Value]]:
     """(output, last states stacked over layers and directions)."""
     flat = x.rank == 2  # no batch
     y = cx.unsqueeze(x, 1) if flat else cx.transpose(x, 0, 1) if batch_first else x
@@ -48,19 +58,39 @@ def _stack(
 
 @aten("lstm.input", "effc::lstm")
 def _lstm(
-    cx: Context, x: Value, hx: Any, params: Any, has_biases: bool, num_layers: int, dropout: float, train: bool, bidirectional: bool,
+    cx: Context,
+    x: Value,
+    hx: Any,
+    params: Any,
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
     batch_first: bool,
-) -> Any:  # fmt: skip
-    y, (h, c) = _stack(cx, x, list(hx), list(params), has_biases, num_layers, dropout, train, bidirectional, batch_first, "lstm_layer")
+) -> Any:
+    y, (h, c) = _stack(
+        cx, x, list(hx), list(params), has_biases, num_layers, dropout, train, bidirectional, batch_first, "lstm_layer"
+    )
     return y, h, c
 
 
 def _simple(kind: str, **attrs: Any) -> Any:
     def f(
-        cx: Context, x: Value, hx: Value, params: Any, has_biases: bool, num_layers: int, dropout: float, train: bool, bidirectional: bool,
+        cx: Context,
+        x: Value,
+        hx: Value,
+        params: Any,
+        has_biases: bool,
+        num_layers: int,
+        dropout: float,
+        train: bool,
+        bidirectional: bool,
         batch_first: bool,
-    ) -> Any:  # fmt: skip
-        y, (h,) = _stack(cx, x, [hx], list(params), has_biases, num_layers, dropout, train, bidirectional, batch_first, kind, **attrs)
+    ) -> Any:
+        y, (h,) = _stack(
+            cx, x, [hx], list(params), has_biases, num_layers, dropout, train, bidirectional, batch_first, kind, **attrs
+        )
         return y, h
 
     return f

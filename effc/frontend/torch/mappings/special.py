@@ -26,21 +26,40 @@ def _binary(ir: str) -> Any:
 
 
 for _ir, *_names in [
-    ("i0", "i0", "special_i0"), ("i0e", "special_i0e"), ("i1", "special_i1"), ("i1e", "special_i1e"),
-    ("bessel_j0", "special_bessel_j0"), ("bessel_j1", "special_bessel_j1"), ("bessel_y0", "special_bessel_y0"),
-    ("bessel_y1", "special_bessel_y1"), ("modified_bessel_i0", "special_modified_bessel_i0"),
-    ("modified_bessel_i1", "special_modified_bessel_i1"), ("modified_bessel_k0", "special_modified_bessel_k0"),
-    ("modified_bessel_k1", "special_modified_bessel_k1"), ("scaled_modified_bessel_k0", "special_scaled_modified_bessel_k0"),
-    ("scaled_modified_bessel_k1", "special_scaled_modified_bessel_k1"), ("spherical_bessel_j0", "special_spherical_bessel_j0"),
-    ("airy_ai", "special_airy_ai"), ("ndtri", "special_ndtri"), ("log_ndtr", "special_log_ndtr"),
-]:  # fmt: skip
+    ("i0", "i0", "special_i0"),
+    ("i0e", "special_i0e"),
+    ("i1", "special_i1"),
+    ("i1e", "special_i1e"),
+    ("bessel_j0", "special_bessel_j0"),
+    ("bessel_j1", "special_bessel_j1"),
+    ("bessel_y0", "special_bessel_y0"),
+    ("bessel_y1", "special_bessel_y1"),
+    ("modified_bessel_i0", "special_modified_bessel_i0"),
+    ("modified_bessel_i1", "special_modified_bessel_i1"),
+    ("modified_bessel_k0", "special_modified_bessel_k0"),
+    ("modified_bessel_k1", "special_modified_bessel_k1"),
+    ("scaled_modified_bessel_k0", "special_scaled_modified_bessel_k0"),
+    ("scaled_modified_bessel_k1", "special_scaled_modified_bessel_k1"),
+    ("spherical_bessel_j0", "special_spherical_bessel_j0"),
+    ("airy_ai", "special_airy_ai"),
+    ("ndtri", "special_ndtri"),
+    ("log_ndtr", "special_log_ndtr"),
+]:
     aten(*_names)(_unary(_ir))
 for _ir, *_names in [
-    ("igamma", "igamma"), ("igammac", "igammac"), ("zeta", "special_zeta"),
-    *((f"{_p}chebyshev_polynomial_{_k}", f"special_{_p}chebyshev_polynomial_{_k}") for _p in ("", "shifted_") for _k in "tuvw"),
-    ("hermite_polynomial_h", "special_hermite_polynomial_h"), ("hermite_polynomial_he", "special_hermite_polynomial_he"),
-    ("laguerre_polynomial_l", "special_laguerre_polynomial_l"), ("legendre_polynomial_p", "special_legendre_polynomial_p"),
-]:  # fmt: skip
+    ("igamma", "igamma"),
+    ("igammac", "igammac"),
+    ("zeta", "special_zeta"),
+    *(
+        (f"{_p}chebyshev_polynomial_{_k}", f"special_{_p}chebyshev_polynomial_{_k}")
+        for _p in ("", "shifted_")
+        for _k in "tuvw"
+    ),
+    ("hermite_polynomial_h", "special_hermite_polynomial_h"),
+    ("hermite_polynomial_he", "special_hermite_polynomial_he"),
+    ("laguerre_polynomial_l", "special_laguerre_polynomial_l"),
+    ("legendre_polynomial_p", "special_legendre_polynomial_p"),
+]:
     aten(*_names)(_binary(_ir))
 
 

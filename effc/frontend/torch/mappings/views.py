@@ -21,7 +21,17 @@ def _view(cx: Context, x: Value, shape: Any, *_: Any) -> Value:
     return cx.reshape(x, cx.out.shape)
 
 
-@aten("squeeze", "unsqueeze", "flatten", "unflatten", "squeeze_copy", "unsqueeze_copy", "prims::collapse_view", "prims::split_dim", "prims::squeeze")
+@aten(
+    "squeeze",
+    "unsqueeze",
+    "flatten",
+    "unflatten",
+    "squeeze_copy",
+    "unsqueeze_copy",
+    "prims::collapse_view",
+    "prims::split_dim",
+    "prims::squeeze",
+)
 def _by_shape(cx: Context, x: Value, *_: Any, **__: Any) -> Value:
     return cx.reshape(x, cx.out.shape)
 
@@ -123,7 +133,9 @@ def _select(cx: Context, x: Value, dim: int, index: Any) -> Value:
 
 
 @aten("slice_scatter")
-def _slice_scatter(cx: Context, x: Value, src: Value, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Value:
+def _slice_scatter(
+    cx: Context, x: Value, src: Value, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+) -> Value:
     d = cx.axis(dim, x.rank)
     size = x.shape[d]
     lo, hi = _clamped(cx, start, size, 0), _clamped(cx, end, size, size)
@@ -135,7 +147,9 @@ def _slice_scatter(cx: Context, x: Value, src: Value, dim: int = 0, start: Any =
     starts[d], stops[d], steps[d] = lo, hi, step  # type: ignore[call-overload]
     if lo == 0 and hi == size and step == 1:
         return cx.convert(cx.broadcast(src, x.shape), x.dtype)
-    return cx.op("slice_scatter", x, cx.convert(src, x.dtype), starts=tuple(starts), stops=tuple(stops), steps=tuple(steps))
+    return cx.op(
+        "slice_scatter", x, cx.convert(src, x.dtype), starts=tuple(starts), stops=tuple(stops), steps=tuple(steps)
+    )
 
 
 @aten("select_scatter")
@@ -185,7 +199,14 @@ def _as_strided_scatter(cx: Context, x: Value, src: Value, size: Any, stride: An
         raise Unsupported("a permuted operand")
     at = offset if storage_offset is None else cx.dim(storage_offset)
     shape = tuple(cx.dim(s) for s in size)
-    return cx.op("as_strided_scatter", x, cx.convert(src, x.dtype), shape=shape, strides=tuple(cx.dim(s) for s in stride), offset=at)
+    return cx.op(
+        "as_strided_scatter",
+        x,
+        cx.convert(src, x.dtype),
+        shape=shape,
+        strides=tuple(cx.dim(s) for s in stride),
+        offset=at,
+    )
 
 
 @aten("unfold", "unfold_copy")
@@ -225,8 +246,15 @@ def _stack(cx: Context, xs: Any, dim: int = 0) -> Value:
     return cx.concat([cx.unsqueeze(cx.convert(x, cx.out.dtype), d) for x in xs], d)
 
 
-@aten("split", "split_with_sizes", "split_copy", "split_with_sizes_copy", "chunk",
-      "tensor_split.sections", "tensor_split.indices")  # fmt: skip
+@aten(
+    "split",
+    "split_with_sizes",
+    "split_copy",
+    "split_with_sizes_copy",
+    "chunk",
+    "tensor_split.sections",
+    "tensor_split.indices",
+)
 def _split(cx: Context, x: Value, sizes: Any, dim: int = 0) -> tuple[Value, ...]:
     d = cx.axis(dim, x.rank)
     out: list[Value] = []
@@ -351,7 +379,7 @@ def _channel_shuffle(cx: Context, x: Value, groups: int) -> Value:
     return cx.reshape(cx.transpose(y, 1, 2), x.shape)
 
 
-# Creation ---------------------------------------------------------------------------------------------------------------
+# Creation ------------------------------------------------------------------------------------------------------------
 
 
 @aten("full", "full_like", "new_full", "prims::full_like", "prims::full")
@@ -369,8 +397,20 @@ def _filled(value: int) -> Any:
     return f
 
 
-aten("zeros", "zeros_like", "new_zeros", "_efficientzerotensor", "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided",
-     "empty_permuted", "empty.memory_format", "prims::empty_strided")(_filled(0))  # fmt: skip
+aten(
+    "zeros",
+    "zeros_like",
+    "new_zeros",
+    "_efficientzerotensor",
+    "empty",
+    "empty_like",
+    "new_empty",
+    "empty_strided",
+    "new_empty_strided",
+    "empty_permuted",
+    "empty.memory_format",
+    "prims::empty_strided",
+)(_filled(0))
 aten("ones", "ones_like", "new_ones")(_filled(1))
 
 
@@ -484,7 +524,11 @@ def _vander(cx: Context, x: Value, N: Any = None, **_: Any) -> Value:
     cols = [cx.broadcast(cx.const(1, v.dtype), v.shape)]
     for _i in range(1, n):
         cols.append(cx.mul(cols[-1], v))
-    return cx.reshape(cx.concat([cx.unsqueeze(c, -1) for c in cols], -1), cx.out.shape) if n else cx.full(0, cx.out.shape, v.dtype)
+    return (
+        cx.reshape(cx.concat([cx.unsqueeze(c, -1) for c in cols], -1), cx.out.shape)
+        if n
+        else cx.full(0, cx.out.shape, v.dtype)
+    )
 
 
 @aten("nonzero_static")
@@ -509,10 +553,11 @@ def _nonzero_static(cx: Context, x: Value, *, size: Any, fill_value: int = -1) -
     return cx.where(cx.unsqueeze(filled, -1), cx.const(fill_value, DType.i64), table)
 
 
-
 @aten("_chunk_cat")
 def _chunk_cat(cx: Context, tensors: Any, dim: int, num_chunks: int) -> Value:
-    """Each tensor is padded to a multiple of the chunk count, flattened behind ``dim``; chunk i of all of them makes row i."""
+    """Each tensor is padded to a multiple of the chunk count, flattened behind ``dim``; chunk i of all of them makes
+    row i.
+    """
     rows = []
     for x in tensors:
         d = cx.axis(dim, x.rank)
@@ -535,7 +580,9 @@ def _resize(cx: Context, x: Value, size: Any, **_: Any) -> Value:
         if want <= have:
             flat = cx.slice(flat, 0, 0, want)
         else:
-            flat = cx.op("pad", flat, padding=((0, want - have),), mode="constant", value=0 if not x.dtype.is_bool else False)
+            flat = cx.op(
+                "pad", flat, padding=((0, want - have),), mode="constant", value=0 if not x.dtype.is_bool else False
+            )
     elif have != want:
         raise Unsupported("dynamic sizes")
     return cx.reshape(flat, cx.out.shape)
