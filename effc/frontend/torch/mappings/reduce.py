@@ -350,3 +350,19 @@ def _renorm(cx: Context, x: Value, p: Any, dim: int, maxnorm: Any) -> Value:
     norm = vector_norm(cx, v, p, tuple(i for i in range(x.rank) if i != d), True)
     factor = cx.where(cx.op("gt", norm, maxnorm), cx.div(maxnorm, cx.add(norm, 1e-7)), cx.const(1.0, norm.dtype))
     return cx.convert(cx.mul(v, cx.convert(factor, v.dtype)), x.dtype)
+
+
+@aten("hash_tensor")
+def _hash_tensor(cx: Context, x: Value, dim: Any = (), *, keepdim: bool = False, mode: int = 0) -> Value:
+    """Exclusive or of the elements as 64-bit patterns: the parity of each bit."""
+    if mode != 0:
+        raise Unsupported(f"mode {mode}")
+    if x.dtype.is_complex:
+        raise Unsupported("complex operands")
+    wide = cx.op("bitcast", cx.convert(x, DType.f64), dtype=DType.i64) if x.dtype.is_float else cx.convert(x, DType.i64)
+    place = cx.iota(64)
+    bits = cx.op("bitwise_and", cx.op("shr", cx.unsqueeze(wide, -1), place), 1)
+    dims = cx.axes(list(dim) if isinstance(dim, (list, tuple)) else dim, x.rank)
+    parity = cx.op("bitwise_and", cx.reduce("sum", bits, dims, keepdim), 1)
+    word = cx.reduce("sum", cx.op("shl", parity, place), (parity.rank - 1,))
+    return cx.op("bitcast", word, dtype=DType.u64)  # type: ignore[no-any-return]
