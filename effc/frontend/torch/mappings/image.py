@@ -42,6 +42,13 @@ def _replication(cx: Context, x: Value, pad: Any) -> Value:
 @aten("pad")
 def _pad(cx: Context, x: Value, pad: Any, mode: str = "constant", value: Any = None) -> Value:
     kind = {"constant": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}[mode]
+    if mode == "circular":  # torch crops first, and wraps what is left
+        pad = [cx.dim(p) for p in pad]
+        for k in range(len(pad) // 2):
+            d = x.rank - 1 - k
+            low, high = (max(-p, 0) if isinstance(p, int) else 0 for p in pad[2 * k : 2 * k + 2])
+            x = cx.slice(x, d, low, x.shape[d] - high)
+        pad = [max(p, 0) if isinstance(p, int) else p for p in pad]
     return padded(cx, x, pad, kind, 0 if value is None else value)
 
 
