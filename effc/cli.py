@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -513,7 +514,7 @@ def cmd_inspect(a: argparse.Namespace) -> None:
             return
         if a.graph:
             name, _ = _entry(m, a.entry)
-            print(reader.read(f"graph/{name}.txt").decode())
+            print(reader.read(f"graph/{quote(name, safe='')}.txt").decode())
             return
         print(f"{a.model}: effc {m['effc']}, format {m['format']}, target {m['target']}")
         print(f"needs {' '.join(m['isa'])}")

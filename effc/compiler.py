@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from .runtime.errors import EffcError
 
@@ -280,7 +281,7 @@ def write_artifact(path: Path, target: Any, imported: Mapping[str, Any], graphs:
     for file, text in parts.sources.items():
         w.add_file(f"sources/{file}", text)
     for name, g in graphs.items():
-        w.add_file(f"graph/{name}.txt", str(g))
+        w.add_file(f"graph/{quote(name, safe='')}.txt", str(g))  # a name may hold any character
     manifest = {"effc": __version__, "target": target.name, "isa": list(target.isa), "states": states, "entries": entries, "report": dict(report)}
     w.save(path, to_json(portable(manifest)))
 
