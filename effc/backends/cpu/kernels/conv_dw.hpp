@@ -137,7 +137,8 @@ void dw_run(void* arg, int64_t begin, int64_t end, int32_t worker) {
   const int64_t* sp = v.a + kSpatial;
   T* acc = (T*)(v.call->thread_scratch + worker * v.call->thread_scratch_bytes);
   for (int64_t i = begin; i < end; ++i) {
-    int64_t block = i / v.lines, line = i % v.lines;
+    /* Lines outermost: a thread gets a part of the image, as in the convolutions before and after. */
+    int64_t block = i % v.col_blocks, line = i / v.col_blocks;
     int64_t c0 = block * v.block_cols, c1 = block + 1 == v.col_blocks ? v.channels : c0 + v.block_cols;
     int64_t oh = line % sp[1], od = line / sp[1] % sp[0], b = line / (sp[1] * sp[0]);
     DwRow<T> row;
