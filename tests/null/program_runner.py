@@ -5,8 +5,10 @@ Storage is fresh for every value (filled with garbage), aliases and views follow
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,8 @@ class Compiled:
             lib = object.__new__(kh.KernelLibrary)
             lib.isa, lib.vlen, lib.lib = "", target.vlen, ctypes.CDLL(f.name)
         self.lib = lib
+        # Thousands of programs are loaded by one test process, which may map only so many segments.
+        weakref.finalize(self, _ctypes.dlclose, lib.lib._handle)
 
     def run(self, arrays: list[np.ndarray[Any, Any]], threads: int = 1, mode: str = "serial") -> list[np.ndarray[Any, Any]]:
         env = bind_symbols(self.graph, arrays)
