@@ -87,3 +87,22 @@ def whole_layers() -> Iterator[None]:
         for name in names:
             if name in vars(torch._VF):
                 delattr(torch._VF, name)
+
+
+def keep_layers(gm: torch.fx.GraphModule) -> None:
+    """The same for a graph that is traced already, as Dynamo traces it: its calls of ``torch.lstm`` and its kind, on
+    padded sequences, become calls of our operators, in submodules too.
+    """
+    ours = {_eager[name]: getattr(torch.ops.effc, name).default for name in ("lstm", *NAMES)}
+    for module in gm.modules():
+        if not isinstance(module, torch.fx.GraphModule):
+            continue
+        found = [
+            n
+            for n in module.graph.nodes
+            if n.op == "call_function" and n.target in ours and len(n.args) == 9 and isinstance(n.args[3], bool)
+        ]
+        for n in found:
+            n.target = ours[n.target]
+        if found:
+            module.recompile()
