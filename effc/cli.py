@@ -271,6 +271,7 @@ def cmd_compile(a: argparse.Namespace) -> None:
             num_threads=a.threads,
             disable_passes=a.disable_pass,
             verify=a.verify,
+            selftest=not a.no_selftest,
         )
     if not hasattr(compiled, "save"):
         raise EffcError(f"target {a.target} makes no artifact")
@@ -388,51 +389,25 @@ def _no_grad(module: Any, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
         return module(*call[0], **call[1])
 
 
-TOLERANCE = {
-    "float64": 1e-10,
-    "float32": 1e-4,
-    "float16": 4e-3,
-    "bfloat16": 2e-2,
-    "complex64": 1e-4,
-    "complex128": 1e-10,
-}
-
-
-def difference(got: Any, want: Any) -> tuple[float, str | None]:
-    """(max|a-b| / max|b|, None or what is wrong) of one output."""
-    a, b = np.asarray(got), np.asarray(want)
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return float("inf"), f"{a.dtype}{list(a.shape)}, expected {b.dtype}{list(b.shape)}"
-    if b.size == 0:
-        return 0.0, None
-    limit = TOLERANCE.get(b.dtype.name)
-    if limit is None:
-        return float((a != b).mean()), None if (a == b).all() else f"{int((a != b).sum())} of {b.size} differ"
-    wide = np.complex128 if b.dtype.kind == "c" else np.float64
-    a, b = a.astype(wide), b.astype(wide)
-    finite = np.isfinite(b)
-    if not np.array_equal(np.isnan(a), np.isnan(b)) or not np.array_equal(np.isinf(a), np.isinf(b)):
-        return float("inf"), "NaN or infinity in other places"
-    if not finite.any():
-        return 0.0, None
-    scale = float(np.abs(b[finite]).max())
-    error = float(np.abs(a[finite] - b[finite]).max()) / (scale or 1.0)
-    return error, None if error <= limit else f"error {error:.2e}, allowed {limit:.0e}"
-
-
 def cmd_verify(a: argparse.Namespace) -> None:
+    from .runtime import selftest
     from .runtime.artifact import ArtifactReader
 
+    problems: list[str] = []
     with ArtifactReader(a.model) as reader:
         reader.verify()
         print(f"SHA-256: {len(reader.manifest['sha256'])} members match the manifest")
         graph = [n for n in reader.names() if n.startswith("graph/")]
-    model, name, entry, inputs = _prepare(a)
+        model, name, entry, inputs = _prepare(a)
+        for r in selftest.check(reader, model):
+            print(f"selftest of {r.entry}: {r.compared} results, max error {r.error:.2e}")
+            problems += r.problems
+        for missing, why in _without_selftest(reader).items():
+            print(f"selftest of {missing}: none, {why}")
     copies = [{k: np.array(v) for k, v in inputs.items()} for _ in range(2)]
     first = model.session().entry(name).run(copies[0])
     again = model.session().entry(name).run(copies[1])
     random = any("rand" in i.get("kernel", "") for i in entry["program"]["code"])
-    problems = []
     if not random:
         for key in first:
             if not np.array_equal(
@@ -451,6 +426,15 @@ def cmd_verify(a: argparse.Namespace) -> None:
     print("ok")
 
 
+def _without_selftest(reader: Any) -> dict[str, str]:
+    """Entry points that have no selftest, and why the compiler left it out."""
+    from .runtime.selftest import read_index
+
+    said = reader.manifest.get("report", {}).get("selftest", {})
+    missing = [e for e in reader.manifest["entries"] if e not in read_index(reader)]
+    return {e: said.get(e, {}).get("left_out", "the artifact does not say why") for e in missing}
+
+
 def _against(
     a: argparse.Namespace, name: str, entry: Mapping[str, Any], inputs: Mapping[str, Any], got: Mapping[str, Any]
 ) -> list[str]:
@@ -462,6 +446,8 @@ def _against(
     model, _args, _kwargs = resolve(a.source)
     module = torch.export.load(model).module() if isinstance(model, str) else model
     call = _as_call(entry, {k: np.array(v) for k, v in inputs.items()})
+    from .runtime.selftest import difference
+
     problems = []
     with progress("running torch"):
         want = [x for x in torch.utils._pytree.tree_leaves(_no_grad(module, call)) if x is not None]
@@ -506,6 +492,7 @@ def _numpy(x: Any) -> Any:
 
 def cmd_inspect(a: argparse.Namespace) -> None:
     from .runtime.artifact import ArtifactReader
+    from .runtime.selftest import read_index
 
     with ArtifactReader(a.model) as reader:
         m = reader.manifest
@@ -520,6 +507,7 @@ def cmd_inspect(a: argparse.Namespace) -> None:
         print(f"needs {' '.join(m['isa'])}")
         for n in reader.names():
             print(f"  {reader.size(n):>14,}  {n}")
+        tests, untested = read_index(reader), _without_selftest(reader)
     for state, s in m.get("states", {}).items():
         print(f"state {state}: {s['d']}{_shape_text(s['shape'])}")
     for name, e in m["entries"].items():
@@ -533,6 +521,14 @@ def cmd_inspect(a: argparse.Namespace) -> None:
             print(f"  in   {i['name']}: {i['dtype']}{_shape_text(i['shape'])}")
         for o in e["outputs"]:
             print(f"  out  {o['name']}: {o['dtype']}{_shape_text(o['shape'])}")
+        if name in untested:
+            print(f"  no selftest: {untested[name]}")
+        else:
+            print(f"  selftest: {len(tests[name]['inputs'])} inputs")
+            for t in tests[name]["expected"]:
+                what = f"state {t['name']}" if t["of"] == "state" else f"{t['of']} {e[t['of'] + 's'][t['index']]['name']}"
+                part = f", every {t['step']}th element" if t["step"] > 1 else ""
+                print(f"    expected {what}: {_shape_text(t['shape'])}{part}")
         arena = p.get("arena", {})
         static, low = arena.get("static_bytes"), arena.get("lower_bound")
         if static is None:
@@ -656,6 +652,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--threads", type=int, help="default number of threads at run time")
     p.add_argument("--disable-pass", action="append", default=[], metavar="PASS")
     p.add_argument("--verify", action="store_true", help="run the IR verifier after every pass")
+    p.add_argument("--no-selftest", action="store_true", help="keep no inputs and results for `effc verify`")
 
     def inputs(p: argparse.ArgumentParser) -> None:
         p.add_argument("model", metavar="MODEL.effc")

@@ -40,18 +40,20 @@ def compile(  # noqa: A001  (the public name)
     onnx_domain: str = "standard",
     disable_passes: Sequence[str] = (),
     verify: bool = False,
+    selftest: bool = True,
 ) -> Any:
     """Compiles a model for ``target`` and returns a :class:`CompiledModel`.
 
     model: ``torch.nn.Module``, ``torch.export.ExportedProgram``, or a path to a ``.pt2`` file. ``args``, ``kwargs`` and
     ``dynamic_shapes`` mean what they mean in ``torch.export.export``. ``num_threads``: default number of threads at run time.
-    ``disable_passes``: names of passes to leave out. ``verify``: run the IR verifier after every pass.
+    ``disable_passes``: names of passes to leave out. ``verify``: run the IR verifier after every pass. ``selftest``: run
+    the model once with torch on the example inputs and keep both, within 1 MiB, for ``effc verify``.
     Raises EffcError naming op, source line, shapes and pass for whatever cannot be compiled.
     """
     entry = Entry(model, args, kwargs, dynamic_shapes)
     return compile_entries(
         {"main": entry}, target=target, num_threads=num_threads, memory_budget=memory_budget, arena_budget=arena_budget,
-        onnx_domain=onnx_domain, disable_passes=disable_passes, verify=verify,
+        onnx_domain=onnx_domain, disable_passes=disable_passes, verify=verify, selftest=selftest,
     )  # fmt: skip
 
 
@@ -65,6 +67,7 @@ def compile_entries(
     onnx_domain: str = "standard",
     disable_passes: Sequence[str] = (),
     verify: bool = False,
+    selftest: bool = True,
 ) -> Any:
     """Compiles several entry points into one artifact; they share weights and session state. See :func:`compile`."""
     _require_extras()
@@ -82,7 +85,7 @@ def compile_entries(
         from .backends.reference import ReferenceModel
 
         return ReferenceModel({n: import_entry(e) for n, e in entries.items()})
-    return _compile_cpu(entries, target, num_threads, disable_passes, verify)
+    return _compile_cpu(entries, target, num_threads, disable_passes, verify, selftest)
 
 
 def import_entry(e: Entry) -> Any:
@@ -103,7 +106,9 @@ def import_entry(e: Entry) -> Any:
     return import_model(model, args, dict(e.kwargs or {}), e.dynamic_shapes)
 
 
-def _compile_cpu(entries: Mapping[str, Entry], target: str, num_threads: int | None, disable: Sequence[str], verify: bool) -> Any:
+def _compile_cpu(
+    entries: Mapping[str, Entry], target: str, num_threads: int | None, disable: Sequence[str], verify: bool, selftest: bool
+) -> Any:
     from .backends import cpu
     from .backends.cpu.lower import native
     from .backends.cpu.target import parse
@@ -112,7 +117,7 @@ def _compile_cpu(entries: Mapping[str, Entry], target: str, num_threads: int | N
 
     started = time.perf_counter()
     t = parse(target)
-    cache, uncached = ModelCache.lookup(entries, t, disable)
+    cache, uncached = ModelCache.lookup(entries, t, (*disable, "" if selftest else "no selftest"))
     if cache is not None and (hit := cache.get()) is not None:
         path, folder = hit
         return _runnable(path, folder, t, num_threads, {"model_cache": "hit", "seconds": {"cache": round(time.perf_counter() - started, 3)}})
@@ -129,6 +134,9 @@ def _compile_cpu(entries: Mapping[str, Entry], target: str, num_threads: int | N
     seconds["passes"] = mark - started - seconds["frontend"]
     parts = cpu.compile_graphs(graphs, t, num_threads)
     seconds["backend"] = time.perf_counter() - mark
+    mark = time.perf_counter()
+    cases, left_out = selftests(entries, imported, graphs) if selftest else ({}, dict.fromkeys(entries, "not asked for"))
+    seconds["selftest"] = time.perf_counter() - mark
     folder = tempfile.TemporaryDirectory(prefix="effc-")
     path = Path(folder.name) / "model.effc"
     report = {
@@ -137,11 +145,27 @@ def _compile_cpu(entries: Mapping[str, Entry], target: str, num_threads: int | N
         "entries": {n: {"passes": reports[n].as_json(), "kernels": kernel_counts(parts.programs[n]), "arena": parts.programs[n]["arena"]} for n in graphs},
         "notes": parts.notes,
         "model_cache": uncached or "stored",
+        "selftest": {n: {"left_out": why} for n, why in left_out.items()},
     }
-    write_artifact(path, t, imported, graphs, parts, report)
+    write_artifact(path, t, imported, graphs, parts, report, cases)
     if cache is not None:
         cache.put(path)
     return _runnable(path, folder, t, num_threads)
+
+
+def selftests(entries: Mapping[str, Entry], imported: Mapping[str, Any], graphs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What torch makes of each entry point's example inputs, and for those where it says nothing, why."""
+    from .frontend.torch import eager
+    from .runtime.selftest import Case
+
+    cases, left_out = {}, {}
+    for n, e in entries.items():
+        args = tuple(e.args) if isinstance(e.args, (list, tuple)) else (e.args,)
+        try:
+            cases[n] = Case(*eager.run(e.model, args, dict(e.kwargs or {}), imported[n], graphs[n]))
+        except EffcError as err:
+            left_out[n] = err.message
+    return cases, left_out
 
 
 def _runnable(path: Path, folder: Any, target: Any, num_threads: int | None, news: Mapping[str, Any] | None = None) -> Any:
@@ -230,10 +254,14 @@ def kernel_counts(program: Mapping[str, Any]) -> dict[str, int]:
     return out
 
 
-def write_artifact(path: Path, target: Any, imported: Mapping[str, Any], graphs: Mapping[str, Any], parts: Any, report: Mapping[str, Any]) -> None:
-    """Writes program, weights, code and sources to ``path``."""
+def write_artifact(
+    path: Path, target: Any, imported: Mapping[str, Any], graphs: Mapping[str, Any], parts: Any, report: Mapping[str, Any],
+    cases: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Writes program, weights, code, sources and selftests to ``path``."""
     from . import __version__
     from .backends.cpu.lower.finish import to_json
+    from .runtime import selftest
     from .runtime.artifact import ArtifactWriter
 
     w = ArtifactWriter()
@@ -282,7 +310,8 @@ def write_artifact(path: Path, target: Any, imported: Mapping[str, Any], graphs:
         w.add_file(f"sources/{file}", text)
     for name, g in graphs.items():
         w.add_file(f"graph/{quote(name, safe='')}.txt", str(g))  # a name may hold any character
-    manifest = {"effc": __version__, "target": target.name, "isa": list(target.isa), "states": states, "entries": entries, "report": dict(report)}
+    report = {**report, "selftest": {**report["selftest"], **selftest.add(w, cases)}}
+    manifest = {"effc": __version__, "target": target.name, "isa": list(target.isa), "states": states, "entries": entries, "report": report}
     w.save(path, to_json(portable(manifest)))
 
 

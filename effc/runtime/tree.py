@@ -149,6 +149,13 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def flatten(tree: Tree, value: Any, what: str) -> list[Any]:
+    """The leaves of a value that has the structure of ``tree``; EffcError, which calls it ``what``, if it has not."""
+    leaves: list[Any] = []
+    _flatten(tree, value, what, leaves)
+    return leaves
+
+
 def unflatten(tree: Tree, leaves: list[Any]) -> Any:
     """Rebuilds the structure of ``tree`` from its leaves."""
     iterator = iter(leaves)

@@ -33,7 +33,8 @@ def effc_backend(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **opti
     unknown = sorted(options.keys() - set(known))
     if unknown:
         raise EffcError(f"backend effc has no option {', '.join(unknown)}", hint=f"options: {', '.join(known)}")
-    return _Compiled(gm, list(example_inputs), options)
+    # No one saves these artifacts, and the graph's own run would cost time at every recompilation.
+    return _Compiled(gm, list(example_inputs), {"selftest": False, **options})
 
 
 class _Compiled:
