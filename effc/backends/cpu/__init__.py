@@ -29,6 +29,7 @@ def compile_graphs(graphs: Mapping[str, Graph], target: CpuTarget, num_threads: 
     """Lowers and compiles entry points that share constants. Programs still hold symbolic dims and constant indices."""
     from . import build
     from .lower import Constants, Lowering, Options, load_rules
+    from .sources import bundle
 
     load_rules()
     generated, constants = Generated(), Constants()
@@ -41,12 +42,7 @@ def compile_graphs(graphs: Mapping[str, Graph], target: CpuTarget, num_threads: 
         kernels |= cx.kernels
         notes += [{"entry": name, **n} for n in cx.notes]
     code = build.shared_object(kernels, generated.kernels, target)
-    sources = {
-        "generated.cpp": build.PREAMBLE + "\n".join(generated.kernels[k] for k in sorted(generated.kernels)),
-        "flags.txt": " ".join((*build.FLAGS, *target.flags)) + "\n" + build.compiler_version() + "\n",
-        "kernels.txt": "\n".join(sorted(kernels)) + "\n",
-    }
-    return Compiled(programs, constants.arrays, code, sources, notes)
+    return Compiled(programs, constants.arrays, code, bundle(kernels, generated.kernels, target), notes)
 
 
 __all__ = ["Compiled", "CpuTarget", "Dim", "compile_graphs"]

@@ -25,6 +25,8 @@ FLAGS = (
     "-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fno-exceptions", "-fno-rtti",
     "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections", "-w",
 )  # fmt: skip
+# Two objects may hold the same generated kernel (made by two compilations at the same time): either will do.
+LINK = ("-Wl,--gc-sections", "-Wl,-z,muldefs", "-Wl,--build-id=none", "-Wl,-s", "-Wl,-O1", "-lm")
 PREAMBLE = '#include "loop.hpp"\n'
 PER_UNIT = 24  # generated kernels compiled together
 
@@ -88,6 +90,11 @@ def _includes(path: Path, seen: set[Path] | None = None) -> set[Path]:
                 seen.add(p)
                 _includes(p, seen)
     return seen
+
+
+def headers(path: Path) -> set[Path]:
+    """The headers of this project that a source needs."""
+    return _includes(path)
 
 
 def _source_key(path: Path) -> str:
@@ -212,18 +219,18 @@ def shared_object(kernels: Iterable[str], generated: Mapping[str, str], target: 
     return out.read_bytes()
 
 
+def exports_map(names: Sequence[str]) -> str:
+    """The linker's version script that leaves these names visible; a graph may need no kernel at all."""
+    shown = "global: " + " ".join(f"{n};" for n in names) if names else ""
+    return "{ " + shown + " local: *; };\n"
+
+
 def _link(objects: Sequence[Path], exports: Sequence[str], out: Path) -> None:
     with tempfile.TemporaryDirectory(dir=out.parent) as tmp:
         script = Path(tmp) / "exports.map"
-        names = "global: " + " ".join(f"{e};" for e in exports) if exports else ""  # a graph may need no kernel at all
-        script.write_text("{ " + names + " local: *; };\n")
+        script.write_text(exports_map(exports))
         inputs = [str(o) for o in objects] or ["-x", "c++", "/dev/null"]
         so = Path(tmp) / "out.so"
         sanitize = ["-fsanitize=address,undefined"] if os.environ.get("EFFC_SANITIZE") else []
-        # Two objects may hold the same generated kernel (made by two compilations at the same time): either will do.
-        _run(
-            [*compiler(), "-shared", "-o", str(so), *inputs, *sanitize, f"-Wl,--version-script={script}", "-Wl,--gc-sections",
-             "-Wl,-z,muldefs", "-Wl,--build-id=none", "-Wl,-s", "-Wl,-O1", "-lm"],
-            "the shared object",
-        )  # fmt: skip
+        _run([*compiler(), "-shared", "-o", str(so), *inputs, *sanitize, f"-Wl,--version-script={script}", *LINK], "the shared object")
         os.replace(so, out)
