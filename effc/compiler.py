@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from .runtime import debug
 from .runtime.errors import EffcError
 
 
@@ -81,11 +82,26 @@ def compile_entries(
         raise EffcError("onnx_domain applies to target 'onnx', which is not available in this version")
     if not entries:
         raise EffcError("there is no entry point to compile")
-    if kind == "reference":
-        from .backends.reference import ReferenceModel
+    dump = None
+    if os.environ.get("EFFC_DUMP"):
+        from .dump import Dump
 
-        return ReferenceModel({n: import_entry(e) for n, e in entries.items()})
-    return _compile_cpu(entries, target, num_threads, disable_passes, verify, selftest)
+        options = {"target": target, "num_threads": num_threads, "disable_passes": list(disable_passes), "verify": verify, "selftest": selftest}
+        dump = Dump.begin(entries, options)
+    try:
+        if kind == "reference":
+            from .backends.reference import ReferenceModel
+
+            made: Any = ReferenceModel({n: import_entry(e) for n, e in entries.items()})
+        else:
+            made = _compile_cpu(entries, target, num_threads, disable_passes, verify, selftest)
+    except Exception:
+        if dump is not None:
+            dump.failed()
+        raise
+    if dump is not None:
+        dump.done(made.report)
+    return made
 
 
 def import_entry(e: Entry) -> Any:
@@ -134,6 +150,8 @@ def _compile_cpu(
     seconds["passes"] = mark - started - seconds["frontend"]
     parts = cpu.compile_graphs(graphs, t, num_threads)
     seconds["backend"] = time.perf_counter() - mark
+    if debug.level() >= 3:
+        debug.show(debug.kernels_text(parts.programs, parts.notes))
     mark = time.perf_counter()
     cases, left_out = selftests(entries, imported, graphs) if selftest else ({}, dict.fromkeys(entries, "not asked for"))
     seconds["selftest"] = time.perf_counter() - mark
@@ -195,6 +213,8 @@ class ModelCache:
         """The cache slot of these entry points, or None and the reason why they have none."""
         if os.environ.get("EFFC_MODEL_CACHE", "1") == "0" or os.environ.get("EFFC_SANITIZE"):
             return None, "off"
+        if os.environ.get("EFFC_DUMP") or debug.level() >= 3:
+            return None, "off: EFFC_DUMP and EFFC_DEBUG=3..5 show a compilation"
         from .backends.cpu.build import cache_dir, compiler_version
         from .frontend.torch.fingerprint import Unhashable, fingerprint
 

@@ -1,10 +1,13 @@
-"""What EFFC_DEBUG=1 and 2 print to stderr: the plan when a model is loaded, and each kernel's cost after a run."""
+"""What EFFC_DEBUG prints to stderr: 1 the plan when a model is loaded, 2 each kernel's cost after a run, 3 the compiler's
+choices, 4 the sources of generated kernels. 5, the IR after each pass, is printed by ``passes/manager.py``, as is what
+each pass did and declined (3). Every level includes those below it.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -51,6 +54,44 @@ def plan_text(manifest: Mapping[str, Any]) -> str:
         for i, c in enumerate(p["code"]):
             lines.append(f"  {i:4} {c.get('kernel', c['op'])} {c.get('in', '')} -> {c['out']}  {c.get('name', '')}")
     return "\n".join(lines)
+
+
+def instructions(program: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """A program's instructions in order with the depth of control flow around them, those of nested programs included."""
+    for ins in program["code"]:
+        yield depth, ins
+        for key in ("cond", "body", "then", "else"):
+            if isinstance(ins.get(key), dict):
+                yield from instructions(ins[key], depth + 1)
+
+
+def kernels_text(programs: Mapping[str, Any], notes: Sequence[Mapping[str, Any]]) -> str:
+    """The kernel chosen for each node, with its line of the user's source, and the fast paths that nodes missed."""
+    lines = []
+    for name, program in programs.items():
+        lines.append(f"kernels of entry {name}")
+        for depth, ins in instructions(program):
+            kernel = ins.get("kernel", ins["op"]) + (f" with {ins['epilogue']}" if ins.get("epilogue") else "")
+            where = f"  [{ins['loc']}]" if ins.get("loc") else ""
+            lines.append(f"  {'  ' * depth}{ins.get('name') or ins['op']}: {kernel}{where}")
+    for n in notes:
+        lines.append(f"  missed: {n['op']} {n['name']}: {n['reason']}  [{n['loc']}]")
+    return "\n".join(lines)
+
+
+def sources_text(programs: Mapping[str, Any], sources: Mapping[str, str]) -> str:
+    """The C++ of each generated kernel, under the nodes that it runs."""
+    users: dict[str, list[str]] = {name: [] for name in sources}
+    for program in programs.values():
+        for _, ins in instructions(program):
+            for symbol in (ins.get("kernel"), ins.get("epilogue")):
+                if symbol in users:
+                    users[symbol].append(f"{ins['name']}  [{ins['loc']}]")
+    parts = []
+    for name, text in sources.items():
+        used = "".join(f"\n//   {u}" for u in dict.fromkeys(users[name]))
+        parts.append(f"// {name}{used}\n{text}")
+    return "\n".join(parts) or "// no generated kernels"
 
 
 def show(text: str) -> None:

@@ -38,5 +38,12 @@ def deep() -> tuple[Any, ...]:
     return Deep(), (torch.randn(7, 9),)
 
 
+class Undecided(torch.nn.Module):
+    """Branches in Python on its data, which torch.export refuses."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if x.sum() > 0 else x - 1
+
+
 def not_a_pair() -> Any:
     return 3

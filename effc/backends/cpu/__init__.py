@@ -10,6 +10,7 @@ import numpy as np
 
 from ...ir.dims import Dim
 from ...ir.graph import Graph
+from ...runtime import debug
 from .codegen import Generated
 from .target import CpuTarget
 
@@ -41,6 +42,8 @@ def compile_graphs(graphs: Mapping[str, Graph], target: CpuTarget, num_threads: 
         programs[name] = cx.run()
         kernels |= cx.kernels
         notes += [{"entry": name, **n} for n in cx.notes]
+    if debug.level() >= 4:  # before they are compiled: they may not compile
+        debug.show(debug.sources_text(programs, generated.kernels))
     code = build.shared_object(kernels, generated.kernels, target)
     return Compiled(programs, constants.arrays, code, bundle(kernels, generated.kernels, target), notes)
 
