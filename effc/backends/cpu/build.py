@@ -12,8 +12,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -27,6 +28,7 @@ FLAGS = (
 )  # fmt: skip
 PREAMBLE = '#include "loop.hpp"\n'
 PER_UNIT = 24  # generated kernels compiled together
+COMMON = ("copy.cpp", "gemm_f32.cpp")  # units that nearly every artifact links
 
 
 def cache_dir() -> Path:
@@ -127,15 +129,44 @@ def _compile(source: Path, out: Path, target: CpuTarget, what: str) -> None:
             os.unlink(tmp)
 
 
-def unit_object(source: str, target: CpuTarget) -> Path:
-    """The object of a library unit for a target, compiled on first use."""
+def unit_path(source: str, target: CpuTarget) -> Path:
+    """Where the object of a library unit for a target is kept."""
     path = KERNELS / source
     folder = cache_dir() / "units"
     folder.mkdir(parents=True, exist_ok=True)
-    out = folder / f"{path.stem}-{_digest(_source_key(path), _flag_key(target))}.o"
-    if not out.exists():
-        _compile(path, out, target, f"kernel unit {source}")
-    return out
+    return folder / f"{path.stem}-{_digest(_source_key(path), _flag_key(target))}.o"
+
+
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=max(1, os.cpu_count() or 1), thread_name_prefix="effc-cxx")
+
+
+_running: dict[Path, Future[None]] = {}
+_running_lock = threading.Lock()
+
+
+def unit_object(source: str, target: CpuTarget) -> Future[None] | None:
+    """Compiles a library unit for a target, unless that has been done; the compilation that is under way, or None."""
+    out = unit_path(source, target)
+    with _running_lock:
+        if out in _running and not _running[out].done():
+            return _running[out]
+        if out.exists():
+            return None
+        _running[out] = _pool().submit(_compile, KERNELS / source, out, target, f"kernel unit {source}")
+        return _running[out]
+
+
+def warm(target: CpuTarget) -> None:
+    """Starts compiling what nearly every artifact needs, if it isn't there yet, while the frontend is still at work. Whoever needs
+    it later waits for it, and is told what went wrong with it."""
+    from ...runtime import build_rt
+
+    compiler_version()
+    for source in COMMON:
+        unit_object(source, target)
+    _pool().submit(build_rt.library)
 
 
 def generated_objects(kernels: Mapping[str, str], target: CpuTarget) -> tuple[list[Path], list[Callable[[], None]]]:
@@ -191,19 +222,11 @@ def shared_object(kernels: Iterable[str], generated: Mapping[str, str], target: 
     names = sorted(set(kernels))
     units = sorted({unit_of(k) for k in names if k not in generated})
     objects, jobs = generated_objects({k: generated[k] for k in names if k in generated}, target)
-    unit_paths: dict[str, Path] = {}
-
-    def build_unit(u: str) -> Callable[[], None]:
-        def run() -> None:
-            unit_paths[u] = unit_object(u, target)
-
-        return run
-
-    work = [build_unit(u) for u in units] + jobs
-    with ThreadPoolExecutor(max_workers=max(1, os.cpu_count() or 1)) as pool:
-        for f in [pool.submit(j) for j in work]:
-            f.result()
-    objects = [*sorted(objects), *(unit_paths[u] for u in units)]
+    # Generated code first: it takes longest.
+    started = [_pool().submit(j) for j in jobs] + [f for u in units if (f := unit_object(u, target)) is not None]
+    for f in started:
+        f.result()
+    objects = [*sorted(objects), *(unit_path(u, target) for u in units)]
     folder = cache_dir() / "linked"
     folder.mkdir(parents=True, exist_ok=True)
     out = folder / f"{_digest(*(o.name for o in objects), *names, os.environ.get('EFFC_SANITIZE', ''))}.so"
