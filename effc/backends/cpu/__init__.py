@@ -43,7 +43,7 @@ def compile_graphs(graphs: Mapping[str, Graph], target: CpuTarget, num_threads: 
     code = build.shared_object(kernels, generated.kernels, target)
     sources = {
         "generated.cpp": build.PREAMBLE + "\n".join(generated.kernels[k] for k in sorted(generated.kernels)),
-        "flags.txt": " ".join((*build.FLAGS, *target.flags)) + "\n" + build.compiler_version() + "\n",
+        "flags.txt": " ".join((*build.GENERATED, *build.FLAGS, *target.flags)) + "\n" + build.compiler_version() + "\n",
         "kernels.txt": "\n".join(sorted(kernels)) + "\n",
     }
     return Compiled(programs, constants.arrays, code, sources, notes)
