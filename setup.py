@@ -31,8 +31,13 @@ def build_runtime(out_dir: Path) -> None:
 class BuildPy(build_py):
     def run(self) -> None:
         super().run()
-        if not self.editable_mode:  # a source checkout compiles it on demand, into the cache
+        if not self.editable_mode:
             build_runtime(Path(self.build_lib) / "effc" / "runtime" / "lib")
+            return
+        try:  # a checkout whose sources change later, or that has no compiler now, compiles it on demand, into the cache
+            build_runtime(ROOT / "effc" / "runtime" / "lib")
+        except Exception as e:
+            print(f"effc_rt is not compiled yet: {e}", file=sys.stderr)
 
 
 class BdistWheel(bdist_wheel):

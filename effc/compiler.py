@@ -126,6 +126,7 @@ def _compile_cpu(
     entries: Mapping[str, Entry], target: str, num_threads: int | None, disable: Sequence[str], verify: bool, selftest: bool
 ) -> Any:
     from .backends import cpu
+    from .backends.cpu import build
     from .backends.cpu.lower import native
     from .backends.cpu.target import parse
     from .passes.manager import PassReport, Pipeline
@@ -137,6 +138,7 @@ def _compile_cpu(
     if cache is not None and (hit := cache.get()) is not None:
         path, folder = hit
         return _runnable(path, folder, t, num_threads, {"model_cache": "hit", "seconds": {"cache": round(time.perf_counter() - started, 3)}})
+    build.warm(t)
     seconds: dict[str, float] = {}
     imported = {n: import_entry(e) for n, e in entries.items()}
     seconds["frontend"] = time.perf_counter() - started

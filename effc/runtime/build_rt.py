@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .errors import EffcError
@@ -27,7 +28,6 @@ FLAGS = (
     "-march=x86-64",
     "-mtune=generic",
     "-fPIC",
-    "-shared",
     "-fvisibility=hidden",
     "-fvisibility-inlines-hidden",
     "-DEFFC_RT_BUILD",
@@ -36,6 +36,9 @@ FLAGS = (
     "-pthread",
 )
 # The baseline ISA: what runs here is bookkeeping. -O3 is for the loop of the checksum, which it vectorises.
+
+
+PARTS = 2  # compiled side by side, each as one translation unit: most of the time goes into the standard headers
 
 
 def include_dir() -> Path:
@@ -81,20 +84,27 @@ def build(out_dir: str | os.PathLike[str], extra_flags: Sequence[str] = ()) -> P
         raise EffcError("the sources of effc_rt are not installed", hint="reinstall effc")
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(prefix=".effc_rt-", suffix=".so", dir=out)
-    os.close(fd)
-    try:
-        command = [*compiler(), *FLAGS, *extra_flags, f"-I{include_dir()}", *map(str, units), "-o", temporary, "-ldl"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise EffcError(f"building effc_rt failed:\n{shlex.join(command)}\n{done.stderr[-4000:]}")
-        os.chmod(temporary, 0o755)
-        os.replace(temporary, out / NAME)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+    with tempfile.TemporaryDirectory(prefix=".effc_rt-", dir=out) as name:
+        folder = Path(name)
+        common = [*compiler(), *FLAGS, *extra_flags, f"-I{include_dir()}", f"-I{ROOT / 'src'}"]
+        objects = []
+        for i in range(PARTS):
+            source = folder / f"part{i}.cpp"
+            source.write_text("".join(f'#include "{u.name}"\n' for u in units[i::PARTS]))
+            objects.append(source.with_suffix(".o"))
+        with ThreadPoolExecutor(PARTS) as pool:
+            list(pool.map(lambda o: _run([*common, "-c", str(o.with_suffix(".cpp")), "-o", str(o)]), objects))
+        _run([*common, "-shared", *map(str, objects), "-o", str(folder / NAME), "-ldl"])
+        os.chmod(folder / NAME, 0o755)
+        os.replace(folder / NAME, out / NAME)
     (out / "libeffc_rt.hash").write_text(content_hash(extra_flags))
     return out / NAME
+
+
+def _run(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise EffcError(f"building effc_rt failed:\n{shlex.join(command)}\n{done.stderr[-4000:]}")
 
 
 def cache_dir() -> Path:

@@ -48,7 +48,7 @@ def test_a_few_are_clean() -> None:
 
 def test_the_sanitizer_is_on() -> None:
     """The flag reaches the compiler: the same kernel gives another object."""
-    code = "from effc.backends.cpu import build, target; print(build.flags_for(target.parse('cpu'), True))"
+    code = "from effc.backends.cpu import build, target; print(build.flags_for(target.parse('cpu'), sanitize=True))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "-fsanitize=address,undefined" in done.stdout
 

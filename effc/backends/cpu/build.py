@@ -12,8 +12,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,13 +23,17 @@ from .library import INCLUDE, KERNELS, unit_of
 from .target import CpuTarget
 
 FLAGS = (
-    "-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fno-exceptions", "-fno-rtti",
+    "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fno-exceptions", "-fno-rtti",
     "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections", "-w",
 )  # fmt: skip
+LIBRARY = ("-O3",)
+# What generated loops need of -O3 is its vectoriser; the rest doubles the time to compile them and makes none of them faster.
+GENERATED = ("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-fpeel-loops")
 # Two objects may hold the same generated kernel (made by two compilations at the same time): either will do.
 LINK = ("-Wl,--gc-sections", "-Wl,-z,muldefs", "-Wl,--build-id=none", "-Wl,-s", "-Wl,-O1", "-lm")
 PREAMBLE = '#include "loop.hpp"\n'
 PER_UNIT = 24  # generated kernels compiled together
+COMMON = ("copy.cpp", "gemm_f32.cpp")  # units that nearly every artifact links
 
 
 def cache_dir() -> Path:
@@ -105,14 +110,15 @@ def _source_key(path: Path) -> str:
     return _digest(*parts)
 
 
-def flags_for(target: CpuTarget, sanitize: bool = False) -> tuple[str, ...]:
+def flags_for(target: CpuTarget, level: Sequence[str] = LIBRARY, sanitize: bool = False) -> tuple[str, ...]:
+    """The compiler's flags for library units, or with ``GENERATED`` for generated code."""
     extra = ("-fsanitize=address,undefined", "-g", "-O1") if sanitize else ()
-    return (*FLAGS, *target.flags, f"-I{KERNELS}", f"-I{INCLUDE}", *extra)
+    return (*level, *FLAGS, *target.flags, f"-I{KERNELS}", f"-I{INCLUDE}", *extra)
 
 
-def _flag_key(target: CpuTarget) -> str:
+def _flag_key(target: CpuTarget, level: Sequence[str] = LIBRARY) -> str:
     """Flags that change the code, without this machine's include paths."""
-    return _digest(compiler_version(), *FLAGS, *target.flags, os.environ.get("EFFC_SANITIZE", ""))
+    return _digest(compiler_version(), *level, *FLAGS, *target.flags, os.environ.get("EFFC_SANITIZE", ""))
 
 
 def _run(command: Sequence[str], what: str) -> None:
@@ -122,34 +128,64 @@ def _run(command: Sequence[str], what: str) -> None:
         raise EffcError(f"compiling {what} failed:\n{errors}", hint="EFFC_DEBUG=4 shows the sources; please report this as a bug")
 
 
-def _compile(source: Path, out: Path, target: CpuTarget, what: str) -> None:
+def _compile(source: Path, out: Path, target: CpuTarget, what: str, level: Sequence[str] = LIBRARY) -> None:
     """Compiles to ``out`` by way of a temporary name, so that a half-written object never lies under the final one."""
     fd, tmp = tempfile.mkstemp(suffix=".o", dir=out.parent)
     os.close(fd)
     try:
-        _run([*compiler(), *flags_for(target, bool(os.environ.get("EFFC_SANITIZE"))), "-c", str(source), "-o", tmp], what)
+        sanitize = bool(os.environ.get("EFFC_SANITIZE"))
+        _run([*compiler(), *flags_for(target, level, sanitize), "-c", str(source), "-o", tmp], what)
         os.replace(tmp, out)
     finally:
         if os.path.exists(tmp):
             os.unlink(tmp)
 
 
-def unit_object(source: str, target: CpuTarget) -> Path:
-    """The object of a library unit for a target, compiled on first use."""
+def unit_path(source: str, target: CpuTarget) -> Path:
+    """Where the object of a library unit for a target is kept."""
     path = KERNELS / source
     folder = cache_dir() / "units"
     folder.mkdir(parents=True, exist_ok=True)
-    out = folder / f"{path.stem}-{_digest(_source_key(path), _flag_key(target))}.o"
-    if not out.exists():
-        _compile(path, out, target, f"kernel unit {source}")
-    return out
+    return folder / f"{path.stem}-{_digest(_source_key(path), _flag_key(target))}.o"
+
+
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=max(1, os.cpu_count() or 1), thread_name_prefix="effc-cxx")
+
+
+_running: dict[Path, Future[None]] = {}
+_running_lock = threading.Lock()
+
+
+def unit_object(source: str, target: CpuTarget) -> Future[None] | None:
+    """Compiles a library unit for a target, unless that has been done; the compilation that is under way, or None."""
+    out = unit_path(source, target)
+    with _running_lock:
+        if out in _running and not _running[out].done():
+            return _running[out]
+        if out.exists():
+            return None
+        _running[out] = _pool().submit(_compile, KERNELS / source, out, target, f"kernel unit {source}")
+        return _running[out]
+
+
+def warm(target: CpuTarget) -> None:
+    """Starts compiling what nearly every artifact needs, if it isn't there yet, while the frontend is still at work. Whoever needs
+    it later waits for it, and is told what went wrong with it."""
+    from ...runtime import build_rt
+
+    compiler_version()
+    for source in COMMON:
+        unit_object(source, target)
+    _pool().submit(build_rt.library)
 
 
 def generated_objects(kernels: Mapping[str, str], target: CpuTarget) -> tuple[list[Path], list[Callable[[], None]]]:
     """Objects for generated kernels, and the compilations still to be run to make them."""
     folder = cache_dir() / "generated"
     folder.mkdir(parents=True, exist_ok=True)
-    key = _digest(_flag_key(target), _source_key(KERNELS / "loop.hpp"))
+    key = _digest(_flag_key(target, GENERATED), _source_key(KERNELS / "loop.hpp"))
     found: dict[Path, None] = {}
     missing: list[str] = []
     for name in sorted(kernels):
@@ -181,7 +217,7 @@ def _job(text: str, out: Path, names: Sequence[str], folder: Path, key: str, tar
             try:
                 with os.fdopen(fd, "w") as f:
                     f.write(text)
-                _compile(Path(src), out, target, f"{len(names)} generated kernels")
+                _compile(Path(src), out, target, f"{len(names)} generated kernels", GENERATED)
             finally:
                 os.unlink(src)
         for n in names:
@@ -198,19 +234,11 @@ def shared_object(kernels: Iterable[str], generated: Mapping[str, str], target: 
     names = sorted(set(kernels))
     units = sorted({unit_of(k) for k in names if k not in generated})
     objects, jobs = generated_objects({k: generated[k] for k in names if k in generated}, target)
-    unit_paths: dict[str, Path] = {}
-
-    def build_unit(u: str) -> Callable[[], None]:
-        def run() -> None:
-            unit_paths[u] = unit_object(u, target)
-
-        return run
-
-    work = [build_unit(u) for u in units] + jobs
-    with ThreadPoolExecutor(max_workers=max(1, os.cpu_count() or 1)) as pool:
-        for f in [pool.submit(j) for j in work]:
-            f.result()
-    objects = [*sorted(objects), *(unit_paths[u] for u in units)]
+    # Generated code first: it takes longest.
+    started = [_pool().submit(j) for j in jobs] + [f for u in units if (f := unit_object(u, target)) is not None]
+    for f in started:
+        f.result()
+    objects = [*sorted(objects), *(unit_path(u, target) for u in units)]
     folder = cache_dir() / "linked"
     folder.mkdir(parents=True, exist_ok=True)
     out = folder / f"{_digest(*(o.name for o in objects), *names, os.environ.get('EFFC_SANITIZE', ''))}.so"

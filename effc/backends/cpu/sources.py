@@ -1,4 +1,4 @@
-"""What an artifact carries so that its code can be rebuilt from the artifact alone: ``cd sources && g++ @flags.txt``."""
+"""What an artifact carries so that its code can be rebuilt from the artifact alone: ``sh sources/build.sh``."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from . import build
 from .library import INCLUDE, KERNELS, unit_of
 from .target import CpuTarget
 
-README = """The C++ sources of this artifact's code/cpu.so. To rebuild it (g++, clang++ or zig c++, 64-bit Linux):
-
-    unzip MODEL.effc 'sources/*' && cd sources && g++ @flags.txt
-
-writes cpu.so here. generated.cpp holds the loops made for this model, kernels/ the units and headers of effc's kernel
-library that it uses, include/ the interface between kernels and runtime, exports.map the names that the programs in
-manifest.json call. flags.txt is what the compiler was given. The artifact's own code was compiled for {target} by
-
-    {compiler}
-
-The same sources under another compiler may round differently in the last bits.
+SCRIPT = """#!/bin/sh
+# Rebuilds this artifact's code/cpu.so from its C++ sources, on 64-bit Linux:
+#
+#     unzip MODEL.effc 'sources/*' && sh sources/build.sh
+#
+# generated.cpp holds the loops made for this model, kernels/ the units and headers of effc's kernel library that it uses,
+# include/ the interface between kernels and runtime, exports.map the names that the programs in manifest.json call.
+# Target {target}; compiled by {compiler}.
+# $CXX names another compiler, clang++ for one; its results may differ in the last bits.
+set -eu
+cd "$(dirname "$0")"
+${{CXX:-g++}} {generated} @flags.txt -c generated.cpp -o generated.o
+${{CXX:-g++}} {library} @flags.txt -shared -o cpu.so generated.o {units} \\
+    -Wl,--version-script=exports.map {link}
 """
 
 
@@ -32,8 +35,13 @@ def bundle(kernels: Iterable[str], generated: Mapping[str, str], target: CpuTarg
     for path in sorted({*needed, KERNELS / "loop.hpp"}):
         folder = "include" if path.parent == INCLUDE else "kernels"
         files[f"{folder}/{path.name}"] = path.read_text(encoding="utf-8")
-    inputs = ["generated.cpp", *(f"kernels/{u}" for u in units)]
-    flags = [*build.FLAGS, *target.flags, "-Ikernels", "-Iinclude", "-shared", "-o cpu.so", *inputs]
-    files["flags.txt"] = "\n".join([*flags, "-Wl,--version-script=exports.map", *build.LINK]) + "\n"
-    files["README.txt"] = README.format(target=target.name, compiler=build.compiler_version())
+    files["flags.txt"] = "\n".join([*build.FLAGS, *target.flags, "-Ikernels", "-Iinclude"]) + "\n"
+    files["build.sh"] = SCRIPT.format(
+        target=target.name,
+        compiler=build.compiler_version(),
+        generated=" ".join(build.GENERATED),
+        library=" ".join(build.LIBRARY),
+        units=" ".join(f"kernels/{u}" for u in units),
+        link=" ".join(build.LINK),
+    )
     return files

@@ -22,8 +22,9 @@ namespace effc_rt {
 namespace {
 
 constexpr int kMaxThreads = 256;
-// Time stamp ticks (2 to 4 a nanosecond) that a thread spins before it sleeps: longer than the gap between two kernels.
-constexpr uint64_t kSpinTicks = 150000;
+// Time stamp ticks (2 to 4 a nanosecond) that a thread spins before it sleeps: longer than the gap between two kernels, and than
+// what a caller in Python does between two runs; waking a sleeper costs the first kernel of a run as much as it takes.
+constexpr uint64_t kSpinTicks = 1000000;
 
 inline uint64_t ticks() { return __builtin_ia32_rdtsc(); }
 inline void pause() { __builtin_ia32_pause(); }

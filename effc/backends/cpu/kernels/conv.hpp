@@ -50,16 +50,24 @@ struct Seg {
   int64_t k, len;
 };
 
-/* Where a tile goes: one pointer per row. `tail` of the last vector's lanes are stored.
+/* One output pixel of a block. */
+template <class T>
+struct Pixel {
+  int64_t base;   /* offset of the window's origin (transposed: of the image) */
+  int32_t at[3];  /* window's origin in the image, may be negative (transposed: position + padding) */
+  int32_t inside; /* the whole window is inside the image */
+  T* c;           /* output row */
+  const T* r;     /* residual's row */
+};
+
+/* Where a tile goes: columns from `at` on of its pixels' rows. `tail` of the last vector's lanes are stored.
  * With `last`, what the kernel itself can do after the sum: add a bias per column, add a residual, clamp. */
 template <class T>
 struct Sink {
-  T* const* c;
-  int64_t tail;
-  bool accumulate, last;
-  const T* bias;            /* or null */
-  const T* const* residual; /* or null */
-  bool clamp;
+  const Pixel<T>* px;
+  int64_t at, tail;
+  const T* bias; /* or null */
+  bool accumulate, last, residual, clamp;
   T lo, hi;
 };
 
@@ -67,7 +75,7 @@ struct Sink {
 template <class T>
 EFFC_INLINE typename Simd<T>::vec load_part(const T* p, int64_t tail) {
   if (tail == Simd<T>::lanes) return Simd<T>::load(p);
-  alignas(64) T tmp[Simd<T>::lanes] = {};
+  T tmp[Simd<T>::lanes] = {};
   for (int64_t l = 0; l < tail; ++l) tmp[l] = p[l];
   return Simd<T>::load(tmp);
 }
@@ -89,7 +97,7 @@ EFFC_INLINE void finish_tile(typename Simd<T>::vec (&acc)[MR][NV], const Sink<T>
     for (int j = 0; j < NV; ++j) {
       const int64_t lanes = j + 1 < NV ? S::lanes : s.tail;
       EFFC_UNROLL
-      for (int i = 0; i < MR; ++i) acc[i][j] += load_part<T>(s.c[i] + j * S::lanes, lanes);
+      for (int i = 0; i < MR; ++i) acc[i][j] += load_part<T>(s.px[i].c + s.at + j * S::lanes, lanes);
     }
   }
   if (s.last) {
@@ -106,7 +114,7 @@ EFFC_INLINE void finish_tile(typename Simd<T>::vec (&acc)[MR][NV], const Sink<T>
       for (int j = 0; j < NV; ++j) {
         const int64_t lanes = j + 1 < NV ? S::lanes : s.tail;
         EFFC_UNROLL
-        for (int i = 0; i < MR; ++i) acc[i][j] += load_part<T>(s.residual[i] + j * S::lanes, lanes);
+        for (int i = 0; i < MR; ++i) acc[i][j] += load_part<T>(s.px[i].r + s.at + j * S::lanes, lanes);
       }
     }
     if (s.clamp) {
@@ -117,26 +125,28 @@ EFFC_INLINE void finish_tile(typename Simd<T>::vec (&acc)[MR][NV], const Sink<T>
         for (int i = 0; i < MR; ++i) acc[i][j] = clamp_vec<V>(acc[i][j], lo, hi);
     }
   }
+  const bool whole = s.tail == S::lanes;
   EFFC_UNROLL
-  for (int j = 0; j + 1 < NV; ++j)
+  for (int i = 0; i < MR; ++i) {
+    T* c = s.px[i].c + s.at;
     EFFC_UNROLL
-    for (int i = 0; i < MR; ++i) S::store(s.c[i] + j * S::lanes, acc[i][j]);
-  if (s.tail == S::lanes) {
-    EFFC_UNROLL
-    for (int i = 0; i < MR; ++i) S::store(s.c[i] + (NV - 1) * S::lanes, acc[i][NV - 1]);
-  } else {
-    alignas(64) T tmp[MR][S::lanes];
+    for (int j = 0; j + 1 < NV; ++j) S::store(c + j * S::lanes, acc[i][j]);
+    if (whole) S::store(c + (NV - 1) * S::lanes, acc[i][NV - 1]);
+  }
+  if (!whole) {
+    T tmp[MR][S::lanes];
     EFFC_UNROLL
     for (int i = 0; i < MR; ++i) S::store(tmp[i], acc[i][NV - 1]);
     for (int i = 0; i < MR; ++i)
-      for (int64_t l = 0; l < s.tail; ++l) s.c[i][(NV - 1) * S::lanes + l] = tmp[i][l];
+      for (int64_t l = 0; l < s.tail; ++l) s.px[i].c[s.at + (NV - 1) * S::lanes + l] = tmp[i][l];
   }
 }
 
-/* acc += sum over segs of rows[seg][i][0..len) * panel[seg.k ..][nv * lanes]. `ahead` elements further lies one
- * cache line per k of the weights that come after these: it is fetched into L2 meanwhile. */
+/* acc += sum over segs of rows[seg][i][0..len) * panel[seg.k ..][nv * lanes]. Meanwhile the part of the next weights that
+ * falls to this tile is fetched into L2: `next` moves by `step` bytes with every k. */
 template <class T, int MR, int NV>
-void micro_rows(const Seg* segs, int64_t nseg, const T* const* rows, const T* panel, int64_t ahead, const Sink<T>* sink) {
+void micro_rows(const Seg* segs, int64_t nseg, const T* const* rows, const T* panel, const char* next, int64_t step,
+                const Sink<T>* sink) {
   using S = Simd<T>;
   typename S::vec acc[MR][NV];
   EFFC_UNROLL
@@ -154,7 +164,8 @@ void micro_rows(const Seg* segs, int64_t nseg, const T* const* rows, const T* pa
       typename S::vec w[NV];
       EFFC_UNROLL
       for (int j = 0; j < NV; ++j) w[j] = S::load(b + j * S::lanes);
-      __builtin_prefetch(b + ahead, 0, 2);
+      __builtin_prefetch(next, 0, 2);
+      next += step;
       EFFC_UNROLL
       for (int i = 0; i < MR; ++i) {
         const T a = p[i][k];
@@ -168,8 +179,8 @@ void micro_rows(const Seg* segs, int64_t nseg, const T* const* rows, const T* pa
 
 /* acc += sum over k in [k0, k1) of rows[i][offsets[k]] * panel[k][nv * lanes]. */
 template <class T, int MR, int NV>
-void micro_offsets(const int64_t* offsets, int64_t k0, int64_t k1, const T* const* rows, const T* panel, int64_t ahead,
-                   const Sink<T>* sink) {
+void micro_offsets(const int64_t* offsets, int64_t k0, int64_t k1, const T* const* rows, const T* panel, const char* next,
+                   int64_t step, const Sink<T>* sink) {
   using S = Simd<T>;
   typename S::vec acc[MR][NV];
   EFFC_UNROLL
@@ -185,7 +196,8 @@ void micro_offsets(const int64_t* offsets, int64_t k0, int64_t k1, const T* cons
     typename S::vec w[NV];
     EFFC_UNROLL
     for (int j = 0; j < NV; ++j) w[j] = S::load(b + j * S::lanes);
-    __builtin_prefetch(b + ahead, 0, 2);
+    __builtin_prefetch(next, 0, 2);
+    next += step;
     EFFC_UNROLL
     for (int i = 0; i < MR; ++i) {
       const T a = p[i][o];
@@ -198,8 +210,8 @@ void micro_offsets(const int64_t* offsets, int64_t k0, int64_t k1, const T* cons
 
 template <class T>
 struct Micro {
-  typedef void (*Rows)(const Seg*, int64_t, const T* const*, const T*, int64_t, const Sink<T>*);
-  typedef void (*Offsets)(const int64_t*, int64_t, int64_t, const T* const*, const T*, int64_t, const Sink<T>*);
+  typedef void (*Rows)(const Seg*, int64_t, const T* const*, const T*, const char*, int64_t, const Sink<T>*);
+  typedef void (*Offsets)(const int64_t*, int64_t, int64_t, const T* const*, const T*, const char*, int64_t, const Sink<T>*);
   Rows rows[kMaxNv][kMaxRows];
   Offsets offsets[kMaxNv][kMaxRows];
 
@@ -252,16 +264,6 @@ struct Tap {
   int64_t offset; /* elements from the window's origin; only for plain convolution */
 };
 
-/* One output pixel of a block. */
-template <class T>
-struct Pixel {
-  int64_t base;   /* offset of the window's origin (transposed: of the image) */
-  int32_t at[3];  /* window's origin in the image, may be negative (transposed: position + padding) */
-  int32_t inside; /* the whole window is inside the image */
-  T* c;           /* output row */
-  const T* r;     /* residual's row */
-};
-
 template <class T>
 struct Conv {
   const effc_call* call;
@@ -282,7 +284,7 @@ struct Conv {
   const T* zeros;
   Tap* tap;
   int64_t* offsets;
-  int64_t rows, block_rows, block_cols, block_k, row_blocks, col_blocks; /* col_blocks per group */
+  int64_t rows, tiles, block_k, row_blocks, col_blocks; /* tiles of rows; col_blocks per group */
   bool cols_outer;
 };
 
@@ -634,32 +636,38 @@ void finish(const Conv<T>& v, const T* acc, int64_t ld, int64_t r0, int64_t r1, 
   }
 }
 
-/* One tile times one panel. */
+/* One panel of a block, for a range of k: what its tiles have in common. */
 template <class T>
-EFFC_INLINE void run_tile(const Conv<T>& v, const Tile<T>& tile, const Pixel<T>* pixels, int64_t g, int64_t c0, int64_t c1, int64_t n,
-                          int64_t k0, int64_t k1, int64_t ahead) {
-  using S = Simd<T>;
-  const Micro<T>& micro = MicroTable<T>::table;
-  const int64_t valid = min64(v.nv * S::lanes, c1 - n), tail = valid - (ceil_div(valid, S::lanes) - 1) * S::lanes;
-  const int nv = (int)ceil_div(valid, S::lanes), mr = tile.mr;
-  const bool last = k1 >= v.k;
-  if (tile.nseg == 0 && k0 > 0 && !last) return;
-  const Pixel<T>* px = pixels + tile.p0;
-  T* c[kMaxRows];
-  const T* res[kMaxRows];
-  for (int i = 0; i < mr; ++i) c[i] = px[i].c + (n - c0);
-  Sink<T> sink = {c, v.direct ? tail : S::lanes, k0 > 0, last, nullptr, nullptr, v.clamp, v.lo, v.hi};
-  if (v.bias) sink.bias = v.bias + g * v.og + n;
-  if (v.residual) {
-    for (int i = 0; i < mr; ++i) res[i] = px[i].r + (n - c0);
-    sink.residual = res;
+struct Panel {
+  const T* weights;
+  const typename Micro<T>::Rows* rows;
+  const typename Micro<T>::Offsets* offsets;
+  int64_t k0, k1;
+  bool skip_empty; /* a tile without taps in this range of k leaves what is there as it is */
+  Sink<T> sink;
+
+  /* Columns from n on of the columns [c0, c1) of group g. */
+  Panel(const Conv<T>& v, int64_t g, int64_t c0, int64_t c1, int64_t n, int64_t from, int64_t to) : k0(from), k1(to) {
+    constexpr int lanes = Simd<T>::lanes;
+    const int64_t valid = min64(v.nv * lanes, c1 - n);
+    const int nv = (int)ceil_div(valid, lanes);
+    weights = v.packed + g * v.group_elems + n * v.k;
+    rows = MicroTable<T>::table.rows[nv - 1], offsets = MicroTable<T>::table.offsets[nv - 1];
+    const bool last = k1 >= v.k;
+    skip_empty = k0 > 0 && !last;
+    sink = {nullptr, n - c0, v.direct ? valid - (nv - 1) * lanes : lanes, v.bias ? v.bias + g * v.og + n : nullptr,
+            k0 > 0,  last,   v.residual != nullptr, v.clamp, v.lo, v.hi};
   }
-  const T* panel = v.packed + g * v.group_elems + n * v.k;
-  if (tile.nseg < 0)
-    micro.offsets[nv - 1][mr - 1](v.offsets, k0, k1, tile.rows, panel, ahead, &sink);
-  else
-    micro.rows[nv - 1][mr - 1](tile.segs, tile.nseg, tile.rows, panel, ahead, &sink);
-}
+
+  inline void run(const Conv<T>& v, const Tile<T>& tile, const Pixel<T>* pixels, const char* next, int64_t step) {
+    if (tile.nseg == 0 && skip_empty) return;
+    sink.px = pixels + tile.p0;
+    if (tile.nseg < 0)
+      offsets[tile.mr - 1](v.offsets, k0, k1, tile.rows, weights, next, step, &sink);
+    else
+      rows[tile.mr - 1](tile.segs, tile.nseg, tile.rows, weights, next, step, &sink);
+  }
+};
 
 template <class T>
 void run_block(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, int64_t r0, int64_t r1) {
@@ -694,23 +702,23 @@ void run_block(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, 
           tile.nseg = -2;
         }
       }
-      /* A panel's part of this range of k stays in L1 while it passes over the tiles. */
       const int64_t plain = patches ? inner_tiles : tiles;
+      /* A panel's part of this range of k stays in L1 while it passes over the tiles. What comes next: the following panel,
+       * the first one's next range of k, or the next block's first panel. Every tile fetches its share of that: all of it at
+       * once would be more than memory delivers, and the loads of the tile would wait behind it. */
+      const int64_t bytes = (k1 - k0) * wide * (int64_t)sizeof(T), step = ceil_div(wide * (int64_t)sizeof(T), max64(1, plain));
       for (int64_t n = c0; n < c1; n += wide) {
-        /* What comes next: the following panel, the first one's next range of k, or the next block's first panel. Every tile
-         * fetches another line of its rows, which spreads the traffic. */
-        int64_t ahead = wide * v.k;
-        if (n + wide >= c1) ahead = k1 < v.k ? (c0 - n) * v.k + (k1 - k0) * wide : ahead - k0 * wide;
-        const int64_t line = 64 / (int64_t)sizeof(T), lines = wide / line;
-        for (int64_t t = 0; t < plain; ++t)
-          run_tile(v, w.tiles[t], w.pixels, g, c0, c1, n, k0, k1, t < lines ? ahead + t * line : 0);
+        Panel<T> panel(v, g, c0, c1, n, k0, k1);
+        const T* next = panel.weights + wide * v.k + k0 * wide;
+        if (n + wide >= c1) next = k1 < v.k ? panel.weights + (c0 - n) * v.k + k1 * wide : panel.weights + wide * v.k;
+        for (int64_t t = 0; t < plain; ++t) panel.run(v, w.tiles[t], w.pixels, (const char*)next + bytes * t / plain, step);
       }
       for (int64_t t = plain; t < tiles; ++t) {
         Tile<T>& tile = w.tiles[t];
         if (k0 == 0 || tiles > plain + 1) build_patch(v, w, w.pixels + tile.p0, tile.mr, channel0);
         tile.nseg = 1, tile.segs[0].k = k0, tile.segs[0].len = k1 - k0;
         for (int i = 0; i < tile.mr; ++i) tile.rows[i] = w.patch + i * v.k + k0;
-        for (int64_t n = c0; n < c1; n += wide) run_tile(v, tile, w.pixels, g, c0, c1, n, k0, k1, 0);
+        for (int64_t n = c0; n < c1; n += wide) Panel<T>(v, g, c0, c1, n, k0, k1).run(v, tile, w.pixels, (const char*)v.packed, 0);
       }
     }
   }
@@ -724,8 +732,24 @@ void run_blocks(void* arg, int64_t begin, int64_t end, int32_t worker) {
   const int64_t cols = v.groups * v.col_blocks;
   for (int64_t i = begin; i < end; ++i) {
     int64_t col = v.cols_outer ? i / v.row_blocks : i % cols, row = v.cols_outer ? i % v.row_blocks : i / cols;
-    int64_t g = col / v.col_blocks, c0 = col % v.col_blocks * v.block_cols, r0 = row * v.block_rows;
-    run_block(v, w, g, c0, min64(c0 + v.block_cols, v.og), r0, min64(r0 + v.block_rows, v.rows));
+    const int64_t g = col / v.col_blocks, part = col % v.col_blocks, wide = v.nv * Simd<T>::lanes;
+    const int64_t c0 = v.panels * part / v.col_blocks * wide, c1 = v.panels * (part + 1) / v.col_blocks * wide;
+    const int64_t r0 = v.tiles * row / v.row_blocks * v.mr, r1 = v.tiles * (row + 1) / v.row_blocks * v.mr;
+    run_block(v, w, g, c0, min64(c1, v.og), r0, min64(r1, v.rows));
+  }
+}
+
+/* A few more blocks than asked for, if that gives every thread the same number of them. */
+inline void even_out(int64_t threads, int64_t groups, int64_t panels, int64_t tiles, int64_t* cols, int64_t* rows) {
+  auto share = [&](int64_t c, int64_t r) { /* the busiest thread's part, in 1/64 */
+    const int64_t n = c * r * groups;
+    return ceil_div(n, threads) * 64 * threads / n;
+  };
+  int64_t best = share(*cols, *rows);
+  const int64_t c0 = *cols, r0 = *rows;
+  for (int64_t more = 1; more < threads && best > 65; ++more) {
+    if (c0 + more <= panels && share(c0 + more, r0) < best) best = share(c0 + more, r0), *cols = c0 + more, *rows = r0;
+    if (r0 + more <= tiles && share(c0, r0 + more) < best) best = share(c0, r0 + more), *cols = c0, *rows = r0 + more;
   }
 }
 
@@ -830,20 +854,18 @@ int32_t conv_kernel(const effc_call* call) {
     }
   }
 
-  /* Blocks: shrink until every thread has a few. */
-  v.block_rows = min64(a[kBlockRows], v.rows), v.block_cols = min64(a[kBlockCols], ceil_div(v.og, wide) * wide);
+  /* Blocks of tiles by panels of nearly equal size, no larger than the scratch allows: a few for every thread, and as
+   * many for one thread as for another. */
   v.block_k = v.k > a[kBlockK] ? a[kBlockK] : max64(v.k, 1);
-  int64_t want = call->api->num_threads(call->run) > 1 ? 4 * call->api->num_threads(call->run) : 1;
-  for (;;) {
-    v.row_blocks = ceil_div(v.rows, v.block_rows), v.col_blocks = ceil_div(v.og, v.block_cols);
-    if (v.row_blocks * v.col_blocks * v.groups >= want) break;
-    if (v.block_cols > wide)
-      v.block_cols = ceil_div(v.block_cols / wide, 2) * wide;
-    else if (v.block_rows > v.mr)
-      v.block_rows = ceil_div(ceil_div(v.block_rows, 2), v.mr) * v.mr;
-    else
-      break;
+  v.tiles = ceil_div(v.rows, v.mr);
+  v.row_blocks = ceil_div(v.tiles, max64(1, a[kBlockRows] / v.mr));
+  v.col_blocks = ceil_div(v.panels, max64(1, a[kBlockCols] / wide));
+  const int64_t threads = call->api->num_threads(call->run), want = threads > 1 ? 4 * threads : 1;
+  while (v.row_blocks * v.col_blocks * v.groups < want && (v.col_blocks < v.panels || v.row_blocks < v.tiles)) {
+    int64_t& split = v.col_blocks < v.panels ? v.col_blocks : v.row_blocks;
+    split = min64(2 * split, v.col_blocks < v.panels ? v.panels : v.tiles);
   }
+  even_out(threads, v.groups, v.panels, v.tiles, &v.col_blocks, &v.row_blocks);
   /* The bigger operand is walked once: weights if columns are the outer loop, the image otherwise. */
   v.cols_outer = v.group_elems * v.groups > v.batch * v.channels * v.in[0] * v.in[1] * v.in[2];
   int64_t blocks = v.row_blocks * v.col_blocks * v.groups;

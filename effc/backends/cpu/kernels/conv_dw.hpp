@@ -1,8 +1,9 @@
 /* Depthwise convolution, 1 to 3 spatial dims: vectors of channels, blocks of neighbouring output pixels.
  *
  * x has its channels innermost, or is copied so (with every channel repeated where a channel has several filters, which
- * leaves one filter per channel). Pixels whose window is inside the row are done in blocks that keep the weights of a tap
- * in registers; the few at the left and right border one by one, over their valid taps. Channels that are no whole number
+ * leaves one filter per channel). Pixels whose window is inside the row are done in blocks: for windows 3 or 5 wide with
+ * stride 1 or 2 the weights of a row of the window stay in registers and x slides past them, else the weights of a tap do.
+ * The few pixels at the left and right border are done one by one, over their valid taps. Channels that are no whole number
  * of vectors end with a vector that overlaps the one before: its lanes are computed twice, to the same value.
  */
 #ifndef EFFC_CONV_DW_HPP
@@ -11,6 +12,14 @@
 
 namespace effc {
 namespace conv {
+
+/* The taps of one output row: rows of x that are inside the image. */
+template <class T>
+struct DwRow {
+  const T* x;      /* window's origin of output column 0, at d = h = 0; may lie outside */
+  int64_t d0, d1;  /* valid taps */
+  int64_t h0, h1;
+};
 
 template <class T>
 struct Depthwise {
@@ -24,20 +33,14 @@ struct Depthwise {
   T limit[2];
   int64_t width_in, lo, hi; /* output columns [lo, hi) have all their taps inside the row */
   int64_t col_blocks, block_cols, segment, lines;
+  bool cols_outer;
+  void (*slide)(const Depthwise&, const DwRow<T>&, int64_t, int64_t, int64_t, T*, int64_t); /* or null */
 };
 
 template <class T, int L>
 struct DwVec {
   typedef T vec __attribute__((vector_size(L * sizeof(T))));
   typedef T loose __attribute__((vector_size(L * sizeof(T)), aligned(alignof(T)), may_alias));
-};
-
-/* The taps of one output row: rows of x that are inside the image. */
-template <class T>
-struct DwRow {
-  const T* x;      /* window's origin of output column 0, at d = h = 0; may lie outside */
-  int64_t d0, d1;  /* valid taps */
-  int64_t h0, h1;
 };
 
 /* P neighbouring pixels by NV vectors of L channels, taps [k0, k1) along the row. */
@@ -86,47 +89,106 @@ EFFC_INLINE void dw_block(const Depthwise<T>& v, const DwRow<T>& row, int64_t co
     for (int j = 0; j < NV; ++j) *(U*)(out + p * ld + j * L) = acc[p][j];
 }
 
-/* Output columns [m0, m1) of a row for channels c .. c + NV * L. */
-template <class T, int L, int NV, int P>
-void dw_columns(const Depthwise<T>& v, const DwRow<T>& row, int64_t m0, int64_t m1, int64_t c, T* out, int64_t ld) {
-  const int64_t kernel = v.a[kKernel + 2], stride = v.a[kStride + 2], pad = v.a[kPad + 2], dil = v.a[kDilation + 2];
-  for (int64_t m = m0; m < m1;) {
-    T* q = out + (m - m0) * ld;
-    if (m < v.lo || m >= v.hi) {
-      int64_t at = m * stride - pad;
-      int64_t k0 = at < 0 ? min64(kernel, (-at + dil - 1) / dil) : 0;
-      int64_t k1 = min64(kernel, max64(k0, (v.width_in - at + dil - 1) / dil));
-      dw_block<T, L, NV, 1>(v, row, m, k0, k1, c, q, ld);
-      ++m;
-      continue;
-    }
-    int64_t left = min64(m1, v.hi) - m;
-    if (left >= P) {
-      dw_block<T, L, NV, P>(v, row, m, 0, kernel, c, q, ld), m += P;
-    } else if (left >= 4 && P > 4) {
-      dw_block<T, L, NV, 4>(v, row, m, 0, kernel, c, q, ld), m += 4;
-    } else if (left >= 2) {
-      dw_block<T, L, NV, 2>(v, row, m, 0, kernel, c, q, ld), m += 2;
-    } else {
-      dw_block<T, L, NV, 1>(v, row, m, 0, kernel, c, q, ld), m += 1;
-    }
-  }
+/* The taps [*k0, *k1) of output column m that are inside the row. */
+template <class T>
+EFFC_INLINE void dw_taps(const Depthwise<T>& v, int64_t m, int64_t* k0, int64_t* k1) {
+  const int64_t kernel = v.a[kKernel + 2], dil = v.a[kDilation + 2], at = m * v.a[kStride + 2] - v.a[kPad + 2];
+  *k0 = at < 0 ? min64(kernel, (-at + dil - 1) / dil) : 0;
+  *k1 = min64(kernel, max64(*k0, (v.width_in - at + dil - 1) / dil));
 }
 
-/* Channels [c0, c1), in vectors of at most L lanes. */
+/* Columns [m0, m1), all inside the row, for channels c .. c + NV * L. */
+template <class T, int L, int NV, int P>
+void dw_inner(const Depthwise<T>& v, const DwRow<T>& row, int64_t m0, int64_t m1, int64_t c, T* out, int64_t ld) {
+  const int64_t kernel = v.a[kKernel + 2];
+  int64_t m = m0;
+  for (; m + P <= m1; m += P) dw_block<T, L, NV, P>(v, row, m, 0, kernel, c, out + (m - m0) * ld, ld);
+  if constexpr (P > 1) dw_inner<T, L, NV, P / 2>(v, row, m, m1, c, out + (m - m0) * ld, ld);
+}
+
+/* As dw_block for P neighbouring pixels of one vector, stride S and K taps along the row known: each vector of x is
+ * loaded once per row and used for every pixel that it reaches. */
+template <class T, int L, int K, int S, int P>
+EFFC_INLINE void dw_slide_block(const Depthwise<T>& v, const DwRow<T>& row, int64_t col, int64_t c, T* out, int64_t ld) {
+  typedef typename DwVec<T, L>::vec V;
+  typedef typename DwVec<T, L>::loose U;
+  V acc[P];
+  const V start = v.bias ? (V) * (const U*)(v.bias + c) : V{};
+  EFFC_UNROLL
+  for (int p = 0; p < P; ++p) acc[p] = start;
+  const int64_t step = v.xs[4], cs = v.channels;
+  for (int64_t d = row.d0; d < row.d1; ++d)
+    for (int64_t h = row.h0; h < row.h1; ++h) {
+      const T* x = row.x + d * v.a[kDilation] * v.xs[2] + h * v.a[kDilation + 1] * v.xs[3] + col * S * step + c;
+      const T* w = v.w + (d * v.a[kKernel + 1] + h) * K * cs + c;
+      V wv[K];
+      EFFC_UNROLL
+      for (int k = 0; k < K; ++k) wv[k] = *(const U*)(w + k * cs);
+      _Pragma("GCC unroll 32") for (int q = 0; q < (P - 1) * S + K; ++q, x += step) {
+        const V xv = *(const U*)x;
+        EFFC_UNROLL
+        for (int k = 0; k < K; ++k)
+          if (q >= k && (q - k) % S == 0 && (q - k) / S < P) acc[(q - k) / S] += xv * wv[k];
+      }
+    }
+  if (v.clamp) {
+    const V lo = V{} + v.limit[0], hi = V{} + v.limit[1];
+    EFFC_UNROLL
+    for (int p = 0; p < P; ++p) acc[p] = clamp_vec<V>(acc[p], lo, hi);
+  }
+  EFFC_UNROLL
+  for (int p = 0; p < P; ++p) *(U*)(out + p * ld) = acc[p];
+}
+
+/* Columns [m0, m1), a multiple of 4. */
+template <class T, int L, int K, int S>
+void dw_slide(const Depthwise<T>& v, const DwRow<T>& row, int64_t m0, int64_t m1, int64_t c, T* out, int64_t ld) {
+  int64_t m = m0;
+  for (; m + 8 <= m1; m += 8) dw_slide_block<T, L, K, S, 8>(v, row, m, c, out + (m - m0) * ld, ld);
+  if (m < m1) dw_slide_block<T, L, K, S, 4>(v, row, m, c, out + (m - m0) * ld, ld);
+}
+
+/* Channels [c0, c1) of output columns [m0, m1) of a row, in vectors of at most L lanes. */
 template <class T, int L>
 void dw_channels(const Depthwise<T>& v, const DwRow<T>& row, int64_t m0, int64_t m1, int64_t c0, int64_t c1, T* out, int64_t ld) {
   constexpr int P = EFFC_VLEN >= 64 ? 8 : 4;
+  constexpr bool wide = L * sizeof(T) == EFFC_VLEN;
   if constexpr (L > 1) {
     if (c1 - c0 < L) return dw_channels<T, L / 2>(v, row, m0, m1, c0, c1, out, ld);
   }
-  int64_t c = c0;
-  if constexpr (L * sizeof(T) == EFFC_VLEN) {
-    for (; c + 2 * L <= c1; c += 2 * L) dw_columns<T, L, 2, P>(v, row, m0, m1, c, out + (c - c0), ld);
+  /* Columns at the border have few taps each: many channels at once hide the latency of their sums. */
+  const int64_t inner0 = min64(max64(m0, v.lo), m1), inner1 = max64(inner0, min64(m1, v.hi));
+  auto border = [&](int64_t from, int64_t to) {
+    for (int64_t m = from; m < to; ++m) {
+      int64_t k0, k1, c = c0;
+      dw_taps(v, m, &k0, &k1);
+      T* q = out + (m - m0) * ld;
+      if constexpr (wide) {
+        for (; c + 4 * L <= c1; c += 4 * L) dw_block<T, L, 4, 1>(v, row, m, k0, k1, c, q + (c - c0), ld);
+      }
+      for (; c < c1; c += L) {
+        if (c + L > c1) c = c1 - L; /* overlaps the vector before */
+        dw_block<T, L, 1, 1>(v, row, m, k0, k1, c, q + (c - c0), ld);
+      }
+    }
+  };
+  border(m0, inner0);
+  border(inner1, m1);
+  int64_t c = c0, from = inner0;
+  if constexpr (wide) {
+    if (v.slide && inner1 - inner0 >= 4) {
+      const int64_t to = inner1 - (inner1 - inner0) % 4;
+      for (; c + L <= c1; c += L) v.slide(v, row, from, to, c, out + (from - m0) * ld + (c - c0), ld);
+      if (c < c1) dw_inner<T, L, 1, P>(v, row, from, to, c1 - L, out + (from - m0) * ld + (c1 - L - c0), ld);
+      from = to, c = c0;
+    }
+    if (inner1 - from < 4)
+      for (; c + 4 * L <= c1; c += 4 * L) dw_inner<T, L, 4, 2>(v, row, from, inner1, c, out + (from - m0) * ld + (c - c0), ld);
+    for (; c + 2 * L <= c1; c += 2 * L) dw_inner<T, L, 2, P>(v, row, from, inner1, c, out + (from - m0) * ld + (c - c0), ld);
   }
   for (; c < c1; c += L) {
-    if (c + L > c1) c = c1 - L; /* overlaps the vector before */
-    dw_columns<T, L, 1, P>(v, row, m0, m1, c, out + (c - c0), ld);
+    if (c + L > c1) c = c1 - L;
+    dw_inner<T, L, 1, P>(v, row, from, inner1, c, out + (from - m0) * ld + (c - c0), ld);
   }
 }
 
@@ -137,8 +199,7 @@ void dw_run(void* arg, int64_t begin, int64_t end, int32_t worker) {
   const int64_t* sp = v.a + kSpatial;
   T* acc = (T*)(v.call->thread_scratch + worker * v.call->thread_scratch_bytes);
   for (int64_t i = begin; i < end; ++i) {
-    /* Lines outermost: a thread gets a part of the image, as in the convolutions before and after. */
-    int64_t block = i % v.col_blocks, line = i / v.col_blocks;
+    const int64_t block = v.cols_outer ? i / v.lines : i % v.col_blocks, line = v.cols_outer ? i % v.lines : i / v.col_blocks;
     int64_t c0 = block * v.block_cols, c1 = block + 1 == v.col_blocks ? v.channels : c0 + v.block_cols;
     int64_t oh = line % sp[1], od = line / sp[1] % sp[0], b = line / (sp[1] * sp[0]);
     DwRow<T> row;
@@ -297,6 +358,16 @@ int32_t depthwise_kernel(const effc_call* call) {
     call->api->fail(call, "depthwise conv: %lld channels do not fit the scratch", (long long)widest);
     return 1;
   }
+  if constexpr (__is_same(T, float)) {
+    constexpr int L = Simd<T>::lanes;
+    const int64_t k = a[kKernel + 2], stride = a[kStride + 2];
+    if (a[kDilation + 2] == 1 || k == 1) {
+      if (k == 3) v.slide = stride == 1 ? dw_slide<T, L, 3, 1> : stride == 2 ? dw_slide<T, L, 3, 2> : nullptr;
+      if (k == 5) v.slide = stride == 1 ? dw_slide<T, L, 5, 1> : stride == 2 ? dw_slide<T, L, 5, 2> : nullptr;
+    }
+  }
+  /* A thread gets what it wrote: a part of the image or of the channels, as a pointwise convolution before deals them. */
+  v.cols_outer = v.channels > v.batch * v.in[0] * v.in[1] * v.in[2];
   int64_t items = v.lines * v.col_blocks;
   call->api->parallel_for(call->run, items, max64(1, items / (want * 2)), dw_run<T>, &v);
   return 0;

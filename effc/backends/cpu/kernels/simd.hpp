@@ -40,6 +40,22 @@ EFFC_INLINE Vec<T> splat(T x) {
   return x - Vec<T>{};
 }
 
+/* acc += a * b. Fused for floats, with the accumulator in place: GCC 12 left to itself rotates the accumulators of a block
+ * through registers and spills one of them when a loop over them is unrolled. */
+template <class V>
+EFFC_INLINE void multiply_add(V& acc, V a, V b) {
+#if defined(__FMA__)
+  if constexpr (__is_same(decltype(acc[0] + 0), float) && sizeof(V) >= 16) {
+    __asm__("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "vm"(b));
+    return;
+  } else if constexpr (__is_same(decltype(acc[0] + 0), double) && sizeof(V) >= 16) {
+    __asm__("vfmadd231pd %2, %1, %0" : "+v"(acc) : "v"(a), "vm"(b));
+    return;
+  }
+#endif
+  acc += a * b;
+}
+
 /* lanes<compute type> elements, short floats widened. */
 template <class T>
 EFFC_INLINE Vec<T> load_wide(const T* p) {

@@ -28,4 +28,4 @@ def lower_pool(cx: Lowering, node: Node) -> None:
     attrs += _three(a.get("kernel", one), 1) + _three(a.get("stride", one), 1)
     attrs += _three([p[0] for p in padding], 0) + _three([p[1] for p in padding], 0)
     attrs += _three(a.get("dilation", one), 1) + _three(outs[0].shape[2:], 1)
-    cx.call("effc_pool", [x], outs, attrs)
+    cx.call(f"effc_pool_{x.dtype}", [x], outs, attrs)

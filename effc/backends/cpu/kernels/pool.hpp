@@ -6,12 +6,14 @@
  * Max is as in PyTorch: NaN wins, the index is the first maximum's (the last NaN's), counted over the image's spatial dims.
  * Sums are formed per row of the window and then added, in f32 for short floats, in i64 for integers.
  */
+#ifndef EFFC_POOL_HPP
+#define EFFC_POOL_HPP
 #include <string.h>
 
 #include "conv.hpp"
 
-namespace {
-using namespace effc;
+namespace effc {
+namespace pool {
 using conv::align64;
 using conv::max64;
 using conv::min64;
@@ -295,10 +297,9 @@ void run_pool(Pool& p, int64_t items, int64_t grain) {
     fn = pool_lines<S, true, false>;
   p.call->api->parallel_for(p.call->run, items, grain, fn, &p);
 }
-}  // namespace
-
-/* in: x [N, C, *S]; out: result [N, C, *O], for max optionally indices (i64), both with the same strides' order. */
-extern "C" __attribute__((visibility("default"))) int32_t effc_pool(const effc_call* call) {
+/* in: x [N, C, *S] of storage type S; out: result [N, C, *O], for max optionally indices (i64), both with the same strides' order. */
+template <class S>
+int32_t pool_kernel(const effc_call* call) {
   if (call->n_attr < kPoolAttrs || call->n_in != 1 || call->n_out < 1) {
     call->api->fail(call, "pool: wrong number of operands or attributes");
     return 1;
@@ -319,16 +320,10 @@ extern "C" __attribute__((visibility("default"))) int32_t effc_pool(const effc_c
   int64_t taps = call->attr[kAdaptive] ? (p.in[2] * p.in[3] * p.in[4]) / (sp[0] * sp[1] * sp[2]) + 1
                                        : call->attr[kKernel] * call->attr[kKernel + 1] * call->attr[kKernel + 2];
   int64_t grain = max64(1, 32768 / max64(1, taps * sp[2] * (p.channels ? kLanes : 1)));
-  switch (call->in[0].dtype) {
-    case EFFC_U8: run_pool<uint8_t>(p, items, grain); return 0;
-    case EFFC_I8: run_pool<int8_t>(p, items, grain); return 0;
-    case EFFC_I16: run_pool<int16_t>(p, items, grain); return 0;
-    case EFFC_I32: run_pool<int32_t>(p, items, grain); return 0;
-    case EFFC_I64: run_pool<int64_t>(p, items, grain); return 0;
-    case EFFC_F16: run_pool<f16>(p, items, grain); return 0;
-    case EFFC_BF16: run_pool<bf16>(p, items, grain); return 0;
-    case EFFC_F32: run_pool<float>(p, items, grain); return 0;
-    case EFFC_F64: run_pool<double>(p, items, grain); return 0;
-    default: call->api->fail(call, "pool: no kernel for dtype %d", call->in[0].dtype); return 1;
-  }
+  run_pool<S>(p, items, grain);
+  return 0;
 }
+
+}  // namespace pool
+}  // namespace effc
+#endif
