@@ -34,7 +34,8 @@ class BuildPy(build_py):
         if not self.editable_mode:
             build_runtime(Path(self.build_lib) / "effc" / "runtime" / "lib")
             return
-        try:  # a checkout whose sources change later, or that has no compiler now, compiles it on demand, into the cache
+        # A checkout whose sources change later, or that has no compiler now, compiles it on demand, into the cache.
+        try:
             build_runtime(ROOT / "effc" / "runtime" / "lib")
         except Exception as e:
             print(f"effc_rt is not compiled yet: {e}", file=sys.stderr)

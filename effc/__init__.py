@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from .runtime.loader import load
 
 _LAZY = {
-    "CompiledModel": "compiler", "Entry": "compiler", "compile": "compiler", "compile_entries": "compiler", "targets": "compiler",
-    "load": "runtime.loader",
+    "CompiledModel": "compiler", "Entry": "compiler", "compile": "compiler", "compile_entries": "compiler",
+    "targets": "compiler", "load": "runtime.loader",
 }  # fmt: skip
 
 

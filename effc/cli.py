@@ -526,7 +526,9 @@ def cmd_inspect(a: argparse.Namespace) -> None:
         else:
             print(f"  selftest: {len(tests[name]['inputs'])} inputs")
             for t in tests[name]["expected"]:
-                what = f"state {t['name']}" if t["of"] == "state" else f"{t['of']} {e[t['of'] + 's'][t['index']]['name']}"
+                what = (
+                    f"state {t['name']}" if t["of"] == "state" else f"{t['of']} {e[t['of'] + 's'][t['index']]['name']}"
+                )
                 part = f", every {t['step']}th element" if t["step"] > 1 else ""
                 print(f"    expected {what}: {_shape_text(t['shape'])}{part}")
         arena = p.get("arena", {})

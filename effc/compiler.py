@@ -28,7 +28,7 @@ class Entry:
     dynamic_shapes: Any = None
 
 
-def compile(  # noqa: A001  (the public name)
+def compile(
     model: Any,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
@@ -46,9 +46,10 @@ def compile(  # noqa: A001  (the public name)
     """Compiles a model for ``target`` and returns a :class:`CompiledModel`.
 
     model: ``torch.nn.Module``, ``torch.export.ExportedProgram``, or a path to a ``.pt2`` file. ``args``, ``kwargs`` and
-    ``dynamic_shapes`` mean what they mean in ``torch.export.export``. ``num_threads``: default number of threads at run time.
-    ``disable_passes``: names of passes to leave out. ``verify``: run the IR verifier after every pass. ``selftest``: run
-    the model once with torch on the example inputs and keep both, within 1 MiB, for ``effc verify``.
+    ``dynamic_shapes`` mean what they mean in ``torch.export.export``. ``num_threads``: default number of threads at run
+    time.
+    ``disable_passes``: names of passes to leave out. ``verify``: run the IR verifier after every pass. ``selftest``:
+    run the model once with torch on the example inputs and keep both, within 1 MiB, for ``effc verify``.
     Raises EffcError naming op, source line, shapes and pass for whatever cannot be compiled.
     """
     entry = Entry(model, args, kwargs, dynamic_shapes)
@@ -74,10 +75,15 @@ def compile_entries(
     _require_extras()
     kind = target.partition(":")[0]
     if kind not in ("cpu", "reference"):
-        raise EffcError(f"target {target!r} is not available in this version", hint="targets: " + ", ".join(t["name"] for t in targets()))
+        raise EffcError(
+            f"target {target!r} is not available in this version",
+            hint="targets: " + ", ".join(t["name"] for t in targets()),
+        )
     for name, value in (("memory_budget", memory_budget), ("arena_budget", arena_budget)):
         if value is not None:
-            raise EffcError(f"{name} is not available in this version", hint="leave it out; m.report shows the arena that is needed")
+            raise EffcError(
+                f"{name} is not available in this version", hint="leave it out; m.report shows the arena that is needed"
+            )
     if onnx_domain != "standard":
         raise EffcError("onnx_domain applies to target 'onnx', which is not available in this version")
     if not entries:
@@ -86,7 +92,13 @@ def compile_entries(
     if os.environ.get("EFFC_DUMP"):
         from .dump import Dump
 
-        options = {"target": target, "num_threads": num_threads, "disable_passes": list(disable_passes), "verify": verify, "selftest": selftest}
+        options = {
+            "target": target,
+            "num_threads": num_threads,
+            "disable_passes": list(disable_passes),
+            "verify": verify,
+            "selftest": selftest,
+        }
         dump = Dump.begin(entries, options)
     try:
         if kind == "reference":
@@ -109,9 +121,14 @@ def import_entry(e: Entry) -> Any:
     model = e.model
     suffix = Path(model).suffix if isinstance(model, (str, os.PathLike)) else ""
     if suffix in (".onnx", ".mlir") or type(model).__name__ == "ModelProto":
-        raise EffcError("ONNX and MLIR models are not taken by this version", hint="export the model with torch.export and pass it, or its .pt2 file")
+        raise EffcError(
+            "ONNX and MLIR models are not taken by this version",
+            hint="export the model with torch.export and pass it, or its .pt2 file",
+        )
     if suffix and suffix != ".pt2":
-        raise EffcError(f"cannot read a model from a {suffix} file", hint="pass an nn.Module, an ExportedProgram or a .pt2 file")
+        raise EffcError(
+            f"cannot read a model from a {suffix} file", hint="pass an nn.Module, an ExportedProgram or a .pt2 file"
+        )
     if suffix and not Path(model).exists():
         raise EffcError(f"there is no file {model}")
     try:
@@ -123,7 +140,12 @@ def import_entry(e: Entry) -> Any:
 
 
 def _compile_cpu(
-    entries: Mapping[str, Entry], target: str, num_threads: int | None, disable: Sequence[str], verify: bool, selftest: bool
+    entries: Mapping[str, Entry],
+    target: str,
+    num_threads: int | None,
+    disable: Sequence[str],
+    verify: bool,
+    selftest: bool,
 ) -> Any:
     from .backends import cpu
     from .backends.cpu import build
@@ -137,7 +159,13 @@ def _compile_cpu(
     cache, uncached = ModelCache.lookup(entries, t, (*disable, "" if selftest else "no selftest"))
     if cache is not None and (hit := cache.get()) is not None:
         path, folder = hit
-        return _runnable(path, folder, t, num_threads, {"model_cache": "hit", "seconds": {"cache": round(time.perf_counter() - started, 3)}})
+        return _runnable(
+            path,
+            folder,
+            t,
+            num_threads,
+            {"model_cache": "hit", "seconds": {"cache": round(time.perf_counter() - started, 3)}},
+        )
     build.warm(t)
     seconds: dict[str, float] = {}
     imported = {n: import_entry(e) for n, e in entries.items()}
@@ -146,7 +174,11 @@ def _compile_cpu(
     graphs = {}
     for n, im in imported.items():
         reports[n] = PassReport()
-        pipeline = Pipeline(default(Options(native=native)), disabled=tuple(disable), verify=verify or bool(os.environ.get("EFFC_VERIFY")))
+        pipeline = Pipeline(
+            default(Options(native=native)),
+            disabled=tuple(disable),
+            verify=verify or bool(os.environ.get("EFFC_VERIFY")),
+        )
         graphs[n] = pipeline.run(im.graph, reports[n])
     mark = time.perf_counter()
     seconds["passes"] = mark - started - seconds["frontend"]
@@ -155,14 +187,23 @@ def _compile_cpu(
     if debug.level() >= 3:
         debug.show(debug.kernels_text(parts.programs, parts.notes))
     mark = time.perf_counter()
-    cases, left_out = selftests(entries, imported, graphs) if selftest else ({}, dict.fromkeys(entries, "not asked for"))
+    cases, left_out = (
+        selftests(entries, imported, graphs) if selftest else ({}, dict.fromkeys(entries, "not asked for"))
+    )
     seconds["selftest"] = time.perf_counter() - mark
     folder = tempfile.TemporaryDirectory(prefix="effc-")
     path = Path(folder.name) / "model.effc"
     report = {
         "target": t.name,
         "seconds": {k: round(v, 3) for k, v in seconds.items()},
-        "entries": {n: {"passes": reports[n].as_json(), "kernels": kernel_counts(parts.programs[n]), "arena": parts.programs[n]["arena"]} for n in graphs},
+        "entries": {
+            n: {
+                "passes": reports[n].as_json(),
+                "kernels": kernel_counts(parts.programs[n]),
+                "arena": parts.programs[n]["arena"],
+            }
+            for n in graphs
+        },
         "notes": parts.notes,
         "model_cache": uncached or "stored",
         "selftest": {n: {"left_out": why} for n, why in left_out.items()},
@@ -173,7 +214,9 @@ def _compile_cpu(
     return _runnable(path, folder, t, num_threads)
 
 
-def selftests(entries: Mapping[str, Entry], imported: Mapping[str, Any], graphs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+def selftests(
+    entries: Mapping[str, Entry], imported: Mapping[str, Any], graphs: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
     """What torch makes of each entry point's example inputs, and for those where it says nothing, why."""
     from .frontend.torch import eager
     from .runtime.selftest import Case
@@ -188,8 +231,11 @@ def selftests(entries: Mapping[str, Entry], imported: Mapping[str, Any], graphs:
     return cases, left_out
 
 
-def _runnable(path: Path, folder: Any, target: Any, num_threads: int | None, news: Mapping[str, Any] | None = None) -> Any:
-    """The artifact loaded, or for another machine's target, ready to be saved. ``news`` replaces entries of its report."""
+def _runnable(
+    path: Path, folder: Any, target: Any, num_threads: int | None, news: Mapping[str, Any] | None = None
+) -> Any:
+    """The artifact loaded, or for another machine's target, ready to be saved. ``news`` replaces entries of its
+    report."""
     from .backends.cpu.target import host_features
     from .runtime.artifact import ArtifactReader
     from .runtime.loader import load
@@ -202,7 +248,8 @@ def _runnable(path: Path, folder: Any, target: Any, num_threads: int | None, new
 
 
 class ModelCache:
-    """Artifacts of models compiled before, in the cache folder, by the fingerprint of model, inputs, options and effc itself.
+    """Artifacts of models compiled before, in the cache folder, by the fingerprint of model, inputs, options and effc
+    itself.
 
     ``EFFC_MODEL_CACHE=0`` turns it off; ``EFFC_MODEL_CACHE_BYTES`` bounds it (4 GiB), the least recently used go first.
     """
@@ -221,9 +268,15 @@ class ModelCache:
         from .frontend.torch.fingerprint import Unhashable, fingerprint
 
         try:
-            own = [f"{p.relative_to(PACKAGE)}/{p.stat().st_size}/{p.stat().st_mtime_ns}" for p in sorted(PACKAGE.rglob("*")) if p.suffix in (".py", ".hpp", ".cpp", ".h")]
+            own = [
+                f"{p.relative_to(PACKAGE)}/{p.stat().st_size}/{p.stat().st_mtime_ns}"
+                for p in sorted(PACKAGE.rglob("*"))
+                if p.suffix in (".py", ".hpp", ".cpp", ".h")
+            ]
             options = (target.name, tuple(disable), compiler_version(), own)
-            key = fingerprint([(n, e.model, tuple(e.args), e.kwargs, e.dynamic_shapes) for n, e in entries.items()], options)
+            key = fingerprint(
+                [(n, e.model, tuple(e.args), e.kwargs, e.dynamic_shapes) for n, e in entries.items()], options
+            )
         except Unhashable as e:
             return None, f"not cached: {e}"
         return ModelCache(cache_dir() / "models", key), ""
@@ -277,9 +330,14 @@ def kernel_counts(program: Mapping[str, Any]) -> dict[str, int]:
 
 
 def write_artifact(
-    path: Path, target: Any, imported: Mapping[str, Any], graphs: Mapping[str, Any], parts: Any, report: Mapping[str, Any],
+    path: Path,
+    target: Any,
+    imported: Mapping[str, Any],
+    graphs: Mapping[str, Any],
+    parts: Any,
+    report: Mapping[str, Any],
     cases: Mapping[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     """Writes program, weights, code, sources and selftests to ``path``."""
     from . import __version__
     from .backends.cpu.lower.finish import to_json
@@ -319,7 +377,9 @@ def write_artifact(
             states.setdefault(s, record)
 
         def signature(names: Sequence[str], types: Sequence[Any]) -> list[dict[str, Any]]:
-            return [{"name": n, "dtype": t.dtype.value, "shape": list(t.shape)} for n, t in zip(names, types, strict=True)]
+            return [
+                {"name": n, "dtype": t.dtype.value, "shape": list(t.shape)} for n, t in zip(names, types, strict=True)
+            ]
 
         entries[name] = {
             "inputs": signature(im.input_names, [n.types[0] for n in g.inputs]),
@@ -333,13 +393,20 @@ def write_artifact(
     for name, g in graphs.items():
         w.add_file(f"graph/{quote(name, safe='')}.txt", str(g))  # a name may hold any character
     report = {**report, "selftest": {**report["selftest"], **selftest.add(w, cases)}}
-    manifest = {"effc": __version__, "target": target.name, "isa": list(target.isa), "states": states, "entries": entries, "report": report}
+    manifest = {
+        "effc": __version__,
+        "target": target.name,
+        "isa": list(target.isa),
+        "states": states,
+        "entries": entries,
+        "report": report,
+    }
     w.save(path, to_json(portable(manifest)))
 
 
 def portable(x: Any) -> Any:
-    """A copy in which source lines name files without this machine's folders: relative to the package or working directory
-    they lie in, else by the last two parts of their path."""
+    """A copy in which source lines name files without this machine's folders: relative to the package or working
+    directory they lie in, else by the last two parts of their path."""
     if isinstance(x, dict):
         return {k: _short(v) if k == "loc" and isinstance(v, str) else portable(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)):
@@ -351,7 +418,9 @@ def _short(loc: str) -> str:
     file, colon, rest = loc.partition(":")
     if not file.startswith("/"):
         return loc
-    for folder in sorted([*(os.path.join(p, "") for p in sys.path if p), os.path.join(os.getcwd(), "")], key=len, reverse=True):
+    for folder in sorted(
+        [*(os.path.join(p, "") for p in sys.path if p), os.path.join(os.getcwd(), "")], key=len, reverse=True
+    ):
         if file.startswith(folder):
             return file[len(folder) :] + colon + rest
     return "/".join(file.split("/")[-2:]) + colon + rest
@@ -375,7 +444,8 @@ class SavedModel:
 
 
 class CompiledModel:
-    """A compiled model: call it as the model itself. The artifact behind it is what :meth:`save` writes and ``effc.load`` reads."""
+    """A compiled model: call it as the model itself. The artifact behind it is what :meth:`save` writes and
+    ``effc.load`` reads."""
 
     def __init__(self, loaded: Any, path: Path, folder: Any, news: Mapping[str, Any] | None = None) -> None:
         self._loaded, self._path, self._folder, self._news = loaded, path, folder, dict(news or {})
@@ -416,7 +486,10 @@ def _require_extras() -> None:
     """Compiling needs what loading does not; EffcError says how to get it."""
     for name in ("ml_dtypes", "scipy"):
         if importlib.util.find_spec(name) is None:
-            raise EffcError(f"compiling needs {name}, which is not installed", hint="pip install 'effc[torch]'; loading an artifact needs numpy alone")
+            raise EffcError(
+                f"compiling needs {name}, which is not installed",
+                hint="pip install 'effc[torch]'; loading an artifact needs numpy alone",
+            )
 
 
 def targets() -> list[dict[str, Any]]:

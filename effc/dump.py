@@ -1,12 +1,13 @@
-"""``EFFC_DUMP=dir``: every compilation leaves a folder there from which it can be run again, also when it fails or crashes.
+"""``EFFC_DUMP=dir``: every compilation leaves a folder there from which it can be run again, also when it fails or
+crashes.
 
-    options.json          target, passes and the like; entry points with the files of each
-    NAME.inputs.pt        example inputs, (args, kwargs): tensors and plain Python values, read without running code
-    NAME.pt2              the exported program, where torch.export takes the model
-    NAME.module.pt        else the pickled model with its dynamic shapes, where it can be pickled
-    repro.py              compiles again and compares with torch: exit 0 equal, 1 not compiled, 2 different
-    report.json           what the compilation reported, if it got there
-    error.txt             the traceback, if it failed
+options.json          target, passes and the like; entry points with the files of each
+NAME.inputs.pt        example inputs, (args, kwargs): tensors and plain Python values, read without running code
+NAME.pt2              the exported program, where torch.export takes the model
+NAME.module.pt        else the pickled model with its dynamic shapes, where it can be pickled
+repro.py              compiles again and compares with torch: exit 0 equal, 1 not compiled, 2 different
+report.json           what the compilation reported, if it got there
+error.txt             the traceback, if it failed
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ for name, files in options.pop("entries").items():
         try:
             model, dynamic = torch.export.load(HERE / files["program"]), None
         except Exception as e:
-            sys.exit(f"{files['program']} cannot be loaded: {e}\\nIf it holds operators of your own, import them here first.")
+            hint = "If it holds operators of your own, import them here first."
+            sys.exit(f"{files['program']} cannot be loaded: {e}\\n{hint}")
         if not args and not kwargs and model.example_inputs is not None:
             args, kwargs = model.example_inputs
     elif "module" in files:  # a pickle: only from people you trust
@@ -125,7 +127,9 @@ class Dump:
             dump = Dump(folder)
             dump._write(entries, dict(options))
         except OSError as e:
-            raise EffcError(f"EFFC_DUMP: cannot write to {base}: {e.strerror or e}", hint="choose another folder") from e
+            raise EffcError(
+                f"EFFC_DUMP: cannot write to {base}: {e.strerror or e}", hint="choose another folder"
+            ) from e
         return dump
 
     def _write(self, entries: Mapping[str, Any], options: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """Symbolic dimensions: integers and canonical polynomials over named symbols.
 
 A dimension is a Python ``int`` or a :class:`SymExpr`. A SymExpr is a sum of monomials with integer coefficients; the
-factors of a monomial are atoms: a :class:`Symbol`, or one of ``//``, ``%``, ``max``, ``min`` over two dims. Because the form
-is canonical, ``==`` on expressions means equal for all values whenever the difference expands to zero.
+factors of a monomial are atoms: a :class:`Symbol`, or one of ``//``, ``%``, ``max``, ``min`` over two dims. Because the
+form is canonical, ``==`` on expressions means equal for all values whenever the difference expands to zero.
 Division and modulo floor, as in Python.
 """
 
@@ -269,7 +269,11 @@ def evaluate(d: Dim, env: Mapping[str, int]) -> int:
     total = 0
     for m, c in d.terms:
         for atom in m:
-            c *= env[atom.name] if isinstance(atom, Symbol) else _apply(atom.op, evaluate(atom.lhs, env), evaluate(atom.rhs, env))
+            c *= (
+                env[atom.name]
+                if isinstance(atom, Symbol)
+                else _apply(atom.op, evaluate(atom.lhs, env), evaluate(atom.rhs, env))
+            )
         total += c
     return total
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +19,8 @@ EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Loc:
-    """Where in the user's source a node comes from, innermost frame of the user's code; ``module`` is the module path."""
+    """Where in the user's source a node comes from, innermost frame of the user's code; ``module`` is the module
+    path."""
 
     file: str = ""
     line: int = 0
@@ -126,8 +127,8 @@ class State:
 class Graph:
     """A function: ``inputs`` (nodes of op ``input``), ``nodes`` in topological order (inputs not listed), ``outputs``.
 
-    ``symbols`` gives each symbol's inclusive bounds. A subgraph sees the symbols of the graph that carries it and no values
-    but its own inputs.
+    ``symbols`` gives each symbol's inclusive bounds. A subgraph sees the symbols of the graph that carries it and no
+    values but its own inputs.
     """
 
     inputs: tuple[Node, ...]
@@ -195,8 +196,8 @@ class Graph:
         return g.without_dead()
 
     def without_dead(self) -> Graph:
-        """Drops nodes whose results nobody needs (random ones too: their numbers are unobservable). Nodes that bind a symbol
-        stay: sizes elsewhere may depend on it."""
+        """Drops nodes whose results nobody needs (random ones too: their numbers are unobservable). Nodes that bind a
+        symbol stay: sizes elsewhere may depend on it."""
         from .op import get
 
         live: set[int] = {id(v.node) for v in self.results}
@@ -277,4 +278,4 @@ class Builder:
         return Graph(tuple(self.inputs), tuple(self.nodes), tuple(outputs), dict(self.symbols), **fields)
 
 
-ValueOrScalar = Union[Value, int, float, bool, complex]
+ValueOrScalar = Value | int | float | bool | complex

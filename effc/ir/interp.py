@@ -1,4 +1,5 @@
-"""The numpy interpreter: runs any graph through the ops' references. It is the meaning of the IR, and the ``reference`` backend."""
+"""The numpy interpreter: runs any graph through the ops' references. It is the meaning of the IR, and the ``reference``
+backend."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ def bind_symbols(graph: Graph, arrays: Sequence[Array]) -> dict[str, int]:
             name = str(d)
             if isinstance(d, SymExpr) and name.isidentifier():
                 if env.setdefault(name, size) != size:
-                    raise EffcError(f"input {n.name}: dim {i} is {size}, but {name} is {env[name]} elsewhere", op="input")
+                    raise EffcError(
+                        f"input {n.name}: dim {i} is {size}, but {name} is {env[name]} elsewhere", op="input"
+                    )
             else:
                 pending.append((n, i, d, size))
     for n, i, d, size in pending:
@@ -148,7 +151,8 @@ class Interpreter:
 
     @staticmethod
     def _bind(names: tuple[str, ...], n: Node, outs: list[Any], env: dict[str, int]) -> None:
-        """Data-dependent symbols take their values from the shapes of the results, or from the result itself (``item``)."""
+        """Data-dependent symbols take their values from the shapes of the results, or from the result itself
+        (``item``)."""
         for attr in names:
             d = n.attrs[attr]
             name = str(d)
@@ -170,7 +174,9 @@ class Interpreter:
                 raise EffcError(f"the reference of {n.op} gave {a.dtype}, its type rule says {t}", op=n.op, loc=n.loc)
         want = t.evaluate(env)
         if a.shape != want:
-            raise EffcError(f"the reference of {n.op} gave shape {a.shape}, its type rule says {t} = {want}", op=n.op, loc=n.loc)
+            raise EffcError(
+                f"the reference of {n.op} gave shape {a.shape}, its type rule says {t} = {want}", op=n.op, loc=n.loc
+            )
         return a
 
 
@@ -202,7 +208,9 @@ def decomposed(n: Node) -> Graph:
     return b.graph([out] if isinstance(out, Value) else list(out))
 
 
-def run(graph: Graph, arrays: Sequence[Array], states: MutableMapping[str, Array] | None = None, seed: int | None = None) -> list[Array]:
+def run(
+    graph: Graph, arrays: Sequence[Array], states: MutableMapping[str, Array] | None = None, seed: int | None = None
+) -> list[Array]:
     """Runs ``graph`` on numpy arrays and returns its outputs."""
     return Interpreter(states, seed).run(graph, arrays)
 

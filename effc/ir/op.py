@@ -5,7 +5,8 @@
        numpy=_sort, samples=_sort_samples)
 
 Operand names end in ``?`` when optional and in ``*`` for a variadic tail. ``infer`` gets the operands' TensorTypes
-positionally (None for an absent one) and the attributes by keyword; it returns a TensorType or a tuple of them, or raises
+positionally (None for an absent one) and the attributes by keyword; it returns a TensorType or a tuple of them, or
+raises
 ``TypeRuleError`` with a sentence about what does not fit. ``numpy`` gets arrays in the same way, with every Dim in the
 attributes already an int.
 """
@@ -25,7 +26,7 @@ from .dtypes import DType
 from .types import TensorType
 
 if TYPE_CHECKING:
-    from .graph import Builder, Loc, Value
+    from .graph import Loc, Value
 
 
 class TypeRuleError(ValueError):
@@ -77,7 +78,9 @@ class OpDef:
         """Attributes with defaults filled in, checked by name; EffcError for unknown or missing ones."""
         unknown = set(attrs) - set(self.attrs)
         if unknown:
-            raise EffcError(f"op {self.name} has no attribute {sorted(unknown)}; it has {sorted(self.attrs)}", op=self.name)
+            raise EffcError(
+                f"op {self.name} has no attribute {sorted(unknown)}; it has {sorted(self.attrs)}", op=self.name
+            )
         out: dict[str, Any] = {}
         for key, (kind, default) in self.attrs.items():
             value = attrs.get(key, default)
@@ -86,10 +89,14 @@ class OpDef:
             out[key] = _normalise(value, kind)
         return out
 
-    def infer_types(self, inputs: Sequence[Value | None], attrs: Mapping[str, Any], loc: Loc | None) -> tuple[TensorType, ...]:
+    def infer_types(
+        self, inputs: Sequence[Value | None], attrs: Mapping[str, Any], loc: Loc | None
+    ) -> tuple[TensorType, ...]:
         low = sum(not o.endswith(("?", "*")) for o in self.operands)
         if len(inputs) < low or (not self.variadic and len(inputs) > len(self.operands)):
-            raise EffcError(f"op {self.name} takes operands {' '.join(self.operands)}, got {len(inputs)}", op=self.name, loc=loc)
+            raise EffcError(
+                f"op {self.name} takes operands {' '.join(self.operands)}, got {len(inputs)}", op=self.name, loc=loc
+            )
         types = [None if v is None else v.type for v in inputs]
         if not self.variadic:
             types += [None] * (len(self.operands) - len(types))
@@ -97,11 +104,16 @@ class OpDef:
             out = self.infer(*types, **attrs)
         except TypeRuleError as e:
             shapes = ", ".join("none" if t is None else str(t) for t in types)
-            raise EffcError(f"{self.name}: {e}", op=self.name, loc=None if loc is None else str(loc), shapes=shapes) from None
+            raise EffcError(
+                f"{self.name}: {e}", op=self.name, loc=None if loc is None else str(loc), shapes=shapes
+            ) from None
         return (out,) if isinstance(out, TensorType) else tuple(out)
 
-    def cost_of(self, inputs: Sequence[TensorType | None], outputs: Sequence[TensorType], attrs: Mapping[str, Any]) -> Cost:
-        """The declared cost, else one operation per output element and every operand read, every result written once."""
+    def cost_of(
+        self, inputs: Sequence[TensorType | None], outputs: Sequence[TensorType], attrs: Mapping[str, Any]
+    ) -> Cost:
+        """The declared cost, else one operation per output element and every operand read, every result written
+        once."""
         if self.cost is not None:
             return self.cost(inputs, outputs, attrs)
         total: Dim = 0
@@ -144,12 +156,25 @@ def op(
     doc: str = "",
 ) -> OpDef:
     """Declares an op. An attribute is ``type`` (required) or ``(type, default)``; types: int float bool str tuple DType
-    DimAttr DimsAttr, Graph classes, object. A decomposition is ``decompose(b, *values, **attrs)`` and returns values."""
+    DimAttr DimsAttr, Graph classes, object. A decomposition is ``decompose(b, *values, **attrs)`` and returns
+    values."""
     if name in OPS:
         raise ValueError(f"op {name} is declared twice")
     table = {k: (v if isinstance(v, tuple) else (v, _REQUIRED)) for k, v in (attrs or {}).items()}
     OPS[name] = definition = OpDef(
-        name, tuple(operands.split()), table, infer, numpy, category, decompose, level, effects, binds, cost, samples, doc
+        name,
+        tuple(operands.split()),
+        table,
+        infer,
+        numpy,
+        category,
+        decompose,
+        level,
+        effects,
+        binds,
+        cost,
+        samples,
+        doc,
     )
     return definition
 
@@ -173,7 +198,7 @@ class Sample:
     why: str = ""
 
 
-# Helpers for type rules -------------------------------------------------------------------------------------------------
+# Helpers for type rules -----------------------------------------------------------------------------------------------
 
 
 def require(condition: bool, message: str) -> None:
@@ -182,14 +207,16 @@ def require(condition: bool, message: str) -> None:
 
 
 def same_dim(a: Dim, b: Dim) -> bool:
-    """True unless the two are known to differ: symbolic dims that are not provably different are checked at run time."""
+    """True unless the two are known to differ: symbolic dims that are not provably different are checked at run
+    time."""
     if isinstance(a, int) and isinstance(b, int):
         return a == b
     return True
 
 
 def broadcast_dim(a: Dim, b: Dim) -> Dim:
-    """numpy's rule for one dim. A symbolic dim against another keeps the first; against a constant other than 1, the constant."""
+    """numpy's rule for one dim. A symbolic dim against another keeps the first; against a constant other than 1, the
+    constant."""
     if a == b:
         return a
     if isinstance(a, int) and isinstance(b, int):

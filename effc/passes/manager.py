@@ -170,7 +170,9 @@ def account(name: str, before: Graph, after: Graph, said: PassReport, report: Pa
     ``said``; and what it declined, and why."""
 
     def nodes(g: Graph) -> Counter[str]:
-        return Counter(f"{n.op} {', '.join(map(str, n.types))}{'' if n.loc is None else f'  [{n.loc}]'}" for n in g.nodes)
+        return Counter(
+            f"{n.op} {', '.join(map(str, n.types))}{'' if n.loc is None else f'  [{n.loc}]'}" for n in g.nodes
+        )
 
     old, new = nodes(before), nodes(after)
     counts = ((k, n - said.stats.get(k, 0)) for k, n in report.stats.items())

@@ -1,6 +1,6 @@
-"""What EFFC_DEBUG prints to stderr: 1 the plan when a model is loaded, 2 each kernel's cost after a run, 3 the compiler's
-choices, 4 the sources of generated kernels. 5, the IR after each pass, is printed by ``passes/manager.py``, as is what
-each pass did and declined (3). Every level includes those below it.
+"""What EFFC_DEBUG prints to stderr: 1 the plan when a model is loaded, 2 each kernel's cost after a run, 3 the
+compiler's choices, 4 the sources of generated kernels. 5, the IR after each pass, is printed by ``passes/manager.py``,
+as is what each pass did and declined (3). Every level includes those below it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def plan_text(manifest: Mapping[str, Any]) -> str:
 
 
 def instructions(program: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """A program's instructions in order with the depth of control flow around them, those of nested programs included."""
+    """A program's instructions in order with the depth of control flow around them, those of nested programs
+    included."""
     for ins in program["code"]:
         yield depth, ins
         for key in ("cond", "body", "then", "else"):

@@ -146,7 +146,8 @@ def _load(reader: ArtifactReader, file: str) -> Array:
 
 
 def check(reader: ArtifactReader, model: Any) -> list[Result]:
-    """Runs every entry point that has a selftest, from the states at load, and compares. EffcError for a malformed one."""
+    """Runs every entry point that has a selftest, from the states at load, and compares. EffcError for a malformed
+    one."""
     results = []
     for entry, case in read_index(reader).items():
         try:
@@ -164,7 +165,11 @@ def _check(reader: ArtifactReader, model: Any, entry: str, case: Mapping[str, An
     worst, problems = 0.0, []
     for e in case["expected"]:
         if e["of"] == "state":
-            label, got, dtype = f"state {e['name']}", session.state(e["name"]), reader.manifest["states"][e["name"]]["d"]
+            label, got, dtype = (
+                f"state {e['name']}",
+                session.state(e["name"]),
+                reader.manifest["states"][e["name"]]["d"],
+            )
         else:
             s = spec[e["of"] + "s"][e["index"]]
             label, got, dtype = s["name"], (outputs if e["of"] == "output" else inputs)[s["name"]], s["dtype"]
@@ -181,7 +186,8 @@ def _check(reader: ArtifactReader, model: Any, entry: str, case: Mapping[str, An
 
 
 def _compared(got: Array, want: Array, dtype: str) -> tuple[float, str | None]:
-    """As :func:`difference`. Where elements are stored as bits, bf16 is widened and the other types compared as bits."""
+    """As :func:`difference`. Where elements are stored as bits, bf16 is widened and the other types compared as
+    bits."""
     if dtype not in BITS:
         return difference(got, want)
     a, b = got.view(BITS[dtype]), want.view(BITS[dtype])

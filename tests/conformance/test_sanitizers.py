@@ -1,6 +1,8 @@
-"""Generated loops and library kernels under AddressSanitizer and UndefinedBehaviorSanitizer, over the op table's own samples.
+"""Generated loops and library kernels under AddressSanitizer and UndefinedBehaviorSanitizer, over the op table's own
+samples.
 
-``EFFC_SANITIZE=1`` compiles kernels with both; their runtime must be loaded first, so the samples run in a child process.
+``EFFC_SANITIZE=1`` compiles kernels with both; their runtime must be loaded first, so the samples run in a child
+process.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ ROOT = Path(__file__).parents[2]
 
 def library(name: str) -> str:
     compiler = os.environ.get("CXX", "g++")
-    found = subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+    found = subprocess.run(
+        [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     if not os.path.isabs(found):
         pytest.skip(f"{compiler} has no {name}")
     return found
@@ -31,7 +35,8 @@ def run_sanitized(select: str, timeout: int) -> None:
         "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1",
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--timeout", str(timeout),
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist",
+               "--timeout", str(timeout),
                "tests/conformance/test_ops.py", "-k", select]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout, check=False)
     text = done.stdout[-3000:] + done.stderr[-3000:]

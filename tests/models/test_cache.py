@@ -64,7 +64,7 @@ def test_what_is_not_understood_is_not_cached() -> None:
     assert "hooks" in m.report["model_cache"]
     torch.testing.assert_close(m(x), net(x), rtol=1e-5, atol=1e-5)
     net = Net().eval()
-    net.handle = open("/dev/null")  # noqa: SIM115
+    net.handle = open("/dev/null")
     m = effc.compile(net, (x,))
     assert m.report["model_cache"].startswith("not cached")
 

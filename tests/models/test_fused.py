@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -26,15 +27,16 @@ def calls(program: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_minilm_layer(tmp_path: Any) -> None:
-    """An encoder layer: QKV as one product, attention, projection, norm, two products of the feed-forward part, norm."""
+    """An encoder layer: QKV as one product, attention, projection, norm, two products of the feed-forward part,
+    norm."""
     module, _, _, _ = zoo.load("minilm")
     model = effc.compile(module, zoo.minilm_inputs(1, 512))
     program = program_of(model, tmp_path)
     kernels = [i["kernel"] for i in calls(program)]
     starts = [i for i, k in enumerate(kernels) if k.startswith("effc_attention")]
     assert len(starts) == 6
-    per_layer = {b - a for a, b in zip(starts, starts[1:], strict=False)}  # from one attention to the next: one layer
-    assert max(per_layer) <= 8, [kernels[a:b] for a, b in zip(starts, starts[1:], strict=False)]
+    per_layer = {b - a for a, b in pairwise(starts)}  # from one attention to the next: one layer
+    assert max(per_layer) <= 8, [kernels[a:b] for a, b in pairwise(starts)]
     stats = model.report["entries"]["main"]["passes"]["stats"]
     assert stats["merge_matmuls.merged"] == 6
     assert sum(k.startswith("effc_matmul") for k in kernels) == 24
@@ -51,7 +53,8 @@ def test_minilm_layer(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_lite0"])
 def test_inverted_bottleneck(name: str, tmp_path: Any) -> None:
-    """Expand, depthwise, project: three kernels a block, norms, activations and residuals inside them, no layout copies."""
+    """Expand, depthwise, project: three kernels a block, norms, activations and residuals inside them, no layout
+    copies."""
     module, _, _, _ = zoo.load(name)
     blocks = sum(isinstance(m, torch.nn.Conv2d) and m.groups > 1 for m in module.modules())
     convs = sum(isinstance(m, torch.nn.Conv2d) for m in module.modules())
@@ -59,6 +62,6 @@ def test_inverted_bottleneck(name: str, tmp_path: Any) -> None:
     kernels = [i["kernel"] for i in calls(program)]
     depthwise = [i for i, k in enumerate(kernels) if k.startswith("effc_conv_dw")]
     assert len(depthwise) == blocks
-    assert max(b - a for a, b in zip(depthwise, depthwise[1:], strict=False)) <= 3
+    assert max(b - a for a, b in pairwise(depthwise)) <= 3
     assert sum(k.startswith("effc_conv") for k in kernels) == convs
     assert len(kernels) <= convs + 4  # the rest: global pool, classifier and their copies

@@ -1,6 +1,8 @@
-"""Runs a lowered program (docs/architecture.md) call by call from Python: a second, independent executor for tests of lowering.
+"""Runs a lowered program (docs/architecture.md) call by call from Python: a second, independent executor for tests of
+lowering.
 
-Storage is fresh for every value (filled with garbage), aliases and views follow the program, kernels come from the shared object.
+Storage is fresh for every value (filled with garbage), aliases and views follow the program, kernels come from the
+shared object.
 """
 
 from __future__ import annotations
@@ -12,10 +14,10 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import kernel_harness as kh
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-import kernel_harness as kh
 from effc.backends.cpu import build
 from effc.backends.cpu.codegen import Generated
 from effc.backends.cpu.lower import Constants, Lowering, Options, load_rules
@@ -46,11 +48,15 @@ class Compiled:
         # Thousands of programs are loaded by one test process, which may map only so many segments.
         weakref.finalize(self, _ctypes.dlclose, lib.lib._handle)
 
-    def run(self, arrays: list[np.ndarray[Any, Any]], threads: int = 1, mode: str = "serial") -> list[np.ndarray[Any, Any]]:
+    def run(
+        self, arrays: list[np.ndarray[Any, Any]], threads: int = 1, mode: str = "serial"
+    ) -> list[np.ndarray[Any, Any]]:
         env = bind_symbols(self.graph, arrays)
         return self._run(self.program, arrays, env, threads, mode)
 
-    def _run(self, program: dict[str, Any], arrays: list[Any], env: dict[str, int], threads: int, mode: str) -> list[Any]:
+    def _run(
+        self, program: dict[str, Any], arrays: list[Any], env: dict[str, int], threads: int, mode: str
+    ) -> list[Any]:
         values, store = program["values"], {}
 
         def ev(d: Any) -> int:
@@ -68,7 +74,9 @@ class Compiled:
                 elif "alias" in v:
                     store[i] = root(v["alias"])
                 else:
-                    store[i] = np.frombuffer(np.random.default_rng(i).bytes(int(np.prod(shape)) * dt.itemsize), dt).copy()
+                    store[i] = np.frombuffer(
+                        np.random.default_rng(i).bytes(int(np.prod(shape)) * dt.itemsize), dt
+                    ).copy()
             return store[i]
 
         def array(i: int) -> Any:

@@ -1,4 +1,5 @@
-"""``torch.compile(model, backend="effc")``: the entry point that Dynamo looks up, on models with real weights and odd code.
+"""``torch.compile(model, backend="effc")``: the entry point that Dynamo looks up, on models with real weights and odd
+code.
 
 What ran is read off ``counters["effc"]``: a graph that Dynamo kept for itself would agree with eager to the last bit.
 """

@@ -17,7 +17,8 @@ from .target import CpuTarget
 
 @dataclass
 class Compiled:
-    """What an artifact is made of: a program per entry, constants they share, one shared object, sources, the report."""
+    """What an artifact is made of: a program per entry, constants they share, one shared object, sources, the
+    report."""
 
     programs: dict[str, dict[str, Any]]
     constants: list[np.ndarray[Any, Any]]

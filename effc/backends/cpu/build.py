@@ -1,7 +1,7 @@
 """Compiling kernels: library units and generated code to objects, objects to one shared object; all cached by content.
 
-Objects live in ``$EFFC_CACHE_DIR`` (else ``~/.cache/effc``) under the hash of what they were made from: source text, headers, flags,
-compiler version. Nothing in the cache is needed to run an artifact, and removing it is always safe.
+Objects live in ``$EFFC_CACHE_DIR`` (else ``~/.cache/effc``) under the hash of what they were made from: source text,
+headers, flags, compiler version. Nothing in the cache is needed to run an artifact, and removing it is always safe.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ FLAGS = (
     "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections", "-w",
 )  # fmt: skip
 LIBRARY = ("-O3",)
-# What generated loops need of -O3 is its vectoriser; the rest doubles the time to compile them and makes none of them faster.
+# What generated loops need of -O3 is its vectoriser; the rest doubles the time to compile them and makes none of them
+# faster.
 GENERATED = ("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-fpeel-loops")
 # Two objects may hold the same generated kernel (made by two compilations at the same time): either will do.
 LINK = ("-Wl,--gc-sections", "-Wl,-z,muldefs", "-Wl,--build-id=none", "-Wl,-s", "-Wl,-O1", "-lm")
@@ -55,7 +56,8 @@ def compiler() -> tuple[str, ...]:
         return (sys.executable, "-m", "ziglang", "c++")
     except ImportError:
         raise EffcError(
-            "no C++ compiler found: target cpu compiles its kernels once", hint="install g++ or clang++, or pip install ziglang, or set $CXX"
+            "no C++ compiler found: target cpu compiles its kernels once",
+            hint="install g++ or clang++, or pip install ziglang, or set $CXX",
         ) from None
 
 
@@ -86,7 +88,11 @@ def _includes(path: Path, seen: set[Path] | None = None) -> set[Path]:
     st = path.stat()
     stamp = (st.st_mtime_ns, st.st_size)
     if path not in _reads or _reads[path][0] != stamp:
-        names = {line.split('"')[1] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith('#include "')}
+        names = {
+            line.split('"')[1]
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if line.startswith('#include "')
+        }
         _reads[path] = (stamp, names)
     for name in _reads[path][1]:
         for folder in (KERNELS, INCLUDE):
@@ -125,7 +131,9 @@ def _run(command: Sequence[str], what: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         errors = "\n".join(line for line in done.stderr.splitlines() if "error" in line)[:2000] or done.stderr[-2000:]
-        raise EffcError(f"compiling {what} failed:\n{errors}", hint="EFFC_DEBUG=4 shows the sources; please report this as a bug")
+        raise EffcError(
+            f"compiling {what} failed:\n{errors}", hint="EFFC_DEBUG=4 shows the sources; please report this as a bug"
+        )
 
 
 def _compile(source: Path, out: Path, target: CpuTarget, what: str, level: Sequence[str] = LIBRARY) -> None:
@@ -171,8 +179,8 @@ def unit_object(source: str, target: CpuTarget) -> Future[None] | None:
 
 
 def warm(target: CpuTarget) -> None:
-    """Starts compiling what nearly every artifact needs, if it isn't there yet, while the frontend is still at work. Whoever needs
-    it later waits for it, and is told what went wrong with it."""
+    """Starts compiling what nearly every artifact needs, if it isn't there yet, while the frontend is still at work.
+    Whoever needs it later waits for it, and is told what went wrong with it."""
     from ...runtime import build_rt
 
     compiler_version()
@@ -260,5 +268,8 @@ def _link(objects: Sequence[Path], exports: Sequence[str], out: Path) -> None:
         inputs = [str(o) for o in objects] or ["-x", "c++", "/dev/null"]
         so = Path(tmp) / "out.so"
         sanitize = ["-fsanitize=address,undefined"] if os.environ.get("EFFC_SANITIZE") else []
-        _run([*compiler(), "-shared", "-o", str(so), *inputs, *sanitize, f"-Wl,--version-script={script}", *LINK], "the shared object")
+        _run(
+            [*compiler(), "-shared", "-o", str(so), *inputs, *sanitize, f"-Wl,--version-script={script}", *LINK],
+            "the shared object",
+        )
         os.replace(so, out)

@@ -1,8 +1,8 @@
 """Generated loops: a fused region's body becomes inner loops in C++ on top of kernels/loop.hpp.
 
-The text depends on the body and on the stride pattern of the operands, never on sizes, so equal regions of different shapes
-(and of different models) are one kernel, named by the hash of its text. Three forms: a map, an epilogue (a map over a tile of
-accumulators), and a staged reduction (see loop.hpp).
+The text depends on the body and on the stride pattern of the operands, never on sizes, so equal regions of different
+shapes (and of different models) are one kernel, named by the hash of its text. Three forms: a map, an epilogue (a map
+over a tile of accumulators), and a staged reduction (see loop.hpp).
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from ...runtime.errors import EffcError
 ANY = 2  # stride pattern: known only at run time
 
 STORAGE = {
-    DType.bool: "bool", DType.u8: "uint8_t", DType.i8: "int8_t", DType.u16: "uint16_t", DType.i16: "int16_t", DType.u32: "uint32_t",
-    DType.i32: "int32_t", DType.u64: "uint64_t", DType.i64: "int64_t", DType.f16: "f16", DType.bf16: "bf16", DType.f32: "float",
-    DType.f64: "double", DType.f8e4m3: "f8e4m3", DType.f8e5m2: "f8e5m2", DType.c32: "cf16", DType.c64: "cf32", DType.c128: "cf64",
+    DType.bool: "bool", DType.u8: "uint8_t", DType.i8: "int8_t", DType.u16: "uint16_t", DType.i16: "int16_t",
+    DType.u32: "uint32_t", DType.i32: "int32_t", DType.u64: "uint64_t", DType.i64: "int64_t", DType.f16: "f16",
+    DType.bf16: "bf16", DType.f32: "float", DType.f64: "double", DType.f8e4m3: "f8e4m3", DType.f8e5m2: "f8e5m2",
+    DType.c32: "cf16", DType.c64: "cf32", DType.c128: "cf64",
 }  # fmt: skip
 # Ops whose results are worth keeping between the stages of a reduction rather than computing again.
 DEAR = frozenset(
-    "exp exp2 expm1 log log1p log2 log10 sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf erfc erfinv lgamma digamma "
-    "sigmoid pow atan2 hypot div".split()
+    "exp exp2 expm1 log log1p log2 log10 sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf erfc erfinv "
+    "lgamma digamma sigmoid pow atan2 hypot div".split()
 )
 
 
@@ -118,7 +119,9 @@ def _check(body: Graph) -> None:
             raise EffcError("a fused body may hold only scalar constants", op="fused")
 
 
-def map_kernel(gen: Generated, body: Graph, patterns: Sequence[int], acc: DType | None = None, *, epilogue: bool = False) -> tuple[str, list[Dim]]:
+def map_kernel(
+    gen: Generated, body: Graph, patterns: Sequence[int], acc: DType | None = None, *, epilogue: bool = False
+) -> tuple[str, list[Dim]]:
     """A map over the body's inputs and outputs, or (``epilogue``) one whose input 0 is a tile of ``acc``.
 
     ``patterns``: the expected innermost stride of each input, then of each output. Returns the symbol and the dims the
@@ -168,15 +171,18 @@ def map_kernel(gen: Generated, body: Graph, patterns: Sequence[int], acc: DType 
     )
     if epilogue:
         text += (
-            '\nextern "C" EFFC_EXPORT void @(const effc_call* c, int64_t b0, int64_t b1, int64_t m0, int64_t m1, int64_t n0, int64_t n1, '
+            '\nextern "C" EFFC_EXPORT void @(const effc_call* c, int64_t b0, int64_t b1, int64_t m0, int64_t m1, '
+            "int64_t n0, int64_t n1, "
             "const void* acc, int64_t ld) {\n"
-            f"  using namespace effc;\n  run_epilogue<{len(ops)}>(c, b0, b1, m0, m1, n0, n1, acc, ld, sizeof({STORAGE[acc or DType.f32]}), c->attr + c->n_attr - {len(e.dv)}, @_::inner<{fast}>, "
+            f"  using namespace effc;\n  run_epilogue<{len(ops)}>(c, b0, b1, m0, m1, n0, n1, acc, ld, "
+            f"sizeof({STORAGE[acc or DType.f32]}), c->attr + c->n_attr - {len(e.dv)}, @_::inner<{fast}>, "
             f"@_pattern, @_::inner<{slow}>);\n}}\n"
         )
         return gen.add("epi", text), e.dv
     text += (
         '\nextern "C" EFFC_EXPORT int32_t @(const effc_call* c) {\n'
-        f"  using namespace effc;\n  return run_map<{len(ops)}>(c, @_::inner<{fast}>, @_pattern, @_::inner<{slow}>);\n}}\n"
+        f"  using namespace effc;\n  return run_map<{len(ops)}>(c, @_::inner<{fast}>, @_pattern, "
+        f"@_::inner<{slow}>);\n}}\n"
     )
     return gen.add("map", text), e.dv
 
@@ -202,7 +208,8 @@ class Staging:
 
 @dataclass(frozen=True)
 class Scratch:
-    """Bytes of thread scratch per element of the reduced extent (times LANES for columns), and bytes of one partial state."""
+    """Bytes of thread scratch per element of the reduced extent (times LANES for columns), and bytes of one partial
+    state."""
 
     per_element: int
     state: int
@@ -242,8 +249,11 @@ def stage(body: Graph, dims: tuple[int, ...], shape: Sequence[Dim]) -> Staging:
 _IDENTITY = {"sum": "0", "prod": "1", "any": "false", "all": "true"}
 
 
-def rows_kernel(gen: Generated, body: Graph, dims: tuple[int, ...], shape: Sequence[Dim], patterns: Sequence[int], columns: bool) -> tuple[str, list[Dim], Scratch]:
-    """A staged reduction over ``dims`` of ``shape``. Returns symbol, dims needed as attributes, and the memory it needs."""
+def rows_kernel(
+    gen: Generated, body: Graph, dims: tuple[int, ...], shape: Sequence[Dim], patterns: Sequence[int], columns: bool
+) -> tuple[str, list[Dim], Scratch]:
+    """A staged reduction over ``dims`` of ``shape``. Returns symbol, dims needed as attributes, and the memory it
+    needs."""
     _check(body)
     st = stage(body, dims, shape)
     e = Emitter(body)
@@ -278,9 +288,15 @@ def rows_kernel(gen: Generated, body: Graph, dims: tuple[int, ...], shape: Seque
     flushes: list[str] = []
     for k in range(stages):
         reds = [n for n in body.nodes if n.op == "reduce" and st.stage[n[0]] == k + 1]
-        stores = [(i, v) for i, v in enumerate(body.outputs) if st.full[v] and (st.stage[v] == k or k == stages - 1 and v in inputs)]
+        stores = [
+            (i, v)
+            for i, v in enumerate(body.outputs)
+            if st.full[v] and (st.stage[v] == k or (k == stages - 1 and v in inputs))
+        ]
         fills = [v for v in cached if st.stage[v] == k]
-        loops.append(_loop(k, body, e, st, reds, stores, fills, inputs, cache_at, field_of, accs, columns, n_in, consts))
+        loops.append(
+            _loop(k, body, e, st, reds, stores, fills, inputs, cache_at, field_of, accs, columns, n_in, consts)
+        )
         b, f, fin = _around(k, body, e, st, reds, reduced_nodes, inputs, field_of, accs, n_in, consts)
         begins.append(b)
         flushes.append(f)
@@ -295,12 +311,17 @@ def rows_kernel(gen: Generated, body: Graph, dims: tuple[int, ...], shape: Seque
             f"struct @_ {{  // over {'columns' if columns else 'rows'}: {describe(body)}",
             *state,
             f"  static constexpr int stages = {stages}, caches = {len(cached)}, ops = {n_in + len(body.outputs)};",
-            f"  static int8_t pattern(int k) {{ constexpr int8_t v[] = {{{', '.join(map(str, patterns))}}}; return v[k]; }}",
+            f"  static int8_t pattern(int k) {{ constexpr int8_t v[] = {{{', '.join(map(str, patterns))}}}; "
+            "return v[k]; }",
             f"  static int64_t cache_item(int k) {{ constexpr int64_t v[] = {{{items}}}; return v[k]; }}",
             *loops,
             "  template <bool FAST>",
-            f"  static void {kind}(int stage, int64_t n, char* const* p, const int64_t* s, State& st, const int64_t* dv) {{",
-            *(f"    if (stage == {k}) loop{k}<{', '.join(f'FAST ? {q} : 2' for q in patterns)}>(n, p, s, st, dv);" for k in range(stages)),
+            f"  static void {kind}(int stage, int64_t n, char* const* p, const int64_t* s, State& st, "
+            "const int64_t* dv) {",
+            *(
+                f"    if (stage == {k}) loop{k}<{', '.join(f'FAST ? {q} : 2' for q in patterns)}>(n, p, s, st, dv);"
+                for k in range(stages)
+            ),
             "  }",
             "  template <bool FAST>",
             f"  static void {other}(int, int64_t, char* const*, const int64_t*, State&, const int64_t*) {{}}",
@@ -309,14 +330,20 @@ def rows_kernel(gen: Generated, body: Graph, dims: tuple[int, ...], shape: Seque
             "    (void)stage;",
             "  }",
             f"  static constexpr bool splittable = {str(splittable).lower()};",
-            "  static void merge([[maybe_unused]] State& d, [[maybe_unused]] const State& s, [[maybe_unused]] int64_t lanes) {",
-            *(f"    for (int64_t j = 0; j < lanes; ++j) d.{accs[n[0]]}w[j] = {_combine(n, f'd.{accs[n[0]]}w[j]', f's.{accs[n[0]]}w[j]')};" for n in first),
+            "  static void merge([[maybe_unused]] State& d, [[maybe_unused]] const State& s, "
+            "[[maybe_unused]] int64_t lanes) {",
+            *(
+                f"    for (int64_t j = 0; j < lanes; ++j) d.{accs[n[0]]}w[j] = "
+                f"{_combine(n, f'd.{accs[n[0]]}w[j]', f's.{accs[n[0]]}w[j]')};"
+                for n in first
+            ),
             "  }",
             "  static void flush(int stage, [[maybe_unused]] State& st, [[maybe_unused]] int64_t lanes) {",
             *(f"    if (stage == {k}) {{ {b} }}" for k, b in enumerate(flushes) if b),
             "    (void)stage;",
             "  }",
-            "  static void finish(int stage, [[maybe_unused]] State& st, [[maybe_unused]] int64_t lanes, [[maybe_unused]] char* const* p,",
+            "  static void finish(int stage, [[maybe_unused]] State& st, [[maybe_unused]] int64_t lanes, "
+            "[[maybe_unused]] char* const* p,",
             "                     [[maybe_unused]] const int64_t* s, [[maybe_unused]] const int64_t* dv) {",
             *(f"    if (stage == {k}) {{\n{b}\n    }}" for k, b in enumerate(finishes) if b),
             "    (void)stage;",
@@ -324,7 +351,7 @@ def rows_kernel(gen: Generated, body: Graph, dims: tuple[int, ...], shape: Seque
             "};",
             "}",
             "}",
-            f'extern "C" EFFC_EXPORT int32_t @(const effc_call* c) {{ return effc::run_rows<effc::@_>(c); }}',
+            'extern "C" EFFC_EXPORT int32_t @(const effc_call* c) { return effc::run_rows<effc::@_>(c); }',
             "",
         ]
     )
@@ -337,7 +364,8 @@ def rows_kernel(gen: Generated, body: Graph, dims: tuple[int, ...], shape: Seque
 
 
 def _needed_later(v: Value, st: Staging, uses: dict[Value, list[Node | None]]) -> bool:
-    """Whether a later stage than the value's own needs it: directly, or through cheap full-shape values it would recompute."""
+    """Whether a later stage than the value's own needs it: directly, or through cheap full-shape values it would
+    recompute."""
     seen: set[Value] = set()
     todo = [v]
     while todo:
@@ -398,13 +426,27 @@ def _constants(e: Emitter, scalars: Sequence[Node]) -> list[str]:
     return [e.define(n) for n in scalars]
 
 
-def _loop(k: int, body: Graph, e: Emitter, st: Staging, reds: list[Node], stores: list[tuple[int, Value]], fills: list[Value],
-          inputs: dict[Value, int], cache_at: dict[Value, int], field_of: dict[Value, str], accs: dict[Value, str], columns: bool,
-          n_in: int, consts: list[str]) -> str:  # fmt: skip
+def _loop(
+    k: int,
+    body: Graph,
+    e: Emitter,
+    st: Staging,
+    reds: list[Node],
+    stores: list[tuple[int, Value]],
+    fills: list[Value],
+    inputs: dict[Value, int],
+    cache_at: dict[Value, int],
+    field_of: dict[Value, str],
+    accs: dict[Value, str],
+    columns: bool,
+    n_in: int,
+    consts: list[str],
+) -> str:
     """The inner loop of one stage: loads, what its reductions, caches and results need, accumulation, stores."""
     n_ops = n_in + len(body.outputs)
     params = ", ".join(f"int S{i}" for i in range(n_ops))
-    head = [f"  template <{params}>", f"  static void loop{k}([[maybe_unused]] int64_t n, [[maybe_unused]] char* const* p, [[maybe_unused]] const int64_t* s, "
+    head = [f"  template <{params}>", f"  static void loop{k}([[maybe_unused]] int64_t n, "
+            "[[maybe_unused]] char* const* p, [[maybe_unused]] const int64_t* s, "
             "[[maybe_unused]] State& st, [[maybe_unused]] const int64_t* dv) {"]  # fmt: skip
     if not (reds or stores or fills):
         return "\n".join([*head, "  }"])
@@ -459,14 +501,19 @@ def _loop(k: int, body: Graph, e: Emitter, st: Staging, reds: list[Node], stores
             operands.append(f"    const auto q{at} = Operand<{STORAGE[v.dtype]}, 1>::make(p[{at}], 1);")
         if v in fills:
             lines.append(f"      q{at}.store(i, {names[v]});")
-    plain = all(not n.types[0].dtype.is_complex and not (n.types[0].dtype.is_int and n.attrs["kind"] in ("sum", "prod")) for n in reds)
+    plain = all(
+        not n.types[0].dtype.is_complex and not (n.types[0].dtype.is_int and n.attrs["kind"] in ("sum", "prod"))
+        for n in reds
+    )
     e.names = saved
     open_, close = [*head, *(f"    {c}" for c in consts), *operands], ["  }"]
     if columns or not reds:
         for n in reds:
             a = f"st.{accs[n[0]]}[i]"
             lines.append(f"      {a} = {_combine(n, a, names[n.operands[0]])};")
-        return "\n".join([*open_, *outer, "#pragma GCC ivdep", "    for (int64_t i = 0; i < n; ++i) {", *lines, "    }", *close])
+        return "\n".join(
+            [*open_, *outer, "#pragma GCC ivdep", "    for (int64_t i = 0; i < n; ++i) {", *lines, "    }", *close]
+        )
     # Rows: cheap bodies are run on four strips of the row at once, so that sums do not wait for each other's latency.
     strips = 4 if plain and not any(n.op in DEAR for n in order) else 1
     args, first, rest, folds, stores_back = [], [], [], [], []
@@ -485,9 +532,19 @@ def _loop(k: int, body: Graph, e: Emitter, st: Staging, reds: list[Node], stores
         # Integer sums wrap inside op::add, complex ones are structs: the vectoriser finds what it can by itself.
         if not plain:
             return []
-        return ["#pragma omp simd " + " ".join(f"reduction({c} : {', '.join(f'{a}_{k}' for a in names_ for k in range(count))})" for c, names_ in clauses.items())]
+        return [
+            "#pragma omp simd "
+            + " ".join(
+                f"reduction({c} : {', '.join(f'{a}_{k}' for a in names_ for k in range(count))})"
+                for c, names_ in clauses.items()
+            )
+        ]
 
-    step = [f"    auto step = [&](int64_t i, {', '.join(args)}) __attribute__((always_inline)) {{", *(f"  {line}" for line in lines), "    };"]
+    step = [
+        f"    auto step = [&](int64_t i, {', '.join(args)}) __attribute__((always_inline)) {{",
+        *(f"  {line}" for line in lines),
+        "    };",
+    ]
 
     def call(k: int) -> str:
         return f"step(i{f' + {k} * q' if k else ''}, {', '.join(f'{accs[n[0]]}_{k}' for n in reds)});"
@@ -499,22 +556,49 @@ def _loop(k: int, body: Graph, e: Emitter, st: Staging, reds: list[Node], stores
         wide = ["    const int64_t q = n / 64 * 16;", *rest, *pragma(strips), "    for (int64_t i = 0; i < q; ++i) {",
                 *(f"      {call(k)}" for k in range(strips)), "    }", *folds]  # fmt: skip
     return "\n".join(
-        [*open_, *outer, *step, *first, *wide, *pragma(1), f"    for (int64_t i = {start}; i < n; ++i) {call(0)}", *stores_back, *close]
+        [
+            *open_,
+            *outer,
+            *step,
+            *first,
+            *wide,
+            *pragma(1),
+            f"    for (int64_t i = {start}; i < n; ++i) {call(0)}",
+            *stores_back,
+            *close,
+        ]
     )
 
 
 _CLAUSE = {"sum": "+", "prod": "*", "max": "nanmax", "min": "nanmin", "any": "|", "all": "&"}
 
 
-def _around(k: int, body: Graph, e: Emitter, st: Staging, reds: list[Node], reduced_nodes: list[Node], inputs: dict[Value, int],
-            field_of: dict[Value, str], accs: dict[Value, str], n_in: int, consts: list[str]) -> tuple[str, str, str]:  # fmt: skip
+def _around(
+    k: int,
+    body: Graph,
+    e: Emitter,
+    st: Staging,
+    reds: list[Node],
+    reduced_nodes: list[Node],
+    inputs: dict[Value, int],
+    field_of: dict[Value, str],
+    accs: dict[Value, str],
+    n_in: int,
+    consts: list[str],
+) -> tuple[str, str, str]:
     """The text of begin, flush and finish for stage k."""
     begin, flush, fin = [], [], []
     for n in reds:
         a = accs[n[0]]
-        begin.append(f"for (int64_t j = 0; j < lanes; ++j) st.{a}[j] = {_identity(n, _part(n))}, st.{a}w[j] = {_identity(n, _wide(n))};")
+        begin.append(
+            f"for (int64_t j = 0; j < lanes; ++j) st.{a}[j] = {_identity(n, _part(n))}, "
+            f"st.{a}w[j] = {_identity(n, _wide(n))};"
+        )
         wide = f"convert<{_wide(n)}>(st.{a}[j])" if _wide(n) != _part(n) else f"st.{a}[j]"
-        flush.append(f"for (int64_t j = 0; j < lanes; ++j) st.{a}w[j] = {_combine(n, f'st.{a}w[j]', wide)}, st.{a}[j] = {_identity(n, _part(n))};")
+        flush.append(
+            f"for (int64_t j = 0; j < lanes; ++j) st.{a}w[j] = {_combine(n, f'st.{a}w[j]', wide)}, "
+            f"st.{a}[j] = {_identity(n, _part(n))};"
+        )
     # Values of reduced shape that become known with this stage's reductions.
     saved = dict(e.names)
 
@@ -544,14 +628,20 @@ def _around(k: int, body: Graph, e: Emitter, st: Staging, reds: list[Node], redu
             if n.op == "reduce":
                 a = accs[n[0]]
                 dt = n.types[0].dtype
-                value = f"to_compute(convert<{STORAGE[dt]}>(st.{a}w[j]))" if _wide(n) != compute_type(dt) or dt.compute is not dt else f"st.{a}w[j]"
+                value = (
+                    f"to_compute(convert<{STORAGE[dt]}>(st.{a}w[j]))"
+                    if _wide(n) != compute_type(dt) or dt.compute is not dt
+                    else f"st.{a}w[j]"
+                )
                 lines.append(f"        st.{field_of[n[0]]}[j] = {value};")
             else:
                 e.names = {v: name(v) for v in n.operands}
                 lines.append(f"        st.{field_of[n[0]]}[j] = {e.expression(n)};")
         for i, v in enumerate(body.outputs):
             if not st.full[v] and st.stage[v] == ready:
-                lines.append(f"        (Operand<{STORAGE[v.dtype]}, 2>::make(p[{n_in + i}], s[{n_in + i}])).store(j, {name(v)});")
+                lines.append(
+                    f"        (Operand<{STORAGE[v.dtype]}, 2>::make(p[{n_in + i}], s[{n_in + i}])).store(j, {name(v)});"
+                )
         e.names = saved
         return lines
 

@@ -27,7 +27,9 @@ def unit(source: str, kernels: tuple[str, ...] = ()) -> None:
 def _found() -> dict[str, str]:
     table: dict[str, str] = {}
     for path in sorted(KERNELS.glob("*.cpp")):
-        for name in re.findall(r"\b(effc_\w+)\s*\(\s*const\s+(?:struct\s+)?effc_call\s*\*", path.read_text(encoding="utf-8")):
+        for name in re.findall(
+            r"\b(effc_\w+)\s*\(\s*const\s+(?:struct\s+)?effc_call\s*\*", path.read_text(encoding="utf-8")
+        ):
             table.setdefault(name, path.name)
     return {**table, **_DECLARED}
 
@@ -36,8 +38,10 @@ def unit_of(kernel: str) -> str:
     """The unit that defines a kernel; EffcError for a kernel that no unit has."""
     table = _found()
     if kernel not in table:
-        raise EffcError(f"no unit of the kernel library defines {kernel}", hint="add it to a file in effc/backends/cpu/kernels")
+        raise EffcError(
+            f"no unit of the kernel library defines {kernel}", hint="add it to a file in effc/backends/cpu/kernels"
+        )
     return table[kernel]
 
 
-# Kernels defined by macros (one line a unit) ---------------------------------------------------------------------------
+# Kernels defined by macros (one line a unit) --------------------------------------------------------------------------

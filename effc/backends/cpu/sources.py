@@ -13,9 +13,9 @@ SCRIPT = """#!/bin/sh
 #
 #     unzip MODEL.effc 'sources/*' && sh sources/build.sh
 #
-# generated.cpp holds the loops made for this model, kernels/ the units and headers of effc's kernel library that it uses,
-# include/ the interface between kernels and runtime, exports.map the names that the programs in manifest.json call.
-# Target {target}; compiled by {compiler}.
+# generated.cpp holds the loops made for this model, kernels/ the units and headers of effc's kernel library that it
+# uses, include/ the interface between kernels and runtime, exports.map the names that the programs in manifest.json
+# call. Target {target}; compiled by {compiler}.
 # $CXX names another compiler, clang++ for one; its results may differ in the last bits.
 set -eu
 cd "$(dirname "$0")"

@@ -10,7 +10,22 @@ from pathlib import Path
 
 from ...runtime.errors import EffcError
 
-V3 = ("sse3", "ssse3", "sse4_1", "sse4_2", "popcnt", "cx16", "avx", "f16c", "fma", "avx2", "bmi1", "bmi2", "lzcnt", "movbe")
+V3 = (
+    "sse3",
+    "ssse3",
+    "sse4_1",
+    "sse4_2",
+    "popcnt",
+    "cx16",
+    "avx",
+    "f16c",
+    "fma",
+    "avx2",
+    "bmi1",
+    "bmi2",
+    "lzcnt",
+    "movbe",
+)
 V4 = (*V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 LEVELS = {"x86-64-v3": V3, "x86-64-v4": V4}
 EXTRA = {  # feature -> compiler flag
@@ -22,7 +37,13 @@ EXTRA = {  # feature -> compiler flag
     "amx_bf16": "-mamx-bf16",
 }
 GROUPS = {"amx": ("amx_tile", "amx_int8", "amx_bf16")}
-_CPUINFO = {"abm": "lzcnt", "pni": "sse3", "avx512_vnni": "avx512vnni", "avx512_bf16": "avx512bf16", "avx_vnni": "avxvnni"}
+_CPUINFO = {
+    "abm": "lzcnt",
+    "pni": "sse3",
+    "avx512_vnni": "avx512vnni",
+    "avx512_bf16": "avx512bf16",
+    "avx_vnni": "avxvnni",
+}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The ``reference`` backend: the numpy interpreter behind the same calling convention as a compiled model.
 
-It runs every graph op by op through the ops' numpy references: slow, exact in its types and shapes, and independent of every kernel.
+It runs every graph op by op through the ops' numpy references: slow, exact in its types and shapes, and independent of
+every kernel.
 """
 
 from __future__ import annotations
@@ -22,14 +23,20 @@ Array = np.ndarray[Any, Any]
 
 
 def to_numpy(x: Any, dtype: DType) -> Array:
-    """A torch tensor, numpy array or Python scalar as a numpy array of exactly ``dtype``; EffcError for another dtype."""
+    """A torch tensor, numpy array or Python scalar as a numpy array of exactly ``dtype``; EffcError for another
+    dtype."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor):
         x = x.detach().resolve_conj().resolve_neg().cpu()
         if x.dtype == torch.bfloat16:
             a = x.contiguous().view(torch.int16).numpy().view(DType.bf16.np).reshape(x.shape)
         elif x.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
-            a = x.contiguous().view(torch.uint8).numpy().view(DType.f8e4m3.np if x.dtype == torch.float8_e4m3fn else DType.f8e5m2.np)
+            a = (
+                x.contiguous()
+                .view(torch.uint8)
+                .numpy()
+                .view(DType.f8e4m3.np if x.dtype == torch.float8_e4m3fn else DType.f8e5m2.np)
+            )
         else:
             a = x.numpy()
     elif isinstance(x, (bool, int, float, complex)):
@@ -37,7 +44,9 @@ def to_numpy(x: Any, dtype: DType) -> Array:
     else:
         a = np.asarray(x)
     if a.dtype != dtype.np:
-        raise EffcError(f"an argument has dtype {a.dtype}, the model was compiled for {dtype}", hint="convert the argument first")
+        raise EffcError(
+            f"an argument has dtype {a.dtype}, the model was compiled for {dtype}", hint="convert the argument first"
+        )
     return a
 
 
@@ -66,7 +75,9 @@ class ReferenceEntry:
         graph: Graph = im.graph
         leaves = tree.bind_arguments(im.in_tree, args, kwargs)
         torch = sys.modules.get("torch")
-        as_torch = torch is not None and (any(isinstance(x, torch.Tensor) for x in leaves) or not any(isinstance(x, np.ndarray) for x in leaves))
+        as_torch = torch is not None and (
+            any(isinstance(x, torch.Tensor) for x in leaves) or not any(isinstance(x, np.ndarray) for x in leaves)
+        )
         arrays = [to_numpy(x, n.types[0].dtype) for x, n in zip(leaves, graph.inputs, strict=True)]
         run_on = [np.array(a) if any(c.input == i for c in graph.commits) else a for i, a in enumerate(arrays)]
         outs = Interpreter(self._states).run(graph, run_on)
@@ -101,7 +112,10 @@ class ReferenceModel:
     def __init__(self, entries: Mapping[str, Any]) -> None:
         self._entries = dict(entries)
         self._default = self.session()
-        self.report: dict[str, Any] = {"target": "reference", "entries": {n: {"nodes": len(e.graph.nodes)} for n, e in entries.items()}}
+        self.report: dict[str, Any] = {
+            "target": "reference",
+            "entries": {n: {"nodes": len(e.graph.nodes)} for n, e in entries.items()},
+        }
 
     def session(self) -> ReferenceSession:
         return ReferenceSession(self._entries)
@@ -113,4 +127,6 @@ class ReferenceModel:
         return self._default(*args, **kwargs)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        raise EffcError("target reference runs in this process only", hint="compile with target='cpu' to save an artifact")
+        raise EffcError(
+            "target reference runs in this process only", hint="compile with target='cpu' to save an artifact"
+        )

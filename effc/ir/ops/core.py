@@ -3,9 +3,11 @@
 Subgraph conventions (a subgraph sees nothing but its inputs, and the outer symbols):
 
 - ``if(cond, *xs)``: ``then`` and ``orelse`` take xs; cond is a bool scalar.
-- ``while(*xs)``: the first ``carries`` operands are the carry, the rest constants. ``cond`` and ``body`` take both; cond gives one
+- ``while(*xs)``: the first ``carries`` operands are the carry, the rest constants. ``cond`` and ``body`` take both;
+cond gives one
   bool scalar, body the next carry.
-- ``scan(*xs)``: ``carries`` carries, then ``xs`` sliced along dim 0 (``scanned`` of them), then constants. ``body`` takes them in this
+- ``scan(*xs)``: ``carries`` carries, then ``xs`` sliced along dim 0 (``scanned`` of them), then constants. ``body``
+takes them in this
   order (slices without dim 0) and gives the next carries, then the slices of the stacked results.
 - ``fused(*xs)``: a region of elementwise ops and reductions to be run as one kernel; ``body`` takes xs.
 """
@@ -28,7 +30,14 @@ def _constant_infer(*, data: np.ndarray[Any, Any], dtype: DType) -> TensorType:
     return TensorType(dtype, tuple(data.shape))
 
 
-op("constant", "", {"data": object, "dtype": DType}, infer=_constant_infer, numpy=lambda *, data, dtype: data, category="constant")
+op(
+    "constant",
+    "",
+    {"data": object, "dtype": DType},
+    infer=_constant_infer,
+    numpy=lambda *, data, dtype: data,
+    category="constant",
+)
 op(
     "state", "", {"name": str, "type": TensorType}, infer=lambda *, name, type: type, category="state", effects="state",
     doc="The content, at the start of the call, of the session's buffer of this name. Graph.commits writes it.",
@@ -87,6 +96,12 @@ def _inline(b: Any, *xs: Any, body: Graph) -> Any:
 
 
 op(
-    "fused", "xs*", {"body": Graph}, infer=lambda *xs, body: _outs(body), category="fused", level="macro", decompose=_inline,
+    "fused",
+    "xs*",
+    {"body": Graph},
+    infer=lambda *xs, body: _outs(body),
+    category="fused",
+    level="macro",
+    decompose=_inline,
     doc="Elementwise ops and reductions run as one generated loop nest.",
 )

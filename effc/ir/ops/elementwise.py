@@ -1,7 +1,7 @@
 """Elementwise ops. Operands broadcast as in numpy and share one dtype; the C++ counterpart is ``effc::op::<name>``.
 
-Adding one: a line here, and, unless it has a decomposition, a function of that name in backends/cpu/kernels/math.hpp. half
-and bf16 operands are computed in f32 and rounded once, by the interpreter and by generated code alike.
+Adding one: a line here, and, unless it has a decomposition, a function of that name in backends/cpu/kernels/math.hpp.
+half and bf16 operands are computed in f32 and rounded once, by the interpreter and by generated code alike.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ def kind(dtype: DType) -> str:
 def _rule(name: str, kinds: str, result: str) -> Callable[..., TensorType]:
     def infer(*types: TensorType) -> TensorType:
         first = types[0].dtype
-        require(all(t.dtype is first for t in types), "operands have different dtypes: " + ", ".join(str(t.dtype) for t in types))
+        require(
+            all(t.dtype is first for t in types),
+            "operands have different dtypes: " + ", ".join(str(t.dtype) for t in types),
+        )
         require(kind(first) in kinds, f"not defined for {first}")
         out = {"same": first, "bool": DType.bool, "real": first.real}[result]
         return TensorType(out, broadcast_shapes(*(t.shape for t in types)))
@@ -39,10 +42,20 @@ def _rule(name: str, kinds: str, result: str) -> Callable[..., TensorType]:
 
 def _samples(arity: int, kinds: str, low: float, high: float) -> Callable[[np.random.Generator], Iterator[Sample]]:
     def make(rng: np.random.Generator) -> Iterator[Sample]:
-        shapes: list[tuple[tuple[int, ...], ...]] = [((5, 37),) * arity, ((),) * arity, ((0, 3),) * arity, ((1,),) * arity]
+        shapes: list[tuple[tuple[int, ...], ...]] = [
+            ((5, 37),) * arity,
+            ((),) * arity,
+            ((0, 3),) * arity,
+            ((1,),) * arity,
+        ]
         if arity > 1:
             shapes += [((4, 1, 9),) + ((3, 1),) * (arity - 1), ((17,),) + ((6, 17),) * (arity - 1)]
-        dtypes: dict[str, list[Any]] = {"f": [np.float32, np.float64], "i": [np.int32, np.int64, np.uint8], "b": [np.bool_], "c": [np.complex64]}
+        dtypes: dict[str, list[Any]] = {
+            "f": [np.float32, np.float64],
+            "i": [np.int32, np.int64, np.uint8],
+            "b": [np.bool_],
+            "c": [np.complex64],
+        }
         for k in kinds:
             for dt in dtypes[k]:
                 for case in shapes:
@@ -51,7 +64,9 @@ def _samples(arity: int, kinds: str, low: float, high: float) -> Callable[[np.ra
     return make
 
 
-def random_array(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any, low: float = -4, high: float = 4) -> np.ndarray[Any, Any]:
+def random_array(
+    rng: np.random.Generator, shape: tuple[int, ...], dtype: Any, low: float = -4, high: float = 4
+) -> np.ndarray[Any, Any]:
     """Random data of any dtype; integers in [max(low, dtype min), high]."""
     dt = np.dtype(dtype)
     if dt.kind == "b":
@@ -75,7 +90,8 @@ def elementwise(
     high: float = 4,
     flops: int = 1,
 ) -> None:
-    """Declares an elementwise op over ``arity`` operands; ``low``..``high`` is the domain its samples are drawn from."""
+    """Declares an elementwise op over ``arity`` operands; ``low``..``high`` is the domain its samples are drawn
+    from."""
     KINDS[name], RESULT[name] = kinds, result
 
     def cost(ins: Any, outs: Any, attrs: Any) -> Cost:
@@ -302,8 +318,14 @@ def _convert_samples(rng: np.random.Generator) -> Iterator[Sample]:
 
 
 op(
-    "convert", "x", {"dtype": DType}, infer=lambda x, *, dtype: x.with_dtype(dtype), numpy=_convert, category="elementwise",
-    samples=_convert_samples, doc="Value-preserving cast; float to int truncates, anything to bool is != 0.",
+    "convert",
+    "x",
+    {"dtype": DType},
+    infer=lambda x, *, dtype: x.with_dtype(dtype),
+    numpy=_convert,
+    category="elementwise",
+    samples=_convert_samples,
+    doc="Value-preserving cast; float to int truncates, anything to bool is != 0.",
 )
 
 
@@ -313,8 +335,13 @@ def _bitcast_infer(x: TensorType, *, dtype: DType) -> TensorType:
 
 
 op(
-    "bitcast", "x", {"dtype": DType}, infer=_bitcast_infer, category="view",
-    numpy=lambda x, *, dtype: np.ascontiguousarray(x).reshape(x.shape).view(dtype.np), doc="Same bytes, another dtype of equal size.",
+    "bitcast",
+    "x",
+    {"dtype": DType},
+    infer=_bitcast_infer,
+    category="view",
+    numpy=lambda x, *, dtype: np.ascontiguousarray(x).reshape(x.shape).view(dtype.np),
+    doc="Same bytes, another dtype of equal size.",
 )
 
 
@@ -333,6 +360,12 @@ def _complex(re: np.ndarray[Any, Any], im: np.ndarray[Any, Any]) -> Any:
 
 
 op(
-    "complex", "re im", infer=_complex_infer, numpy=_complex, category="elementwise",
-    samples=lambda rng: [Sample((random_array(rng, (3, 5), d), random_array(rng, (5,), d))) for d in (np.float32, np.float64)],
+    "complex",
+    "re im",
+    infer=_complex_infer,
+    numpy=_complex,
+    category="elementwise",
+    samples=lambda rng: [
+        Sample((random_array(rng, (3, 5), d), random_array(rng, (5,), d))) for d in (np.float32, np.float64)
+    ],
 )

@@ -59,18 +59,39 @@ def _samples(rng: np.random.Generator) -> Iterator[Sample]:
             dtypes.append(np.complex64)
         for dt in dtypes:
             span = 1.3 if kind == "prod" else 4
-            for shape, dims in [((7, 33), (1,)), ((7, 33), (0,)), ((3, 4, 5), (1,)), ((3, 5, 6, 2), (0, 2)), ((2, 3), (0, 1)), ((1, 1), (0,)), ((9,), (0,)), ((2, 257), (1,))]:
+            for shape, dims in [
+                ((7, 33), (1,)),
+                ((7, 33), (0,)),
+                ((3, 4, 5), (1,)),
+                ((3, 5, 6, 2), (0, 2)),
+                ((2, 3), (0, 1)),
+                ((1, 1), (0,)),
+                ((9,), (0,)),
+                ((2, 257), (1,)),
+            ]:
                 if one and len(dims) != 1:
                     continue
                 for keep in (False, True):
-                    yield Sample((random_array(rng, shape, dt, -span, span),), {"kind": kind, "dims": dims, "keepdims": keep})
+                    yield Sample(
+                        (random_array(rng, shape, dt, -span, span),), {"kind": kind, "dims": dims, "keepdims": keep}
+                    )
         if kind in ("sum", "prod"):
-            yield Sample((random_array(rng, (3, 0), np.float32),), {"kind": kind, "dims": (1,)}, "empty reduction gives the identity")
+            yield Sample(
+                (random_array(rng, (3, 0), np.float32),),
+                {"kind": kind, "dims": (1,)},
+                "empty reduction gives the identity",
+            )
 
 
 op(
-    "reduce", "x", {"kind": str, "dims": tuple, "keepdims": (bool, False)}, infer=_infer, numpy=_numpy, category="reduction",
+    "reduce",
+    "x",
+    {"kind": str, "dims": tuple, "keepdims": (bool, False)},
+    infer=_infer,
+    numpy=_numpy,
+    category="reduction",
     samples=_samples,
-    doc="Reduces over dims. sum and prod accumulate at least in the operand's compute dtype; max and min propagate NaN; "
+    doc="Reduces over dims. sum and prod accumulate at least in the operand's compute dtype; "
+    "max and min propagate NaN; "
     "argmax and argmin give the first index (the first NaN's where there is one).",
 )

@@ -1,7 +1,8 @@
 """Lowering for the CPU: a graph becomes a program (docs/architecture.md) and a list of kernels.
 
-Every IR value is bound to a :class:`Buf`, a strided view of a storage. A lowering rule, one per op, binds the results of its
-node: views bind a Buf over the operand's storage, everything else takes fresh storage from ``cx.out`` and emits calls.
+Every IR value is bound to a :class:`Buf`, a strided view of a storage. A lowering rule, one per op, binds the results
+of its node: views bind a Buf over the operand's storage, everything else takes fresh storage from ``cx.out`` and emits
+calls.
 """
 
 from __future__ import annotations
@@ -152,8 +153,16 @@ class Options:
 class Lowering:
     """The state of one program being written, and the services that rules use."""
 
-    def __init__(self, graph: Graph, options: Options, constants: Constants, generated: Any, parent: Lowering | None = None) -> None:
-        self.graph, self.options, self.constants, self.generated, self.parent = graph, options, constants, generated, parent
+    def __init__(
+        self, graph: Graph, options: Options, constants: Constants, generated: Any, parent: Lowering | None = None
+    ) -> None:
+        self.graph, self.options, self.constants, self.generated, self.parent = (
+            graph,
+            options,
+            constants,
+            generated,
+            parent,
+        )
         self.values: list[dict[str, Any]] = []
         self.code: list[dict[str, Any]] = []
         self.kernels: set[str] = set() if parent is None else parent.kernels
@@ -176,7 +185,9 @@ class Lowering:
         self.values.append({"d": dtype.value, "shape": tuple(shape), "k": kind, **fields})
         return len(self.values) - 1
 
-    def storage(self, dtype: DType, shape: Sequence[Dim], kind: str, order: Sequence[int] | None = None, **fields: Any) -> Buf:
+    def storage(
+        self, dtype: DType, shape: Sequence[Dim], kind: str, order: Sequence[int] | None = None, **fields: Any
+    ) -> Buf:
         """Fresh storage of a program value kind, row-major or in ``order``."""
         shape = tuple(shape)
         strides = row_major(shape) if order is None else strides_in_order(shape, order)
@@ -203,7 +214,9 @@ class Lowering:
             raise AssertionError(f"{node.op} bound to {buf}, its type is {t}")
         self.bufs[Value(node, index)] = buf
 
-    def view(self, buf: Buf, shape: Sequence[Dim], strides: Sequence[Dim], offset: Dim = 0, dtype: DType | None = None) -> Buf:
+    def view(
+        self, buf: Buf, shape: Sequence[Dim], strides: Sequence[Dim], offset: Dim = 0, dtype: DType | None = None
+    ) -> Buf:
         """A view of ``buf``: ``offset`` (elements of the result's dtype) is added to the buffer's own."""
         dtype = dtype or buf.dtype
         if dtype is not buf.dtype:  # offsets count elements of the new dtype
@@ -219,8 +232,8 @@ class Lowering:
         return Buf(i, buf.root, dtype, shape, strides, total)
 
     def strided(self, v: Value) -> Buf:
-        """The Buf of a value, whatever its strides. Constants get storage only when somebody asks, so that a weight that is
-        packed is not also kept dense."""
+        """The Buf of a value, whatever its strides. Constants get storage only when somebody asks, so that a weight
+        that is packed is not also kept dense."""
         if v not in self.bufs and v.node.op == "constant":
             self.bufs[v] = self.const(v.node.attrs["data"], v.dtype)
         return self.bufs[v]
@@ -274,7 +287,8 @@ class Lowering:
         name: str | None = None,
         flops: Dim | None = None,
     ) -> None:
-        """Emits a kernel call. ``inplace`` lists (output, input) pairs that may share storage if the input dies here."""
+        """Emits a kernel call. ``inplace`` lists (output, input) pairs that may share storage if the input dies
+        here."""
         self.kernels.add(kernel)
         if epilogue:
             self.kernels.add(epilogue)
@@ -287,7 +301,9 @@ class Lowering:
         if flops is not None:
             work = flops
         elif node is not None and name != "copy":
-            work = get(node.op).cost_of([None if v is None else v.type for v in node.inputs], node.types, node.attrs).flops
+            work = (
+                get(node.op).cost_of([None if v is None else v.type for v in node.inputs], node.types, node.attrs).flops
+            )
         self.code.append(
             {
                 "op": "call",
@@ -310,8 +326,10 @@ class Lowering:
         )
 
     def epilogue(self, body: Graph, acc: DType, extras: Sequence[Buf], outs: Sequence[Buf]) -> tuple[str, list[Dim]]:
-        """The symbol of a fused epilogue over tiles of ``acc``, for ``call(epilogue=...)``, and the dims that must be appended,
-        last, to the call's attrs. ``extras`` (the body's inputs after the accumulator) and ``outs`` are rank 4 (b0, b1, m, n)."""
+        """The symbol of a fused epilogue over tiles of ``acc``, for ``call(epilogue=...)``, and the dims that must be
+        appended, last, to the call's attrs. ``extras`` (the body's inputs after the accumulator) and ``outs`` are rank
+        4 (b0, b1,
+        m, n)."""
         from .fused import epilogue
 
         return epilogue(self, body, acc, extras, outs)

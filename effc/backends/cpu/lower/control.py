@@ -31,7 +31,9 @@ def lower_state(cx: Lowering, node: Node) -> None:
 
 def _emit(cx: Lowering, node: Node, **fields: Any) -> None:
     outs = [cx.out(node, i).id for i in range(len(node.types))]
-    cx.code.append({"out": outs, "name": node.name or node.op, "loc": str(node.loc or ""), "flops": 0, "bytes": 0, **fields})
+    cx.code.append(
+        {"out": outs, "name": node.name or node.op, "loc": str(node.loc or ""), "flops": 0, "bytes": 0, **fields}
+    )
 
 
 @lowers("if")
@@ -58,10 +60,17 @@ def lower_scan(cx: Lowering, node: Node) -> None:
     ins = [cx.dense(v).id for v in node.operands]
     k, m = node.attrs["carries"], node.attrs["scanned"]
     length: Dim = node.attrs["length"]
-    _emit(cx, node, **{
-        "op": "scan", "length": length, "reverse": node.attrs["reverse"], "carry": ins[:k], "xs": ins[k : k + m],
-        "consts": ins[k + m :], "body": cx.subprogram(node.attrs["body"]),
-    })
+    _emit(
+        cx,
+        node,
+        op="scan",
+        length=length,
+        reverse=node.attrs["reverse"],
+        carry=ins[:k],
+        xs=ins[k : k + m],
+        consts=ins[k + m :],
+        body=cx.subprogram(node.attrs["body"]),
+    )
 
 
 def scalar(cx: Lowering, value: Any, dtype: Any) -> Buf:

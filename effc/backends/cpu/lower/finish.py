@@ -1,4 +1,5 @@
-"""The last step of lowering: results placed in the caller's arrays, in-place reuse, the arena plan, and the JSON form."""
+"""The last step of lowering: results placed in the caller's arrays, in-place reuse, the arena plan, and the JSON
+form."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from ....ir.graph import Graph, Node
 from ....passes.memory.plan import Interval, plan
 
 if TYPE_CHECKING:
-    from . import Buf, Lowering
+    from . import Lowering
 
 ALIGN = 64
 
@@ -19,7 +20,12 @@ ALIGN = 64
 def _check(c: Any) -> dict[str, Any]:
     """The runtime knows == != <= >=; over integers, a < b is a + 1 <= b."""
     if c.op in ("<", ">"):
-        return {"lhs": c.lhs + 1 if c.op == "<" else c.lhs, "op": c.op + "=", "rhs": c.rhs if c.op == "<" else c.rhs + 1, "message": c.message}
+        return {
+            "lhs": c.lhs + 1 if c.op == "<" else c.lhs,
+            "op": c.op + "=",
+            "rhs": c.rhs if c.op == "<" else c.rhs + 1,
+            "message": c.message,
+        }
     return {"lhs": c.lhs, "op": c.op, "rhs": c.rhs, "message": c.message}
 
 
@@ -45,7 +51,8 @@ def finish(cx: Lowering) -> dict[str, Any]:
 
 
 def compact(program: dict[str, Any]) -> dict[str, Any]:
-    """Drops values that nothing refers to (weights that were packed instead, views made on the way) and renumbers the rest."""
+    """Drops values that nothing refers to (weights that were packed instead, views made on the way) and renumbers the
+    rest."""
     values = program["values"]
     used: set[int] = {*program["inputs"], *program["outputs"], *(c["value"] for c in program["commits"])}
     for ins in program["code"]:
@@ -92,7 +99,8 @@ def compact(program: dict[str, Any]) -> dict[str, Any]:
 
 
 def _place_outputs(cx: Lowering) -> list[int]:
-    """Gives each result its own ``output`` value: the storage of the producer where that is whole and dense, else a copy."""
+    """Gives each result its own ``output`` value: the storage of the producer where that is whole and dense, else a
+    copy."""
     taken: set[int] = set()
     unbacked = _unbacked(cx.graph)
     out: list[int] = []
@@ -151,7 +159,8 @@ def value_symbols(g: Graph) -> dict[str, int]:
 
 
 def is_argument(g: Graph, n: Node) -> bool:
-    """Whether the node only gives a name to an integer argument's value, so that it is known before the first instruction."""
+    """Whether the node only gives a name to an integer argument's value, so that it is known before the first
+    instruction."""
     if n.op != "item" or n.operands[0].node not in g.inputs:
         return False
     return n.operands[0].type == n.types[0] and str(n.attrs["value"]).isidentifier()
@@ -166,7 +175,7 @@ def _commits(cx: Lowering) -> list[dict[str, Any]]:
     return out
 
 
-# In place ---------------------------------------------------------------------------------------------------------------
+# In place -------------------------------------------------------------------------------------------------------------
 
 
 def _root(values: list[dict[str, Any]], i: int) -> int:
@@ -201,7 +210,8 @@ def _same_bytes(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def _reuse(cx: Lowering, committed: set[int], commits: list[dict[str, Any]]) -> None:
-    """Lets results take the storage of an operand that dies in the same instruction, where the rule said that is safe."""
+    """Lets results take the storage of an operand that dies in the same instruction, where the rule said that is
+    safe."""
     values = cx.values
     last = _last_uses(cx, commits)
     to_state = {_root(values, c["value"]): c["state"] for c in commits if "state" in c}
@@ -218,10 +228,14 @@ def _reuse(cx: Lowering, committed: set[int], commits: list[dict[str, Any]]) -> 
             root = _root(values, src)
             kind = values[root]["k"]
             into_state = kind == "state" and to_state.get(out) == values[root]["name"]
-            if kind != "temp" and not into_state or values[root].get("dyn"):
+            if (kind != "temp" and not into_state) or values[root].get("dyn"):
                 continue
             others = [x for n, x in enumerate(ins["in"]) if n != i and x >= 0 and _root(values, x) == root]
-            if any(x != src for x in others) or storage_end(root) != k or (root in {_root(values, c) for c in committed}):
+            if (
+                any(x != src for x in others)
+                or storage_end(root) != k
+                or (root in {_root(values, c) for c in committed})
+            ):
                 continue
             view = values[src]
             if view["k"] == "view" and view.get("offset") != 0:
@@ -236,7 +250,7 @@ def _reuse(cx: Lowering, committed: set[int], commits: list[dict[str, Any]]) -> 
             grown[root] = max(grown.get(root, -1), last.get(out, k))
 
 
-# Arena ------------------------------------------------------------------------------------------------------------------
+# Arena ----------------------------------------------------------------------------------------------------------------
 
 
 def _arena(cx: Lowering, outputs: list[int], commits: list[dict[str, Any]]) -> dict[str, Any]:
@@ -262,7 +276,7 @@ def _arena(cx: Lowering, outputs: list[int], commits: list[dict[str, Any]]) -> d
         if isinstance(size, SymExpr):
             return {"static_bytes": None, "lower_bound": None}
         intervals.append(Interval(rep, lo, hi, max(size, 1)))
-    for k, ins in enumerate(cx.code):
+    for ins in cx.code:
         if ins["op"] == "call" and (isinstance(ins["scratch"], SymExpr) or isinstance(ins["thread_scratch"], SymExpr)):
             return {"static_bytes": None, "lower_bound": None}
     p = plan(intervals)
@@ -277,7 +291,7 @@ def nbytes(v: dict[str, Any]) -> Dim:
     return dims.product(v["shape"]) * DType(v["d"]).itemsize
 
 
-# JSON -------------------------------------------------------------------------------------------------------------------
+# JSON -----------------------------------------------------------------------------------------------------------------
 
 
 def _symbols(g: Graph) -> list[dict[str, Any]]:
@@ -291,7 +305,13 @@ def _symbols(g: Graph) -> list[dict[str, Any]]:
                     continue
                 at = [dims.evaluate(d, {name: x}) for x in (0, 1, 2, 3)]
                 mul, add = at[1] - at[0], at[0]
-                linear = mul != 0 and at[2] - at[1] == mul and at[3] - at[2] == mul and "//" not in str(d) and "%" not in str(d)
+                linear = (
+                    mul != 0
+                    and at[2] - at[1] == mul
+                    and at[3] - at[2] == mul
+                    and "//" not in str(d)
+                    and "%" not in str(d)
+                )
                 if linear and (str(d) == name) == want_plain:
                     sources[name] = {"input": i, "dim": j, "mul": mul, "add": add}
     return [

@@ -78,11 +78,25 @@ def lower_map(cx: Lowering, node: Node, body: Graph, operands: Sequence[Value]) 
     full = order or tuple(range(len(shape)))
     patterns = pattern_of([*ins, *outs], full, shape)
     kernel, dv = codegen.map_kernel(cx.generated, body, patterns)
-    cx.call(kernel, ins, outs, dv, inplace=inplace_pairs(len(outs), ins, outs), name=node.name or codegen.describe(body).replace(" ", "_"))
+    cx.call(
+        kernel,
+        ins,
+        outs,
+        dv,
+        inplace=inplace_pairs(len(outs), ins, outs),
+        name=node.name or codegen.describe(body).replace(" ", "_"),
+    )
 
 
-def lower_rows(cx: Lowering, node: Node, body: Graph, operands: Sequence[Value], results: Sequence[tuple[tuple[Dim, ...], bool]] | None = None) -> None:
-    """A staged reduction. Results of reduced shape keep their ones; ``results`` overrides the shapes bound to the node."""
+def lower_rows(
+    cx: Lowering,
+    node: Node,
+    body: Graph,
+    operands: Sequence[Value],
+    results: Sequence[tuple[tuple[Dim, ...], bool]] | None = None,
+) -> None:
+    """A staged reduction. Results of reduced shape keep their ones; ``results`` overrides the shapes bound to the
+    node."""
     red = next(n for n in body.nodes if n.op == "reduce")
     shape, dims = red.operands[0].shape, tuple(red.attrs["dims"])
     raw = [cx.strided(v) for v in operands]
@@ -113,7 +127,9 @@ def lower_rows(cx: Lowering, node: Node, body: Graph, operands: Sequence[Value],
         lead = len(ins) + next(k for k, v in enumerate(body.outputs) if tuple(v.shape) == tuple(shape))
     operands_all = [*ins, *views]
     lead_strides = operands_all[lead].strides
-    by_stride = sorted((d for d in range(len(shape)) if shape[d] != 1), key=lambda d: _size_hint(lead_strides[d]) or 1 << 60)
+    by_stride = sorted(
+        (d for d in range(len(shape)) if shape[d] != 1), key=lambda d: _size_hint(lead_strides[d]) or 1 << 60
+    )
     inner = by_stride[0] if by_stride else None
     columns = inner is not None and inner not in dims
     del full_order
@@ -130,7 +146,8 @@ def lower_rows(cx: Lowering, node: Node, body: Graph, operands: Sequence[Value],
         if _read_before_written(body, i) and tuple(body.outputs[o].shape) == tuple(shape)
     ]  # fmt: skip
     cx.call(
-        kernel, ins, views, [len(shape), mask, columns, lead, *shape, *dv], scratch=partial, thread_scratch=per_thread, inplace=pairs,
+        kernel, ins, views, [len(shape), mask, columns, lead, *shape, *dv],
+        scratch=partial, thread_scratch=per_thread, inplace=pairs,
         name=node.name or codegen.describe(body).replace(" ", "_"),
     )  # fmt: skip
 
@@ -183,7 +200,9 @@ def lower_dim_value(cx: Lowering, node: Node) -> None:
     lower_map(cx, node, b.graph([out[0]]), [])
 
 
-def epilogue(cx: Lowering, body: Graph, acc: DType, extras: Sequence[Buf], outs: Sequence[Buf]) -> tuple[str, list[Dim]]:
+def epilogue(
+    cx: Lowering, body: Graph, acc: DType, extras: Sequence[Buf], outs: Sequence[Buf]
+) -> tuple[str, list[Dim]]:
     """The symbol of a body as an epilogue over tiles of ``acc``; extras and outs are rank 4 (b0, b1, m, n) Bufs."""
     patterns = [1] + [b.strides[3] if b.strides[3] in (0, 1) else codegen.ANY for b in [*extras, *outs]]
     return codegen.map_kernel(cx.generated, body, patterns, acc, epilogue=True)  # type: ignore[arg-type]

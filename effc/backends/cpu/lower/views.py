@@ -29,7 +29,12 @@ def reshape_strides(shape: Sequence[Dim], strides: Sequence[Dim], new: Sequence[
         while done != size:
             if j < 0:
                 return None
-            if isinstance(done, int) and isinstance(size, int) and isinstance(new[j], int) and size % max(done * new[j], 1):
+            if (
+                isinstance(done, int)
+                and isinstance(size, int)
+                and isinstance(new[j], int)
+                and size % max(done * new[j], 1)
+            ):
                 return None
             out[j] = stride * done
             done = done * new[j]
@@ -159,7 +164,11 @@ def lower_view_as_real(cx: Lowering, node: Node) -> None:
 @lowers("view_as_complex")
 def lower_view_as_complex(cx: Lowering, node: Node) -> None:
     x = cx.strided(node.operands[0])
-    known = all(isinstance(s, int) and s % 2 == 0 for s in x.strides[:-1]) and isinstance(x.offset, int) and x.offset % 2 == 0
+    known = (
+        all(isinstance(s, int) and s % 2 == 0 for s in x.strides[:-1])
+        and isinstance(x.offset, int)
+        and x.offset % 2 == 0
+    )
     if x.strides[-1] != 1 or not known:
         x = cx.in_order(x, None) if not x.is_row_major else x
     halves = [s // 2 for s in x.strides[:-1]]
