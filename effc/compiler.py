@@ -336,7 +336,7 @@ def write_artifact(
     graphs: Mapping[str, Any],
     parts: Any,
     report: Mapping[str, Any],
-    cases: Mapping[str, Any],
+    cases: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes program, weights, code, sources and selftests to ``path``."""
     from . import __version__
@@ -392,7 +392,7 @@ def write_artifact(
         w.add_file(f"sources/{file}", text)
     for name, g in graphs.items():
         w.add_file(f"graph/{quote(name, safe='')}.txt", str(g))  # a name may hold any character
-    report = {**report, "selftest": {**report["selftest"], **selftest.add(w, cases)}}
+    report = {**report, "selftest": {**report.get("selftest", {}), **selftest.add(w, cases or {})}}
     manifest = {
         "effc": __version__,
         "target": target.name,
