@@ -32,6 +32,7 @@ sys.path[:0] = [HERE, os.path.dirname(os.path.dirname(HERE))]
 
 DTYPES = ("float32", "int64", "bool", "bfloat16", "complex64")
 SEED = 20260
+SEEDS = 16  # runs of the exported program that must agree before a sample of a random operator is compared by value
 UNINITIALISED = (
     "empty",
     "new_empty",
@@ -172,27 +173,30 @@ def prepare(op: Any, sample: Any, clock: dict[str, float]) -> Prepared | dict[st
 
     from effc.frontend.torch.export import tracing
 
+    def seeded(run: Callable[..., Any], seed: int) -> list[Any]:
+        torch.manual_seed(seed)
+        return _arrays(run(*case.fresh()))
+
     try:
         case = Case(op, sample)
-        torch.manual_seed(1)
-        want = _arrays(case.module(*case.fresh()))
-        torch.manual_seed(2)
-        again = _arrays(case.module(*case.fresh()))
+        want = seeded(case.module, 1)
+        random = bool(_compare(seeded(case.module, 2), want, False)) or op.name.startswith(UNINITIALISED)
     except Exception as e:
         return {"status": "skip", "reason": f"{type(e).__name__}: {str(e)[:200]}"}
-    random = bool(_compare(again, want, False)) or op.name.startswith(UNINITIALISED)
     t = time.perf_counter()
     try:
         with tracing():
             program = torch.export.export(case.module, case.fresh(), strict=False)
             clock["export"] += time.perf_counter() - t
-            torch.manual_seed(1)
-            said = _compare(_arrays(program.module()(*case.fresh())), want, random)
-            seeded = any(
+            module = program.module()
+            got = seeded(module, 1)
+            if not random and any(
                 torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()) for n in program.graph.nodes
-            )
-            if said and seeded and not random:
-                random, said = True, _compare(_arrays(program.module()(*case.fresh())), want, True)
+            ):
+                # Dropout and attention carry the tag at rate 0, too: what all seeds give alike is compared by value.
+                # (Eager cannot tell: many operators of op_db set the seed themselves, which the program does not.)
+                random = any(_compare(seeded(module, seed), got, False) for seed in range(2, 2 + SEEDS))
+            said = _compare(got, want, random)
     except Exception as e:
         return {
             "status": "export",
@@ -200,7 +204,6 @@ def prepare(op: Any, sample: Any, clock: dict[str, float]) -> Prepared | dict[st
         }
     if said:
         return {"status": "export", "reason": f"not reproduced: {said}"}
-    random = random or seeded
     clock["check"] += time.perf_counter() - t
     flags = {k: True for k, v in (("random", random), ("constant", is_constant(want))) if v}
     return Prepared(case, program, want, random, flags)
