@@ -193,8 +193,8 @@ def _is_arithmetic(n: torch.fx.Node) -> bool:
 
 
 def _updates_statistics(n: torch.fx.Node) -> bool:
-    """Batch norm in training writes its running statistics though its schema does not say so."""
-    return "batch_norm" in str(n.target) and any(a is True for a in n.args[5:6])
+    """Batch norm in training writes its running statistics, if it has any, though its schema does not say so."""
+    return "batch_norm" in str(n.target) and any(a is True for a in n.args[5:6]) and n.args[3] is not None
 
 
 def decompose(ep: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
