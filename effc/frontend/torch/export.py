@@ -24,12 +24,14 @@ from . import registry
 from .aliases import merge_aliased_constants
 from .decompositions import table
 from .recurrent import whole_layers
+from .shape_rules import modest
 
 
 @contextlib.contextmanager
 def tracing(oblivious: bool = True) -> Iterator[None]:
     """Sizes 0 and 1 of dynamic dims are not specialised, and nothing is recorded for gradients."""
-    with symbolic_config.patch(backed_size_oblivious=oblivious), torch.no_grad(), warnings.catch_warnings():
+    patch = symbolic_config.patch(backed_size_oblivious=oblivious)
+    with patch, modest(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 

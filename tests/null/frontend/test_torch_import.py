@@ -83,6 +83,28 @@ def test_sizes_0_and_1_are_not_special(example):
     assert not isinstance(g.graph.inputs[0].types[0].shape[0], int)
 
 
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_convolution_does_not_ask_for_a_larger_batch(rank):
+    """torch asks for the layout of the result, and for a channels-last input that depends on the batch."""
+    kinds = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+    m = kinds[rank - 1](8, 8, 3, padding=1, groups=8)
+    chain = module(lambda x: m(x.movedim(-1, 1)).flatten(1))
+    cases = [(torch.randn(n, *(5,) * rank, 8),) for n in (2, 1, 3)]
+    g = check(chain, *cases, dynamic_shapes=({0: DYNAMIC},))
+    assert all(low <= 1 for low, _ in g.graph.symbols.values())
+
+
+def test_writing_into_a_strided_view_does_not_ask_for_larger_sizes():
+    def f(x):
+        y = torch.zeros(x.shape[0], x.shape[1], 6)
+        y[..., ::2] = x
+        return y
+
+    cases = [(torch.randn(n, k, 3),) for n, k in ((2, 4), (1, 1), (1, 3), (3, 1))]
+    g = check(module(f), *cases, dynamic_shapes=({0: DYNAMIC, 1: DYNAMIC},))
+    assert all(low <= 1 for low, _ in g.graph.symbols.values())
+
+
 def test_size_arithmetic():
     def f(x):
         n = x.shape[0]
