@@ -1,9 +1,11 @@
-"""Two shape rules of torch that ask more about sizes than results depend on.
+"""Shape rules of torch that ask more about sizes than results depend on.
 
 While exporting, torch's rule for a convolution asks which of eager's kernels would run, to know the layout of the
-result, and its rule for writing into a strided view asks whether elements overlap. With dynamic sizes both answers
-make conditions such as "batch > 1", and the program is then none for a batch of 1. Inside :func:`modest`, a
-convolution of dynamic sizes has the default layout, and only a stride of 0 is an overlap.
+result; its rule for writing into a strided view asks whether elements overlap; its rule for reshaping an expanded
+tensor asks whether the result can be a view. With dynamic sizes each answer makes a condition such as "batch > 1",
+and the program is then none for a batch of 1. Inside :func:`modest`, a convolution of dynamic sizes has the default
+layout, only a stride of 0 is an overlap, and a tensor expanded to a dynamic size is reshaped by copying. What is traced
+are the same operators; the rules give sizes and strides alone.
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch._C import DispatchKey
 from torch._subclasses import fake_impls, fake_tensor
 
+COMPOSITE = DispatchKey.CompositeImplicitAutograd
 _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten._convolution.default)
 
 
@@ -43,6 +47,29 @@ def _overlap(original: Callable[[torch.Tensor], int]) -> Callable[[torch.Tensor]
     return rule
 
 
+def _reshape(x: torch.Tensor, shape: Any) -> torch.Tensor:
+    still = (isinstance(s, int) and s == 0 and isinstance(n, torch.SymInt) for n, s in zip(x.shape, x.stride()))
+    if any(still):
+        return x.clone(memory_format=torch.contiguous_format).view(shape)
+    out: torch.Tensor = torch.ops.aten.reshape.default._op_dk(COMPOSITE, x, shape)
+    return out
+
+
+@contextlib.contextmanager
+def _rule_for(op: Any, rule: Callable[..., Any]) -> Iterator[None]:
+    """A Python rule in place of an operator's own composition of others."""
+    if COMPOSITE in op.py_kernels:  # torch has one by now, or this is nested
+        yield
+        return
+    op.py_kernels[COMPOSITE] = rule
+    op._dispatch_cache.clear()
+    try:
+        yield
+    finally:
+        del op.py_kernels[COMPOSITE]
+        op._dispatch_cache.clear()
+
+
 @contextlib.contextmanager
 def modest() -> Iterator[None]:
     """Replaces the rules for as long as it lasts."""
@@ -52,7 +79,8 @@ def modest() -> Iterator[None]:
     rules.update({op: _convolution(f) for op, f in kept.items()})
     torch._debug_has_internal_overlap = _overlap(overlap)
     try:
-        yield
+        with _rule_for(torch.ops.aten.reshape.default, _reshape):
+            yield
     finally:
         rules.update(kept)
         torch._debug_has_internal_overlap = overlap

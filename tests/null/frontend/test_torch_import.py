@@ -105,6 +105,19 @@ def test_writing_into_a_strided_view_does_not_ask_for_larger_sizes():
     assert all(low <= 1 for low, _ in g.graph.symbols.values())
 
 
+def test_reshaping_an_expanded_tensor_does_not_ask_for_a_larger_batch():
+    """As class tokens are; the two shapes are a view of the expanded tensor and a copy."""
+    token = torch.randn(1, 1, 8)
+
+    def f(x):
+        y = token.expand(x.shape[0], -1, -1)
+        return y.reshape(x.shape[0], 1, 2, 4) * 2, torch.cat([y.reshape(-1), x.reshape(-1)])
+
+    cases = [(torch.randn(n, 3),) for n in (2, 1, 5)]
+    g = check(module(f), *cases, dynamic_shapes=({0: DYNAMIC},))
+    assert all(low <= 1 for low, _ in g.graph.symbols.values())
+
+
 def test_size_arithmetic():
     def f(x):
         n = x.shape[0]
