@@ -33,6 +33,7 @@ sys.path[:0] = [HERE, os.path.dirname(os.path.dirname(HERE))]
 
 TOLERANCE = 1e-4
 SIZES = [(2, 7), (1, 11), (3, 4)]  # (batch, length): of the example, and of further calls where dims are dynamic
+EXPORT_SECONDS = 100  # once torch.export has taken this long, it is not asked again in another way
 DYNAMIC_SIZES = "One artifact for each, checked at (batch, length) " + ", ".join(map(str, SIZES)) + "."
 VOCAB = 128
 IMAGE = 32
@@ -435,6 +436,8 @@ def run_architecture(module: str, name: str, target: str, dynamic: bool, clock: 
             reason = f"not reproduced: {said}"
         except Exception as e:
             reason = reason or f"{type(e).__name__}: {' '.join(str(e).split())[:240]}"
+        if time.perf_counter() - t > EXPORT_SECONDS:
+            break
     clock["export"] += time.perf_counter() - t
     if program is None:
         return {"status": "export", "reason": reason}
