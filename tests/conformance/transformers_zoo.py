@@ -563,19 +563,23 @@ def main(argv: list[str] | None = None) -> int:
 
     wanted = [w for w in a.only.split(",") if w]
     results: dict[str, Any] = {}
+    retried: set[str] = set()
     if a.resume and a.json and os.path.exists(a.json):
         with open(a.json) as f:
             results = json.load(f)["results"]
-        results = {k: v for k, v in results.items() if v["status"] not in a.retry.split(",")}
+        retried = {k for k, v in results.items() if v["status"] in a.retry.split(",")}
     i, n = (int(x) for x in a.shard.split("/"))
     requests = []
     for module, path in itertools.islice(modeling_files(), i - 1, None, n):
         name = architecture(path)
         short = module.rpartition(".")[2].removeprefix("modeling_")
-        if name and (not wanted or name in wanted or short in wanted) and name not in results:
+        if name and (not wanted or name in wanted or short in wanted) and (name not in results or name in retried):
             requests.append({"module": module, "name": name})
 
     def on_case(request: dict[str, Any], said: dict[str, Any]) -> None:
+        if request["name"] in retried:
+            retried.discard(request["name"])
+            del results[request["name"]]
         results.setdefault(request["name"], {k: v for k, v in said.items() if k != "case"})
 
     def counted() -> int:
@@ -588,6 +592,8 @@ def main(argv: list[str] | None = None) -> int:
                 json.dump({"target": a.target, "dynamic": a.dynamic, "results": results}, f, indent=1)
             os.replace(a.json + ".part", a.json)
 
+    if counted() >= a.limit:
+        requests = [r for r in requests if r["name"] in retried]
     me = [os.path.abspath(__file__), "--target", a.target, *(["--dynamic"] if a.dynamic else [])]
     for request in sweep(me, requests, on_case, a.timeout, restart_every=40):
         r = results.get(request["name"], {"status": "skip", "reason": "no answer"})
@@ -598,7 +604,7 @@ def main(argv: list[str] | None = None) -> int:
             flush=True,
         )
         save()
-        if counted() >= a.limit:
+        if counted() >= a.limit and not retried:
             break
     counts = Counter(r["status"] for r in results.values())
     print(dict(counts), f"counted {counted()}")
