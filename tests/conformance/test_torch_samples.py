@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -139,6 +140,80 @@ def test_operators_on_the_cpu() -> None:
         if result["status"] != "right":
             wrong[key] = result
     assert not wrong
+
+
+OTHER_DTYPES = (
+    "sort",
+    "topk",
+    "kthvalue",
+    "median",
+    "mode",
+    "sum",
+    "cumprod",
+    "linalg.eigh",
+    "linalg.svd",
+    "linalg.qr",
+)
+
+
+def test_other_dtypes_on_the_cpu() -> None:
+    """Ties of integers, bools and bfloat16 come in torch's order; so do the phases of complex vectors."""
+    import effc
+
+    prepared = {}
+    for name in OTHER_DTYPES:
+        for dtype in (torch.int64, torch.bool, torch.bfloat16, torch.complex64):
+            if dtype not in torch_opdb.operators()[name].supported_dtypes("cpu"):
+                continue
+            op, cases = samples(name, dtype, 4)
+            for k, sample in enumerate(cases):
+                p = torch_opdb.prepare(op, sample, dict.fromkeys(("export", "check", "import", "run"), 0.0))
+                if isinstance(p, torch_opdb.Prepared):
+                    prepared[f"{name}:{k}@{dtype}"] = p
+    assert len(prepared) >= 80
+    m = effc.compile_entries({k: effc.Entry(p.program, p.case.inputs) for k, p in prepared.items()}, target="cpu")
+    wrong = {}
+    for key, p in prepared.items():
+        assert not p.random, key
+        result = torch_opdb.judge(p, lambda inputs, key=key: torch_opdb._arrays(m.entry(key)(*inputs)))
+        if result["status"] != "right":
+            wrong[key] = result
+    assert not wrong
+
+
+def test_only_random_values_go_unread() -> None:
+    """An operator with the tag of random ones is compared by value where no seed changes the values."""
+    op, cases = samples("nn.functional.dropout", torch.float32, 20)
+    seen = set()
+    for sample in cases:
+        p = torch_opdb.prepare(op, sample, dict.fromkeys(("export", "check", "import", "run"), 0.0))
+        assert isinstance(p, torch_opdb.Prepared)
+        draws = sample.kwargs.get("training", True) and 0 < sample.kwargs.get("p", 0.5) < 1
+        assert p.random == draws, sample
+        result = torch_opdb.judge(p, lambda _inputs, p=p: [p.want[0] + 1])
+        assert result["status"] == ("right" if draws else "wrong")
+        seen.add(draws)
+    assert seen == {False, True}
+
+
+def test_the_table_says_what_was_run(tmp_path: Path) -> None:
+    right, refused = {"status": "right"}, {"status": "refused", "reason": "no such | kernel"}
+    results = {
+        "add@int64": {"0": right, "1": {"status": "right", "constant": True}},
+        "abs@float32": {"0": right, "1": refused},
+        "allclose@float32": {"0": {"status": "export", "reason": "data-dependent"}},
+        "bernoulli@float32": {"0": {"status": "right", "random": True}},
+    }
+    torch_opdb.write_table(results, str(tmp_path / "t.md"), "cpu", 20)
+    text = (tmp_path / "t.md").read_text()
+    assert "--target cpu --samples 20 --dtypes float32,int64" in text
+    assert "| float32 | 3 of " in text
+    assert " | 2 | 1 | 1 | 0 | 0 |" in text  # counted, right, refused, wrong, crash or hang
+    assert "| abs | refused | 1 of 2 | no such \\| kernel |" in text
+    assert "| int64 | 2 | 2 | 0 | 1 |" in text
+    assert "Every sample compared by dtype and shape only: bernoulli." in text
+    assert "by `torch.export`: allclose." in text
+    assert "Not yet run: " in text
 
 
 def test_a_difference_is_seen() -> None:

@@ -32,6 +32,7 @@ sys.path[:0] = [HERE, os.path.dirname(os.path.dirname(HERE))]
 
 DTYPES = ("float32", "int64", "bool", "bfloat16", "complex64")
 SEED = 20260
+SEEDS = 16  # runs of the exported program that must agree before a sample of a random operator is compared by value
 UNINITIALISED = (
     "empty",
     "new_empty",
@@ -172,27 +173,30 @@ def prepare(op: Any, sample: Any, clock: dict[str, float]) -> Prepared | dict[st
 
     from effc.frontend.torch.export import tracing
 
+    def seeded(run: Callable[..., Any], seed: int) -> list[Any]:
+        torch.manual_seed(seed)
+        return _arrays(run(*case.fresh()))
+
     try:
         case = Case(op, sample)
-        torch.manual_seed(1)
-        want = _arrays(case.module(*case.fresh()))
-        torch.manual_seed(2)
-        again = _arrays(case.module(*case.fresh()))
+        want = seeded(case.module, 1)
+        random = bool(_compare(seeded(case.module, 2), want, False)) or op.name.startswith(UNINITIALISED)
     except Exception as e:
         return {"status": "skip", "reason": f"{type(e).__name__}: {str(e)[:200]}"}
-    random = bool(_compare(again, want, False)) or op.name.startswith(UNINITIALISED)
     t = time.perf_counter()
     try:
         with tracing():
             program = torch.export.export(case.module, case.fresh(), strict=False)
             clock["export"] += time.perf_counter() - t
-            torch.manual_seed(1)
-            said = _compare(_arrays(program.module()(*case.fresh())), want, random)
-            seeded = any(
+            module = program.module()
+            got = seeded(module, 1)
+            if not random and any(
                 torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()) for n in program.graph.nodes
-            )
-            if said and seeded and not random:
-                random, said = True, _compare(_arrays(program.module()(*case.fresh())), want, True)
+            ):
+                # Dropout and attention carry the tag at rate 0, too: what all seeds give alike is compared by value.
+                # (Eager cannot tell: many operators of op_db set the seed themselves, which the program does not.)
+                random = any(_compare(seeded(module, seed), got, False) for seed in range(2, 2 + SEEDS))
+            said = _compare(got, want, random)
     except Exception as e:
         return {
             "status": "export",
@@ -200,7 +204,6 @@ def prepare(op: Any, sample: Any, clock: dict[str, float]) -> Prepared | dict[st
         }
     if said:
         return {"status": "export", "reason": f"not reproduced: {said}"}
-    random = random or seeded
     clock["check"] += time.perf_counter() - t
     flags = {k: True for k, v in (("random", random), ("constant", is_constant(want))) if v}
     return Prepared(case, program, want, random, flags)
@@ -323,30 +326,27 @@ def classify(cases: dict[str, dict[str, Any]]) -> str:
 
 
 def summary(results: dict[str, Any]) -> dict[str, Any]:
-    """Counts by dtype, and what stands in the way, most frequent first."""
+    """Counts by dtype, in the order of DTYPES; names of the operators that need a word."""
     out: dict[str, Any] = {}
-    for dtype in dict.fromkeys(k.partition("@")[2] for k in results):
-        mine = {k.partition("@")[0]: v for k, v in results.items() if k.endswith("@" + dtype)}
+    for dtype in sorted({k.partition("@")[2] for k in results}, key=lambda d: (*DTYPES, d).index(d)):
+        mine = {k.partition("@")[0]: v for k, v in sorted(results.items()) if k.endswith("@" + dtype)}
         states = {k: classify(v) for k, v in mine.items()}
         counts = Counter(states.values())
-        denominator = sum(n for s, n in counts.items() if s not in ("skip", "export"))
-        strict = sum(
-            1
-            for k, v in mine.items()
-            if states[k] not in ("skip", "export") and not any(c["status"] == "export" for c in v.values())
-        )
-        constant = sorted(
-            k
-            for k, v in mine.items()
-            if states[k] == "right" and all(c.get("constant") for c in v.values() if c["status"] == "right")
-        )
-        rand = sorted(k for k, v in mine.items() if any(c.get("random") for c in v.values()))
+        counted = [k for k, state in states.items() if state not in ("skip", "export")]
+        samples = [c for v in mine.values() for c in v.values() if c["status"] not in ("skip", "export")]
+        right = {k: [c for c in v.values() if c["status"] == "right"] for k, v in mine.items() if states[k] == "right"}
         out[dtype] = {
             "counts": dict(counts),
-            "exportable": denominator,
-            "exportable_all_samples": strict,
-            "constant": constant,
-            "random": rand,
+            "exportable": len(counted),
+            "exportable_all_samples": sum(all(c["status"] != "export" for c in mine[k].values()) for k in counted),
+            "samples": len(samples),
+            "samples_right": sum(c["status"] == "right" for c in samples),
+            "samples_constant": sum(bool(c.get("constant")) for c in samples),
+            "samples_random": sum(bool(c.get("random")) for c in samples),
+            "constant": [k for k, v in right.items() if all(c.get("constant") for c in v)],
+            "random": [k for k, v in right.items() if all(c.get("random") for c in v)],
+            "random_some": [k for k, v in right.items() if 0 < sum(bool(c.get("random")) for c in v) < len(v)],
+            "export": [k for k, state in states.items() if state == "export"],
         }
     return out
 
@@ -356,50 +356,73 @@ def write_table(results: dict[str, Any], path: str, target: str, samples: int) -
     import torch
 
     said = summary(results)
+    declared = {
+        d: [k for k, op in operators().items() if getattr(torch, d) in op.supported_dtypes("cpu")] for d in said
+    }
+    missing = {d: sorted(k for k in keys if f"{k}@{d}" not in results) for d, keys in declared.items()}
     lines = [
         "# PyTorch operators",
         "",
         f"PyTorch {torch.__version__}'s own samples (`op_db` of "
-        f"`torch.testing._internal.common_methods_invocations`), the first "
-        f"{samples} of each operator, on target `{target}`. Written by `tests/conformance/torch_opdb.py`.",
+        f"`torch.testing._internal.common_methods_invocations`), the first {samples} of each operator, seeded, on "
+        f"target `{target}`. Written by",
         "",
-        "An operator counts when `torch.export` takes and reproduces it; it is right when every such sample is. "
-        "Random operators are "
-        "compared by dtype and shape.",
+        f"    python tests/conformance/torch_opdb.py --target {target} --samples {samples} "
+        f"--dtypes {','.join(said)} \\",
+        "        --json build/opdb.json --resume --table docs/torch-ops.md",
         "",
-        "| dtype | torch.export takes | right | refused | wrong | crash or hang | only constant expectations |",
+        "All tensors of a sample are arguments of the compiled program: nothing can be folded. An operator counts when "
+        "`torch.export` takes",
+        "at least one of its samples and the exported program reproduces eager; it is right when every such sample is: "
+        "structure, dtype and",
+        "shape exact, NaN and Inf in the same places, integers and bools equal, floats within 1e-5 (bfloat16 2e-2) of "
+        "the largest value.",
+        "Samples whose values depend on the random seed are compared by dtype and shape, as are those of `empty*`, "
+        "`new_empty*` and",
+        "`resize_*`, whose values torch does not define. *Constant* samples, whose expectation is empty or one value "
+        "throughout, say",
+        "little; they are counted apart.",
+        "",
+        "| dtype | operators run | torch.export takes | right | refused | wrong | crash or hang |",
         "|---|---|---|---|---|---|---|",
     ]
     for dtype, s in said.items():
         c = s["counts"]
+        all_ = len(declared[dtype])
         lines.append(
-            f"| {dtype} | {s['exportable']} | {c.get('right', 0)} | {c.get('refused', 0)} | {c.get('wrong', 0)} | "
-            f"{c.get('crash', 0) + c.get('hang', 0)} | {len(s['constant'])} |"
+            f"| {dtype} | {all_ - len(missing[dtype])} of {all_} | {s['exportable']} | {c.get('right', 0)} | "
+            f"{c.get('refused', 0)} | {c.get('wrong', 0)} | {c.get('crash', 0) + c.get('hang', 0)} |"
         )
+    lines += ["", "| dtype | samples that count | right | by dtype and shape | constant |", "|---|---|---|---|---|"]
     for dtype, s in said.items():
-        lines += [
-            "",
-            f"## {dtype}",
-            "",
-            "Not right:",
-            "",
-            "| operator | status | samples | reason |",
-            "|---|---|---|---|",
-        ]
-        for key, cases in sorted(results.items()):
-            name, _, d = key.partition("@")
-            state = classify(cases)
-            if d != dtype or state in ("right", "skip", "export"):
-                continue
-            bad = [c for c in cases.values() if c["status"] == state]
-            reason = " ".join(bad[0].get("reason", "").split())[:160].replace("|", "\\|")
-            lines.append(f"| {name} | {state} | {len(bad)} of {len(cases)} | {reason} |")
-        lines += ["", f"Compared by dtype and shape: {', '.join(s['random']) or 'none'}.", ""]
-        lines += [f"Right, but every expectation has one value only: {', '.join(s['constant']) or 'none'}.", ""]
-        gone = sorted(
-            k.partition("@")[0] for k, v in results.items() if k.endswith("@" + dtype) and classify(v) == "export"
+        lines.append(
+            f"| {dtype} | {s['samples']} | {s['samples_right']} | {s['samples_random']} | {s['samples_constant']} |"
         )
-        lines.append(f"Not taken by `torch.export`: {', '.join(gone) or 'none'}.")
+
+    def names(keys: list[str]) -> str:
+        return ", ".join(keys) or "none"
+
+    for dtype, s in said.items():
+        lines += ["", f"## {dtype}", ""]
+        if missing[dtype]:
+            lines += [f"Not yet run: {names(missing[dtype])}.", ""]
+        bad = [
+            (key.partition("@")[0], classify(cases), cases)
+            for key, cases in sorted(results.items())
+            if key.endswith("@" + dtype) and classify(cases) not in ("right", "skip", "export")
+        ]
+        if bad:
+            lines += ["Not right:", "", "| operator | status | samples | reason |", "|---|---|---|---|"]
+        else:
+            lines.append("Not right: none.")
+        for name, state, cases in bad:
+            those = [c for c in cases.values() if c["status"] == state]
+            reason = " ".join(those[0].get("reason", "").split())[:160].replace("|", "\\|")
+            lines.append(f"| {name} | {state} | {len(those)} of {len(cases)} | {reason} |")
+        lines += ["", f"Every sample compared by dtype and shape only: {names(s['random'])}.", ""]
+        lines += [f"Some samples compared by dtype and shape only: {names(s['random_some'])}.", ""]
+        lines += [f"Right, but every sample is constant: {names(s['constant'])}.", ""]
+        lines.append(f"Not taken or not reproduced by `torch.export`: {names(s['export'])}.")
     with open(path, "w") as f:
         f.write("\n".join(lines) + "\n")
 

@@ -24,12 +24,14 @@ from . import registry
 from .aliases import merge_aliased_constants
 from .decompositions import table
 from .recurrent import whole_layers
+from .shape_rules import modest
 
 
 @contextlib.contextmanager
 def tracing(oblivious: bool = True) -> Iterator[None]:
     """Sizes 0 and 1 of dynamic dims are not specialised, and nothing is recorded for gradients."""
-    with symbolic_config.patch(backed_size_oblivious=oblivious), torch.no_grad(), warnings.catch_warnings():
+    patch = symbolic_config.patch(backed_size_oblivious=oblivious)
+    with patch, modest(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
@@ -193,8 +195,8 @@ def _is_arithmetic(n: torch.fx.Node) -> bool:
 
 
 def _updates_statistics(n: torch.fx.Node) -> bool:
-    """Batch norm in training writes its running statistics though its schema does not say so."""
-    return "batch_norm" in str(n.target) and any(a is True for a in n.args[5:6])
+    """Batch norm in training writes its running statistics, if it has any, though its schema does not say so."""
+    return "batch_norm" in str(n.target) and any(a is True for a in n.args[5:6]) and n.args[3] is not None
 
 
 def decompose(ep: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

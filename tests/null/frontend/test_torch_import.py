@@ -17,6 +17,7 @@ import torch.utils._pytree as pytree  # noqa: E402
 
 from effc.frontend.torch import import_model  # noqa: E402
 from effc.frontend.torch.dtypes import from_numpy, to_numpy  # noqa: E402
+from effc.frontend.torch.export import export, is_functional  # noqa: E402
 from effc.ir.interp import Interpreter  # noqa: E402
 from effc.runtime.errors import EffcError  # noqa: E402
 from effc.runtime.tree import bind_arguments, unflatten  # noqa: E402
@@ -80,6 +81,41 @@ def test_sizes_0_and_1_are_not_special(example):
     cases = [(torch.randn(n, 3, 4),) for n in (example, 0, 1, 2, 7)]
     g = check(m, *cases, dynamic_shapes=({0: DYNAMIC},))
     assert not isinstance(g.graph.inputs[0].types[0].shape[0], int)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_convolution_does_not_ask_for_a_larger_batch(rank):
+    """torch asks for the layout of the result, and for a channels-last input that depends on the batch."""
+    kinds = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+    m = kinds[rank - 1](8, 8, 3, padding=1, groups=8)
+    chain = module(lambda x: m(x.movedim(-1, 1)).flatten(1))
+    cases = [(torch.randn(n, *(5,) * rank, 8),) for n in (2, 1, 3)]
+    g = check(chain, *cases, dynamic_shapes=({0: DYNAMIC},))
+    assert all(low <= 1 for low, _ in g.graph.symbols.values())
+
+
+def test_writing_into_a_strided_view_does_not_ask_for_larger_sizes():
+    def f(x):
+        y = torch.zeros(x.shape[0], x.shape[1], 6)
+        y[..., ::2] = x
+        return y
+
+    cases = [(torch.randn(n, k, 3),) for n, k in ((2, 4), (1, 1), (1, 3), (3, 1))]
+    g = check(module(f), *cases, dynamic_shapes=({0: DYNAMIC, 1: DYNAMIC},))
+    assert all(low <= 1 for low, _ in g.graph.symbols.values())
+
+
+def test_reshaping_an_expanded_tensor_does_not_ask_for_a_larger_batch():
+    """As class tokens are; the two shapes are a view of the expanded tensor and a copy."""
+    token = torch.randn(1, 1, 8)
+
+    def f(x):
+        y = token.expand(x.shape[0], -1, -1)
+        return y.reshape(x.shape[0], 1, 2, 4) * 2, torch.cat([y.reshape(-1), x.reshape(-1)])
+
+    cases = [(torch.randn(n, 3),) for n in (2, 1, 5)]
+    g = check(module(f), *cases, dynamic_shapes=({0: DYNAMIC},))
+    assert all(low <= 1 for low, _ in g.graph.symbols.values())
 
 
 def test_size_arithmetic():
@@ -254,6 +290,14 @@ def test_batch_norm_in_training_updates_its_statistics():
         same(call(g, x, interpreter=state), m(x))
     same(state.states["running_var"], m.running_var)
     same(state.states["num_batches_tracked"], m.num_batches_tracked)
+
+
+def test_batch_norm_without_statistics_needs_no_decomposition():
+    """As convolutions with standardised weights use it: a second trace of the program took most of the import."""
+    m = module(lambda x: torch.nn.functional.batch_norm(x, None, None, training=True, momentum=0.0))
+    x = torch.randn(5, 4)
+    assert is_functional(export(m, (x,), None, None).graph_module)
+    same(call(import_model(m, (x,)), x), m(x))
 
 
 def test_mutated_inputs_are_written_back():
