@@ -161,6 +161,23 @@ def test_depthwise(lib: KernelLibrary, seed: int) -> None:
         check(got, reference(x, w, stride, pad, dilation, channels), (x.shape, w.shape, stride, pad, dilation, packed))
 
 
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_sliding_windows(lib: KernelLibrary, kernel: int, stride: int) -> None:
+    """Every number of columns that blocks of 8, 4 and fewer can leave over, with and without whole vectors of channels."""
+    rng = np.random.default_rng(10 * kernel + stride)
+    for width in range(1, 31):
+        pad = width % (kernel // 2 + 1)
+        if width + 2 * pad < kernel:
+            continue
+        for channels in (8, 20, 64):
+            x = physical(rng, data(rng, (1, channels, kernel + 1, width), np.float32))
+            w = data(rng, (channels, 1, kernel, kernel), np.float32)
+            size = ((stride, stride), (pad, pad), (1, 1))
+            got = run_conv(lib, x, w, *size, channels, packed=True, threads=2)
+            check(got, reference(x, w, *size, channels), (x.shape, kernel, stride, pad))
+
+
 CASES = [  # input, weights, stride, padding, dilation, groups: other dtypes
     ((2, 6, 9, 8), (9, 2, 3, 3), (2, 1), (1, 0), (1, 2), 3),
     ((1, 20, 13), (33, 20, 5), (1,), (2,), (1,), 1),
