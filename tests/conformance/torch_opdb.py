@@ -28,7 +28,8 @@ from dataclasses import dataclass
 from typing import Any
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [HERE, os.path.dirname(os.path.dirname(HERE))]
+ROOT = os.path.dirname(os.path.dirname(HERE))
+sys.path[:0] = [HERE, ROOT]
 
 DTYPES = ("float32", "int64", "bool", "bfloat16", "complex64")
 SEED = 20260
@@ -417,7 +418,7 @@ def write_table(results: dict[str, Any], path: str, target: str, samples: int) -
             lines.append("Not right: none.")
         for name, state, cases in bad:
             those = [c for c in cases.values() if c["status"] == state]
-            reason = " ".join(those[0].get("reason", "").split())[:160].replace("|", "\\|")
+            reason = " ".join(those[0].get("reason", "").replace(ROOT + os.sep, "").split())[:160].replace("|", "\\|")
             lines.append(f"| {name} | {state} | {len(those)} of {len(cases)} | {reason} |")
         lines += ["", f"Every sample compared by dtype and shape only: {names(s['random'])}.", ""]
         lines += [f"Some samples compared by dtype and shape only: {names(s['random_some'])}.", ""]
