@@ -196,6 +196,19 @@ def test_only_random_values_go_unread() -> None:
     assert seen == {False, True}
 
 
+def test_rounding_noise_is_no_expectation() -> None:
+    """The layer norm of one element is 0, which bfloat16 eager misses: 0 is right, and marked; all else is wrong."""
+    op, cases = samples("native_layer_norm", torch.bfloat16, 12)
+    p = torch_opdb.prepare(op, cases[11], dict.fromkeys(("export", "check", "import", "run"), 0.0))
+    assert isinstance(p, torch_opdb.Prepared)
+    y, *stats = p.want
+    assert y != 0
+    assert torch_opdb.judge(p, lambda _inputs: [y, *stats]) == {"status": "right"}
+    assert "noise" in torch_opdb.judge(p, lambda _inputs: [y * 0, *stats])
+    assert torch_opdb.judge(p, lambda _inputs: [-y, *stats])["status"] == "wrong"
+    assert torch_opdb.judge(p, lambda _inputs: [y * 0, stats[0] * 2, stats[1]])["status"] == "wrong"
+
+
 def test_the_table_says_what_was_run(tmp_path: Path) -> None:
     right, refused = {"status": "right"}, {"status": "refused", "reason": "no such | kernel"}
     results = {

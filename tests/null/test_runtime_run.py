@@ -36,6 +36,21 @@ def test_static_add(tmp_path: Path) -> None:
     assert list(y) == ["y0"] and y["y0"].dtype == np.float32 and y["y0"].shape == (3, 5)
 
 
+def test_an_empty_view_needs_no_room_in_a_static_plan(tmp_path: Path) -> None:
+    """A view of no elements may start beyond its storage (the slices of an unfolded empty batch do)."""
+    values = [
+        tensor([0, 40], "input", i=0),
+        tensor([0, 40], offset=0),
+        tensor([0, 20], "view", base=1, offset=20, strides=[40, 1]),
+        tensor([0, 20], offset=64),
+        tensor([0, 20], "output", i=0),
+    ]
+    code = [scale(0, 1), add(2, 2, 3), add(2, 3, 4)]
+    arena = {"static_bytes": 128, "lower_bound": 128}
+    m = load(save(tmp_path / "m.effc", program(values, code, [0], [4], arena=arena)))
+    assert m(f32(0, 40)).shape == (0, 20)
+
+
 @pytest.mark.parametrize("n", [0, 1, 2, 7, 129])
 def test_dynamic_shape(tmp_path: Path, n: int) -> None:
     values = [

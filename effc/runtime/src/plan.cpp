@@ -156,7 +156,7 @@ std::shared_ptr<const Plan> Program::make_plan(const std::vector<int64_t>& symbo
     }
     if (place.count > 0 && (place.lo < 0 || place.hi > limit))
       fail("the program is malformed: value %d reaches outside its storage", int(i));
-    need[size_t(v.root)] = std::max(need[size_t(v.root)], place.hi);
+    if (place.count > 0) need[size_t(v.root)] = std::max(need[size_t(v.root)], place.hi);  // an empty view may lie anywhere
     if (v.bytes != kNoDim) need[size_t(v.root)] = std::max(need[size_t(v.root)], env[v.bytes]);
   }
 

@@ -493,6 +493,17 @@ def test_integers_become_floats_where_torch_says_so(dtype):
     )
 
 
+def test_sums_and_products_in_bool():
+    """Any and all: torch.prod of op_db asks for dtype=torch.bool."""
+
+    def f(x):
+        d = torch.bool
+        return x.sum(dtype=d), x.sum(1, dtype=d), x.prod(dtype=d), x.prod(0, True, dtype=d), x.nansum(1, dtype=d)
+
+    check(module(f), (torch.tensor([[True, False, True], [False, False, False]]),))
+    check(module(f), (torch.tensor([[0.0, 0.25, 2.0], [0.0, 0.0, -1.0]]),))
+
+
 # Refusals and places -------------------------------------------------------------------------------------------------
 
 

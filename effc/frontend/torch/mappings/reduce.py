@@ -19,7 +19,12 @@ def reduced(x: Value, dims: tuple[int, ...], keepdims: bool) -> tuple[Dim, ...]:
 
 @aten("sum", "sum.default", "prims::sum")
 def _sum(cx: Context, x: Value, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, **_: Any) -> Value:
-    return cx.reduce("sum", cx.convert(x, cx.out.dtype), cx.axes(dim, x.rank), keepdim)
+    return _total(cx, "sum", cx.convert(x, cx.out.dtype), cx.axes(dim, x.rank), keepdim)
+
+
+def _total(cx: Context, kind: str, y: Value, dims: tuple[int, ...], keepdim: bool) -> Value:
+    """A sum or product in y's dtype; of booleans (dtype=torch.bool) that is whether any or all are true."""
+    return cx.reduce({"sum": "any", "prod": "all"}[kind] if y.dtype.is_bool else kind, y, dims, keepdim)
 
 
 @aten("nansum")
@@ -27,7 +32,7 @@ def _nansum(cx: Context, x: Value, dim: Any = None, keepdim: bool = False, *, dt
     y = cx.convert(x, cx.out.dtype)
     if x.dtype.is_float:
         y = cx.where(cx.op("isnan", x), cx.const(0, y.dtype), y)
-    return cx.reduce("sum", y, cx.axes(dim, x.rank), keepdim)
+    return _total(cx, "sum", y, cx.axes(dim, x.rank), keepdim)
 
 
 @aten("mean")
@@ -51,7 +56,7 @@ def _nanmean(cx: Context, x: Value, dim: Any = None, keepdim: bool = False, *, d
 
 @aten("prod", "prod.default")
 def _prod(cx: Context, x: Value, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Value:
-    return cx.reduce("prod", cx.convert(x, cx.out.dtype), cx.axes(dim, x.rank), keepdim)
+    return _total(cx, "prod", cx.convert(x, cx.out.dtype), cx.axes(dim, x.rank), keepdim)
 
 
 def _truth(cx: Context, x: Value) -> Value:
