@@ -20,6 +20,7 @@ import itertools
 import json
 import os
 import sys
+import textwrap
 import time
 import warnings
 from collections import Counter
@@ -171,8 +172,8 @@ class Prepared:
 
         Eager's own roundings may exceed the bound: the layer norm of one element is 0 and comes out as 1e-4 in
         bfloat16; bicubic sampling rounds every step to it. A result that differs from eager is right all the same if
-        it is this one, within the same tolerance; such samples are listed apart. What is no float stays eager's. Empty if
-        eager has no such result.
+        it is this one, within the same tolerance; such samples are listed apart. What is no float stays eager's.
+        Empty if eager has no such result.
         """
         import numpy as np
         import torch
@@ -401,9 +402,9 @@ def write_table(results: dict[str, Any], path: str, target: str, samples: int) -
         "All tensors of a sample are arguments of the compiled program: nothing can be folded. An operator counts when",
         "`torch.export` takes at least one of its samples and the exported program reproduces eager; it is right when",
         "every such sample is: structure, dtype and shape exact, NaN and Inf in the same places, integers and bools",
-        "equal, floats within 1e-5 (bfloat16 2e-2) of the largest value. Where eager's own roundings exceed that bound,",
-        "a result that agrees within it with torch's float64 result is right; those operators are named below. Samples",
-        "whose values depend on the random seed are compared by dtype and shape, as are those of `empty*`,",
+        "equal, floats within 1e-5 (bfloat16 2e-2) of the largest value. Where eager's own roundings exceed that",
+        "bound, a result that agrees within it with torch's float64 result is right; those operators are named below.",
+        "Samples whose values depend on the random seed are compared by dtype and shape, as are those of `empty*`,",
         "`new_empty*` and `resize_*`, whose values torch does not define. *Constant* samples, whose",
         "expectation is empty or one value throughout, say little; they are counted apart.",
         "",
@@ -441,7 +442,8 @@ def write_table(results: dict[str, Any], path: str, target: str, samples: int) -
             lines.append("Not right: none.")
         for name, state, cases in bad:
             those = [c for c in cases.values() if c["status"] == state]
-            reason = " ".join(those[0].get("reason", "").replace(ROOT + os.sep, "").split())[:160].replace("|", "\\|")
+            reason = textwrap.shorten(those[0].get("reason", "").replace(ROOT + os.sep, ""), 160, placeholder=" ...")
+            reason = reason.replace("|", "\\|")
             lines.append(f"| {name} | {state} | {len(those)} of {len(cases)} | {reason} |")
         lines += ["", f"Every sample compared by dtype and shape only: {names(s['random'])}.", ""]
         lines += [f"Some samples compared by dtype and shape only: {names(s['random_some'])}.", ""]
