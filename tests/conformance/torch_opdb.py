@@ -20,6 +20,7 @@ import itertools
 import json
 import os
 import sys
+import textwrap
 import time
 import warnings
 from collections import Counter
@@ -169,10 +170,10 @@ class Prepared:
     def exact(self) -> list[Any]:
         """The expectation as eager gives it in float64 or complex128, rounded to the dtypes of ``want``.
 
-        Where exact values cancel, eager's own result is rounding noise (the layer norm of one element is 0 and comes
-        out as 1e-4 in bfloat16): nothing to agree with. A result that differs from eager is right all the same if it
-        is this one, within the same tolerance; such samples are listed apart. What is no float stays eager's. Empty if
-        eager has no such result.
+        Eager's own roundings may exceed the bound: the layer norm of one element is 0 and comes out as 1e-4 in
+        bfloat16; bicubic sampling rounds every step to it. A result that differs from eager is right all the same if
+        it is this one, within the same tolerance; such samples are listed apart. What is no float stays eager's.
+        Empty if eager has no such result.
         """
         import numpy as np
         import torch
@@ -247,7 +248,7 @@ def judge(p: Prepared, run: Callable[[tuple[Any, ...]], list[Any]]) -> dict[str,
     except Exception as e:
         return {"status": "crash", "reason": f"{type(e).__name__}: {str(e)[:400]}", **p.flags}
     if why and not p.random and not _compare(run(p.case.fresh()), p.exact(), False):
-        return {"status": "right", "noise": why, **p.flags}
+        return {"status": "right", "float64": why, **p.flags}
     return {"status": "wrong", "reason": why, **p.flags} if why else {"status": "right", **p.flags}
 
 
@@ -368,7 +369,7 @@ def summary(results: dict[str, Any]) -> dict[str, Any]:
             "samples": len(samples),
             "samples_right": sum(c["status"] == "right" for c in samples),
             "samples_constant": sum(bool(c.get("constant")) for c in samples),
-            "noise": [k for k, v in right.items() if any("noise" in c for c in v)],
+            "float64": [k for k, v in right.items() if any("float64" in c for c in v)],
             "samples_random": sum(bool(c.get("random")) for c in samples),
             "constant": [k for k, v in right.items() if all(c.get("constant") for c in v)],
             "random": [k for k, v in right.items() if all(c.get("random") for c in v)],
@@ -401,10 +402,10 @@ def write_table(results: dict[str, Any], path: str, target: str, samples: int) -
         "All tensors of a sample are arguments of the compiled program: nothing can be folded. An operator counts when",
         "`torch.export` takes at least one of its samples and the exported program reproduces eager; it is right when",
         "every such sample is: structure, dtype and shape exact, NaN and Inf in the same places, integers and bools",
-        "equal, floats within 1e-5 (bfloat16 2e-2) of the largest value. Where eager's own result is rounding noise, as",
-        "where its exact values cancel, a result within that bound of torch's in float64 is right; those operators are",
-        "named below. Samples whose values depend on the random seed are compared by dtype and shape, as are those of",
-        "`empty*`, `new_empty*` and `resize_*`, whose values torch does not define. *Constant* samples, whose",
+        "equal, floats within 1e-5 (bfloat16 2e-2) of the largest value. Where eager's own roundings exceed that",
+        "bound, a result that agrees within it with torch's float64 result is right; those operators are named below.",
+        "Samples whose values depend on the random seed are compared by dtype and shape, as are those of `empty*`,",
+        "`new_empty*` and `resize_*`, whose values torch does not define. *Constant* samples, whose",
         "expectation is empty or one value throughout, say little; they are counted apart.",
         "",
         "| dtype | operators run | torch.export takes | right | refused | wrong | crash or hang |",
@@ -441,11 +442,12 @@ def write_table(results: dict[str, Any], path: str, target: str, samples: int) -
             lines.append("Not right: none.")
         for name, state, cases in bad:
             those = [c for c in cases.values() if c["status"] == state]
-            reason = " ".join(those[0].get("reason", "").replace(ROOT + os.sep, "").split())[:160].replace("|", "\\|")
+            reason = textwrap.shorten(those[0].get("reason", "").replace(ROOT + os.sep, ""), 160, placeholder=" ...")
+            reason = reason.replace("|", "\\|")
             lines.append(f"| {name} | {state} | {len(those)} of {len(cases)} | {reason} |")
         lines += ["", f"Every sample compared by dtype and shape only: {names(s['random'])}.", ""]
         lines += [f"Some samples compared by dtype and shape only: {names(s['random_some'])}.", ""]
-        lines += [f"Right by torch's values in float64: {names(s['noise'])}.", ""]
+        lines += [f"Right by torch's values in float64: {names(s['float64'])}.", ""]
         lines += [f"Right, but every sample is constant: {names(s['constant'])}.", ""]
         lines.append(f"Not taken or not reproduced by `torch.export`: {names(s['export'])}.")
     with open(path, "w") as f:

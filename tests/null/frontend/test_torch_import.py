@@ -504,6 +504,26 @@ def test_sums_and_products_in_bool():
     check(module(f), (torch.tensor([[0.0, 0.25, 2.0], [0.0, 0.0, -1.0]]),))
 
 
+def test_scaled_sums_of_bool():
+    """x or (alpha and y); a false alpha still broadcasts to y's shape."""
+    x, y = torch.tensor([[True], [False]]), torch.tensor([True, False, True])
+    for alpha in (True, False):
+        check(module(lambda x, y, alpha=alpha: (torch.add(x, y, alpha=alpha), torch.add(x, True, alpha=alpha))), (x, y))
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("align", [False, True])
+def test_bicubic_sampling_in_bfloat16_is_near_float64(padding, align):
+    """Eager rounds every weight and partial sum to bfloat16 and is off by a tenth; effc rounds the result alone."""
+
+    def f(x, grid):
+        return torch.nn.functional.grid_sample(x, grid, "bicubic", padding, align)
+
+    x, grid = (torch.randn(s, dtype=torch.bfloat16) for s in ((2, 3, 5, 6), (2, 4, 5, 2)))
+    g = import_model(torch.export.export(module(f), (x, grid), strict=False))
+    same(call(g, x, grid), f(x.double(), grid.double()).to(torch.bfloat16), 8e-3)
+
+
 # Refusals and places -------------------------------------------------------------------------------------------------
 
 

@@ -254,7 +254,7 @@ def arithmetic(cx: Context, ir: str, x: Any, y: Any) -> Value:
 def _add(cx: Context, x: Any, y: Any, alpha: Any = 1) -> Value:
     out = cx.out.dtype
     if out.is_bool:
-        return cx.op("logical_or", cx.scalar(x, out), cx.scalar(y, out))
+        return cx.op("logical_or", cx.scalar(x, out), cx.scalar(_scaled(cx, y, alpha, out), out))
     return arithmetic(cx, "add", x, _scaled(cx, y, alpha, out))
 
 
@@ -264,7 +264,7 @@ def _scaled(cx: Context, y: Any, alpha: Any, out: DType) -> Any:
     if not isinstance(y, Value):
         return y * alpha
     if out.is_bool:
-        return y if alpha else cx.const(False, out)
+        return y if alpha else cx.broadcast(cx.const(False, out), y.shape)
     return cx.mul(cx.opmath(cx.convert(y, out)), alpha) if out.compute is out else _half_scaled(cx, y, alpha, out)
 
 

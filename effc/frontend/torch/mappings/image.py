@@ -114,7 +114,10 @@ def _grid_sampler(cx: Context, x: Value, grid: Value, mode: int, padding: int, a
     if 0 in cx.out.shape:
         return cx.full(0, cx.out.shape, x.dtype)
     half = x.dtype.compute is not x.dtype
-    points = _rounded_grid(cx, grid, x.shape[2:], align_corners) if half else cx.convert(grid, x.dtype)
+    # Nearest and bilinear sampling follow eager's roundings of coordinates. Bicubic sampling in eager rounds weights
+    # and partial sums to the half type, too: rounding the coordinates alone is nearer to neither eager nor the truth.
+    rounded = half and mode != 2
+    points = _rounded_grid(cx, grid, x.shape[2:], align_corners) if rounded else cx.opmath(cx.convert(grid, x.dtype))
     y = cx.op(
         "grid_sample",
         cx.opmath(x),
