@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,12 +104,13 @@ def compile_entries(
         }
         dump = Dump.begin(entries, options)
     try:
-        if kind == "reference":
-            from .backends.reference import ReferenceModel
+        with interruptible():
+            if kind == "reference":
+                from .backends.reference import ReferenceModel
 
-            made: Any = ReferenceModel({n: import_entry(e) for n, e in entries.items()})
-        else:
-            made = _compile_cpu(entries, target, num_threads, disable_passes, verify, selftest)
+                made: Any = ReferenceModel({n: import_entry(e) for n, e in entries.items()})
+            else:
+                made = _compile_cpu(entries, target, num_threads, disable_passes, verify, selftest)
     except Exception:
         if dump is not None:
             dump.failed()
@@ -114,6 +118,35 @@ def compile_entries(
     if dump is not None:
         dump.done(made.report)
     return made
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C ends what is inside, also where the KeyboardInterrupt falls into code that swallows it (a finalizer, a
+    callback of torch's tracing), or meets a C++ compiler first, which then fails.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
+        yield  # the handler is somebody else's
+        return
+    pressed = False
+
+    def press(number: int, frame: Any) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield
+    except Exception:
+        if pressed:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def import_entry(e: Entry) -> Any:

@@ -164,7 +164,7 @@ def test_depthwise(lib: KernelLibrary, seed: int) -> None:
 @pytest.mark.parametrize("kernel", [3, 5])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_depthwise_sliding_windows(lib: KernelLibrary, kernel: int, stride: int) -> None:
-    """Every number of columns that blocks of 8, 4 and fewer can leave over, with and without whole vectors of channels."""
+    """Every number of columns that blocks of 8, 4 and fewer can leave over; whole vectors of channels or not."""
     rng = np.random.default_rng(10 * kernel + stride)
     for width in range(1, 31):
         pad = width % (kernel // 2 + 1)

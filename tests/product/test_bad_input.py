@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -239,6 +240,23 @@ def test_compile_that_ends_half_way(tmp_path: Path, when: str) -> None:
 
     module, args = deep()
     torch.testing.assert_close(got(*args), module(*args), rtol=1e-4, atol=1e-5)
+
+
+def test_interrupt_that_is_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A KeyboardInterrupt that falls into a finalizer or a callback is printed and forgotten by Python."""
+    from effc import compiler
+
+    def swallows(entry: Any) -> Any:
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        raise EffcError("what follows from that")
+
+    monkeypatch.setattr(compiler, "import_entry", swallows)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        effc.compile(torch.nn.ReLU(), (torch.zeros(2),), target="reference")
+    assert signal.getsignal(signal.SIGINT) is before is signal.default_int_handler
 
 
 def test_full_disk_while_compiling(tmp_path: Path) -> None:
