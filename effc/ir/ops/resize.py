@@ -316,7 +316,9 @@ SAMPLE_MODES = ("bilinear", "nearest", "bicubic")
 BORDERS = ("zeros", "border", "reflection")
 
 
-def _grid_sample(x: TensorType, grid: TensorType, *, mode: str, border: str, align_corners: bool) -> TensorType:
+def _grid_sample(
+    x: TensorType, grid: TensorType, *, mode: str, border: str, align_corners: bool, pixels: bool
+) -> TensorType:
     nd = x.rank - 2
     require(
         nd in (2, 3) and grid.rank == x.rank,
@@ -366,7 +368,7 @@ def _take(x: Array, where: Sequence[Array]) -> Array:
     return np.where(ok[..., None], got, 0).transpose(0, 2, 1)
 
 
-def _grid_sample_np(x: Array, grid: Array, *, mode: str, border: str, align_corners: bool) -> Array:
+def _grid_sample_np(x: Array, grid: Array, *, mode: str, border: str, align_corners: bool, pixels: bool) -> Array:
     nd = x.ndim - 2
     wide = np.float64
     points = grid.astype(wide).reshape(x.shape[0], int(np.prod(grid.shape[1:-1])), nd)[
@@ -377,7 +379,7 @@ def _grid_sample_np(x: Array, grid: Array, *, mode: str, border: str, align_corn
     for d in range(nd):
         n = x.shape[2 + d]
         g = points[..., d]
-        pos.append((g + 1) / 2 * (n - 1) if align_corners else ((g + 1) * n - 1) / 2)
+        pos.append(g if pixels else (g + 1) / 2 * (n - 1) if align_corners else ((g + 1) * n - 1) / 2)
     y: Any = 0.0
     if mode == "nearest":
         y = _take(xw, [np.rint(_fold(p, n, border, align_corners)) for p, n in zip(pos, x.shape[2:], strict=True)])
@@ -409,6 +411,8 @@ def _grid_samples(rng: np.random.Generator) -> Iterator[Sample]:
                 x = random_array(rng, (2, 5, 6, 7), np.float32)
                 yield Sample((x, random_array(rng, (2, 4, 9, 2), np.float32, -1.6, 1.6)), attrs)
                 yield Sample((x.astype(np.float64), random_array(rng, (2, 3, 3, 2), np.float64, -3, 3)), attrs)
+                halves = np.rint(random_array(rng, (2, 4, 5, 2), np.float32, -6, 20)) / 2
+                yield Sample((x, halves.astype(np.float32)), {**attrs, "pixels": True}, "pixels and halves of them")
                 if mode != "bicubic":
                     x = random_array(rng, (1, 3, 4, 3, 5), np.float32)
                     yield Sample((x, random_array(rng, (1, 2, 4, 5, 3), np.float32, -1.4, 1.4)), attrs)
@@ -426,10 +430,11 @@ def _grid_samples(rng: np.random.Generator) -> Iterator[Sample]:
 op(
     "grid_sample",
     "x grid",
-    {"mode": (str, "bilinear"), "border": (str, "zeros"), "align_corners": (bool, False)},
+    {"mode": (str, "bilinear"), "border": (str, "zeros"), "align_corners": (bool, False), "pixels": (bool, False)},
     infer=_grid_sample,
     numpy=_grid_sample_np,
     category="resize",
     samples=_grid_samples,
-    doc="x[N, C, *S] sampled at grid[N, *out, nd]: coordinates in [-1, 1], the last spatial dim's first. 2-d and 3-d.",
+    doc="x[N, C, *S] sampled at grid[N, *out, nd]: coordinates in [-1, 1], or with pixels in units of x's pixels, the last "
+    "spatial dim's first. 2-d and 3-d.",
 )

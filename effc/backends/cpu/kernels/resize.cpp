@@ -293,7 +293,7 @@ struct Sampler {
   int64_t xs[5], in[5], ys[5], out[5], gs[5];
   int64_t last; /* stride of the grid's last dim */
   int nd, mode, border;
-  bool align;
+  bool align, pixels;
 };
 
 template <class A>
@@ -341,7 +341,7 @@ void sample_lines(void* arg, int64_t begin, int64_t end, int32_t) {
       for (int d = first_dim; d < 3; ++d) {
         const int64_t size = v.in[2 + d];
         const A g = to_compute(grid[(2 - d) * v.last]);
-        const A p = v.align ? (g + 1) / 2 * (A)(size - 1) : ((g + 1) * (A)size - 1) / 2;
+        const A p = v.pixels ? g : v.align ? (g + 1) / 2 * (A)(size - 1) : ((g + 1) * (A)size - 1) / 2;
         count[d] = 0;
         if (v.mode == kNearestPoint) {
           A q = fold(p, size, v.border, v.align);
@@ -397,15 +397,15 @@ extern "C" __attribute__((visibility("default"))) int32_t effc_resize(const effc
   return call->in[0].dtype == EFFC_F64 ? run_resize<double>(call) : run_resize<float>(call);
 }
 
-/* in: x [N, C, *S], grid [N, *O, nd]; out: y [N, C, *O]. Attributes: mode, border, align_corners. */
+/* in: x [N, C, *S], grid [N, *O, nd]; out: y [N, C, *O]. Attributes: mode, border, align_corners, pixels. */
 extern "C" __attribute__((visibility("default"))) int32_t effc_grid_sample(const effc_call* call) {
-  if (call->n_attr != 3) {
+  if (call->n_attr != 4) {
     call->api->fail(call, "grid_sample: wrong number of attributes");
     return 1;
   }
   Sampler v;
   memset(&v, 0, sizeof v);
-  v.call = call, v.mode = (int)call->attr[0], v.border = (int)call->attr[1], v.align = call->attr[2] != 0;
+  v.call = call, v.mode = (int)call->attr[0], v.border = (int)call->attr[1], v.align = call->attr[2] != 0, v.pixels = call->attr[3] != 0;
   spatial_view(call->in[0], v.in, v.xs);
   spatial_view(call->out[0], v.out, v.ys);
   v.nd = call->in[0].rank - 2;

@@ -70,5 +70,5 @@ def lower_grid_sample(cx: Lowering, node: Node) -> None:
         "effc_grid_sample",
         [x, grid],
         [out],
-        [SAMPLE_MODES.index(a["mode"]), BORDERS.index(a["border"]), int(a["align_corners"])],
+        [SAMPLE_MODES.index(a["mode"]), BORDERS.index(a["border"]), int(a["align_corners"]), int(a["pixels"])],
     )

@@ -92,20 +92,16 @@ aten("_upsample_bilinear2d_aa")(_smooth("linear", True, -0.75))
 aten("_upsample_bicubic2d_aa")(_smooth("cubic", True, -0.5))
 
 
-def _rounded_grid(cx: Context, grid: Value, sizes: Any, align: bool) -> Value:
-    """torch computes pixel coordinates of half types in that type: the same roundings, then back to [-1, 1] in f32."""
+def _rounded_pixels(cx: Context, grid: Value, sizes: Any, align: bool) -> Value:
+    """Positions in pixels, as torch computes those of half types: in that type, with its roundings."""
     parts = []
     for k, n in enumerate(reversed(sizes)):
         c = cx.add(cx.slice(grid, grid.rank - 1, k, k + 1), 1.0)
         if align:
-            pixel = cx.opmath(cx.mul(cx.div(c, 2.0), cx.scalar(n - 1, grid.dtype)))
-            width = cx.op("maximum", cx.scalar(n - 1, pixel.dtype), 1.0)
-            parts.append(cx.sub(cx.div(cx.mul(pixel, 2.0), width), cx.const(1.0, pixel.dtype)))
+            pixel = cx.mul(cx.div(c, 2.0), cx.scalar(n - 1, grid.dtype))
         else:
-            pixel = cx.opmath(cx.div(cx.sub(cx.mul(c, cx.scalar(n, grid.dtype)), cx.const(1.0, grid.dtype)), 2.0))
-            parts.append(
-                cx.sub(cx.div(cx.add(cx.mul(pixel, 2.0), 1.0), cx.scalar(n, pixel.dtype)), cx.const(1.0, pixel.dtype))
-            )
+            pixel = cx.div(cx.sub(cx.mul(c, cx.scalar(n, grid.dtype)), cx.const(1.0, grid.dtype)), 2.0)
+        parts.append(cx.opmath(pixel))
     return cx.concat(parts, grid.rank - 1)
 
 
@@ -117,7 +113,7 @@ def _grid_sampler(cx: Context, x: Value, grid: Value, mode: int, padding: int, a
     # Nearest and bilinear sampling follow eager's roundings of coordinates. Bicubic sampling in eager rounds weights
     # and partial sums to the half type, too: rounding the coordinates alone is nearer to neither eager nor the truth.
     rounded = half and mode != 2
-    points = _rounded_grid(cx, grid, x.shape[2:], align_corners) if rounded else cx.opmath(cx.convert(grid, x.dtype))
+    points = _rounded_pixels(cx, grid, x.shape[2:], align_corners) if rounded else cx.opmath(cx.convert(grid, x.dtype))
     y = cx.op(
         "grid_sample",
         cx.opmath(x),
@@ -125,6 +121,7 @@ def _grid_sampler(cx: Context, x: Value, grid: Value, mode: int, padding: int, a
         mode=("bilinear", "nearest", "bicubic")[mode],
         border=("zeros", "border", "reflection")[padding],
         align_corners=bool(align_corners),
+        pixels=rounded,
     )
     return cx.convert(y, x.dtype)
 
