@@ -435,6 +435,6 @@ op(
     numpy=_grid_sample_np,
     category="resize",
     samples=_grid_samples,
-    doc="x[N, C, *S] sampled at grid[N, *out, nd]: coordinates in [-1, 1], or with pixels in units of x's pixels, the last "
-    "spatial dim's first. 2-d and 3-d.",
+    doc="x[N, C, *S] sampled at grid[N, *out, nd]: coordinates in [-1, 1], or with pixels in units of x's pixels, the "
+    "last spatial dim's first. 2-d and 3-d.",
 )
