@@ -125,7 +125,7 @@ void micro(const Tile* t) {
       for (int j = 0; j < NV; ++j) {
         const V w = load_wide(b + (j / kNV) * panel_stride + (j % kNV) * L);
         EFFC_UNROLL_ALL
-        for (int i = 0; i < MR; ++i) multiply_add(acc[i][j], y[i], w);
+        for (int i = 0; i < MR; ++i) acc[i][j] += y[i] * w; /* w straight from memory */
       }
     }
     b += ldb;
@@ -241,7 +241,7 @@ void dot_rows(const Tile* t, int64_t n) {
       for (int r = 0; r < R; ++r) {
         const Vec<T> y = load(a + r * lda + i);
         EFFC_UNROLL_ALL
-        for (int c = 0; c < C; ++c) multiply_add(acc[r][c], y, x[c]);
+        for (int c = 0; c < C; ++c) acc[r][c] += y * x[c];
       }
     }
     for (int c = 0; c < C && j + c < n; ++c)
