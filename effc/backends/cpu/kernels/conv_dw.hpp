@@ -361,7 +361,7 @@ int32_t depthwise_kernel(const effc_call* call) {
   if constexpr (__is_same(T, float)) {
     constexpr int L = Simd<T>::lanes;
     const int64_t k = a[kKernel + 2], stride = a[kStride + 2];
-    if (a[kDilation + 2] == 1 || k == 1) {
+    if (a[kDilation + 2] == 1) {
       if (k == 3) v.slide = stride == 1 ? dw_slide<T, L, 3, 1> : stride == 2 ? dw_slide<T, L, 3, 2> : nullptr;
       if (k == 5) v.slide = stride == 1 ? dw_slide<T, L, 5, 1> : stride == 2 ? dw_slide<T, L, 5, 2> : nullptr;
     }
