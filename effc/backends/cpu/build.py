@@ -27,8 +27,8 @@ FLAGS = (
     "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections", "-w",
 )  # fmt: skip
 LIBRARY = ("-O3",)
-# What generated loops need of -O3 is its vectoriser and loop peeling; the rest is a quarter of the time to compile them and
-# makes none of them faster.
+# What generated loops need of -O3 is its vectoriser and loop peeling; the rest is a quarter of the time to compile them
+# and makes none of them faster.
 GENERATED = ("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-fpeel-loops")
 # Two objects may hold the same generated kernel (made by two compilations at the same time): either will do.
 LINK = ("-Wl,--gc-sections", "-Wl,-z,muldefs", "-Wl,--build-id=none", "-Wl,-s", "-Wl,-O1", "-lm")
