@@ -118,7 +118,7 @@ def _source_key(path: Path) -> str:
 
 def flags_for(target: CpuTarget, level: Sequence[str] = LIBRARY, sanitize: bool = False) -> tuple[str, ...]:
     """The compiler's flags for library units, or with ``GENERATED`` for generated code."""
-    extra = ("-fsanitize=address,undefined", "-g", "-O1") if sanitize else ()
+    extra = ("-fsanitize=address,undefined", "-g1", "-O1") if sanitize else ()
     return (*level, *FLAGS, *target.flags, f"-I{KERNELS}", f"-I{INCLUDE}", *extra)
 
 
@@ -128,7 +128,9 @@ def _flag_key(target: CpuTarget, level: Sequence[str] = LIBRARY) -> str:
 
 
 def _run(command: Sequence[str], what: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # What is preloaded into this process (a sanitizer's runtime, an allocator) is not for the compiler.
+    env = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     if done.returncode != 0:
         errors = "\n".join(line for line in done.stderr.splitlines() if "error" in line)[:2000] or done.stderr[-2000:]
         raise EffcError(
