@@ -6,9 +6,8 @@ import functools
 import operator
 import os
 import re
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,31 +19,16 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from ...ir import dims as D
 from ...ir.dims import Dim, SymExpr
 from ...ir.dtypes import DType
-from ...ir.graph import Builder, Check, Commit, Graph, Loc, State, Value
+from ...ir.graph import Builder, Check, Commit, Loc, State, Value
 from ...ir.op import OPS
 from ...ir.types import TensorType
 from ...runtime.errors import EffcError
+from ..imported import ImportedGraph, Problems, Unsupported
 from . import registry, shapes, trees
 from .context import BIG, Context
 from .dtypes import dtype_of
-from .registry import Unsupported
 from .shapes import NotADim, SymNumber, is_sym, to_dim
 from .state import Weights
-
-
-@dataclass(frozen=True)
-class ImportedGraph:
-    """A graph and how it is called. Trees: see docs/architecture.md; the torch specs rebuild classes while torch is
-    there.
-    """
-
-    graph: Graph
-    in_tree: trees.Tree
-    out_tree: trees.Tree
-    input_names: tuple[str, ...]
-    output_names: tuple[str, ...]
-    in_spec: Any = field(default=None, repr=False)
-    out_spec: Any = field(default=None, repr=False)
 
 
 def import_model(model: Any, args: Any = (), kwargs: Any = None, dynamic_shapes: Any = None) -> ImportedGraph:
@@ -63,31 +47,6 @@ def import_model(model: Any, args: Any = (), kwargs: Any = None, dynamic_shapes:
     args = (args,) if isinstance(args, (torch.Tensor, np.ndarray)) else tuple(args)
     graph = relax(imported.graph, args, kwargs, lambda a, k: convert_program(*to_program(model, a, k, None)).graph)
     return imported if graph is imported.graph else replace(imported, graph=graph)
-
-
-class Problems:
-    """Collects refusals, so that one error names all of them."""
-
-    def __init__(self) -> None:
-        self.items: dict[str, list[str]] = {}
-
-    def add(self, what: str, loc: Loc | None) -> None:
-        self.items.setdefault(what, []).append("" if loc is None else str(loc))
-
-    def check(self) -> None:
-        if not self.items:
-            return
-        lines = []
-        for what, places in sorted(self.items.items(), key=lambda kv: -len(kv[1])):
-            where = Counter(p for p in places if p)
-            shown = "; ".join(f"{p} (x{n})" if n > 1 else p for p, n in where.most_common(3))
-            lines.append(f"  {what}, {len(places)} use{'s' * (len(places) > 1)}" + (f", at {shown}" if shown else ""))
-        n = len(lines)
-        raise EffcError(
-            f"{n} operator{'s' * (n > 1)} of the model {'are' if n > 1 else 'is'} not supported:\n" + "\n".join(lines),
-            op=sorted(self.items)[0],
-            hint="rewrite these lines with other operators, or compile the model without them",
-        )
 
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)')

@@ -11,12 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ..imported import Unsupported
+
 Mapping = Callable[..., Any]
 MAPPINGS: dict[str, Mapping] = {}
-
-
-class Unsupported(Exception):
-    """Raised by a mapping: the operator is known, but not with these arguments."""
 
 
 def aten(*names: str) -> Callable[[Mapping], Mapping]:
@@ -54,3 +52,6 @@ def load() -> None:
 
     for m in pkgutil.iter_modules(mappings.__path__):
         importlib.import_module(f"{mappings.__name__}.{m.name}")
+
+
+__all__ = ["MAPPINGS", "Mapping", "Unsupported", "aten", "keys_of", "load", "lookup"]
