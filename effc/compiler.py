@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import os
 import signal
@@ -48,8 +49,9 @@ def compile(
 ) -> Any:
     """Compiles a model for ``target`` and returns a :class:`CompiledModel`.
 
-    model: ``torch.nn.Module``, ``torch.export.ExportedProgram``, or a path to a ``.pt2`` file. ``args``, ``kwargs`` and
-    ``dynamic_shapes`` mean what they mean in ``torch.export.export``. ``num_threads``: default number of threads at run
+    model: ``torch.nn.Module``, ``torch.export.ExportedProgram``, ``onnx.ModelProto``, or a path to a ``.pt2`` or
+    ``.onnx`` file. ``args``, ``kwargs`` and ``dynamic_shapes`` mean what they mean in ``torch.export.export``; for ONNX,
+    whose files name their dynamic dims, ``effc.frontend.onnx.import_model`` says what they are for. ``num_threads``: default number of threads at run
     time.
     ``disable_passes``: names of passes to leave out. ``verify``: run the IR verifier after every pass. ``selftest``:
     run the model once with torch on the example inputs and keep both, within 1 MiB, for ``effc verify``.
@@ -152,24 +154,33 @@ def interruptible() -> Iterator[None]:
 def import_entry(e: Entry) -> Any:
     """The imported graph of an entry's model."""
     model = e.model
-    suffix = Path(model).suffix if isinstance(model, (str, os.PathLike)) else ""
-    if suffix in (".onnx", ".mlir") or type(model).__name__ == "ModelProto":
-        raise EffcError(
-            "ONNX and MLIR models are not taken by this version",
-            hint="export the model with torch.export and pass it, or its .pt2 file",
-        )
-    if suffix and suffix != ".pt2":
-        raise EffcError(
-            f"cannot read a model from a {suffix} file", hint="pass an nn.Module, an ExportedProgram or a .pt2 file"
-        )
-    if suffix and not Path(model).exists():
-        raise EffcError(f"there is no file {model}")
+    kind = model_kind(model)
     try:
-        from .frontend.torch import import_model
+        if kind == "onnx":
+            from .frontend.onnx import import_model
+        else:
+            from .frontend.torch import import_model  # type: ignore[assignment]
     except ImportError as e2:
-        raise EffcError(f"compiling needs PyTorch: {e2}", hint="pip install 'effc[torch]'") from e2
+        name = {"onnx": "onnx", "torch": "PyTorch"}[kind]
+        raise EffcError(f"compiling this model needs {name}: {e2}", hint=f"pip install 'effc[{kind}]'") from e2
     args = tuple(e.args) if isinstance(e.args, (list, tuple)) else (e.args,)
     return import_model(model, args, dict(e.kwargs or {}), e.dynamic_shapes)
+
+
+def model_kind(model: Any) -> str:
+    """The frontend that takes a model, by its type or its file's suffix; EffcError for a file of another kind."""
+    if not isinstance(model, (str, os.PathLike)):
+        return "onnx" if type(model).__name__ == "ModelProto" else "torch"
+    suffix = Path(model).suffix
+    kind = {".onnx": "onnx", ".pt2": "torch"}.get(suffix)
+    if kind is None:
+        raise EffcError(
+            f"cannot read a model from {f'a {suffix} file' if suffix else repr(os.fspath(model))}",
+            hint="pass an nn.Module, an ExportedProgram, an onnx.ModelProto, or a .pt2 or .onnx file",
+        )
+    if not Path(model).exists():
+        raise EffcError(f"there is no file {model}")
+    return kind
 
 
 def _compile_cpu(
@@ -251,11 +262,15 @@ def selftests(
     entries: Mapping[str, Entry], imported: Mapping[str, Any], graphs: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """What torch makes of each entry point's example inputs, and for those where it says nothing, why."""
-    from .frontend.torch import eager
     from .runtime.selftest import Case
 
     cases, left_out = {}, {}
     for n, e in entries.items():
+        if model_kind(e.model) != "torch":
+            left_out[n] = "nothing here runs an ONNX model but effc itself"
+            continue
+        from .frontend.torch import eager
+
         args = tuple(e.args) if isinstance(e.args, (list, tuple)) else (e.args,)
         try:
             cases[n] = Case(*eager.run(e.model, args, dict(e.kwargs or {}), imported[n], graphs[n]))
@@ -298,18 +313,29 @@ class ModelCache:
         if os.environ.get("EFFC_DUMP") or debug.level() >= 3:
             return None, "off: EFFC_DUMP and EFFC_DEBUG=3..5 show a compilation"
         from .backends.cpu.build import cache_dir, compiler_version
-        from .frontend.torch.fingerprint import Unhashable, fingerprint
+        from .frontend.imported import Unhashable
 
+        of_torch = {n: e for n, e in entries.items() if model_kind(e.model) == "torch"}
+        files: list[str] = []
+        if len(of_torch) < len(entries):
+            from .frontend.onnx.fingerprint import digest
+
+            files = [n + digest(e.model, e.args, e.kwargs, e.dynamic_shapes) for n, e in entries.items() if n not in of_torch]
         try:
             own = [
                 f"{p.relative_to(PACKAGE)}/{p.stat().st_size}/{p.stat().st_mtime_ns}"
                 for p in sorted(PACKAGE.rglob("*"))
                 if p.suffix in (".py", ".hpp", ".cpp", ".h")
             ]
-            options = (target.name, tuple(disable), compiler_version(), own)
-            key = fingerprint(
-                [(n, e.model, tuple(e.args), e.kwargs, e.dynamic_shapes) for n, e in entries.items()], options
-            )
+            options = (target.name, tuple(disable), compiler_version(), own, *files)
+            if of_torch:
+                from .frontend.torch.fingerprint import fingerprint
+
+                key = fingerprint(
+                    [(n, e.model, tuple(e.args), e.kwargs, e.dynamic_shapes) for n, e in of_torch.items()], options
+                )
+            else:
+                key = hashlib.sha256(repr(options).encode()).hexdigest()
         except Unhashable as e:
             return None, f"not cached: {e}"
         return ModelCache(cache_dir() / "models", key), ""

@@ -11,6 +11,10 @@ from ..runtime.errors import EffcError
 from ..runtime.tree import Tree
 
 
+class Unhashable(Exception):
+    """Why a model cannot be fingerprinted."""
+
+
 class Unsupported(Exception):
     """Raised by a mapping: the operator is known, but not with these arguments."""
 

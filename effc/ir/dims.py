@@ -168,7 +168,7 @@ def symbol(name: str) -> SymExpr:
     return SymExpr((((Symbol(name),), 1),))
 
 
-def _exact_div(a: Dim, b: Dim) -> Dim | None:
+def exact_div(a: Dim, b: Dim) -> Dim | None:
     """a / b when it divides for all values by form alone, else None."""
     if isinstance(a, int) and isinstance(b, int):
         return a // b if b and a % b == 0 else None
@@ -198,7 +198,7 @@ def floordiv(a: Dim, b: Dim) -> Dim:
             raise ZeroDivisionError("symbolic dim divided by zero")
         if b == 1:
             return a
-    exact = _exact_div(a, b)
+    exact = exact_div(a, b)
     if exact is not None:
         return exact
     if isinstance(b, int) and b > 0:  # (q*b + r) // b == q + r // b
@@ -217,7 +217,7 @@ def mod(a: Dim, b: Dim) -> Dim:
     """a - b*floor(a/b)."""
     if isinstance(a, int) and isinstance(b, int):
         return a % b
-    if b == 1 or _exact_div(a, b) is not None:
+    if b == 1 or exact_div(a, b) is not None:
         return 0
     if isinstance(b, int) and b > 0:
         rest = _make({m: c % b for m, c in _terms(a)})

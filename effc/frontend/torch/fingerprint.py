@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..imported import Unhashable
+
 _INSTALLED = tuple(
     {os.path.realpath(sysconfig.get_paths()[k]) + os.sep for k in ("stdlib", "platstdlib", "purelib", "platlib")}
 )
@@ -49,10 +51,6 @@ _BUILTIN = (
     types.MemberDescriptorType,
     types.ClassMethodDescriptorType,
 )
-
-
-class Unhashable(Exception):
-    """Why a model cannot be fingerprinted."""
 
 
 class Fingerprint:
