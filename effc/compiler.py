@@ -50,9 +50,9 @@ def compile(
     """Compiles a model for ``target`` and returns a :class:`CompiledModel`.
 
     model: ``torch.nn.Module``, ``torch.export.ExportedProgram``, ``onnx.ModelProto``, or a path to a ``.pt2`` or
-    ``.onnx`` file. ``args``, ``kwargs`` and ``dynamic_shapes`` mean what they mean in ``torch.export.export``; for ONNX,
-    whose files name their dynamic dims, ``effc.frontend.onnx.import_model`` says what they are for. ``num_threads``: default number of threads at run
-    time.
+    ``.onnx`` file. ``args``, ``kwargs`` and ``dynamic_shapes`` mean what they mean in ``torch.export.export``; for
+    ONNX, whose files name their dynamic dims, ``effc.frontend.onnx.import_model`` says what they are for.
+    ``num_threads``: default number of threads at run time.
     ``disable_passes``: names of passes to leave out. ``verify``: run the IR verifier after every pass. ``selftest``:
     run the model once with torch on the example inputs and keep both, within 1 MiB, for ``effc verify``.
     Raises EffcError naming op, source line, shapes and pass for whatever cannot be compiled.
@@ -320,7 +320,9 @@ class ModelCache:
         if len(of_torch) < len(entries):
             from .frontend.onnx.fingerprint import digest
 
-            files = [n + digest(e.model, e.args, e.kwargs, e.dynamic_shapes) for n, e in entries.items() if n not in of_torch]
+            files = [
+                n + digest(e.model, e.args, e.kwargs, e.dynamic_shapes) for n, e in entries.items() if n not in of_torch
+            ]
         try:
             own = [
                 f"{p.relative_to(PACKAGE)}/{p.stat().st_size}/{p.stat().st_mtime_ns}"

@@ -45,7 +45,7 @@ class EffcRep(BackendRep):  # type: ignore[misc]
         return self._compiled
 
     def run(self, inputs: Any, **kwargs: Any) -> Any:
-        """Outputs in the model's order, by name too. ``inputs``: arrays in the order of the model's inputs, or by name."""
+        """Outputs in the model's order, by name too. ``inputs``: arrays in the order of the inputs, or by name."""
         if isinstance(inputs, Mapping):
             inputs = [inputs.get(n) for n in self.inputs]
         elif not isinstance(inputs, Sequence):

@@ -45,8 +45,8 @@ class Scope:
 def import_model(model: Any, args: Any = (), kwargs: Any = None, dynamic_shapes: Any = None) -> ImportedGraph:
     """The IR of an ``.onnx`` file or a ``ModelProto``.
 
-    Dims that the file names are dynamic, with its names as symbols. ``args`` (in the order of the inputs) and ``kwargs``
-    (by name) are example inputs; they are needed only where the file does not say an input's rank, where the number of
+    Dims that the file names are dynamic, with its names as symbols. ``args`` (in the order of the inputs) and
+    ``kwargs`` (by name) are example inputs; they are needed only where the file does not say an input's rank, where the number of
     elements of a sequence is open, and where an input decides about ranks or axes, which are then as in the example.
     ``dynamic_shapes``: ``{input: {axis: size or torch.export.Dim}}`` fixes or bounds dims. EffcError lists everything
     that cannot be taken.
@@ -68,7 +68,9 @@ class Importer:
         self.functions = outer.functions if outer else {(_domain(f.domain), f.name): f for f in model.functions}
         self.taken: set[str] = outer.taken if outer else set()  # names of symbols
         self.cx = Context(self.b, self, outer.cx.checks if outer else [], outer.cx.known if outer else set())
-        self.scope = Scope(opsets=outer.scope.opsets if outer else opsets(model), depth=outer.scope.depth + 1 if outer else 0)
+        self.scope = Scope(
+            opsets=outer.scope.opsets if outer else opsets(model), depth=outer.scope.depth + 1 if outer else 0
+        )
 
     # the model --------------------------------------------------------------------------------------------------------
 
@@ -162,7 +164,9 @@ class Importer:
             return asked
         if dim.HasField("dim_value") and dim.dim_value >= 0:
             if example is not None and example.shape[axis] != dim.dim_value:
-                raise EffcError(f"input '{name}' has size {dim.dim_value} in dim {axis}, its example {example.shape[axis]}")
+                raise EffcError(
+                    f"input '{name}' has size {dim.dim_value} in dim {axis}, its example {example.shape[axis]}"
+                )
             return int(dim.dim_value)
         text = dim.dim_param if dim.HasField("dim_param") and dim.dim_param else f"{name}_d{axis}"
         symbol = self._symbols.get(text) if dim.dim_param else None
@@ -325,7 +329,9 @@ class Importer:
             body = _body(domain, op, version, inputs, attrs, node)
             if body is None:
                 raise Unsupported("no mapping")
-            return self._inline(body, inputs, {a.name: a for a in node.attribute} if node is not None else _protos(attrs))
+            return self._inline(
+                body, inputs, {a.name: a for a in node.attribute} if node is not None else _protos(attrs)
+            )
         attrs = {**_defaults(domain, op, version), **attrs}
         if found.attributes is not None:
             extra = [k for k in attrs if k not in found.attributes]

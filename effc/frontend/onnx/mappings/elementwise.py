@@ -113,7 +113,9 @@ def _where(cx: Context, c: Value, x: Value, y: Value) -> Value:
 
 
 @onnx_op("Clip")
-def _clip_attributes(cx: Context, x: Value, *, min: float = -3.4028234663852886e38, max: float = 3.4028234663852886e38) -> Value:
+def _clip_attributes(
+    cx: Context, x: Value, *, min: float = -3.4028234663852886e38, max: float = 3.4028234663852886e38
+) -> Value:
     return cx.op("minimum", cx.op("maximum", x, min), max)  # type: ignore[no-any-return]
 
 
@@ -202,7 +204,9 @@ def elu(cx: Context, x: Value, *, alpha: float = 1.0) -> Value:
 
 
 @onnx_op("Selu")
-def selu(cx: Context, x: Value, *, alpha: float = 1.67326319217681884765625, gamma: float = 1.05070102214813232421875) -> Value:
+def selu(
+    cx: Context, x: Value, *, alpha: float = 1.67326319217681884765625, gamma: float = 1.05070102214813232421875
+) -> Value:
     return cx.mul(elu(cx, x, alpha=alpha), gamma)
 
 

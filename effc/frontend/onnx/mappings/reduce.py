@@ -158,7 +158,9 @@ onnx_op("CumProd")(_cumulative("cumprod", 1))
 @onnx_op("LpNormalization")
 def _lp_normalization(cx: Context, x: Value, *, axis: int = -1, p: int = 2) -> Value:
     d = (cx.axis(axis, x.rank),)
-    norm = cx.reduce("sum", cx.op("abs", x), d, True) if p == 1 else cx.op("sqrt", cx.reduce("sum", cx.mul(x, x), d, True))
+    norm = (
+        cx.reduce("sum", cx.op("abs", x), d, True) if p == 1 else cx.op("sqrt", cx.reduce("sum", cx.mul(x, x), d, True))
+    )
     return cx.where(cx.op("eq", norm, 0), 0, cx.op("div", x, norm)) if p else x
 
 

@@ -242,7 +242,9 @@ def padded(cx: Context, x: Value, pads: list[Dim], mode: str, value: Any) -> Val
         cut_low, cut_high = (0 - b if isinstance(b, int) and b < 0 else 0 for b in (before[d], after[d]))
         if cut_low or cut_high:
             x = cx.slice(x, d, cut_low, x.shape[d] - cut_high)
-    grow = [(max(b, 0) if isinstance(b, int) else b, max(a, 0) if isinstance(a, int) else a) for b, a in zip(before, after)]
+    grow = [
+        (max(b, 0) if isinstance(b, int) else b, max(a, 0) if isinstance(a, int) else a) for b, a in zip(before, after)
+    ]
     if mode not in _PAD_MODES:
         raise Unsupported(f"mode {mode}")
     if mode != "constant":
@@ -430,7 +432,9 @@ _REDUCTIONS = {"none": "none", "add": "sum", "mul": "prod", "max": "amax", "min"
 
 
 @onnx_op("ScatterElements", "Scatter")
-def _scatter_elements(cx: Context, x: Value, index: Value, src: Value, *, axis: int = 0, reduction: str = "none") -> Value:
+def _scatter_elements(
+    cx: Context, x: Value, index: Value, src: Value, *, axis: int = 0, reduction: str = "none"
+) -> Value:
     d = cx.axis(axis, x.rank)
     kind = _REDUCTIONS[reduction]
     return cx.b.op("scatter", x, wrapped(cx, index, x.shape[d]), src, dim=d, reduce=kind)  # type: ignore[no-any-return]
