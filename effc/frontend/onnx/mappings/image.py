@@ -110,6 +110,91 @@ def resized(
     return y
 
 
+def _places(cx: Context, n: Dim, out: Dim, scale: float | None, coords: str) -> tuple[Value, Value]:
+    """Where in the input each output lies, and the scale, in f64: the standard's formulas with its own notion of the
+    output's length, scale * n, which need not be whole.
+    """
+    f = DType.f64
+    size, many = cx.scalar(n, f), cx.scalar(out, f)
+    s = cx.op("div", many, size) if scale is None else cx.const(scale, f)
+    length = many if scale is None else cx.op("mul", s, size)
+    o = cx.iota(out, f)
+    one = cx.const(1.0, f)
+    half = cx.sub(cx.op("div", cx.add(o, 0.5), s), cx.const(0.5, f))
+    if coords == "half_pixel":
+        return half, s
+    if coords == "pytorch_half_pixel":
+        return cx.where(cx.op("gt", length, 1.0), half, 0.0), s
+    if coords == "half_pixel_symmetric":
+        lost = cx.op("sub", one, cx.op("div", many, length))
+        return cx.op("add", half, cx.mul(cx.op("mul", size, lost), 0.5)), s
+    if coords == "asymmetric":
+        return cx.op("div", o, s), s
+    if coords == "align_corners":
+        gaps = cx.op("sub", length, one)
+        step = cx.op("div", cx.op("sub", size, one), cx.where(cx.op("eq", gaps, 0.0), 1.0, gaps))
+        return cx.where(cx.op("eq", gaps, 0.0), 0.0, cx.op("mul", o, step)), s
+    raise Unsupported(f"antialias with {coords}")
+
+
+def _tent(cx: Context, t: Value) -> Value:
+    return cx.op("maximum", cx.sub(1.0, t), 0.0)  # type: ignore[no-any-return]
+
+
+def _cubic(cx: Context, t: Value, a: float) -> Value:
+    """Keys 1981, Cubic convolution interpolation, at distances t >= 0."""
+    near = cx.add(cx.op("mul", cx.op("mul", cx.add(cx.mul(t, a + 2), -(a + 3)), t), t), 1.0)
+    far = cx.add(cx.op("mul", cx.add(cx.op("mul", cx.add(cx.mul(t, a), -5 * a), t), 8 * a), t), -4 * a)
+    return cx.where(cx.op("le", t, 1.0), near, cx.where(cx.op("lt", t, 2.0), far, 0.0))
+
+
+def _by_positions(
+    cx: Context, x: Value, axis: int, out: Dim, scale: float | None, coords: str, kind: str, nearest: str, a: float,
+    smooth: bool, exclude_outside: bool,
+) -> Value:  # fmt: skip
+    """One axis by a product with its interpolation matrix (for nearest by an index). What the IR's own op has not: the
+    antialiasing filter of the standard, which continues the image by its edge where torch's leaves out what is outside,
+    and align_corners with a length that is not whole.
+    """
+    n = x.shape[axis]
+    p, s = _places(cx, n, out, scale, coords)
+    if kind == "nearest":
+        half = cx.const(0.5, p.dtype)
+        rounded = {
+            "floor": lambda: cx.op("floor", p), "ceil": lambda: cx.op("ceil", p),
+            "round_prefer_floor": lambda: cx.op("ceil", cx.op("sub", p, half)),
+            "round_prefer_ceil": lambda: cx.op("floor", cx.op("add", p, half)),
+        }[nearest]()  # fmt: skip
+        last = cx.scalar(n - 1, p.dtype)
+        at = cx.convert(cx.op("minimum", cx.op("maximum", rounded, 0.0), last), DType.i64)
+        return cx.b.op("take", x, at, dim=axis)  # type: ignore[no-any-return]
+    support = 1 if kind == "linear" else 2
+    beyond: Dim = 0  # places outside that a filter reaches
+    if not exclude_outside:
+        one = 1 if not smooth else math.ceil(1 / min(scale, 1.0)) if scale is not None else D.ceildiv(n, out)
+        beyond = (one if isinstance(one, int) else cx.most(one, 1)) * (support + 1) + 1
+    j = cx.sub(cx.iota(n + 2 * beyond, p.dtype), cx.scalar(beyond, p.dtype))
+    if kind == "linear" and not exclude_outside and not smooth:
+        p = cx.op("minimum", cx.op("maximum", p, 0.0), cx.scalar(n - 1, p.dtype))
+    t = cx.op("abs", cx.op("sub", cx.unsqueeze(j, 0), cx.unsqueeze(p, 1)))
+    if smooth:
+        t = cx.op("mul", t, cx.op("minimum", s, 1.0))
+    matrix = _tent(cx, t) if kind == "linear" else _cubic(cx, t, a)
+    matrix = cx.op("div", matrix, cx.reduce("sum", matrix, (1,), True))
+    if not exclude_outside:  # what falls outside goes to the first and the last element
+        before = cx.reduce("sum", cx.slice(matrix, 1, 0, beyond), (1,), True)
+        after = cx.reduce("sum", cx.slice(matrix, 1, n + beyond, n + 2 * beyond), (1,), True)
+        place = cx.reshape(cx.iota(n), (1, n))
+        matrix = cx.slice(matrix, 1, beyond, n + beyond)
+        matrix = cx.op("add", matrix, cx.where(cx.op("eq", place, 0), before, 0.0))
+        matrix = cx.op("add", matrix, cx.where(cx.op("eq", place, cx.scalar(n - 1, DType.i64)), after, 0.0))
+    v = cx.opmath(x)
+    y = cx.moveaxis(v, axis, -1)
+    rows = cx.reshape(y, (D.product(y.shape[:-1]), n))
+    z = cx.b.op("matmul", rows, cx.transpose(cx.convert(matrix, v.dtype)))
+    return cx.convert(cx.moveaxis(cx.reshape(z, (*y.shape[:-1], out)), -1, axis), x.dtype)
+
+
 def _resize(
     cx: Context, x: Value, roi: Value | None, scales: Value | None, sizes: Value | None, *, antialias: int = 0,
     axes: Any = None, coordinate_transformation_mode: str = "half_pixel", cubic_coeff_a: float = -0.75,
@@ -118,18 +203,21 @@ def _resize(
 ) -> Value:  # fmt: skip
     at = list(range(x.rank)) if axes is None else [cx.axis(a, x.rank) for a in axes]
     empty = scales is not None and scales.shape == (0,)
+    coords, kind, nearest = coordinate_transformation_mode, mode, nearest_mode
+    if kind not in ("nearest", "linear", "cubic"):
+        raise Unsupported(f"mode {mode}")
     if sizes is not None and sizes.shape != (0,):
-        wanted = cx.dims(sizes, "sizes", 1)
+        fixed = coords == "tf_crop_and_resize" or keep_aspect_ratio_policy != "stretch"
+        wanted: list[Dim] = [*cx.ints(sizes, "sizes")] if fixed else cx.dims(sizes, "sizes", 1)
         if len(wanted) != len(at):
             raise Unsupported(f"{len(wanted)} sizes for {len(at)} dims")
         factors: Scales = [None] * len(at)
         if keep_aspect_ratio_policy != "stretch":
             wanted, factors = _kept_ratio(cx, x, at, wanted, keep_aspect_ratio_policy)
-    elif scales is None or empty:
+    elif scales is None or scales.shape == (0,):
         raise Unsupported("neither scales nor sizes")
     else:
         wanted, factors = _scaled(cx, x, at, scales)
-    coords = coordinate_transformation_mode
     bounds = None
     if coords == "tf_crop_and_resize":
         if roi is None:
@@ -138,28 +226,27 @@ def _resize(
         if len(flat) != 2 * len(at):
             raise Unsupported(f"a roi of {len(flat)} numbers for {len(at)} dims")
         bounds = list(zip(flat[: len(at)], flat[len(at) :]))
-    if coords == "tf_half_pixel_for_nn":  # only in the second form: half pixels without the half taken off again
-        coords = "half_pixel" if mode != "nearest" else coords
-    kind = {"nearest": "nearest", "linear": "linear", "cubic": "cubic"}.get(mode)
-    if kind is None:
-        raise Unsupported(f"mode {mode}")
     smooth = bool(antialias) and kind != "nearest"
-    nearest = nearest_mode
-    if coords == "tf_half_pixel_for_nn":
-        if nearest != "floor":
-            raise Unsupported(f"tf_half_pixel_for_nn with nearest_mode {nearest}")
+    if coords == "tf_half_pixel_for_nn":  # (o + 0.5) / scale
+        if kind != "nearest" or nearest != "floor":
+            raise Unsupported(f"tf_half_pixel_for_nn with mode {kind}, nearest_mode {nearest}")
         coords, nearest = "half_pixel", "exact"
-    if smooth and coords not in ("half_pixel", "half_pixel_symmetric") and any(
-        w != x.shape[a] for w, a in zip(wanted, at)
-    ):
-        raise Unsupported(f"antialias with {coords}")
     v = x
     if kind != "nearest" or coords == "tf_crop_and_resize":
         v = cx.convert(x, DType.f64) if x.dtype in (DType.i64, DType.u64, DType.i32, DType.u32) else (
             x if x.dtype.is_float else cx.convert(x, DType.f32)
         )  # fmt: skip
+    plain = []
+    for i, (a, out, k) in enumerate(zip(at, wanted, factors)):
+        grows = k >= 1 if k is not None else D.bounds(out - x.shape[a], cx.b.symbols)[0] >= 0
+        shrinks = smooth and not grows
+        if shrinks or (coords == "align_corners" and k is not None):
+            v = _by_positions(cx, v, a, out, k, coords, kind, nearest, cubic_coeff_a, smooth, bool(exclude_outside))
+        else:
+            plain.append(i)
     y = resized(
-        cx, v, at, wanted, factors, bounds, mode=kind, coords=coords, antialias=smooth, cubic_a=cubic_coeff_a,
+        cx, v, [at[i] for i in plain], [wanted[i] for i in plain], [factors[i] for i in plain],
+        None if bounds is None else [bounds[i] for i in plain], mode=kind, coords=coords, cubic_a=cubic_coeff_a,
         nearest=nearest, exclude_outside=bool(exclude_outside), extrapolation=extrapolation_value,
     )  # fmt: skip
     return _back(cx, y, x.dtype)

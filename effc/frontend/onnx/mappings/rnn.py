@@ -267,6 +267,8 @@ def _rnn(
     activations: Any = None, clip: float | None = None, direction: str = "forward", hidden_size: int | None = None,
     layout: int = 0, output_sequence: int = 0,
 ) -> Any:  # fmt: skip
+    if activations and direction != "bidirectional":
+        activations = activations[:1]  # the standard's default names two
     layer = Layer(cx, x, lengths, locals(), 1, ("tanh",))
     units = layer.units(r)
     ys, hs = [], []
