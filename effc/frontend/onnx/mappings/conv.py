@@ -41,8 +41,8 @@ def window_pads(
     cx: Context, sizes: Sequence[Dim], kernel: Sequence[Dim], stride: Sequence[int], dilation: Sequence[int],
     pads: Any, auto_pad: str,
 ) -> Pads:  # fmt: skip
-    """The padding of windows. SAME: as many results as there are strides in the input, ceil(size / stride); what is left
-    over of an odd number goes to the end (SAME_UPPER) or before the start.
+    """The padding of windows. SAME: as many results as there are strides in the input, ceil(size / stride); what is
+    left over of an odd number goes to the end (SAME_UPPER) or before the start.
     """
     if auto_pad in ("NOTSET", ""):
         return pairs(pads, len(sizes))

@@ -36,7 +36,7 @@ def _scaled(cx: Context, x: Value, axes: Sequence[int], scales: Value) -> tuple[
     for axis, s in zip(axes, given):
         n = x.shape[axis]
         if isinstance(n, int) and not isinstance(s, Ratio):  # in single precision, as shape inference does
-            size = int(math.floor(np.float32(n) * np.float32(s)))
+            size = math.floor(np.float32(n) * np.float32(s))
             sizes.append(size)
             factors.append(None if n * s == size else float(s))
             continue
@@ -67,7 +67,7 @@ def _kept_ratio(cx: Context, x: Value, axes: Sequence[int], sizes: list[Dim], po
         raise Unsupported(f"keep_aspect_ratio_policy {policy} for sizes that are not constant")
     quotients = [float(np.float32(w) / np.float32(h)) for w, h in zip(sizes, have)]  # type: ignore[arg-type]
     scale = min(quotients) if policy == "not_larger" else max(quotients)
-    return [int(math.floor(scale * h + 0.5)) for h in have], [scale] * len(have)  # type: ignore[operator]
+    return [math.floor(scale * h + 0.5) for h in have], [scale] * len(have)  # type: ignore[operator]
 
 
 def resized(
@@ -202,7 +202,6 @@ def _resize(
     mode: str = "nearest", nearest_mode: str = "round_prefer_floor",
 ) -> Value:  # fmt: skip
     at = list(range(x.rank)) if axes is None else [cx.axis(a, x.rank) for a in axes]
-    empty = scales is not None and scales.shape == (0,)
     coords, kind, nearest = coordinate_transformation_mode, mode, nearest_mode
     if kind not in ("nearest", "linear", "cubic"):
         raise Unsupported(f"mode {mode}")
@@ -311,7 +310,8 @@ def _grid_sample(
         raise Unsupported(f"{x.rank - 2} spatial dims; 2 and 3 are supported")
     if kind == "bicubic" and x.rank != 4:
         raise Unsupported(f"mode {mode} in {x.rank - 2} spatial dims")
-    work = DType.f64 if DType.f64 in (x.dtype, grid.dtype) or x.dtype.is_int and x.dtype.itemsize > 2 else DType.f32
+    wide = DType.f64 in (x.dtype, grid.dtype) or (x.dtype.is_int and x.dtype.itemsize > 2)
+    work = DType.f64 if wide else DType.f32
     y = cx.b.op(
         "grid_sample", cx.convert(x, work), cx.convert(grid, work), mode=kind, border=padding_mode,
         align_corners=bool(align_corners), pixels=False,
@@ -333,10 +333,9 @@ def _affine_grid(cx: Context, theta: Value, size: Value, *, align_corners: int =
         count = sizes[d]
         i = cx.iota(count, v.dtype)
         if align_corners:
-            last = cx.op("maximum", cx.scalar(count - 1, v.dtype), 1.0)
-            place = cx.add(cx.op("div", cx.mul(i, 2.0), last), -1.0)
-            if count == 1:
-                place = cx.full(0.0, (1,), v.dtype)
+            last = cx.scalar(count - 1, v.dtype)
+            place = cx.add(cx.op("div", cx.mul(i, 2.0), cx.op("maximum", last, 1.0)), -1.0)
+            place = cx.where(cx.op("gt", last, 0.0), place, 0.0)  # one pixel lies in the middle
         else:
             place = cx.add(cx.op("div", cx.add(cx.mul(i, 2.0), 1.0), cx.scalar(count, v.dtype)), -1.0)
         place = cx.reshape(place, [1, *(count if j == d else 1 for j in range(n)), 1])

@@ -28,14 +28,12 @@ class Windows:
         self.kernel = each(kernel, n)
         self.stride, self.dilation = each(strides, n), each(dilations, n)
         self.padding: Pads = window_pads(cx, self.sizes, self.kernel, self.stride, self.dilation, pads, auto_pad)
-        # with auto_pad the standard's two formulas of the result's size are the same number
-        self.ceil = bool(ceil) and auto_pad in ("NOTSET", "")
+        # VALID: as the standard's shape inference and ONNX Runtime have it; its text has floor's number for both modes
+        self.ceil = bool(ceil) and not auto_pad.startswith("SAME")
         self.plain = all(d == 1 for d in self.dilation)
 
     def out(self, d: int) -> Dim:
-        return pool_size(
-            self.sizes[d], self.kernel[d], self.stride[d], self.padding[d], self.dilation[d], self.ceil
-        )
+        return pool_size(self.sizes[d], self.kernel[d], self.stride[d], self.padding[d], self.dilation[d], self.ceil)
 
     def total(self, cx: Context, x: Value) -> Value:
         """The sum of every window, of nothing outside x."""

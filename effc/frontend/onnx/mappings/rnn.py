@@ -163,7 +163,9 @@ def _lstm(
     direction: str = "forward", hidden_size: int | None = None, input_forget: int = 0, layout: int = 0,
     output_sequence: int = 0,
 ) -> Any:  # fmt: skip
-    """Gates i o f c; the macro op's are i f c o. Peepholes p: of i, o, f."""
+    """Gates i o f c; the macro op's are i f c o. Peepholes p: of i, o, f. A clip bounds what goes into the gates and
+    the new cell, as in ONNX Runtime, not the cell's state.
+    """
     usual = ("sigmoid", "tanh", "tanh")
     layer = Layer(cx, x, lengths, locals(), 4, usual)
     units = layer.units(r)
@@ -186,7 +188,7 @@ def _lstm(
             xs, h, c, wi, wh, bi, bh, *parts = _wide(cx, layer.x, h, c, wi, wh, bi, bh, *parts)
 
             def step(f: Vocabulary, xg: Value, states: Sequence[Value], consts: Sequence[Any]) -> Any:
-                cell = states[1]  # noqa: B023
+                cell = states[1]
                 rec, bias, pi, po, pf = consts
                 g = f.op("add", xg, _linear(f, states[0], rec, bias))
                 i, fo, n, o = (_gate(f, g, k, units) for k in range(4))
@@ -200,7 +202,7 @@ def _lstm(
                 n = f_cell(f, layer.clipped(f, n))  # noqa: B023
                 cell = f.op("add", f.op("mul", fo, cell), f.op("mul", i, n))
                 o = f_gate(f, seen(o, po, cell))  # noqa: B023
-                return f.op("mul", o, f_out(f, layer.clipped(f, cell) if layer.clip else cell)), cell  # noqa: B023
+                return f.op("mul", o, f_out(f, cell)), cell  # noqa: B023
 
             y, h, c = layer.scan(way, _linear(cx, xs, wi, bi), (h, c), (wh, bh, *parts), step)
         ys.append(y)
@@ -290,5 +292,3 @@ def _rnn(
         ys.append(y)
         hs.append(h)
     return layer.results(ys, hs)
-
-
