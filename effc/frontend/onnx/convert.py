@@ -46,9 +46,9 @@ def import_model(model: Any, args: Any = (), kwargs: Any = None, dynamic_shapes:
     """The IR of an ``.onnx`` file or a ``ModelProto``.
 
     Dims that the file names are dynamic, with its names as symbols. ``args`` (in the order of the inputs) and
-    ``kwargs`` (by name) are example inputs; they are needed only where the file does not say an input's rank, where the number of
-    elements of a sequence is open, and where an input decides about ranks or axes, which are then as in the example.
-    ``dynamic_shapes``: ``{input: {axis: size or torch.export.Dim}}`` fixes or bounds dims. EffcError lists everything
+    ``kwargs`` (by name) are example inputs. They are needed only where the file does not say an input's rank, where the
+    number of elements of a sequence is open, and where an input decides about ranks or axes, which are then as in the
+    example. ``dynamic_shapes``: ``{input: {axis: size or torch.export.Dim}}`` fixes or bounds dims. EffcError lists all
     that cannot be taken.
     """
     registry.load()
@@ -322,16 +322,15 @@ class Importer:
         """The results of an operator: by the model's own function, else by its mapping, else by its definition."""
         f = self.functions.get((domain, op))
         if f is not None:
-            return self._inline(f, inputs, {a.name: a for a in node.attribute} if node is not None else {})
+            return self._inline(f, inputs, {a.name: a for a in node.attribute} if node is not None else {}, results)
         version = self.scope.opsets.get(domain, onnx.defs.onnx_opset_version() if domain == "" else 1)
         found = registry.lookup(domain, op, version)
         if found is None:
             body = _body(domain, op, version, inputs, attrs, node)
             if body is None:
                 raise Unsupported("no mapping")
-            return self._inline(
-                body, inputs, {a.name: a for a in node.attribute} if node is not None else _protos(attrs)
-            )
+            given = {a.name: a for a in node.attribute} if node is not None else _protos(attrs)
+            return self._inline(body, inputs, given, results)
         attrs = {**_defaults(domain, op, version), **attrs}
         if found.attributes is not None:
             extra = [k for k in attrs if k not in found.attributes]
@@ -383,8 +382,10 @@ class Importer:
             return a.tp
         raise Unsupported(f"attribute {a.name} of a kind that is not known")
 
-    def _inline(self, f: onnx.FunctionProto, inputs: Sequence[Item], attrs: Mapping[str, AttributeProto]) -> Any:
-        """The body of a function, in place."""
+    def _inline(
+        self, f: onnx.FunctionProto, inputs: Sequence[Item], attrs: Mapping[str, AttributeProto], results: int
+    ) -> Any:
+        """The body of a function, in place. Results beyond those that are wanted may be missing."""
         if self.scope.depth > DEEP:
             raise EffcError(f"functions of the model are nested more than {DEEP} deep, at {f.name}")
         if len(inputs) > len(f.input):
@@ -400,7 +401,8 @@ class Importer:
         )
         try:
             self.nodes(f.node)
-            return tuple(self.item(o) for o in f.output)
+            known = self.scope.values
+            return tuple(self.item(o) if k < results or o in known else None for k, o in enumerate(f.output))
         finally:
             self.scope = before
 
@@ -428,9 +430,12 @@ class Importer:
         return graph.b.graph(items, name=name), passed
 
     def open_subgraph(
-        self, g: onnx.GraphProto, inputs: Sequence[TensorType], captured: Sequence[str]
-    ) -> tuple[Importer, list[Value], list[Item]]:
-        """As ``subgraph``, but the importer is handed out with the results, so that nodes can be added."""
+        self, g: onnx.GraphProto, inputs: Sequence[TensorType], captured: Sequence[str],
+        known: Mapping[int, Array] | None = None,
+    ) -> tuple[Importer, list[Value], list[Item]]:  # fmt: skip
+        """As ``subgraph``, but the importer is handed out with the results, so that nodes can be added. ``known``: what
+        some of the inputs hold.
+        """
         if self.scope.depth > DEEP:
             raise EffcError(f"graphs of the model are nested more than {DEEP} deep")
         if len(g.input) != len(inputs):
@@ -441,6 +446,8 @@ class Importer:
         passed: list[Value] = []
         for i, t in zip(g.input, inputs, strict=True):
             inner.scope.values[i.name] = inner.b.input(i.name, t)
+        for k, content in (known or {}).items():
+            inner.cx.contents.set(inner.b.inputs[k][0], content)
 
         def capture(name: str, item: Item) -> Item:
             if isinstance(item, list):
@@ -460,8 +467,6 @@ class Importer:
         inner._constants(g)
         inner.nodes(g.node)
         items = [inner.item(o.name) for o in g.output]
-        for s, limits in inner.b.symbols.items():
-            self.b.symbols.setdefault(s, limits)
         if any(i is REFUSED for i in items):
             raise Unsupported("its graph has operators that are not supported")
         return inner, passed, items

@@ -14,7 +14,7 @@ from ...runtime.errors import EffcError
 from . import dtypes
 from .dtypes import Array
 
-OLDEST = 7  # operator set
+OLDEST = 1  # operator set; before 7 only what has kept its meaning
 
 
 def read(model: Any) -> tuple[onnx.ModelProto, Path | None]:
