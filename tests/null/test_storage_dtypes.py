@@ -64,7 +64,8 @@ def model(graph: Graph, folder: Path) -> Callable[..., list[Array]]:
         out_tree=None,
     )
     path = folder / "model.effc"
-    write_artifact(path, target, {"main": names}, {"main": graph}, cpu.compile_graphs({"main": graph}, target, None), {})
+    parts = cpu.compile_graphs({"main": graph}, target, None)
+    write_artifact(path, target, {"main": names}, {"main": graph}, parts, {})
     loaded = load(path)
 
     def run(*arrays: Array) -> list[Array]:
@@ -100,7 +101,7 @@ def test_one_numbering() -> None:
         "bool u8 i8 u16 i16 u32 i32 u64 i64 f16 bf16 f32 f64 f8e4m3 f8e5m2 c64 c128 c32".split()
     ), "numbers are part of the artifact format"
     for d in DType:
-        assert d is DType.c32 or DType.from_np(d.np) is d and d.np.itemsize == d.itemsize
+        assert d is DType.c32 or (DType.from_np(d.np) is d and d.np.itemsize == d.itemsize)
 
 
 @pytest.mark.parametrize("dst", REAL)
@@ -219,9 +220,7 @@ def test_onnx_cases(onnx_cases: list[Any], tmp_path: Path) -> None:
         arrays.append(x)
         v = b.input(f"x{k}", TensorType(dtype, x.shape))
         mode = attrs.get("round_mode", b"up").decode()
-        outs.append(
-            cast(b, v, dtype_of[attrs["to"]], saturate=bool(attrs.get("saturate", 1)), round_mode=mode)
-        )
+        outs.append(cast(b, v, dtype_of[attrs["to"]], saturate=bool(attrs.get("saturate", 1)), round_mode=mode))
         expected.append((c.name, want))
     assert len(expected) >= 60
     for kind, got in zip(("interpreter", "cpu"), both(b.graph(outs), arrays, tmp_path), strict=True):
@@ -266,7 +265,8 @@ def moves(b: Builder, dtype: DType, x: Value, y: Value, index: Value, mask: Valu
         b.op("pad", x, padding=((1, 0), (0, 2)), value=1),
         b.op("pad", x, padding=((1, 0), (0, 2)), mode="reflect"),
         b.op("tril", x, diagonal=0),
-        b.op("slice_scatter", x, b.op("slice", y, starts=(0, 0), stops=(4, 2), steps=(1, 1)), starts=(0, 1), stops=(4, 4), steps=(1, 2)),
+        b.op("slice_scatter", x, b.op("slice", y, starts=(0, 0), stops=(4, 2), steps=(1, 1)),
+             starts=(0, 1), stops=(4, 4), steps=(1, 2)),
         b.constant(row, dtype),
     ]  # fmt: skip
 
@@ -378,7 +378,7 @@ def test_an_artifact_runs_without_ml_dtypes(tmp_path: Path) -> None:
     for i, w in enumerate(want):
         a = got[f"y{i}"]
         assert a.dtype == (np.float32 if i % 3 == 0 else np.uint8)
-        assert a.tobytes() == w.tobytes() or i % 3 == 0 and np.array_equal(a, w, equal_nan=True)
+        assert a.tobytes() == w.tobytes() or (i % 3 == 0 and np.array_equal(a, w, equal_nan=True))
 
 
 def test_wrong_dtypes_are_named(tmp_path: Path) -> None:
