@@ -506,7 +506,10 @@ def _named(domain: str, op: str) -> str:
 
 
 def _versions(f: onnx.FunctionProto, outer: Mapping[str, int]) -> dict[str, int]:
-    return {**outer, **{_domain(o.domain): o.version for o in f.opset_import}}
+    own = {_domain(o.domain): o.version for o in f.opset_import}
+    if any(not 1 <= v < 1 << 31 for v in own.values()):
+        raise EffcError(f"function {f.name} imports an operator set of a version that cannot be, {own}")
+    return {**outer, **own}
 
 
 def _loose(t: onnx.TypeProto) -> onnx.TypeProto:

@@ -39,6 +39,9 @@ def read(model: Any) -> tuple[onnx.ModelProto, Path | None]:
 def opsets(model: onnx.ModelProto) -> dict[str, int]:
     """The version of each operator set that the model imports; EffcError for one outside what is known."""
     found = {_domain(o.domain): o.version for o in model.opset_import}
+    for domain, v in found.items():
+        if not 1 <= v < 1 << 31:
+            raise EffcError(f"the model imports version {v} of operator set '{domain or 'ai.onnx'}', which cannot be")
     newest = onnx.defs.onnx_opset_version()
     version = found.setdefault("", newest if not found else found.get("", newest))
     if not OLDEST <= version <= newest:

@@ -181,4 +181,4 @@ def test_everything_that_is_missing_is_named_at_once() -> None:
     m.opset_import.append(onnx.helper.make_opsetid("other", 1))
     with pytest.raises(effc.EffcError) as e:
         effc.compile(m)
-    assert "other::Foo, 2 uses" in e.value.message and "other::Bar" in e.value.message
+    assert "other::Foo of operator set 1, 2 uses" in e.value.message and "other::Bar" in e.value.message
