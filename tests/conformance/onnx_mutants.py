@@ -269,6 +269,8 @@ def judge(index: int, target: str) -> tuple[str, str]:
             made = effc.compile(path, tuple(inputs), target=target, selftest=False)
             got = made(*inputs)
         except effc.EffcError as e:
+            if e.message.startswith("internal"):
+                return "crash", e.message
             return "refused", " ".join(e.message.split())[:200]
         except Exception as e:
             return "crash", f"{type(e).__name__}: {e}"[:300]
@@ -284,12 +286,11 @@ def judge(index: int, target: str) -> tuple[str, str]:
             if (g.dtype, g.shape) != (w.dtype, w.shape):
                 return "wrong", f"{g.dtype}{g.shape}, not {w.dtype}{w.shape}"
             kind = w.dtype.kind
-            near = (
-                np.allclose(g.astype(np.float64), w.astype(np.float64), 1e-3, 1e-4, True)
-                if kind == "f"
-                else (g == w).all()
-            )
-            if kind in "fiub" and not near:
+            if kind == "f":
+                same = np.allclose(g.astype(np.float64), w.astype(np.float64), 1e-3, 1e-4, True)
+            else:
+                same = kind not in "iub" or bool((g == w).all())
+            if not same:
                 return "wrong", "values differ"
     return "right", ""
 

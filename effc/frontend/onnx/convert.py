@@ -23,10 +23,9 @@ from ..imported import ImportedGraph, Problems, Unsupported
 from . import registry
 from .context import Context
 from .dtypes import Array, code_of, dtype_of
-from .load import Tensors, opsets, read
+from .load import DEEP, Tensors, opsets, read
 
 LEAF: dict[str, Any] = {"t": "leaf"}
-DEEP = 64  # functions within functions, graphs within graphs
 REFUSED = object()  # stands for the results of a node that was refused
 Item = Any  # a Value, a list of them (a sequence), None (an empty optional), or REFUSED
 

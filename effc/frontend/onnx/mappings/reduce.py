@@ -65,7 +65,7 @@ _KINDS: dict[str, Any] = {
 
 
 def _finish(kind: Any, name: str, cx: Context, x: Value, dims: tuple[int, ...], keepdims: int) -> Value:
-    out = kind(cx, x, dims, bool(keepdims)) if dims or name not in ("ReduceMax", "ReduceMin") else x
+    out = kind(cx, x, dims, keepdims == 1) if dims or name not in ("ReduceMax", "ReduceMin") else x
     return cx.convert(out, x.dtype)  # type: ignore[no-any-return]
 
 
@@ -92,9 +92,9 @@ def _arg(kind: str) -> Any:
     def f(cx: Context, x: Value, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Value:
         d = cx.axis(axis, x.rank)
         if select_last_index:
-            last = cx.reduce(kind, cx.b.op("flip", x, dims=(d,)), (d,), bool(keepdims))
+            last = cx.reduce(kind, cx.b.op("flip", x, dims=(d,)), (d,), keepdims == 1)
             return cx.sub(cx.scalar(x.shape[d] - 1, DType.i64), last)
-        return cx.reduce(kind, x, (d,), bool(keepdims))
+        return cx.reduce(kind, x, (d,), keepdims == 1)
 
     return f
 
