@@ -46,7 +46,7 @@ def _text(names: Iterable[Any], path: Path) -> None:
     """protobuf hands out bytes where a string is no UTF-8."""
     for n in names:
         if not isinstance(n, str):
-            raise EffcError(f"{path} has a name that is no text: {n!r}", hint="the file may be damaged; export it again")
+            raise EffcError(f"{path} has a name that is no text: {n!r}", hint="the file may be damaged")
 
 
 def _names(graph: onnx.GraphProto, path: Path, depth: int) -> None:
