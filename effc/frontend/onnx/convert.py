@@ -650,8 +650,9 @@ def _defaults(domain: str, op: str, version: int) -> dict[str, Any]:
         for name, a in (s.attributes if s is not None else {}).items():
             if a.default_value.type != AttributeProto.UNDEFINED:
                 value = onnx.helper.get_attribute_value(a.default_value)
-                value = value.decode() if isinstance(value, bytes) else value
-                out[name] = tuple(value) if isinstance(value, list) else value
+                many = isinstance(value, list)
+                texts = [v.decode() if isinstance(v, bytes) else v for v in (value if many else [value])]
+                out[name] = tuple(texts) if many else texts[0]
         _DEFAULTS[key] = out
     return _DEFAULTS[key]
 

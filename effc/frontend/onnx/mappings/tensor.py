@@ -304,16 +304,14 @@ def _center_crop_pad(cx: Context, x: Value, shape: Value, *, axes: Any = None) -
     at = list(range(x.rank)) if axes is None else [cx.axis(a, x.rank) for a in axes]
     for d, want in zip(at, cx.dims(shape, "the shape"), strict=True):
         have = x.shape[d]
-        if not isinstance(want, int) or not isinstance(have, int):
-            raise Unsupported("sizes that are not constant")
-        if want < have:
-            start = (have - want) // 2
-            x = cx.slice(x, d, start, start + want)
-        elif want > have:
-            pads: list[Dim] = [0] * (2 * x.rank)
-            pads[d] = (want - have) // 2
-            pads[d + x.rank] = want - have - (want - have) // 2
-            x = padded(cx, x, pads, "constant", 0)
+        kept = cx.least(have, want)
+        start = D.floordiv(have - kept, 2)
+        x = cx.slice(x, d, start, start + kept)
+        pads: list[Dim] = [0] * (2 * x.rank)
+        pads[d] = D.floordiv(want - kept, 2)
+        pads[d + x.rank] = want - kept - pads[d]
+        y = padded(cx, x, pads, "constant", 0)
+        x = cx.reshape(y, [want if k == d else s for k, s in enumerate(y.shape)])
     return x
 
 
