@@ -163,6 +163,7 @@ def _distinct(cx: Context, v: Value, labels: str, size: dict[str, Dim]) -> _Term
         c = labels[k]
         if c in out:
             first = out.index(c)
+            cx.require(v.shape[first], "==", v.shape[k], f"the sizes of the repeated '{c}' must be equal")
             v = cx.moveaxis(cx.b.op("diagonal", v, dim1=first, dim2=k, offset=0), -1, first)
             labels = labels[:k] + labels[k + 1 :]
         else:
