@@ -49,6 +49,16 @@ def _fitted(cx: Context, x: Value, d: int, n: Dim) -> Value:
     return cx.b.op("pad", x, padding=padding)  # type: ignore[no-any-return]
 
 
+def _fft(cx: Context, x: Value, d: int) -> Value:
+    """The transform along d. That of real numbers is half of it and the conjugate of that half in reverse."""
+    if x.dtype.is_complex:
+        return cx.op("fft", x, dims=(d,), inverse=False, scale=1.0)  # type: ignore[no-any-return]
+    half = cx.op("rfft", x, dims=(d,), scale=1.0)
+    n = x.shape[d]
+    rest = cx.b.op("flip", cx.slice(half, d, 1, n - D.floordiv(n, 2)), dims=(d,))
+    return cx.concat([half, cx.op("conj", rest)], d)
+
+
 def _dft(cx: Context, x: Value, length: Value | None, axis: int, inverse: int, onesided: int) -> Value:
     d = cx.axis(axis, x.rank)
     if not 0 <= d < x.rank - 1:
@@ -63,7 +73,7 @@ def _dft(cx: Context, x: Value, length: Value | None, axis: int, inverse: int, o
         v = _fitted(cx, v, d, n)
         if onesided and not v.dtype.is_complex:
             return _pairs(cx, cx.op("rfft", v, dims=(d,), scale=1.0), x.dtype)
-        y = _pairs(cx, cx.op("fft", _complex(cx, v), dims=(d,), inverse=False, scale=1.0), x.dtype)
+        y = _pairs(cx, _fft(cx, v, d), x.dtype)
         return cx.slice(y, d, 0, D.floordiv(n, 2) + 1) if onesided else y
     scale = (1.0 / n if n else 1.0) if isinstance(n, int) else 1.0
     v = _complex(cx, v)
@@ -118,7 +128,7 @@ def _stft(
         frames = cx.op("mul", frames, w)
     if onesided and not frames.dtype.is_complex:
         return _pairs(cx, cx.op("rfft", frames, dims=(2,), scale=1.0), x.dtype)
-    y = cx.op("fft", _complex(cx, frames), dims=(2,), inverse=False, scale=1.0)
+    y = _fft(cx, frames, 2)
     return _pairs(cx, cx.slice(y, 2, 0, n // 2 + 1) if onesided else y, x.dtype)
 
 
@@ -142,3 +152,31 @@ def _mel(
     w = np.where((at >= left) & (at <= middle), rise, np.where((at > middle) & (at < right), fall, 0.0))
     dtype = dtype_of(output_datatype)
     return cx.b.constant(w.astype(dtype.np), dtype)
+
+
+def _window(cx: Context, size: Value, dtype: int, periodic: int, *coefficients: float) -> Value:
+    """The sum of c[k] cos(2 pi k i / N), N the size or, for a symmetric window, one less."""
+    n = cx.dim(cx.reshape(size, ()), "the size of a window")
+    out = dtype_of(dtype)
+    work = out.compute if out.is_float else DType.f32
+    at = cx.convert(cx.iota(n), work)
+    angle = cx.div(cx.mul(at, 2 * math.pi), cx.scalar(n if periodic else n - 1, work))
+    y = cx.full(coefficients[0], (n,), work)
+    for k, c in enumerate(coefficients[1:], 1):
+        y = cx.add(y, cx.mul(cx.op("cos", cx.scale(angle, k)), c))
+    return cx.convert(y, out)
+
+
+@onnx_op("HannWindow", since=17)
+def _hann(cx: Context, size: Value, *, output_datatype: int = 1, periodic: int = 1) -> Value:
+    return _window(cx, size, output_datatype, periodic, 0.5, -0.5)
+
+
+@onnx_op("HammingWindow", since=17)
+def _hamming(cx: Context, size: Value, *, output_datatype: int = 1, periodic: int = 1) -> Value:
+    return _window(cx, size, output_datatype, periodic, 25 / 46, -21 / 46)
+
+
+@onnx_op("BlackmanWindow", since=17)
+def _blackman(cx: Context, size: Value, *, output_datatype: int = 1, periodic: int = 1) -> Value:
+    return _window(cx, size, output_datatype, periodic, 0.42, -0.5, 0.08)
