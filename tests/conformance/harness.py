@@ -26,6 +26,7 @@ Array = np.ndarray[Any, Any]
 TOLERANCE = {
     "f8e4m3": 0.13,
     "f8e5m2": 0.26,
+    **{d.value: 0.0 for d in DType if d.is_storage and d.is_float},
     "f16": 4e-3,
     "bf16": 2e-2,
     "f32": 1e-5,

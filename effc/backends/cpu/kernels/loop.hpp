@@ -42,7 +42,9 @@ EFFC_INLINE compute_t<T> round_to(V v) {
 typedef void (*inner_fn)(int64_t n, char* const* p, const int64_t* s, const int64_t* dv);
 
 EFFC_INLINE int64_t item_size(int32_t dtype) {
-  constexpr int8_t sizes[] = {1, 1, 1, 2, 2, 4, 4, 8, 8, 2, 2, 4, 8, 1, 1, 8, 16, 4};
+#define EFFC_DTYPE_SIZE(name, text, size) size,
+  constexpr int8_t sizes[] = {EFFC_DTYPES(EFFC_DTYPE_SIZE)};
+#undef EFFC_DTYPE_SIZE
   return sizes[dtype];
 }
 
