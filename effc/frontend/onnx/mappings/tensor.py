@@ -304,16 +304,13 @@ def _center_crop_pad(cx: Context, x: Value, shape: Value, *, axes: Any = None) -
     at = list(range(x.rank)) if axes is None else [cx.axis(a, x.rank) for a in axes]
     for d, want in zip(at, cx.dims(shape, "the shape"), strict=True):
         have = x.shape[d]
-        if not isinstance(want, int) or not isinstance(have, int):
-            raise Unsupported("sizes that are not constant")
-        if want < have:
-            start = (have - want) // 2
-            x = cx.slice(x, d, start, start + want)
-        elif want > have:
-            pads: list[Dim] = [0] * (2 * x.rank)
-            pads[d] = (want - have) // 2
-            pads[d + x.rank] = want - have - (want - have) // 2
-            x = padded(cx, x, pads, "constant", 0)
+        cut, grow = cx.most(have - want, 0), cx.most(want - have, 0)
+        start = D.floordiv(cut, 2)
+        x = cx.slice(x, d, start, start + cx.least(have, want))
+        pads: list[Dim] = [0] * (2 * x.rank)
+        pads[d] = D.floordiv(grow, 2)
+        pads[d + x.rank] = grow - pads[d]
+        x = padded(cx, x, pads, "constant", 0)
     return x
 
 
