@@ -73,9 +73,7 @@ class _Plan:
 
     def late_sizes(self) -> None:
         """Finds the order that sizes known only while running ask for: no operand tells it."""
-        binder = {
-            s: i for i, n in enumerate(self.nodes) for a in get(n.op).binds for s in attr_symbols(n.attrs.get(a))
-        }
+        binder = {s: i for i, n in enumerate(self.nodes) for a in get(n.op).binds for s in attr_symbols(n.attrs.get(a))}
         for i, n in enumerate(self.nodes if binder else ()):
             used = {s for t in n.types for d in t.shape for s in symbols(d)} | attr_symbols(tuple(n.attrs.values()))
             found = {binder[s] for s in used if s in binder} - {i}

@@ -17,9 +17,10 @@ Array = np.ndarray[Any, Any]
 
 def model_of(
     op: str, inputs: Sequence[Array | None], *, domain: str = "", opset: int = 21, constant: Sequence[int] = (),
-    dynamic: dict[int, dict[int, str]] | None = None, outputs: int = 1, **attrs: Any,
+    dynamic: dict[int, dict[int, str]] | None = None, outputs: int = 1,
+    attributes: dict[str, Any] | None = None, **attrs: Any,
 ) -> onnx.ModelProto:  # fmt: skip
-    """One node. Inputs numbered in ``constant`` are initializers; ``dynamic`` names dims of the others."""
+    """One node; ``attributes`` are those whose names this function has itself. Inputs numbered in ``constant`` are initializers; ``dynamic`` names dims of the others."""
     names = [f"x{k}" if x is not None else "" for k, x in enumerate(inputs)]
     infos, initial = [], []
     for k, x in enumerate(inputs):
@@ -33,7 +34,7 @@ def model_of(
             shape[axis] = text
         infos.append(helper.make_tensor_value_info(names[k], helper.np_dtype_to_tensor_dtype(x.dtype), shape))
     results = [f"y{k}" for k in range(outputs)]
-    node = helper.make_node(op, names, results, domain=domain, **attrs)
+    node = helper.make_node(op, names, results, domain=domain, **attrs, **(attributes or {}))
     graph = helper.make_graph([node], "g", infos, [helper.make_empty_tensor_value_info(r) for r in results], initial)
     versions = [helper.make_opsetid("", opset)]
     if domain:

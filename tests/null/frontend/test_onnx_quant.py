@@ -11,10 +11,9 @@ import onnx
 import pytest
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
+from onnx_one_node import compare, model_of
 
 import effc.onnx_backend
-
-from onnx_one_node import compare, model_of
 
 RNG = np.random.default_rng(5)
 F32 = np.float32
@@ -106,7 +105,9 @@ def test_output_dtype_and_precision() -> None:
 @pytest.mark.parametrize("target", ["reference", "cpu"])
 def test_dynamic_quantize(target: str) -> None:
     compare("DynamicQuantizeLinear", *([floats(n, 5)] for n in (1, 9)), opset=11, outputs=3, target=target)
-    compare("DynamicQuantizeLinear", [np.zeros((2, 3), F32)], [np.abs(floats(3, 3))], opset=11, outputs=3, target=target)
+    compare(
+        "DynamicQuantizeLinear", [np.zeros((2, 3), F32)], [np.abs(floats(3, 3))], opset=11, outputs=3, target=target
+    )
 
 
 @pytest.mark.parametrize("target", ["reference", "cpu"])

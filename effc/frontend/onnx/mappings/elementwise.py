@@ -146,8 +146,8 @@ def _isinf(cx: Context, x: Value, *, detect_negative: int = 1, detect_positive: 
 
 
 def cast(cx: Context, x: Value, dtype: DType, saturate: bool = True, round_mode: str = "up") -> Value:
-    """Cast as the standard has it: to bool by comparison with zero, from floats to integers towards zero, to floats of 8
-    bits as ``saturate`` and ``round_mode`` say.
+    """Cast as the standard has it: to bool by comparison with zero, from floats to integers towards zero, to floats of
+    8 bits as ``saturate`` and ``round_mode`` say.
     """
     if round_mode not in casts.ROUND:
         raise Unsupported(f"round_mode {round_mode}")
@@ -291,7 +291,7 @@ def _gelu(cx: Context, x: Value, *, approximate: str = "none") -> Value:
 
 @onnx_op("Shrink")
 def _shrink(cx: Context, x: Value, *, bias: float = 0.0, lambd: float = 0.5) -> Value:
-    """x + bias below -lambd, x - bias above lambd, 0 between them; integers by way of floats where these are fractions."""
+    """x + bias below -lambd, x - bias above lambd, 0 between; integers by way of floats where these are fractions."""
     work = x.dtype.compute
     if x.dtype.is_int:
         bias, lambd = (int(v) if v == int(v) else v for v in (bias, lambd))

@@ -17,7 +17,7 @@ from .quant import product, window_pads
 MS = "com.microsoft"
 
 
-def activation(cx: Context, name: str, x: Value, *given: float | None) -> Value:
+def activated(cx: Context, name: str, x: Value, *given: float | None) -> Value:
     """A fused activation by name; parameters that are None or missing have the operator's defaults."""
     found = [v for v in given if v is not None]
 
@@ -73,10 +73,7 @@ def _fused_gemm(
         y = cx.elementwise("add", y, cx.scale(cx.opmath(c), beta))
     if activation == "Selu":
         activation_beta = activation_gamma
-    return cx.convert(_activated(cx, activation, y, activation_alpha, activation_beta), a.dtype)
-
-
-_activated = activation
+    return cx.convert(activated(cx, activation, y, activation_alpha, activation_beta), a.dtype)
 
 
 @onnx_op("FusedConv", domain=MS)
@@ -96,7 +93,7 @@ def _fused_conv(
         y = cx.op("add", y, cx.reshape(bias, (bias.shape[0], *[1] * n)))
     if z is not None:
         y = cx.elementwise("add", y, z)
-    return _activated(cx, activation, y, *activation_params)
+    return activated(cx, activation, y, *activation_params)
 
 
 # Activations ----------------------------------------------------------------------------------------------------------
@@ -217,7 +214,8 @@ def _embed(
 
 @onnx_op("Inverse", domain=MS)
 def _inverse(cx: Context, x: Value) -> Value:
-    return cx.convert(cx.b.op("inv", cx.opmath(x)), x.dtype)
+    lu, pivots, _ = cx.b.op("linalg_lu_factor", cx.opmath(x), check=False)
+    return cx.convert(cx.b.op("linalg_lu_solve", lu, pivots, None), x.dtype)
 
 
 @onnx_op("Trilu", domain=MS)

@@ -13,8 +13,17 @@ from ....ir.graph import Value
 from ..context import Context
 from ..registry import Unsupported, onnx_op
 from .quant import (
-    centred, dequantize, dynamic_quantize, matmul_integer, product, qlinear_conv, quantize, requantized, rounded,
-    scalar_or_axis, window_pads,
+    centred,
+    dequantize,
+    dynamic_quantize,
+    matmul_integer,
+    product,
+    qlinear_conv,
+    quantize,
+    requantized,
+    rounded,
+    scalar_or_axis,
+    window_pads,
 )  # fmt: skip
 from .reduce import softmax_over
 
@@ -240,8 +249,8 @@ def _matmul_nbits(
     bias: Value | None = None, *, K: int, N: int, block_size: int, bits: int = 4, accuracy_level: int = 0,
     weight_prepacked: int = 0,
 ) -> Value:  # fmt: skip
-    """a @ ((b - zeros) * scales)^T; ``b`` is u8[N, blocks, block_size * bits / 8]. ``accuracy_level`` allows a runtime to
-    quantize ``a``, which is not made use of.
+    """a @ ((b - zeros) * scales)^T; ``b`` is u8[N, blocks, block_size * bits / 8]. ``accuracy_level`` allows a runtime
+    to quantize ``a``, which is not made use of.
     """
     if order is not None:
         raise Unsupported("g_idx")
@@ -269,5 +278,3 @@ def _matmul_nbits(
     if bias is not None:
         y = cx.elementwise("add", y, cx.convert(bias, work))
     return cx.convert(y, a.dtype)
-
-

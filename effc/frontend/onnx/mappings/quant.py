@@ -48,8 +48,8 @@ def scalar_or_axis(cx: Context, v: Value, rank: int, axis: int) -> Value:
 class Granularity:
     """How scales and zero points meet a tensor: one for all, one per index of an axis, or one per block along it.
 
-    Blocks that divide the axis get a dim of their own, in which parameters broadcast; otherwise parameters are repeated.
-    ``split`` prepares the tensor, ``spread`` a parameter, ``join`` undoes ``split``.
+    Blocks that divide the axis get a dim of their own, in which parameters broadcast; otherwise parameters are
+    repeated. ``split`` prepares the tensor, ``spread`` a parameter, ``join`` undoes ``split``.
     """
 
     def __init__(self, cx: Context, x: Value, scale: Value, axis: int, block: int) -> None:
@@ -188,9 +188,7 @@ def product(cx: Context, a: Value, b: Value) -> Value:
 
 
 @onnx_op("MatMulInteger")
-def matmul_integer(
-    cx: Context, a: Value, b: Value, a_zero: Value | None = None, b_zero: Value | None = None
-) -> Value:
+def matmul_integer(cx: Context, a: Value, b: Value, a_zero: Value | None = None, b_zero: Value | None = None) -> Value:
     return product(cx, centred(cx, a, a_zero, -2 if a.rank > 1 else 0), centred(cx, b, b_zero, -1))
 
 
