@@ -592,8 +592,9 @@ def _body(
     if s.has_function:
         versions = [v for v in s.function_opset_versions if v <= version]
         if versions:
-            text = s.get_function_with_opset_version(versions[-1])
-            return _parsed(text)
+            f = _parsed(s.get_function_with_opset_version(versions[-1]))
+            f.attribute_proto.extend(_protos(_defaults(domain, op, version)).values())
+            return f
     if not s.has_context_dependent_function:
         return None
     versions = [v for v in s.context_dependent_function_opset_versions if v <= version]
