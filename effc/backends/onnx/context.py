@@ -86,6 +86,7 @@ class Cx:
         self.made: dict[Any, list[str]] = {}  # nodes by what they compute, so that none is written twice
         self.symbols: dict[str, str] = {}  # symbol -> i64[1]
         self.values: dict[Value, Ref] = {}
+        self.rank = 0  # of what the emitter at work accumulates along a dim
 
     # Names and nodes --------------------------------------------------------------------------------------------------
 
@@ -311,6 +312,13 @@ class Cx:
         """A tensor of one value."""
         one = self.const(np.asarray(value), dtype)
         return one if not shape else self.expand(one, shape)
+
+    def matmul(self, a: str, b: str) -> str:
+        """A matrix product over broadcast leading dims. onnxruntime folds scalar factors around an f64 MatMul into an
+        attribute of single precision; it leaves Einsum alone."""
+        if self.dtype(a) is DType.f64:
+            return self.op("Einsum", a, b, equation="...ij,...jk->...ik")
+        return self.op("MatMul", a, b)
 
     # Complex numbers --------------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ _TABLE: dict[str, str] = {
     "Conv ConvTranspose AveragePool Col2Im RNN": "f32",
     "Relu": "i8 i32 f32 f64",
     "Mod": f"{_INTS} f16 f32 f64",
-    "Pow ReduceSum ReduceMean ReduceProd CumSum": "i32 i64 f32 f64",
+    "Pow ReduceSum ReduceMean ReduceProd CumSum Einsum": "i32 i64 f32 f64",
     "Max Min": "i8 i32 i64 u8 u32 u64 f16 f32 f64",
     "And Or Xor Not": "bool",
     "BitwiseAnd BitwiseOr BitwiseXor BitwiseNot": _INTS,

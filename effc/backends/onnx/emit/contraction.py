@@ -20,11 +20,11 @@ from .movement import pad_dims, spread
 @emits("matmul", wide=True, complex=True)
 def matmul(cx: Cx, node: Node, a: Any, b: Any) -> Any:
     if isinstance(a, Pair):
-        rr, ii, ri, ir = (cx.op("MatMul", p, q) for p, q in ((a.re, b.re), (a.im, b.im), (a.re, b.im), (a.im, b.re)))
+        rr, ii, ri, ir = (cx.matmul(p, q) for p, q in ((a.re, b.re), (a.im, b.im), (a.re, b.im), (a.im, b.re)))
         return Pair(cx.op("Sub", rr, ii), cx.op("Add", ri, ir))
     if node.operands[0].shape[-1] == 0:  # onnxruntime leaves empty sums of some types unwritten
         return cx.fill(0, node.types[0].shape, cx.dtype(a))
-    return cx.op("MatMul", a, b)
+    return cx.matmul(a, b)
 
 
 # Convolutions ---------------------------------------------------------------------------------------------------------
@@ -67,8 +67,10 @@ def conv(cx: Cx, node: Node, x: Any, w: Any) -> Any:
     shape, kernel = node.operands[0].shape, node.operands[1].shape
 
     def one(xv: str, wv: str) -> str:
+        if 0 in node.types[0].shape:
+            return cx.fill(0, node.types[0].shape, cx.dtype(xv))
         pads = _constant_pads(a["padding"])
-        if cx.dtype(xv) is DType.f32 and 0 not in node.types[0].shape:
+        if cx.dtype(xv) is DType.f32:
             if pads is None:
                 xv, _ = _explicit_padding(cx, xv, shape, a["padding"])
                 pads = [0] * (2 * len(a["padding"]))
@@ -105,7 +107,7 @@ def windows_product(
     stacked = cx.reshape(cx.concat(columns, 2), None, (n, groups, per * count, pixels))
     rows = D.floordiv(o, groups)
     matrix = cx.reshape(w, kernel, (groups, rows, per * count))
-    return cx.reshape(cx.op("MatMul", matrix, stacked), None, tuple(result))
+    return cx.reshape(cx.matmul(matrix, stacked), None, tuple(result))
 
 
 @emits("conv_transpose", wide=True, complex=True)
@@ -115,12 +117,14 @@ def conv_transpose(cx: Cx, node: Node, x: Any, w: Any) -> Any:
     nd, groups = len(shape) - 2, a["groups"]
 
     def one(xv: str, wv: str) -> str:
+        if 0 in node.types[0].shape:
+            return cx.fill(0, node.types[0].shape, cx.dtype(xv))
         pads = _constant_pads(a["padding"])
         extra = a["output_padding"]
         plain = all(
-            isinstance(e, int) and e < max(s, d) for e, s, d in zip(extra, a["stride"], a["dilation"], strict=True)
+            isinstance(e, int) and e < s for e, s in zip(extra, a["stride"], strict=True)
         )
-        if cx.dtype(xv) is DType.f32 and pads is not None and plain and 0 not in node.types[0].shape:
+        if cx.dtype(xv) is DType.f32 and pads is not None and plain:
             return cx.op(
                 "ConvTranspose", xv, wv, strides=list(a["stride"]), dilations=list(a["dilation"]), group=groups,
                 pads=pads, output_padding=list(extra),
@@ -171,7 +175,7 @@ def attention(cx: Cx, node: Node, q: str, k: str, v: str, mask: str | None = Non
         q = cx.op("Mul", q, cx.const(np.asarray(scale), dtype))
     else:
         q = cx.op("Div", q, cx.op("Sqrt", cx.scalar(e, dtype)))
-    s = cx.op("MatMul", q, k_t)
+    s = cx.matmul(q, k_t)
     if a["softcap"]:
         cap = cx.const(np.asarray(a["softcap"]), dtype)
         s = cx.op("Mul", cx.op("Tanh", cx.op("Div", s, cap)), cap)
@@ -198,7 +202,7 @@ def attention(cx: Cx, node: Node, q: str, k: str, v: str, mask: str | None = Non
             bias, empty = _by_group(cx, node, bias, hk), None if empty is None else _by_group(cx, node, empty, hk)
         s = cx.op("Add", s, bias)
     p = cx.op("Softmax", s, axis=-1)
-    out = cx.op("MatMul", p, v)
+    out = cx.matmul(p, v)
     if empty is not None:
         out = cx.op("Where", empty, cx.const(np.asarray(math.nan if a["empty_nan"] else 0), dtype), out)
     return cx.reshape(out, None, (n, h, lq, ev)) if grouped else out

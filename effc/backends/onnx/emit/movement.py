@@ -51,6 +51,8 @@ def permute(cx: Cx, node: Node, x: str) -> str:
 @emits("broadcast_to", parts=True)
 def broadcast_to(cx: Cx, node: Node, x: str) -> str:
     shape = node.attrs["shape"]
+    if 0 in shape:  # onnxruntime drops an Expand to a size of 0
+        return cx.fill(0, shape, cx.dtype(x))
     return x if node.operands[0].shape == tuple(shape) else cx.expand(x, shape)
 
 
