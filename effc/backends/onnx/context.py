@@ -313,12 +313,23 @@ class Cx:
         one = self.const(np.asarray(value), dtype)
         return one if not shape else self.expand(one, shape)
 
-    def matmul(self, a: str, b: str) -> str:
-        """A matrix product over broadcast leading dims. onnxruntime folds scalar factors around an f64 MatMul into an
-        attribute of single precision; it leaves Einsum alone."""
-        if self.dtype(a) is DType.f64:
-            return self.op("Einsum", a, b, equation="...ij,...jk->...ik")
-        return self.op("MatMul", a, b)
+    def matmul(self, a: str, b: str, ranks: tuple[int | None, int | None]) -> str:
+        """A matrix product over broadcast leading dims; ``ranks`` of the operands, one of them None (and the other 2)
+        where it does not matter. onnxruntime folds scalar factors around an f64 MatMul into an attribute of single
+        precision; it leaves Einsum alone."""
+        if self.dtype(a) is not DType.f64:
+            return self.op("MatMul", a, b)
+        ra, rb = ranks
+        if rb == 2:
+            return self.op("Einsum", a, b, equation="...ij,jk->...ik")
+        if ra == 2:
+            return self.op("Einsum", a, b, equation="ij,...jk->...ik")
+        assert ra is not None and rb is not None
+        if ra < rb:
+            a = self.unsqueeze(a, *range(rb - ra))
+        elif rb < ra:
+            b = self.unsqueeze(b, *range(ra - rb))
+        return self.op("Einsum", a, b, equation="...ij,...jk->...ik")
 
     # Complex numbers --------------------------------------------------------------------------------------------------
 

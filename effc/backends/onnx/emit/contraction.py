@@ -19,12 +19,13 @@ from .movement import pad_dims, spread
 
 @emits("matmul", wide=True, complex=True)
 def matmul(cx: Cx, node: Node, a: Any, b: Any) -> Any:
+    ranks = (node.operands[0].rank, node.operands[1].rank)
     if isinstance(a, Pair):
-        rr, ii, ri, ir = (cx.matmul(p, q) for p, q in ((a.re, b.re), (a.im, b.im), (a.re, b.im), (a.im, b.re)))
+        rr, ii, ri, ir = (cx.matmul(p, q, ranks) for p, q in ((a.re, b.re), (a.im, b.im), (a.re, b.im), (a.im, b.re)))
         return Pair(cx.op("Sub", rr, ii), cx.op("Add", ri, ir))
     if node.operands[0].shape[-1] == 0:  # onnxruntime leaves empty sums of some types unwritten
         return cx.fill(0, node.types[0].shape, cx.dtype(a))
-    return cx.matmul(a, b)
+    return cx.matmul(a, b, ranks)
 
 
 # Convolutions ---------------------------------------------------------------------------------------------------------
@@ -107,7 +108,7 @@ def windows_product(
     stacked = cx.reshape(cx.concat(columns, 2), None, (n, groups, per * count, pixels))
     rows = D.floordiv(o, groups)
     matrix = cx.reshape(w, kernel, (groups, rows, per * count))
-    return cx.reshape(cx.matmul(matrix, stacked), None, tuple(result))
+    return cx.reshape(cx.matmul(matrix, stacked, (3, 4)), None, tuple(result))
 
 
 @emits("conv_transpose", wide=True, complex=True)
@@ -175,7 +176,8 @@ def attention(cx: Cx, node: Node, q: str, k: str, v: str, mask: str | None = Non
         q = cx.op("Mul", q, cx.const(np.asarray(scale), dtype))
     else:
         q = cx.op("Div", q, cx.op("Sqrt", cx.scalar(e, dtype)))
-    s = cx.matmul(q, k_t)
+    rank = 5 if grouped else 4
+    s = cx.matmul(q, k_t, (rank, rank))
     if a["softcap"]:
         cap = cx.const(np.asarray(a["softcap"]), dtype)
         s = cx.op("Mul", cx.op("Tanh", cx.op("Div", s, cap)), cap)
@@ -202,7 +204,7 @@ def attention(cx: Cx, node: Node, q: str, k: str, v: str, mask: str | None = Non
             bias, empty = _by_group(cx, node, bias, hk), None if empty is None else _by_group(cx, node, empty, hk)
         s = cx.op("Add", s, bias)
     p = cx.op("Softmax", s, axis=-1)
-    out = cx.matmul(p, v)
+    out = cx.matmul(p, v, (rank, rank))
     if empty is not None:
         out = cx.op("Where", empty, cx.const(np.asarray(math.nan if a["empty_nan"] else 0), dtype), out)
     return cx.reshape(out, None, (n, h, lq, ev)) if grouped else out

@@ -175,11 +175,11 @@ def product_along(cx: Cx, x: str, rank: int, dim: int, matrix: Any) -> str:
     """x times a constant matrix [n, m] along dim."""
     w = cx.const(np.ascontiguousarray(matrix), cx.dtype(x))
     if dim == rank - 1:
-        return cx.matmul(x, w)
+        return cx.matmul(x, w, (None, 2))
     if dim == rank - 2:
-        return cx.matmul(cx.const(np.ascontiguousarray(matrix.T), cx.dtype(x)), x)
+        return cx.matmul(cx.const(np.ascontiguousarray(matrix.T), cx.dtype(x)), x, (2, None))
     perm = [d for d in range(rank) if d != dim] + [dim]
-    y = cx.matmul(cx.transpose(x, perm), w)
+    y = cx.matmul(cx.transpose(x, perm), w, (None, 2))
     return cx.transpose(y, [perm.index(d) for d in range(rank)])
 
 

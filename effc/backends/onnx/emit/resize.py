@@ -86,7 +86,11 @@ def grid_sample(cx: Cx, node: Node, x: str, grid: str) -> str:
         if not all(isinstance(n, int) for n in sizes):
             raise Refuse("sampling at pixels of an image of unknown size")
         n = np.asarray(sizes, np.float64)
-        grid = cx.cast(grid, DType.f64)  # one division apart from the pixel, so that halves stay halves
+        grid = cx.cast(grid, DType.f64)
+        if a["mode"] == "nearest":  # rounded here: a half would not survive the way through [-1, 1] and back
+            if a["border"] == "reflection":
+                grid = _reflected(cx, grid, n, align)
+            grid = cx.op("Round", grid)
         if align:
             grid = cx.op("Sub", cx.op("Mul", grid, cx.const(2 / np.maximum(n - 1, 1))), cx.const(np.asarray(1.0)))
         else:
@@ -95,6 +99,19 @@ def grid_sample(cx: Cx, node: Node, x: str, grid: str) -> str:
         x64 = cx.cast(x, DType.f64)
         return cx.cast(_sample(cx, a, x64, grid), cx.dtype(x))
     return _sample(cx, a, x, grid)
+
+
+def _reflected(cx: Cx, p: str, n: Any, align: bool) -> str:
+    """Positions outside [0, n - 1], or without ``align`` [-1/2, n - 1/2], mirrored at its ends, then clipped."""
+    low = 0.0 if align else -0.5
+    span = np.maximum(n - 1, 1e-300) if align else n
+    q = cx.op("Abs", cx.op("Sub", p, cx.const(np.asarray(low))))
+    flips = cx.op("Floor", cx.op("Div", q, cx.const(span)))
+    extra = cx.op("Sub", q, cx.op("Mul", flips, cx.const(span)))
+    two = cx.const(np.asarray(2.0))
+    odd = cx.op("Equal", cx.op("Mod", flips, two, fmod=1), cx.const(np.asarray(1.0)))
+    p = cx.op("Add", cx.op("Where", odd, cx.op("Sub", cx.const(span), extra), extra), cx.const(np.asarray(low)))
+    return cx.op("Max", cx.op("Min", p, cx.const(n - 1)), cx.const(np.asarray(0.0)))
 
 
 def _sample(cx: Cx, a: Any, x: str, grid: str) -> str:

@@ -74,13 +74,13 @@ class Transform:
     def right(self, z: Pair, w: Any) -> Pair:
         """z @ w."""
         cx, re, im = self.cx, self.const(w.real), self.const(w.imag)
-        rr, ii, ri, ir = (cx.matmul(p, q) for p, q in ((z.re, re), (z.im, im), (z.re, im), (z.im, re)))
+        rr, ii, ri, ir = (cx.matmul(p, q, (None, 2)) for p, q in ((z.re, re), (z.im, im), (z.re, im), (z.im, re)))
         return Pair(cx.op("Sub", rr, ii), cx.op("Add", ri, ir))
 
     def left(self, w: Any, z: Pair) -> Pair:
         """w @ z."""
         cx, re, im = self.cx, self.const(w.real), self.const(w.imag)
-        rr, ii, ri, ir = (cx.matmul(p, q) for p, q in ((re, z.re), (im, z.im), (re, z.im), (im, z.re)))
+        rr, ii, ri, ir = (cx.matmul(p, q, (2, None)) for p, q in ((re, z.re), (im, z.im), (re, z.im), (im, z.re)))
         return Pair(cx.op("Sub", rr, ii), cx.op("Add", ri, ir))
 
     def halves(self, x: str, axis: int, n: int) -> Pair:
@@ -130,7 +130,7 @@ class Transform:
         factors = split_length(n) if n > DENSE else None
         if n <= DENSE or (factors is None and n <= 2 * FACTOR):
             w = table(n, half, n, -1)[:have]
-            return self.halves(cx.matmul(x, self.const(np.concatenate([w.real, w.imag], 1))), -1, half)
+            return self.halves(cx.matmul(x, self.const(np.concatenate([w.real, w.imag], 1)), (None, 2)), -1, half)
         if factors is None:
             x = self.padded(x, n, have)
             y = self.bluestein(Pair(x, cx.op("Mul", x, cx.like(0, x))), n, -1, rank)
@@ -139,7 +139,7 @@ class Transform:
         used = min(n1, -(-have // n2))  # rows of zeros take no part
         x = self.tail(self.padded(x, used * n2, have), used, n2)
         w = table(n1, used, n1, -1)
-        y = self.halves(cx.matmul(self.const(np.concatenate([w.real, w.imag], 0)), x), -2, n1)
+        y = self.halves(cx.matmul(self.const(np.concatenate([w.real, w.imag], 0)), x, (2, None)), -2, n1)
         y = cmul(cx, y, self.pair(table(n1, n2, n, -1)))
         if n2 <= FACTOR:
             cols = min(n2, n2 // 2 + 1)
@@ -161,7 +161,7 @@ class Transform:
         if n <= DENSE or (factors is None and n <= 2 * FACTOR):
             w = table(half, want, n, -1) * weights[:, None]
             both = np.concatenate([w.real, w.imag], 0)
-            return cx.matmul(cx.op("Concat", z.re, z.im, axis=-1), self.const(both))
+            return cx.matmul(cx.op("Concat", z.re, z.im, axis=-1), self.const(both), (None, 2))
         if factors is None or factors[1] > FACTOR:
             return cx.slice(self.complex(self.whole(z, n), n, +1, rank).re, -1, 0, want)
         n1, n2 = factors
@@ -180,7 +180,7 @@ class Transform:
         used = min(n1, -(-want // n2))
         w1 = table(used, n1, n1, +1)
         stacked = cx.op("Concat", y.re, y.im, axis=-2)
-        out = cx.matmul(self.const(np.concatenate([w1.real, -w1.imag], 1)), stacked)
+        out = cx.matmul(self.const(np.concatenate([w1.real, -w1.imag], 1)), stacked, (2, None))
         out = self.tail(out, used * n2)
         return out if used * n2 == want else cx.slice(out, -1, 0, want)
 
