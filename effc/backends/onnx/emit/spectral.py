@@ -5,9 +5,9 @@ done in four steps (Bailey, FFTs in external or hierarchical memory, 1990): with
 
     X[k] = sum_j2 w_n2^(j2 k2)  w_n^(j2 k1)  sum_j1 w_n1^(j1 k1) x[j1, j2]
 
-a product from the left, an elementwise product with a table, a product from the right, and a transposition. Lengths
-without such factors are done by Bluestein's algorithm. The inverse real transform runs the transposed steps of the
-forward one, so it touches the non-redundant half of the spectrum alone. Tables are computed in double and rounded once.
+a product from the left, an elementwise product with a table, a transform of length n2 in the same way, and a
+transposition. Of real data only the k1 up to n1 / 2 are computed, the others are their conjugates. Lengths without such
+factors are done by Bluestein's algorithm. Tables are computed in double and rounded once.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ import numpy as np
 from ....ir.dims import Dim
 from ....ir.dtypes import DType
 from ....ir.graph import Node
-from ..context import Cx, Pair, Refuse
+from ..context import MAX, Cx, Pair, Refuse
 from . import emits
 from .elementwise import cadd, cmul
 
 DENSE = 96  # up to here one product with the whole matrix is the fastest
-FACTOR = 512  # larger factors are split again
+FACTOR = 512  # a left factor may be this large
+RADIX = 32  # about the size of the factors that lengths are split into
 
 
 def root(numerator: Any, n: int) -> Any:
@@ -44,11 +45,23 @@ def table(rows: int, cols: int, n: int, sign: int) -> Any:
 
 def split_length(n: int) -> tuple[int, int] | None:
     """n = n1 n2 with n1 <= FACTOR as near to the root as there is; None for lengths that do not divide."""
-    best = None
-    for n1 in range(2, min(FACTOR, n // 2) + 1):
-        if n % n1 == 0 and (best is None or max(n1, n // n1) < max(best)):
-            best = (n1, n // n1)
-    return best
+    divisors = [d for d in range(2, min(FACTOR, n // 2) + 1) if n % d == 0]
+    if not divisors:
+        return None
+    # Work grows with the sum of the factors, the number of passes over the data with their number.
+    parts = max(2, math.ceil(math.log(n) / math.log(RADIX)))
+    target = n ** (1 / parts)
+    n1 = min(divisors, key=lambda d: abs(math.log(d / target)))
+    return n1, n // n1
+
+
+def mirrored(half: int, n: int) -> Any:
+    """How often each of the first values of a Hermitian spectrum of length n counts."""
+    counts = np.full(half, 2.0)
+    counts[0] = 1
+    if n % 2 == 0:
+        counts[n // 2 :] = 1
+    return counts
 
 
 class Transform:
@@ -136,49 +149,41 @@ class Transform:
             y = self.bluestein(Pair(x, cx.op("Mul", x, cx.like(0, x))), n, -1, rank)
             return Pair(*(cx.slice(v, -1, 0, half) for v in (y.re, y.im)))
         n1, n2 = factors
-        used = min(n1, -(-have // n2))  # rows of zeros take no part
+        used, h = min(n1, -(-have // n2)), n1 // 2 + 1  # rows of zeros take no part; k1 and n1 - k1 are conjugates
         x = self.tail(self.padded(x, used * n2, have), used, n2)
-        w = table(n1, used, n1, -1)
-        y = self.halves(cx.matmul(self.const(np.concatenate([w.real, w.imag], 0)), x, (2, None)), -2, n1)
-        y = cmul(cx, y, self.pair(table(n1, n2, n, -1)))
-        if n2 <= FACTOR:
-            cols = min(n2, n2 // 2 + 1)
-            y = self.right(y, table(n2, cols, n2, -1))
-        else:
-            cols = n2
-            y = self.complex(y, n2, -1, rank + 1)
-        out = [self.tail(self.swap(v, rank + 1), cols * n1) for v in (y.re, y.im)]
-        return Pair(*(cx.slice(v, -1, 0, half) for v in out))
+        w = table(h, used, n1, -1)
+        y = self.halves(cx.matmul(self.const(np.concatenate([w.real, w.imag], 0)), x, (2, None)), -2, h)
+        y = cmul(cx, y, self.pair(table(h, n2, n, -1)))
+        y = self.complex(y, n2, -1, rank + 1)  # [k1, k2] for k1 < h
+        cols = n2 // 2 + 1
+        parts = []
+        for v, sign in ((y.re, 1), (y.im, -1)):
+            first = v if cols == n2 else cx.slice(v, -1, 0, cols)
+            if n1 > h:  # X[n - k] = conj X[k]: both dims backwards
+                lows, highs = cx.ints(n1 - h, n2 - 1), cx.ints(0, n2 - 1 - cols if n2 > cols else -MAX - 1)
+                rest = cx.op("Slice", v, lows, highs, cx.ints(-2, -1), cx.ints(-1, -1))
+                first = cx.op("Concat", first, rest if sign > 0 else cx.op("Neg", rest), axis=-2)
+            parts.append(cx.slice(self.tail(self.swap(first, rank + 1), cols * n1), -1, 0, half))
+        return Pair(*parts)
 
     def inverse_real(self, z: Pair, n: int, want: int, rank: int) -> str:
         """The first ``want`` values of the unnormalised inverse of a half spectrum."""
         cx, half = self.cx, n // 2 + 1
-        weights = np.full(half, 2.0)  # the other half of the spectrum mirrors this one
-        weights[0] = 1
-        if n % 2 == 0:
-            weights[-1] = 1
         factors = split_length(n) if n > DENSE else None
         if n <= DENSE or (factors is None and n <= 2 * FACTOR):
-            w = table(half, want, n, -1) * weights[:, None]
+            w = table(half, want, n, -1) * mirrored(half, n)[:, None]
             both = np.concatenate([w.real, w.imag], 0)
             return cx.matmul(cx.op("Concat", z.re, z.im, axis=-1), self.const(both), (None, 2))
-        if factors is None or factors[1] > FACTOR:
-            return cx.slice(self.complex(self.whole(z, n), n, +1, rank).re, -1, 0, want)
+        y = self.whole(z, n)
+        if factors is None:
+            return cx.slice(self.complex(y, n, +1, rank).re, -1, 0, want)
         n1, n2 = factors
-        cols = min(n2, n2 // 2 + 1)
-        w = self.const(weights)
-        # The imaginary parts of the first and the middle value do not count.
-        mute = weights.copy()
-        mute[0] = 0
-        if n % 2 == 0:
-            mute[-1] = 0
-        y = Pair(cx.op("Mul", z.re, w), cx.op("Mul", z.im, self.const(mute)))
-        y = Pair(*(self.swap(self.tail(self.padded(v, cols * n1, half), cols, n1), rank + 1) for v in (y.re, y.im)))
-        # The real part of the transposed steps: with X = a + ib and w = c + is, re(X conj(w)) = a c + b s.
-        y = self.right(y, table(cols, n2, n2, +1))
-        y = cmul(cx, y, self.pair(table(n1, n2, n, +1)))
+        h = n1 // 2 + 1
+        parts = [cx.slice(self.tail(v, n2, n1), -1, 0, h) for v in (y.re, y.im)]
+        y = self.complex(Pair(*(self.swap(v, rank + 1) for v in parts)), n2, +1, rank + 1)  # [k1, j2]
+        y = cmul(cx, y, self.pair(table(h, n2, n, +1)))
         used = min(n1, -(-want // n2))
-        w1 = table(used, n1, n1, +1)
+        w1 = table(used, h, n1, +1) * mirrored(h, n1)
         stacked = cx.op("Concat", y.re, y.im, axis=-2)
         out = cx.matmul(self.const(np.concatenate([w1.real, -w1.imag], 1)), stacked, (2, None))
         out = self.tail(out, used * n2)
