@@ -151,6 +151,7 @@ def build(
     states: dict[str, tuple[str, str | None]] = {}
     shared.states.update({s: _new_input(cx, f"state.{s}", st.type, infos) for s, st in graph.states.items()})
     _bind_symbols(cx, graph, inputs)
+    shared.cuts.update(_cuts(graph))
     cx.walk(graph.nodes)
     _refuse(shared, len(list(graph.walk())))
     outs: list[onnx.ValueInfoProto] = []
@@ -187,6 +188,25 @@ def build(
     return Built(
         proto, initializers, shared.dtypes, inputs, outputs, states, written, metadata, report, domains
     )
+
+
+def _cuts(graph: Graph) -> dict[Value, int]:
+    """Inverse real transforms of which only the first values of the last dim are used, as in a linear convolution."""
+    found: dict[Value, int] = {}
+    for v, users in graph.uses().items():
+        if v.node.op != "irfft" or v.node.attrs["dims"][-1] % v.rank != v.rank - 1:
+            continue
+        stops = []
+        for u in users:
+            if u is None or u.op != "slice" or any(u.attrs["starts"]) or set(u.attrs["steps"]) != {1}:
+                break
+            stop = u.attrs["stops"][-1]
+            if u.attrs["stops"][:-1] != v.shape[:-1] or not isinstance(stop, int):
+                break
+            stops.append(stop)
+        if stops and len(stops) == len(users) and max(stops) > 0:
+            found[v] = max(stops)
+    return found
 
 
 def _label(names: Sequence[str] | None, i: int) -> str:

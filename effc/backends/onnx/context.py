@@ -71,6 +71,7 @@ class Shared:
     casts: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     refused: list[tuple[Node, str]] = field(default_factory=list)
+    cuts: dict[Value, int] = field(default_factory=dict)  # of what is only read in part along its last dim, that part
     states: dict[str, Ref] = field(default_factory=dict)
     state_names: dict[str, str] = field(default_factory=dict)
     internal: set[str] = field(default_factory=set)  # results of nodes that emitters wrote

@@ -65,7 +65,7 @@ def slice_(cx: Cx, node: Node, x: str) -> str:
         for d, (lo, hi, step, size) in enumerate(zip(a["starts"], a["stops"], a["steps"], shape, strict=True))
         if (lo, hi, step) != (0, size, 1)
     ]
-    if not rows:
+    if not rows or (len(rows) == 1 and cx.shared.cuts.get(node.operands[0]) == rows[0][2]):
         return x
     axes, lows, highs, steps = zip(*rows, strict=True)
     return cx.op("Slice", x, cx.shape(lows), cx.shape(highs), cx.ints(*axes), cx.ints(*steps))

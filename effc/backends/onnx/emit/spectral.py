@@ -308,7 +308,8 @@ def irfft(cx: Cx, node: Node, z: Pair) -> Any:
         raise Refuse("an inverse real transform of a length that is not constant")
     t = Transform(cx, cx.dtype(z.re))
     z = _scaled(cx, z, node.attrs["scale"])
-    return _along(cx, rank, last, z, lambda v: t.inverse_real(v, n, n, rank))
+    want = cx.shared.cuts.get(node[0], n)
+    return _along(cx, rank, last, z, lambda v: t.inverse_real(v, n, want, rank))
 
 
 __all__ = ["Transform", "cadd"]
