@@ -71,6 +71,7 @@ class Shared:
     casts: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     refused: list[tuple[Node, str]] = field(default_factory=list)
+    form: bool = True  # whether groups of ops become one op of ONNX
     cuts: dict[Value, int] = field(default_factory=dict)  # of what is only read in part along its last dim, that part
     states: dict[str, Ref] = field(default_factory=dict)
     state_names: dict[str, str] = field(default_factory=dict)
@@ -358,8 +359,12 @@ class Cx:
         """Writes nodes in order. A refused one is noted, and stands-in take the place of its results, so that all
         reasons are found at once."""
         from .emit import emit
+        from .patterns import formed
 
         for n in nodes:
+            if self.shared.form and (whole := formed(self, n)) is not None:
+                self.values[n[0]] = whole
+                continue
             ins = [None if v is None else self.find(v) for v in n.inputs]
             try:
                 outs = emit(self, n, ins)

@@ -35,11 +35,15 @@ def lstm(cx: Cx, node: Node, x: str, h0: str, c0: str, *rest: str | None) -> tup
     weights = [*rest, None, None, None][:5]
     if weights[4] is not None:  # a projected state
         return written_out(cx, node, [x, h0, c0, *rest])
+    if cx.dtype(x) is DType.f64:  # onnxruntime registers f64 kernels, which then refuse to run
+        return written_out(cx, node, [x, h0, c0, *rest])
     return _layer(cx, node, "LSTM", x, [h0, c0], weights[:4])
 
 
 @emits("gru_layer")
 def gru(cx: Cx, node: Node, x: str, h0: str, *rest: str | None) -> tuple[Ref, ...]:
+    if cx.dtype(x) is DType.f64:
+        return written_out(cx, node, [x, h0, *rest])
     return _layer(cx, node, "GRU", x, [h0], [*rest, None, None][:4], linear_before_reset=1)
 
 
