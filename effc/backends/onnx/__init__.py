@@ -15,7 +15,6 @@ from ...passes.pipeline import Options, default
 from ...runtime.errors import EffcError
 from .build import build, why_not
 from .emit import native
-from .kernels import OPSET
 from .model import OnnxModel
 
 DOMAINS = ("standard",)
@@ -45,7 +44,6 @@ def compile_graphs(
     built = build(graph, im.input_names, im.output_names, name)
     news = {
         "target": "onnx",
-        "opset": OPSET,
         "onnx_domain": domain,
         "entries": {name: {"passes": report.as_json(), "onnx": built.report}},
         **built.report,

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
@@ -16,11 +15,12 @@ from ...ir.dims import Dim, SymExpr
 from ...ir.dtypes import DType
 from ...ir.graph import Graph, Node, Value
 from ...ir.interp import solve_linear
+from ...ir.op import get
 from ...ir.ops.movement import symbol_name
 from ...runtime.errors import EffcError
 from .context import ONNX_TYPE, Array, Cx, Pair, Ref, Refuse, Shared
 from .emit import emit, load
-from .kernels import IR_VERSION, OPSET
+from .kernels import IR_VERSION, OPSET, OPSET_WITH_RANDOM
 
 INLINE_LIMIT = 1_900_000_000  # a protobuf message may hold 2 GiB
 
@@ -137,7 +137,8 @@ def build(
     """Writes ``graph``, which has been through the passes of this target. EffcError lists every node that ONNX, or
     onnxruntime, has no form for."""
     load()
-    shared = Shared(graph.symbols)
+    random = any(get(n.op).effects == "random" for n in graph.walk())
+    shared = Shared(graph.symbols, opset=OPSET_WITH_RANDOM if random else OPSET)
     cx = Cx(shared)
     given = list(input_names or [n.name or f"x{i}" for i, n in enumerate(graph.inputs)])
     infos: list[onnx.ValueInfoProto] = []
@@ -174,6 +175,7 @@ def build(
     initializers = {n: a for n, a in shared.initializers.items() if n in used}
     counts = Counter(n.op_type for n in _all_nodes(proto))
     report = {
+        "opset": shared.opset,
         "nodes": sum(counts.values()),
         "ops": dict(sorted(counts.items())),
         "casts": {k: v for k, v in sorted(shared.casts.items())},
@@ -184,7 +186,7 @@ def build(
     bounds = {s: list(b) for s, b in graph.symbols.items()}
     checks = [[str(c.lhs), c.op, str(c.rhs), c.message] for c in graph.checks]
     metadata = {"effc.symbols": json.dumps(bounds), "effc.checks": json.dumps(checks)}
-    domains = {"": OPSET, **dict.fromkeys(sorted({n.domain for n in _all_nodes(proto)} - {""}), 1)}
+    domains = {"": shared.opset, **dict.fromkeys(sorted({n.domain for n in _all_nodes(proto)} - {""}), 1)}
     return Built(
         proto, initializers, shared.dtypes, inputs, outputs, states, written, metadata, report, domains
     )
@@ -258,7 +260,7 @@ def _bind_symbols(cx: Cx, graph: Graph, inputs: Sequence[str]) -> None:
         if len(free) != 1:
             continue
         symbol = next(iter(free))
-        env = {s: 0 for s in D.symbols(d)}
+        env = dict.fromkeys(D.symbols(d), 0)
         probe: dict[str, int] = dict(env)
         solve_linear(d, symbol, D.evaluate(d, {**env, symbol: 1}), probe)
         slope = D.evaluate(d, {**env, symbol: 1}) - D.evaluate(d, env)

@@ -13,11 +13,11 @@ import onnx
 from onnx import TensorProto, helper
 
 from ...ir import dims as D
-from ...ir.dims import Bounds, Dim, SymExpr, Symbol
+from ...ir.dims import Bounds, Dim, Symbol, SymExpr
 from ...ir.dtypes import DType
 from ...ir.graph import Node, Value
 from ...ir.op import get
-from .kernels import RESULTS, TYPED, compute_type
+from .kernels import OPSET, RESULTS, SINCE, TYPED, compute_type
 
 Array = np.ndarray[Any, Any]
 
@@ -71,6 +71,7 @@ class Shared:
     casts: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     refused: list[tuple[Node, str]] = field(default_factory=list)
+    opset: int = OPSET
     form: bool = True  # whether groups of ops become one op of ONNX
     cuts: dict[Value, int] = field(default_factory=dict)  # of what is only read in part along its last dim, that part
     states: dict[str, Ref] = field(default_factory=dict)
@@ -124,6 +125,8 @@ class Cx:
                 if key in scope.made:
                     return scope.made[key]
                 scope = scope.parent
+        if not domain and SINCE.get(op, 0) > self.shared.opset:
+            raise Refuse(f"{op} is not in opset {self.shared.opset}, the newest in which onnxruntime draws random numbers")
         outs = [self.name(op.lower()) for _ in dtypes]
         args = ["" if x is None else x for x in ins]
         while args and not args[-1]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from ...ir.dtypes import DType
 
 OPSET = 26  # the newest that onnxruntime 1.31 takes; it has BitCast and CumProd
+OPSET_WITH_RANDOM = 21  # the newest for which onnxruntime has generators of random numbers
+SINCE = {"BitCast": 26, "CumProd": 26, "RMSNormalization": 23}  # ops that the older opset lacks
 IR_VERSION = 11  # the newest that onnxruntime 1.31 reads with this opset
 
 _ALL = "bool i8 i16 i32 i64 u8 u16 u32 u64 f16 bf16 f32 f64"

@@ -15,6 +15,7 @@ import numpy as np
 from ...ir.dtypes import DType
 from ...ir.graph import Node, Value
 from .context import Cx
+from .kernels import SINCE
 
 Pattern = Callable[[Cx, Node], "str | None"]
 
@@ -161,6 +162,8 @@ def normalisation(cx: Cx, n: Node) -> str | None:
     if found is None or scale is None:
         return None
     op, x, eps = found
+    if SINCE.get(op, 0) > cx.shared.opset:
+        return None
     if x.dtype is not DType.f32 or not _vector(scale, x) or (bias is not None and not _vector(bias, x)):
         return None
     size = x.shape[-1]

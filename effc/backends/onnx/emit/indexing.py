@@ -271,7 +271,7 @@ def unique(cx: Cx, node: Node, x: str) -> tuple[str, ...]:
 
 def _fresh(cx: Cx, line: str) -> str:
     """True where an element differs from the one before it."""
-    end = cx.ints((1 << 62))
+    end = cx.ints(1 << 62)
     a, b = cx.op("Slice", line, cx.ints(1), end), cx.op("Slice", line, cx.ints(0), cx.ints(-1))
     differs = cx.op("Not", cx.op("Equal", a, b))
     first = cx.op("Slice", cx.op("Equal", line, line), cx.ints(0), cx.ints(1))
@@ -316,7 +316,7 @@ def unique_dim(cx: Cx, node: Node, x: str) -> tuple[str, ...]:
             column = cx.op("Gather", table, cx.const(np.asarray(c, np.int64)), axis=1)
             order = cx.op("Gather", order, ordered(cx, cx.op("Gather", column, order, axis=0), 0, n, False), axis=0)
         table, rows = cx.op("Gather", table, order, axis=0), cx.op("Gather", rows, order, axis=0)
-    end = cx.ints((1 << 62))
+    end = cx.ints(1 << 62)
     a, b = cx.op("Slice", table, cx.ints(1), end, cx.ints(0)), cx.op("Slice", table, cx.ints(0), cx.ints(-1), cx.ints(0))
     differs = cx.op("ReduceMax", cx.op("Not", cx.op("Equal", a, b)), cx.ints(1), keepdims=0)
     one = cx.op("Slice", cx.op("Expand", cx.const(np.asarray(True)), cx.dim(v.shape[dim])), cx.ints(0), cx.ints(1))

@@ -327,7 +327,7 @@ def _merge(cx: Cx, x: str, dim: int) -> str:
     """Joins dim with the next one."""
     spec = cx.const(np.asarray([0] * dim + [-1], np.int64))
     shape = cx.raw("Shape", [x], [DType.i64])[0]
-    rest = cx.op("Slice", shape, cx.ints(dim + 2), cx.ints((1 << 62)), cx.ints(0))
+    rest = cx.op("Slice", shape, cx.ints(dim + 2), cx.ints(1 << 62), cx.ints(0))
     return cx.op("Reshape", x, cx.op("Concat", spec, rest, axis=0))
 
 
