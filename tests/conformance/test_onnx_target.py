@@ -76,9 +76,7 @@ def test_every_op_is_written_decomposed_or_listed() -> None:
     """No op falls between the table of emitters and the list of refusals."""
     load()
     random = {"poisson", "gamma", "binomial", "multinomial"}  # not made of uniform or normal numbers here
-    missing = {
-        o.name for o in OPS.values() if o.name not in EMITTERS and o.decompose is None and o.name not in REFUSED
-    }
+    missing = {o.name for o in OPS.values() if o.name not in EMITTERS and o.decompose is None and o.name not in REFUSED}
     assert missing == random
     assert not {n for n, (count, _) in REFUSED.items() if count is None} & set(EMITTERS)
 
@@ -396,6 +394,15 @@ def test_refusals_are_listed_together() -> None:
         effc.compile(Odd(), (torch.randn(3, 3),), target="onnx")
     text = str(e.value)
     assert "linalg_cholesky" in text and "bessel_j0" in text and NONE in text and "test_onnx_target.py" in text
+
+
+def test_minilm() -> None:
+    """Dynamic batch and length, with the ops that onnxruntime has kernels for."""
+    zoo = pytest.importorskip("tests.models.zoo")
+    module, args, dynamic_shapes, sizes = zoo.load("minilm")
+    m = check(module, [args, *sizes], dynamic_shapes=dynamic_shapes)
+    ops = m.report["ops"]
+    assert ops["LayerNormalization"] == 13 and ops["Softmax"] == 6 and ops["Gelu"] == 6
 
 
 def test_options() -> None:

@@ -27,9 +27,7 @@ def compile_graphs(
     """The ONNX model of one entry point. EffcError for several (an ONNX file has one), an unknown domain, or ops that
     have no ONNX form, all of them listed."""
     if domain not in DOMAINS:
-        raise EffcError(
-            f"onnx_domain {domain!r} is not available in this version", hint="one of " + ", ".join(DOMAINS)
-        )
+        raise EffcError(f"onnx_domain {domain!r} is not available in this version", hint="one of " + ", ".join(DOMAINS))
     if len(imported) != 1:
         raise EffcError(
             f"an ONNX model has one entry point, there are {len(imported)}", hint="compile each of them on its own"

@@ -132,7 +132,10 @@ def _info(name: str, dtype: DType, shape: Sequence[Dim]) -> onnx.ValueInfoProto:
 
 
 def build(
-    graph: Graph, input_names: Sequence[str] | None = None, output_names: Sequence[str] | None = None, name: str = "main"
+    graph: Graph,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    name: str = "main",
 ) -> Built:
     """Writes ``graph``, which has been through the passes of this target. EffcError lists every node that ONNX, or
     onnxruntime, has no form for."""
@@ -178,7 +181,7 @@ def build(
         "opset": shared.opset,
         "nodes": sum(counts.values()),
         "ops": dict(sorted(counts.items())),
-        "casts": {k: v for k, v in sorted(shared.casts.items())},
+        "casts": dict(sorted(shared.casts.items())),
         "notes": dict(shared.notes),
         "initializers": len(initializers),
         "bytes": sum(a.nbytes for a in initializers.values()),
@@ -187,9 +190,7 @@ def build(
     checks = [[str(c.lhs), c.op, str(c.rhs), c.message] for c in graph.checks]
     metadata = {"effc.symbols": json.dumps(bounds), "effc.checks": json.dumps(checks)}
     domains = {"": shared.opset, **dict.fromkeys(sorted({n.domain for n in _all_nodes(proto)} - {""}), 1)}
-    return Built(
-        proto, initializers, shared.dtypes, inputs, outputs, states, written, metadata, report, domains
-    )
+    return Built(proto, initializers, shared.dtypes, inputs, outputs, states, written, metadata, report, domains)
 
 
 def _cuts(graph: Graph) -> dict[Value, int]:

@@ -1,4 +1,4 @@
-"""What emitters write with: ONNX nodes, initializers, sizes computed in the graph, and casts where a kernel is missing."""
+"""What emitters write with: ONNX nodes, initializers, sizes computed in the graph, casts where a kernel is missing."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class Cx:
                     return scope.made[key]
                 scope = scope.parent
         if not domain and SINCE.get(op, 0) > self.shared.opset:
-            raise Refuse(f"{op} is not in opset {self.shared.opset}, the newest in which onnxruntime draws random numbers")
+            raise Refuse(f"{op} is not in opset {self.shared.opset}, in which onnxruntime draws random numbers")
         outs = [self.name(op.lower()) for _ in dtypes]
         args = ["" if x is None else x for x in ins]
         while args and not args[-1]:
@@ -410,7 +410,9 @@ class Cx:
         """A scope for a body."""
         return Cx(self.shared, self)
 
-    def body(self, inner: Cx, inputs: Sequence[tuple[str, DType, int | None]], outputs: Sequence[str], name: str) -> Any:
+    def body(
+        self, inner: Cx, inputs: Sequence[tuple[str, DType, int | None]], outputs: Sequence[str], name: str
+    ) -> Any:
         """The GraphProto of a body; inputs as (name, dtype, rank). Results are copied under names of their own, since
         a body may return what it was given or something from around it."""
         outs = [inner.raw("Identity", [o], [inner.dtype(o)], pure=False)[0] for o in outputs]

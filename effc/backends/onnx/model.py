@@ -154,9 +154,7 @@ class OnnxSession:
         missing = [n for n in m.built.inputs if n not in feeds]
         if missing:
             raise EffcError(f"missing input(s) {', '.join(missing)}", hint="inputs: " + ", ".join(m.built.inputs))
-        arrays = [
-            to_numpy(feeds[n], g.types[0].dtype) for n, g in zip(m.built.inputs, m.graph.inputs, strict=True)
-        ]
+        arrays = [to_numpy(feeds[n], g.types[0].dtype) for n, g in zip(m.built.inputs, m.graph.inputs, strict=True)]
         outs, _ = self._run(arrays)
         return dict(zip(m.built.outputs, outs, strict=True))
 

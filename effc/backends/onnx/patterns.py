@@ -141,8 +141,7 @@ def _normalised(v: Value) -> tuple[str, Value, float] | None:
 
 def _vector(v: Value, x: Value) -> bool:
     """Whether v is one value for each element of x's last dim."""
-    return v.dtype is x.dtype and (v.shape == x.shape[-1:] or (v.rank == x.rank and v.shape == (*(1,) * (v.rank - 1),
-                                                                                               x.shape[-1])))  # fmt: skip
+    return v.dtype is x.dtype and v.rank > 0 and v.shape == (*(1,) * (v.rank - 1), x.shape[-1])
 
 
 def normalisation(cx: Cx, n: Node) -> str | None:

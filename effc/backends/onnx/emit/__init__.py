@@ -76,9 +76,7 @@ def emit(cx: Cx, node: Node, ins: Sequence[Ref | None]) -> tuple[Ref, ...]:
             _results(e.run(cx, node, *(getattr(x, part) if isinstance(x, Pair) else x for x in ins)))
             for part in ("re", "im")
         ]
-        return tuple(
-            Pair(re, im) if t.dtype.is_complex else re for t, re, im in zip(node.types, *halves, strict=True)
-        )
+        return tuple(Pair(re, im) if t.dtype.is_complex else re for t, re, im in zip(node.types, *halves, strict=True))
     if mixed and not e.complex:
         raise Refuse("not written for complex numbers")
     if e.wide:

@@ -122,9 +122,7 @@ def conv_transpose(cx: Cx, node: Node, x: Any, w: Any) -> Any:
             return cx.fill(0, node.types[0].shape, cx.dtype(xv))
         pads = _constant_pads(a["padding"])
         extra = a["output_padding"]
-        plain = all(
-            isinstance(e, int) and e < s for e, s in zip(extra, a["stride"], strict=True)
-        )
+        plain = all(isinstance(e, int) and e < s for e, s in zip(extra, a["stride"], strict=True))
         if cx.dtype(xv) is DType.f32 and pads is not None and plain:
             return cx.op(
                 "ConvTranspose", xv, wv, strides=list(a["stride"]), dilations=list(a["dilation"]), group=groups,

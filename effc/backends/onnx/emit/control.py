@@ -43,9 +43,7 @@ def fresh(cx: Cx, inner: Cx, values: Sequence[Value]) -> list[Ref]:
         cx.shared.dtypes[name] = dtype
         return name
 
-    return [
-        Pair(one(v.dtype.real), one(v.dtype.real)) if v.dtype.is_complex else one(v.dtype) for v in values
-    ]
+    return [Pair(one(v.dtype.real), one(v.dtype.real)) if v.dtype.is_complex else one(v.dtype) for v in values]
 
 
 def _infos(cx: Cx, refs: Sequence[Ref]) -> list[tuple[str, DType, int | None]]:

@@ -695,15 +695,11 @@ def times_i(cx: Cx, z: Pair, sign: int = 1) -> Pair:
 
 
 def csinh(cx: Cx, z: Pair) -> Pair:
-    return Pair(
-        cx.op("Mul", sinh(cx, z.re), cx.op("Cos", z.im)), cx.op("Mul", cosh(cx, z.re), cx.op("Sin", z.im))
-    )
+    return Pair(cx.op("Mul", sinh(cx, z.re), cx.op("Cos", z.im)), cx.op("Mul", cosh(cx, z.re), cx.op("Sin", z.im)))
 
 
 def ccosh(cx: Cx, z: Pair) -> Pair:
-    return Pair(
-        cx.op("Mul", cosh(cx, z.re), cx.op("Cos", z.im)), cx.op("Mul", sinh(cx, z.re), cx.op("Sin", z.im))
-    )
+    return Pair(cx.op("Mul", cosh(cx, z.re), cx.op("Cos", z.im)), cx.op("Mul", sinh(cx, z.re), cx.op("Sin", z.im)))
 
 
 def ctanh(cx: Cx, z: Pair) -> Pair:

@@ -120,8 +120,9 @@ def index_put(cx: Cx, node: Node, x: str, values: str, *indices: str) -> str:
 
 def scattered(cx: Cx, x: str, v: Value, places: str, values: str, reduction: str) -> str:
     """x with values written, or combined, at row-major places."""
-    out = reduce_elements(cx, flat(cx, x, v.rank) if v.rank else cx.unsqueeze(x, 0), cx.op("Reshape", places, cx.ints(-1)),
-                          cx.op("Reshape", values, cx.ints(-1)), 0, reduction)  # fmt: skip
+    line = flat(cx, x, v.rank) if v.rank else cx.unsqueeze(x, 0)
+    places, values = (cx.op("Reshape", y, cx.ints(-1)) for y in (places, values))
+    out = reduce_elements(cx, line, places, values, 0, reduction)
     return cx.reshape(out, None, v.shape)
 
 
@@ -249,9 +250,7 @@ def bincount(cx: Cx, node: Node, x: str, weights: str | None = None) -> str:
     wide = DType.f64 if dtype is DType.f32 else dtype
     zeros = cx.op("Expand", cx.const(np.asarray(0), wide), size)
     given = cx.op("Expand", cx.const(np.asarray(1), wide), shape_of(cx, at)) if weights is None else weights
-    return cx.cast(
-        cx.op("ScatterElements", zeros, at, cx.cast(given, wide), axis=0, reduction="add"), dtype
-    )
+    return cx.cast(cx.op("ScatterElements", zeros, at, cx.cast(given, wide), axis=0, reduction="add"), dtype)
 
 
 @emits("unique_consecutive", "unique")
@@ -317,7 +316,8 @@ def unique_dim(cx: Cx, node: Node, x: str) -> tuple[str, ...]:
             order = cx.op("Gather", order, ordered(cx, cx.op("Gather", column, order, axis=0), 0, n, False), axis=0)
         table, rows = cx.op("Gather", table, order, axis=0), cx.op("Gather", rows, order, axis=0)
     end = cx.ints(1 << 62)
-    a, b = cx.op("Slice", table, cx.ints(1), end, cx.ints(0)), cx.op("Slice", table, cx.ints(0), cx.ints(-1), cx.ints(0))
+    a = cx.op("Slice", table, cx.ints(1), end, cx.ints(0))
+    b = cx.op("Slice", table, cx.ints(0), cx.ints(-1), cx.ints(0))
     differs = cx.op("ReduceMax", cx.op("Not", cx.op("Equal", a, b)), cx.ints(1), keepdims=0)
     one = cx.op("Slice", cx.op("Expand", cx.const(np.asarray(True)), cx.dim(v.shape[dim])), cx.ints(0), cx.ints(1))
     fresh = cx.op("Concat", one, differs, axis=0)

@@ -22,9 +22,7 @@ INDEX_LIMIT = 1 << 22  # larger index tables are computed in the graph instead o
 def constant(cx: Cx, node: Node) -> Any:
     data, dtype = node.attrs["data"], node.attrs["dtype"]
     if dtype.is_complex:
-        return Pair(
-            cx.const(np.array(data.real), dtype.real), cx.const(np.array(data.imag), dtype.real)
-        )
+        return Pair(cx.const(np.array(data.real), dtype.real), cx.const(np.array(data.imag), dtype.real))
     return cx.const(data, None if data.dtype == dtype.np else dtype, node.name)
 
 

@@ -1,11 +1,9 @@
-"""Random numbers: what can be made of uniform and normal ones. Only shape and distribution are defined, not the bits."""
+"""Random numbers, made of uniform and normal ones. Only shape and distribution are defined, not the bits."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
-
-import numpy as np
 
 from ....ir.dtypes import DType
 from ....ir.graph import Node
@@ -80,6 +78,3 @@ def randperm(cx: Cx, node: Node) -> str:
     n = node.types[0].shape[0]
     u = _uniform(cx, (n,), DType.f64)
     return cx.many("TopK", [u, cx.dim(n)], 2, axis=0, largest=1, sorted=1)[1]
-
-
-__all__ = ["np"]

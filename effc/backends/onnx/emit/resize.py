@@ -116,6 +116,4 @@ def _reflected(cx: Cx, p: str, n: Any, align: bool) -> str:
 
 def _sample(cx: Cx, a: Any, x: str, grid: str) -> str:
     mode = {"bilinear": "linear", "nearest": "nearest", "bicubic": "cubic"}[a["mode"]]
-    return cx.op(
-        "GridSample", x, grid, mode=mode, padding_mode=a["border"], align_corners=int(a["align_corners"])
-    )
+    return cx.op("GridSample", x, grid, mode=mode, padding_mode=a["border"], align_corners=int(a["align_corners"]))

@@ -201,9 +201,7 @@ class Transform:
         if n % 2 == 0:
             keep[-1] = 0
         im = cx.op("Mul", z.im, self.const(keep))
-        return Pair(
-            cx.op("Concat", z.re, rest[0], axis=-1), cx.op("Concat", im, cx.op("Neg", rest[1]), axis=-1)
-        )
+        return Pair(cx.op("Concat", z.re, rest[0], axis=-1), cx.op("Concat", im, cx.op("Neg", rest[1]), axis=-1))
 
     def padded(self, x: str, n: int, have: int) -> str:
         if n == have:
