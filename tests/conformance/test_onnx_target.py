@@ -42,7 +42,7 @@ REFUSED: dict[str, tuple[int | None, str]] = {  # None: all samples
         ).split(),
         (None, NONE),
     ),
-    "scatter": (6, "a product of complex numbers"),
+    "scatter": (8, "a product of complex numbers"),
 }
 
 
