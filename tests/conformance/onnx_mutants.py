@@ -114,7 +114,7 @@ def lie_about_a_shape(r: random.Random, m: onnx.ModelProto) -> None:
 def lie_about_a_type(r: random.Random, m: onnx.ModelProto) -> None:
     infos = [v for v in [*m.graph.input, *m.graph.output] if v.type.HasField("tensor_type")]
     if infos:
-        r.choice(infos).type.tensor_type.elem_type = r.choice([*range(0, 27), 99])
+        r.choice(infos).type.tensor_type.elem_type = r.choice([*range(27), 99])
 
 
 def no_type(r: random.Random, m: onnx.ModelProto) -> None:
@@ -156,7 +156,7 @@ def change_constant(r: random.Random, m: onnx.ModelProto) -> None:
     elif kind == 1 and t.dims:
         t.dims[r.randrange(len(t.dims))] = r.choice(ABSURD)
     elif kind == 2:
-        t.data_type = r.choice([*range(0, 27), 99])
+        t.data_type = r.choice([*range(27), 99])
     elif kind == 3:
         t.raw_data = t.raw_data[: len(t.raw_data) // 2]
     else:
@@ -320,8 +320,9 @@ def serve_worker() -> None:
     warnings.filterwarnings("ignore")
     np.seterr(all="ignore")
     bases()
-    import effc.frontend.onnx  # noqa: F401
     import onnxruntime  # noqa: F401
+
+    import effc.frontend.onnx  # noqa: F401
 
     used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))

@@ -311,7 +311,7 @@ def _grid_sample(
         raise Unsupported(f"{x.rank - 2} spatial dims; 2 and 3 are supported")
     if kind == "bicubic" and x.rank != 4:
         raise Unsupported(f"mode {mode} in {x.rank - 2} spatial dims")
-    work = DType.f64 if DType.f64 in (x.dtype, grid.dtype) or x.dtype.is_int and x.dtype.itemsize > 2 else DType.f32
+    work = DType.f64 if DType.f64 in (x.dtype, grid.dtype) or (x.dtype.is_int and x.dtype.itemsize > 2) else DType.f32
     y = cx.b.op(
         "grid_sample", cx.convert(x, work), cx.convert(grid, work), mode=kind, border=padding_mode,
         align_corners=bool(align_corners), pixels=False,

@@ -186,7 +186,7 @@ def _lstm(
             xs, h, c, wi, wh, bi, bh, *parts = _wide(cx, layer.x, h, c, wi, wh, bi, bh, *parts)
 
             def step(f: Vocabulary, xg: Value, states: Sequence[Value], consts: Sequence[Any]) -> Any:
-                cell = states[1]  # noqa: B023
+                cell = states[1]
                 rec, bias, pi, po, pf = consts
                 g = f.op("add", xg, _linear(f, states[0], rec, bias))
                 i, fo, n, o = (_gate(f, g, k, units) for k in range(4))
