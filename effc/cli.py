@@ -168,6 +168,7 @@ def sizes(entry: Mapping[str, Any], given: Sequence[str]) -> dict[str, int]:
 
 def random_inputs(entry: Mapping[str, Any], env: Mapping[str, int], seed: int, int_max: int) -> dict[str, Any]:
     """Seeded inputs that fit the signature: normal floats, integers in [0, int_max], scalar sizes as in ``env``."""
+    from .runtime.dtypes import BY_NAME
     from .runtime.loader import numpy_dtype
 
     rng = np.random.default_rng(seed)
@@ -185,7 +186,8 @@ def random_inputs(entry: Mapping[str, Any], env: Mapping[str, int], seed: int, i
         elif name == "bool":
             out[spec["name"]] = rng.random(shape) < 0.5
         elif name[0] in "iu":
-            out[spec["name"]] = rng.integers(0, int_max + 1, shape).astype(numpy_dtype(name))
+            top = min(int_max, 2 ** (BY_NAME[name].bits - (name[0] == "i")) - 1)
+            out[spec["name"]] = rng.integers(0, top + 1, shape).astype(numpy_dtype(name))
         elif name[0] == "c":
             out[spec["name"]] = (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(numpy_dtype(name))
         elif name in ("f32", "f64", "f16"):
@@ -193,8 +195,8 @@ def random_inputs(entry: Mapping[str, Any], env: Mapping[str, int], seed: int, i
         else:
             import ml_dtypes
 
-            kind = {"bf16": "bfloat16", "f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2"}[name]
-            out[spec["name"]] = rng.standard_normal(shape).astype(getattr(ml_dtypes, kind))
+            x = rng.standard_normal(shape)
+            out[spec["name"]] = (abs(x) if name == "f8e8m0" else x).astype(getattr(ml_dtypes, BY_NAME[name].ml))
     return out
 
 
@@ -260,7 +262,8 @@ def cmd_compile(a: argparse.Namespace) -> None:
     shapes = dynamic_shapes(model, args, kwargs, a.dynamic) if not isinstance(model, str) else None
     if a.dynamic and isinstance(model, str):
         raise EffcError("--dynamic needs a module; a .pt2 file already carries its dynamic dims")
-    out = a.out or (Path(a.source).stem if isinstance(model, str) else a.source.rpartition(":")[2]) + ".effc"
+    out = (Path(a.source).stem if isinstance(model, str) else a.source.rpartition(":")[2])
+    out = a.out or out + (".onnx" if a.target == "onnx" else ".effc")
     with progress(f"compiling {a.source} for {a.target}"):
         compiled = effc.compile(
             model,

@@ -9,6 +9,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from ..runtime import dtypes as table
+
 
 class DType(enum.Enum):
     """An element type. ``value`` is the name used in text and manifests, ``code`` the number in effc_kernel.h."""
@@ -31,10 +33,18 @@ class DType(enum.Enum):
     c64 = "c64"
     c128 = "c128"
     c32 = "c32"
+    i4 = "i4"
+    u4 = "u4"
+    i2 = "i2"
+    u2 = "u2"
+    f4e2m1 = "f4e2m1"
+    f8e4m3fnuz = "f8e4m3fnuz"
+    f8e5m2fnuz = "f8e5m2fnuz"
+    f8e8m0 = "f8e8m0"
 
     @property
     def code(self) -> int:
-        return _CODES[self]
+        return table.CODE[self.value]
 
     @property
     def np(self) -> np.dtype[Any]:
@@ -43,7 +53,18 @@ class DType(enum.Enum):
 
     @property
     def itemsize(self) -> int:
-        return 4 if self is DType.c32 else self.np.itemsize
+        """Bytes of an element in memory; 1 for types of less than a byte, whose packing would be an encoding."""
+        return table.BY_NAME[self.value].size
+
+    @property
+    def bits(self) -> int:
+        """Bits that carry the value: 1 for bool, 4 for i4."""
+        return table.BY_NAME[self.value].bits
+
+    @property
+    def is_storage(self) -> builtins.bool:
+        """Held, moved and converted only: no op computes on it."""
+        return self in _STORAGE
 
     @property
     def is_float(self) -> builtins.bool:
@@ -73,9 +94,12 @@ class DType(enum.Enum):
 
     @property
     def compute(self) -> DType:
-        """The type in which arithmetic on this storage type is carried out (f32 for the half and fp8 families)."""
-        if self in (DType.f16, DType.bf16, DType.f8e4m3, DType.f8e5m2):
+        """The type of a value in registers, and of arithmetic on it: f32 for floats of 16 bits and less, 8 bits for
+        shorter integers."""
+        if self.is_float and self.bits < 32:
             return DType.f32
+        if self.is_int and self.bits < 8:
+            return DType.i8 if self.is_signed else DType.u8
         return DType.c64 if self is DType.c32 else self
 
     @staticmethod
@@ -90,27 +114,12 @@ class DType(enum.Enum):
         return self.value
 
 
-_ORDER = "bool u8 i8 u16 i16 u32 i32 u64 i64 f16 bf16 f32 f64 f8e4m3 f8e5m2 c64 c128 c32".split()
-_CODES = {DType(name): code for code, name in enumerate(_ORDER)}
-_NUMPY: dict[DType, np.dtype[Any]] = {
-    DType.bool: np.dtype(np.bool_),
-    DType.u8: np.dtype(np.uint8),
-    DType.i8: np.dtype(np.int8),
-    DType.u16: np.dtype(np.uint16),
-    DType.i16: np.dtype(np.int16),
-    DType.u32: np.dtype(np.uint32),
-    DType.i32: np.dtype(np.int32),
-    DType.u64: np.dtype(np.uint64),
-    DType.i64: np.dtype(np.int64),
-    DType.f16: np.dtype(np.float16),
-    DType.bf16: np.dtype(ml_dtypes.bfloat16),
-    DType.f32: np.dtype(np.float32),
-    DType.f64: np.dtype(np.float64),
-    DType.f8e4m3: np.dtype(ml_dtypes.float8_e4m3fn),
-    DType.f8e5m2: np.dtype(ml_dtypes.float8_e5m2),
-    DType.c64: np.dtype(np.complex64),
-    DType.c128: np.dtype(np.complex128),
-    DType.c32: np.dtype(np.complex64),
-}
+def _numpy(name: str) -> np.dtype[Any]:
+    t = table.BY_NAME[name]
+    return np.dtype(np.complex64 if name == "c32" else getattr(ml_dtypes, t.ml) if t.ml else t.numpy)
+
+
+_NUMPY: dict[DType, np.dtype[Any]] = {DType(name): _numpy(name) for name in table.NAMES}
 _FROM_NUMPY = {dtype: key for key, dtype in _NUMPY.items() if key is not DType.c32}
-_FLOATS = {DType.f16, DType.bf16, DType.f32, DType.f64, DType.f8e4m3, DType.f8e5m2}
+_FLOATS = {DType(name) for name in table.NAMES if name[0] == "f" or name == "bf16"}
+_STORAGE = {DType(n) for n in "i4 u4 i2 u2 f4e2m1 f8e4m3fnuz f8e5m2fnuz f8e8m0".split()}

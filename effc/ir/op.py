@@ -69,6 +69,7 @@ class OpDef:
     cost: Callable[..., Cost] | None = None
     samples: Callable[[np.random.Generator], Iterable[Any]] | None = None
     doc: str = ""
+    moves: bool = False  # takes dtypes that are only held and moved (DType.is_storage)
 
     @property
     def variadic(self) -> bool:
@@ -101,13 +102,21 @@ class OpDef:
         if not self.variadic:
             types += [None] * (len(self.operands) - len(types))
         try:
+            for t in types:
+                self._require_moves(t)
             out = self.infer(*types, **attrs)
+            for t in (out,) if isinstance(out, TensorType) else out:
+                self._require_moves(t)
         except TypeRuleError as e:
             shapes = ", ".join("none" if t is None else str(t) for t in types)
             raise EffcError(
                 f"{self.name}: {e}", op=self.name, loc=None if loc is None else str(loc), shapes=shapes
             ) from None
         return (out,) if isinstance(out, TensorType) else tuple(out)
+
+    def _require_moves(self, t: TensorType | None) -> None:
+        if t is not None and t.dtype.is_storage and not self.moves:
+            raise TypeRuleError(f"not defined for {t.dtype}, which is only stored and converted: convert it first")
 
     def cost_of(
         self, inputs: Sequence[TensorType | None], outputs: Sequence[TensorType], attrs: Mapping[str, Any]
@@ -137,6 +146,7 @@ def _normalise(value: Any, kind: Any) -> Any:
 
 
 OPS: dict[str, OpDef] = {}
+MOVING = frozenset({"view", "movement", "constant", "state", "control", "fused"})  # categories that take any dtype
 
 
 def op(
@@ -154,10 +164,11 @@ def op(
     cost: Callable[..., Cost] | None = None,
     samples: Callable[[np.random.Generator], Iterable[Any]] | None = None,
     doc: str = "",
+    moves: bool | None = None,
 ) -> OpDef:
     """Declares an op. An attribute is ``type`` (required) or ``(type, default)``; types: int float bool str tuple DType
     DimAttr DimsAttr, Graph classes, object. A decomposition is ``decompose(b, *values, **attrs)`` and returns
-    values."""
+    values. ``moves``: whether types that are only stored are taken too; by default in the categories MOVING."""
     if name in OPS:
         raise ValueError(f"op {name} is declared twice")
     table = {k: (v if isinstance(v, tuple) else (v, _REQUIRED)) for k, v in (attrs or {}).items()}
@@ -175,6 +186,7 @@ def op(
         cost,
         samples,
         doc,
+        category in MOVING if moves is None else moves,
     )
     return definition
 

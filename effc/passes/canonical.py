@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -276,22 +277,37 @@ _BITS = {
 
 def lossless(a: DType, b: DType) -> bool:
     """Every value of ``a`` has exactly one counterpart in ``b``, so that a -> b -> c is a -> c."""
-    if a is b or a.is_bool:
-        return not b.is_bool or a is b
+    if a is b:
+        return True
     if b.is_bool:
         return False
     if a.is_complex:
         return b.is_complex and lossless(a.real, b.real)
     if b.is_complex:
         return lossless(a, b.real)
+    if a.is_storage or b.is_storage:
+        return a.bits <= 8 and _keeps_values(a, b)
+    if a.is_bool:
+        return True
     if a.is_float:
         return b.is_float and _BITS[a][0] <= _BITS[b][0] and _BITS[a][1] <= _BITS[b][1]
-    bits = a.itemsize * 8 - a.is_signed
+    bits = a.bits - a.is_signed
     if b.is_int:
-        return (b.is_signed or not a.is_signed) and bits <= b.itemsize * 8 - b.is_signed
+        return (b.is_signed or not a.is_signed) and bits <= b.bits - b.is_signed
     # the exponent's range must do as well: f16 ends at 65504
     mantissa, exponent = _BITS[b]
     return bits <= mantissa + 1 and bits < int(2 ** (exponent - 1))
+
+
+@functools.cache
+def _keeps_values(a: DType, b: DType) -> bool:
+    """Whether every value of ``a``, of 8 bits or less, is one of ``b``: the same number with the same sign, or NaN."""
+    convert = get("convert").numpy
+    assert convert is not None
+    values = np.arange(2**a.bits).astype(np.uint8).view(a.np)
+    was, is_ = convert(values, dtype=DType.f64), convert(convert(values, dtype=b), dtype=DType.f64)
+    signs = (np.signbit(was) == np.signbit(is_)) | np.isnan(was)
+    return bool(np.array_equal(was, is_, equal_nan=True) and np.all(signs))
 
 
 class Convert(Rule):

@@ -16,75 +16,29 @@ from typing import Any
 
 import numpy as np
 
-from . import _rt, debug
+from . import _rt, debug, dtypes
 from .errors import EffcError
 from .tree import bind_arguments, count_leaves, unflatten
 
-DTYPES = "bool u8 i8 u16 i16 u32 i32 u64 i64 f16 bf16 f32 f64 f8e4m3 f8e5m2 c64 c128 c32".split()
-_CODE = {name: code for code, name in enumerate(DTYPES)}
-_ITEM = (1, 1, 1, 2, 2, 4, 4, 8, 8, 2, 2, 4, 8, 1, 1, 8, 16, 4)
-_TORCH_NAMES = {
-    "bool": "bool",
-    "uint8": "u8",
-    "int8": "i8",
-    "uint16": "u16",
-    "int16": "i16",
-    "uint32": "u32",
-    "int32": "i32",
-    "uint64": "u64",
-    "int64": "i64",
-    "float16": "f16",
-    "bfloat16": "bf16",
-    "float32": "f32",
-    "float64": "f64",
-    "float8_e4m3fn": "f8e4m3",
-    "float8_e5m2": "f8e5m2",
-    "complex64": "c64",
-    "complex128": "c128",
-    "complex32": "c32",
-}
-_TORCH_OF = {short: name for name, short in _TORCH_NAMES.items()}
+DTYPES = dtypes.NAMES
+_CODE = dtypes.CODE
+_ITEM = tuple(t.size for t in dtypes.TABLE)
+_TORCH_OF = {t.name: t.torch for t in dtypes.TABLE}
+_TORCH_NAMES = {torch: name for name, torch in reversed(_TORCH_OF.items())}  # uint8 is u8 before it is another's bits
 # Without ml_dtypes, and for c32 always, numpy has no such type: arrays are then views of the bits.
-_BITS: dict[str, np.dtype[Any]] = {
-    "bf16": np.dtype(np.uint16),
-    "f8e4m3": np.dtype(np.uint8),
-    "f8e5m2": np.dtype(np.uint8),
-    "c32": np.dtype(np.uint32),
-}
-_PLAIN = {
-    "bool": "?",
-    "u8": "u1",
-    "i8": "i1",
-    "u16": "u2",
-    "i16": "i2",
-    "u32": "u4",
-    "i32": "i4",
-    "u64": "u8",
-    "i64": "i8",
-    "f16": "f2",
-    "f32": "f4",
-    "f64": "f8",
-    "c64": "c8",
-    "c128": "c16",
-}
-_ML_NAMES = {"bf16": "bfloat16", "f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2"}
-_INTS = frozenset("bool u8 i8 u16 i16 u32 i32 u64 i64".split())
-
-
-def _ml_dtype(short: str) -> np.dtype[Any] | None:
-    try:
-        import ml_dtypes
-    except ImportError:
-        return None
-    found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, _ML_NAMES[short]))
-    return found
+_BITS: dict[str, np.dtype[Any]] = {t.name: np.dtype(t.numpy) for t in dtypes.TABLE if not t.plain}
+_PLAIN: dict[str, np.dtype[Any]] = {t.name: np.dtype(t.numpy) for t in dtypes.TABLE if t.plain}
+_ML_NAMES = {t.name: t.ml for t in dtypes.TABLE if t.ml}
+_INTS = dtypes.INTS
+_ml_dtype = dtypes.ml_dtype
 
 
 def numpy_dtype(short: str) -> np.dtype[Any]:
-    """The numpy dtype of results of this element type. bf16 and fp8 are ml_dtypes' types, or uint16 and uint8 views of
-    the bits where ml_dtypes is not installed; complex of halves is a uint32 view."""
+    """The numpy dtype of results of this element type. bf16 and types of a byte or less that numpy lacks are
+    ml_dtypes' types, or uint16 and uint8 views of the bits where ml_dtypes is not installed; complex of halves is a
+    uint32 view."""
     if short in _PLAIN:
-        return np.dtype(_PLAIN[short])
+        return _PLAIN[short]
     found = _ml_dtype(short) if short in _ML_NAMES else None
     return _BITS[short] if found is None else found
 
@@ -103,8 +57,8 @@ def _numpy_code(dtype: np.dtype[Any], want: str) -> int | None:
     """The element type's code, or None. Views of bits are taken for the types that numpy lacks."""
     code = _numpy_codes.get(dtype)
     if code is None:
-        for short, text in _PLAIN.items():
-            _numpy_codes[np.dtype(text)] = _CODE[short]
+        for short, plain in _PLAIN.items():
+            _numpy_codes[plain] = _CODE[short]
         if dtype.kind == "V" or dtype.name in _ML_NAMES.values():
             for short in _ML_NAMES:
                 ml = _ml_dtype(short)
@@ -440,7 +394,7 @@ def _row_major(shape: tuple[int, ...]) -> list[int]:
 
 
 def _wrong_dtype(io: Io, got: str) -> EffcError:
-    known = _TORCH_OF.get(io.dtype, io.dtype)
+    known = _ML_NAMES.get(io.dtype) or _TORCH_OF.get(io.dtype, io.dtype)
     return EffcError(
         f"input '{io.name}' has dtype {got}, the model was compiled for {known}", hint=f"convert it to {known}"
     )
@@ -454,7 +408,9 @@ def _from_torch(io: Io, t: Any, back: list[tuple[Any, Any]]) -> tuple[int, int, 
             raise _wrong_dtype(io, str(t.dtype))
         code = _torch_codes[t.dtype] = _CODE[short]
     if code != _CODE[io.dtype]:
-        raise _wrong_dtype(io, str(t.dtype))
+        if str(t.dtype).removeprefix("torch.") != _TORCH_OF[io.dtype]:
+            raise _wrong_dtype(io, str(t.dtype))
+        code = _CODE[io.dtype]  # a view of the bits of a type that torch lacks
     if t.device.type != "cpu":
         raise EffcError(
             f"input '{io.name}' is on device {t.device}, this artifact runs on the CPU", hint="call .cpu() on it"

@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from . import dtypes
 from .errors import EffcError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 LIMIT = 1 << 20  # bytes of one artifact's selftest, all entry points together
 INDEX = "selftest/index.json"
-BITS = {"bf16": np.uint16, "f8e4m3": np.uint8, "f8e5m2": np.uint8, "c32": np.uint32}
+BITS = {t.name: np.dtype(t.numpy) for t in dtypes.TABLE if not t.plain}
 
 TOLERANCE = {
     "float64": 1e-10,
@@ -104,7 +105,7 @@ def add(w: ArtifactWriter, cases: Mapping[str, Case]) -> dict[str, dict[str, Any
 
 
 def _npy(a: Array) -> bytes:
-    if a.dtype.kind == "V" or a.dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+    if a.dtype.kind == "V" or a.dtype.name in {t.ml for t in dtypes.TABLE if t.ml}:
         a = a.view({1: np.uint8, 2: np.uint16, 4: np.uint32}[a.itemsize])
     f = io.BytesIO()
     np.lib.format.write_array(f, np.asarray(a), allow_pickle=False)

@@ -27,7 +27,9 @@ STORAGE = {
     DType.bool: "bool", DType.u8: "uint8_t", DType.i8: "int8_t", DType.u16: "uint16_t", DType.i16: "int16_t",
     DType.u32: "uint32_t", DType.i32: "int32_t", DType.u64: "uint64_t", DType.i64: "int64_t", DType.f16: "f16",
     DType.bf16: "bf16", DType.f32: "float", DType.f64: "double", DType.f8e4m3: "f8e4m3", DType.f8e5m2: "f8e5m2",
-    DType.c32: "cf16", DType.c64: "cf32", DType.c128: "cf64",
+    DType.c32: "cf16", DType.c64: "cf32", DType.c128: "cf64", DType.i4: "int4", DType.u4: "uint4", DType.i2: "int2",
+    DType.u2: "uint2", DType.f4e2m1: "f4e2m1", DType.f8e4m3fnuz: "f8e4m3fnuz", DType.f8e5m2fnuz: "f8e5m2fnuz",
+    DType.f8e8m0: "f8e8m0",
 }  # fmt: skip
 # Ops whose results are worth keeping between the stages of a reduction rather than computing again.
 DEAR = frozenset(
@@ -60,7 +62,7 @@ def literal(value: Any, dt: DType) -> str:
     n = int(value)
     if dt is DType.i64 and n == -(2**63):
         return "(int64_t)(-9223372036854775807LL - 1)"
-    return f"({STORAGE[dt]}){n}{'ull' if dt is DType.u64 else 'LL'}"
+    return f"({compute_type(dt)}){n}{'ull' if dt is DType.u64 else 'LL'}"
 
 
 @dataclass

@@ -298,23 +298,75 @@ def _where_samples(rng: np.random.Generator) -> Iterator[Sample]:
         yield Sample((rng.random((0, 5)) < 0.5, random_array(rng, (0, 5), dt), random_array(rng, (), dt)))
 
 
-op("where", "condition x y", infer=_where_infer, numpy=np.where, category="elementwise", samples=_where_samples)
+op(
+    "where", "condition x y", infer=_where_infer, numpy=np.where, category="elementwise", samples=_where_samples,
+    moves=True,
+)  # fmt: skip
 
 
 def _convert(x: np.ndarray[Any, Any], *, dtype: DType) -> Any:
     if x.dtype.kind == "c" and not dtype.is_complex:
         x = x.real if not dtype.is_bool else x != 0
+    x = x.astype(DType.from_np(x.dtype).compute.np)  # exact, and ml_dtypes has no casts between some of its types
     if dtype.is_bool:
         return x != 0
-    if dtype.is_int and x.dtype.kind not in "iub":  # out of range is undefined in C and PyTorch; wrap through i64
-        return np.nan_to_num(x.astype(np.float64), nan=0.0).astype(np.int64).astype(dtype.np)
-    return x.astype(dtype.np)
+    if dtype.is_int:
+        if x.dtype.kind not in "iub":  # out of range is undefined in C and PyTorch; wrap through i64
+            with np.errstate(invalid="ignore"):
+                x = np.nan_to_num(x.astype(np.float64), nan=0.0).astype(np.int64)
+        return x.astype(dtype.np)
+    if dtype.is_float and dtype.bits <= 8:
+        with np.errstate(over="ignore"):
+            x = np.asarray(x.astype(np.float32))
+        if dtype is DType.f8e4m3:
+            x = np.clip(x, -448, 448)
+        if dtype is DType.f8e8m0:
+            size = np.abs(x).view(np.uint32)
+            size = (size + np.uint32(0x3FFFFF) + (size > 0x7FFFFF)) >> 23
+            return np.minimum(size, 255).astype(np.uint8).view(dtype.np)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return x.astype(dtype.np)
+
+
+def conversion_values(rng: np.random.Generator, src: DType, dst: DType) -> np.ndarray[Any, Any]:
+    """Values of ``src`` that try a conversion to ``dst``: all of a type of 8 bits or less, else those of ``dst``, half
+    way between them, next to that, too large, random ones and the special ones. None that no type rule covers: floats
+    far outside an integer's range."""
+    if src.bits <= 8 and src not in (DType.bool, DType.u8, DType.i8):
+        x = np.arange(2**src.bits).astype(np.uint8).view(src.np)
+    elif src.is_bool:
+        x = rng.random(9) < 0.5
+    elif src.is_int:
+        ends = np.iinfo(src.np)
+        small = np.arange(-20 if src.is_signed else 0, 21).astype(src.np)
+        both = np.array([ends.min, ends.max], src.np)
+        x = np.concatenate([small, both, rng.integers(ends.min, ends.max, 21, src.np, endpoint=True)])
+    else:
+        v = np.arange(-20, 20, 0.25)
+        if dst.is_float and dst.bits <= 8:
+            v = np.arange(2**dst.bits).astype(np.uint8).view(dst.np).astype(np.float64)
+            v = np.unique(v[np.isfinite(v)])
+        half = (0.5 * (v[1:] + v[:-1])).astype(np.float32)
+        out = np.float32(np.inf)
+        near = [half, np.nextafter(half, out), np.nextafter(half, -out), 1.0625 * v[[0, -1]], 1.25 * v[[0, -1]]]
+        special = [0, -0.0, np.inf, -np.inf, np.nan, 1e-9, -1e-9, 3e38, -3e38, *rng.uniform(-9, 9, 50)]
+        with np.errstate(over="ignore"):
+            x = np.concatenate([v, *near, special]).astype(src.np)
+    if not dst.is_float and not dst.is_bool and src.is_float:
+        wide = x.astype(np.float64)
+        x = x[np.abs(np.where(np.isfinite(wide), wide, np.inf)) < 1 << 20]
+    return x
 
 
 def _convert_samples(rng: np.random.Generator) -> Iterator[Sample]:
     for src in (np.float32, np.float64, np.float16, np.int64, np.int32, np.uint8, np.bool_):
         for dst in (DType.f32, DType.f64, DType.f16, DType.bf16, DType.i64, DType.i32, DType.u8, DType.bool, DType.c64):
             yield Sample((random_array(rng, (3, 19), src, 0, 90),), {"dtype": dst})
+    real = [d for d in DType if not d.is_complex]
+    for a in real:
+        for b in real:
+            if a is not b and (a.is_storage or b.is_storage or (a.is_float and b in (DType.f8e4m3, DType.f8e5m2))):
+                yield Sample((conversion_values(rng, a, b),), {"dtype": b})
 
 
 op(
@@ -324,8 +376,13 @@ op(
     infer=lambda x, *, dtype: x.with_dtype(dtype),
     numpy=_convert,
     category="elementwise",
+    moves=True,
     samples=_convert_samples,
-    doc="Value-preserving cast; float to int truncates, anything to bool is != 0.",
+    doc="Value-preserving cast, as in PyTorch; float to int truncates, int to int keeps the low bits, anything to bool "
+    "is != 0. Floats round to nearest, ties to even; f64 goes to types of 8 bits and less by way of f32. What is too "
+    "large, infinity included, becomes the largest value in f8e4m3 and f4e2m1, infinity in f8e5m2, NaN in f8e4m3fnuz, "
+    "f8e5m2fnuz and f8e8m0. NaN becomes a zero in f4e2m1. f8e8m0 rounds half up and takes the magnitude; zero and what "
+    "is smaller than 2^-127 become that. `effc.ir.casts` has the other ways to round and saturate.",
 )
 
 
@@ -334,12 +391,23 @@ def _bitcast_infer(x: TensorType, *, dtype: DType) -> TensorType:
     return x.with_dtype(dtype)
 
 
+def _bitcast_samples(rng: np.random.Generator) -> Iterator[Sample]:
+    for a, b in [("f32", "i32"), ("i64", "f64"), ("bf16", "u16"), ("f8e5m2", "i8")]:
+        x = rng.integers(0, 256, (5, DType(a).itemsize * 3)).astype(np.uint8)
+        yield Sample((x.view(DType(a).np),), {"dtype": DType(b)})
+    for narrow in [d for d in DType if d.is_storage]:
+        bits = np.arange(2**narrow.bits).astype(np.uint8)
+        yield Sample((bits.view(narrow.np),), {"dtype": DType.u8})
+        yield Sample((bits,), {"dtype": narrow})
+
+
 op(
     "bitcast",
     "x",
     {"dtype": DType},
     infer=_bitcast_infer,
     category="view",
+    samples=_bitcast_samples,
     numpy=lambda x, *, dtype: np.ascontiguousarray(x).reshape(x.shape).view(dtype.np),
     doc="Same bytes, another dtype of equal size.",
 )

@@ -90,6 +90,7 @@ op(
     {"dim": int},
     infer=_gather,
     category="indexing",
+    moves=True,
     cost=moved,
     samples=_gather_samples,
     numpy=lambda x, index, *, dim: x[_grid(index, dim, x.shape[dim])],
@@ -124,6 +125,7 @@ op(
     {"dim": (int, 0)},
     infer=_take,
     category="indexing",
+    moves=True,
     cost=moved,
     samples=_take_samples,
     numpy=lambda x, index, *, dim: np.take(x, wrapped(index, x.shape[dim]), axis=dim),
@@ -182,6 +184,7 @@ op(
     "x indices*",
     {"dims": tuple},
     category="indexing",
+    moves=True,
     cost=moved,
     infer=lambda x, *indices, dims: x.with_shape(index_shape(x, indices, dims)),
     numpy=lambda x, *indices, dims: x[index_key(x, indices, dims)],
@@ -199,6 +202,7 @@ def _index_put(
 ) -> TensorType:
     want = index_shape(x, indices, dims)
     require(values.dtype is x.dtype, f"operands have dtypes {x.dtype} and {values.dtype}")
+    require(not accumulate or not x.dtype.is_storage, f"{x.dtype} values cannot be added: convert them first")
     require(values.rank <= len(want), f"values of rank {values.rank} do not fit {want}")
     for have, size in zip(values.shape, want[len(want) - values.rank :], strict=True):
         require(have == 1 or same_dim(have, size), f"values of shape {values.shape} do not broadcast to {want}")
@@ -236,6 +240,7 @@ op(
     infer=_index_put,
     numpy=_index_put_np,
     category="indexing",
+    moves=True,
     cost=moved,
     samples=_index_put_samples,
     doc="x with values written (or added) where ``index`` would read. Values broadcast. Of several writes to one "
@@ -255,6 +260,7 @@ def _scatter(
     require(reduce in REDUCES, f"unknown reduction {reduce}; one of {', '.join(REDUCES)}")
     require(x.dtype is src.dtype, f"operands have dtypes {x.dtype} and {src.dtype}")
     require(x.rank == index.rank == src.rank, f"ranks {x.rank}, {index.rank}, {src.rank} differ")
+    require(not x.dtype.is_storage or reduce == "none", f"{reduce} is not defined for {x.dtype}: convert it first")
     require(not x.dtype.is_complex or reduce in ("none", "sum", "prod"), f"{reduce} is not defined for {x.dtype}")
     check_dim(dim, x.rank)
     for i, (a, b, c) in enumerate(zip(x.shape, index.shape, src.shape, strict=True)):
@@ -329,6 +335,7 @@ op(
     infer=_scatter,
     numpy=_scatter_np,
     category="indexing",
+    moves=True,
     cost=moved,
     samples=_scatter_samples,
     doc="torch.scatter / scatter_reduce: out[i.., index[i.., j, ..], ..] (reduce)= src[i.., j, ..]. Applied in order "
@@ -387,6 +394,7 @@ op(
     {"dim": int},
     infer=_rows,
     category="indexing",
+    moves=True,
     level="macro",
     samples=_rows_samples(None),
     decompose=lambda b, x, index, src, *, dim: b.op("scatter", x, _spread(b, x, index, dim, src.shape), src, dim=dim),
@@ -426,6 +434,7 @@ op(
     {"dim": int},
     infer=_index_fill,
     category="indexing",
+    moves=True,
     level="macro",
     decompose=_index_fill_lower,
     samples=lambda rng: (
@@ -462,6 +471,7 @@ op(
     infer=_masked_scatter,
     numpy=_masked_scatter_np,
     category="indexing",
+    moves=True,
     cost=moved,
     samples=lambda rng: (
         Sample((random_array(rng, s, dt), rng.random(s) < 0.4, random_array(rng, (n,), dt)))
@@ -500,6 +510,7 @@ op(
     infer=_masked_select,
     numpy=lambda x, mask: x[mask],
     category="indexing",
+    moves=True,
     binds=("size",),
     cost=moved,
     samples=lambda rng: (

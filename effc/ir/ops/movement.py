@@ -457,6 +457,7 @@ op(
     infer=_iota,
     numpy=_iota_np,
     category="movement",
+    moves=False,
     cost=moved,
     samples=lambda rng: (
         Sample((), {"shape": s, "dim": d, "start": a, "step": k, "dtype": t})

@@ -148,6 +148,7 @@ op(
     infer=_col2im,
     numpy=_col2im_np,
     category="movement",
+    moves=False,
     samples=_col2im_samples,
     doc="x[N, C * kh * kw, L] -> [N, C, *size]: adds every column back to the window of the image that it came "
     "from (torch's fold). "

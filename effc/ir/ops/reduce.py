@@ -47,7 +47,18 @@ def _numpy(x: np.ndarray[Any, Any], *, kind: str, dims: tuple[int, ...], keepdim
     if kind in ("sum", "prod"):
         wide = {np.dtype(np.float32): np.float64, np.dtype(np.complex64): np.complex128}.get(x.dtype, x.dtype)
         return f(x, axis=dims, keepdims=keepdims, dtype=wide).astype(x.dtype)
+    if kind in ("max", "min") and any(x.shape[d] == 0 for d in dims):
+        return f(x, axis=dims, keepdims=keepdims, initial=_outermost(kind, x.dtype))
     return f(x, axis=dims, keepdims=keepdims)
+
+
+def _outermost(kind: str, dtype: np.dtype[Any]) -> Any:
+    """The value that leaves a max or min as it is."""
+    if dtype.kind == "b":
+        return kind == "min"
+    if dtype.kind in "iu":
+        return np.iinfo(dtype).min if kind == "max" else np.iinfo(dtype).max
+    return dtype.type(-np.inf if kind == "max" else np.inf)
 
 
 def _samples(rng: np.random.Generator) -> Iterator[Sample]:
@@ -92,6 +103,6 @@ op(
     category="reduction",
     samples=_samples,
     doc="Reduces over dims. sum and prod accumulate at least in the operand's compute dtype; "
-    "max and min propagate NaN; "
+    "max and min propagate NaN, over a dim that turns out to be empty they are the dtype's least or greatest value; "
     "argmax and argmin give the first index (the first NaN's where there is one).",
 )

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ...ir.dims import Dim
+from ...ir.dims import Dim, symbols
 from ...ir.graph import Builder, Graph, Node, Value
-from ...ir.op import broadcast_shapes
+from ...ir.op import broadcast_shapes, get
+from ...ir.verify import attr_symbols
 from ..manager import Pass, PassReport, in_subgraphs
 from ..rewrite import is_one
 from .kinds import DEAR, fusible, is_map, is_reduction, is_scalar
@@ -66,6 +67,20 @@ class _Plan:
         self.group = list(range(len(self.nodes)))  # node -> its group, named by the group's seed
         self.members: dict[int, list[int]] = {}
         self.taken = [False] * len(self.nodes)
+        self.binders: dict[int, set[int]] = {}  # node -> the nodes that define sizes which it uses
+        self.bound: dict[int, list[int]] = {}  # and the other way round
+        self.late_sizes()
+
+    def late_sizes(self) -> None:
+        """Finds the order that sizes known only while running ask for: no operand tells it."""
+        binder = {s: i for i, n in enumerate(self.nodes) for a in get(n.op).binds for s in attr_symbols(n.attrs.get(a))}
+        for i, n in enumerate(self.nodes if binder else ()):
+            used = {s for t in n.types for d in t.shape for s in symbols(d)} | attr_symbols(tuple(n.attrs.values()))
+            found = {binder[s] for s in used if s in binder} - {i}
+            if found:
+                self.binders[i] = found
+                for k in found:
+                    self.bound.setdefault(k, []).append(i)
 
     # Formation
 
@@ -220,6 +235,11 @@ class _Plan:
                             return True
                         if k <= last:
                             todo.append(k)
+                for k in self.bound.get(j, ()):
+                    if k in region:
+                        return True
+                    if k <= last:
+                        todo.append(k)
         return False
 
     # Construction
@@ -252,6 +272,7 @@ class _Plan:
                     k = self.index.get(id(v.node), -1)
                     if k >= 0 and k not in inside and k not in done:
                         need.append(k)
+                need.extend(sorted(self.binders.get(j, set()) - inside - done))
             if need:
                 todo.extend(reversed(need))
                 continue

@@ -17,27 +17,50 @@ extern "C" {
 #define EFFC_ABI_VERSION 1
 #define EFFC_MAX_RANK 12
 
-/* The numbers are part of the artifact format: append only. */
+/* Element types: X(name, text name, bytes in memory, also of types of less than a byte). The order is their numbers,
+ * which are part of the artifact format: append only. */
+#define EFFC_DTYPES(X)                                                                                          \
+  X(BOOL, "bool", 1)                                                                                            \
+  X(U8, "u8", 1)                                                                                                \
+  X(I8, "i8", 1)                                                                                                \
+  X(U16, "u16", 2)                                                                                              \
+  X(I16, "i16", 2)                                                                                              \
+  X(U32, "u32", 4)                                                                                              \
+  X(I32, "i32", 4)                                                                                              \
+  X(U64, "u64", 8)                                                                                              \
+  X(I64, "i64", 8)                                                                                              \
+  X(F16, "f16", 2)                                                                                              \
+  X(BF16, "bf16", 2)                                                                                            \
+  X(F32, "f32", 4)                                                                                              \
+  X(F64, "f64", 8)                                                                                              \
+  X(F8E4M3, "f8e4m3", 1) /* e4m3fn: no infinities */                                                            \
+  X(F8E5M2, "f8e5m2", 1)                                                                                        \
+  X(C64, "c64", 8)                                                                                              \
+  X(C128, "c128", 16)                                                                                           \
+  X(C32, "c32", 4) /* two f16 */                                                                                \
+  X(I4, "i4", 1)   /* in the low bits of a byte; so are the next four */                                        \
+  X(U4, "u4", 1)                                                                                                \
+  X(I2, "i2", 1)                                                                                                \
+  X(U2, "u2", 1)                                                                                                \
+  X(F4E2M1, "f4e2m1", 1)         /* neither infinities nor NaN */                                               \
+  X(F8E4M3FNUZ, "f8e4m3fnuz", 1) /* neither infinities nor -0; bias 8 */                                        \
+  X(F8E5M2FNUZ, "f8e5m2fnuz", 1) /* the same; bias 16 */                                                        \
+  X(F8E8M0, "f8e8m0", 1)         /* powers of two: neither sign, zero nor infinities */
+
 typedef enum effc_dtype {
-  EFFC_BOOL = 0,
-  EFFC_U8 = 1,
-  EFFC_I8 = 2,
-  EFFC_U16 = 3,
-  EFFC_I16 = 4,
-  EFFC_U32 = 5,
-  EFFC_I32 = 6,
-  EFFC_U64 = 7,
-  EFFC_I64 = 8,
-  EFFC_F16 = 9,
-  EFFC_BF16 = 10,
-  EFFC_F32 = 11,
-  EFFC_F64 = 12,
-  EFFC_F8E4M3 = 13, /* e4m3fn: no infinities */
-  EFFC_F8E5M2 = 14,
-  EFFC_C64 = 15,  /* two f32 */
-  EFFC_C128 = 16, /* two f64 */
-  EFFC_C32 = 17   /* two f16 */
+#define EFFC_DTYPE_CODE(name, text, size) EFFC_##name,
+  EFFC_DTYPES(EFFC_DTYPE_CODE)
+#undef EFFC_DTYPE_CODE
+  EFFC_NUM_DTYPES
 } effc_dtype;
+
+/* Bytes of an element in memory. */
+static inline int32_t effc_dtype_size(int32_t dtype) {
+#define EFFC_DTYPE_SIZE(name, text, size) size,
+  static const int8_t sizes[] = {EFFC_DTYPES(EFFC_DTYPE_SIZE)};
+#undef EFFC_DTYPE_SIZE
+  return sizes[dtype];
+}
 
 /* A strided view. Strides are in elements and may be 0 (broadcast) or negative (flip).
  * An absent optional operand has data == NULL and rank == -1. A zero-sized tensor may have data == NULL, rank >= 0. */

@@ -27,11 +27,10 @@ struct DtypeInfo {
   const char* name;
   int32_t size;
 };
-constexpr int kNumDtypes = 18;
-constexpr DtypeInfo kDtypes[kNumDtypes] = {{"bool", 1}, {"u8", 1},    {"i8", 1},  {"u16", 2},    {"i16", 2},
-                                           {"u32", 4},  {"i32", 4},   {"u64", 8}, {"i64", 8},    {"f16", 2},
-                                           {"bf16", 2}, {"f32", 4},   {"f64", 8}, {"f8e4m3", 1}, {"f8e5m2", 1},
-                                           {"c64", 8},  {"c128", 16}, {"c32", 4}};
+#define EFFC_DTYPE_INFO(name, text, size) {text, size},
+constexpr int kNumDtypes = EFFC_NUM_DTYPES;
+constexpr DtypeInfo kDtypes[kNumDtypes] = {EFFC_DTYPES(EFFC_DTYPE_INFO)};
+#undef EFFC_DTYPE_INFO
 int dtype_from_name(const std::string& name);  // throws Error
 
 // Sizes come from files and callers: all arithmetic on them is checked.

@@ -268,7 +268,7 @@ EFFC_EXPORT int32_t effc_fill_int(const effc_call* call) {
       for (int64_t i = b; i < e; ++i) p[i] = v;
     });
   };
-  return by_dtype<kReal | kComplex>(out.dtype, run) ? 0 : bad_dtype(call, "fill", out.dtype);
+  return by_dtype<kReal | kComplex | kStorage>(out.dtype, run) ? 0 : bad_dtype(call, "fill", out.dtype);
 }
 
 // out: dense, start + i*step along dim. attrs: dim, start, step, real; with real != 0 fattrs start, step count instead.

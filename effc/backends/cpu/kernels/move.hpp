@@ -49,30 +49,7 @@ inline int64_t span(const effc_tensor& t, int a, int b) {
 
 inline bool absent(const effc_tensor& t) { return t.rank < 0; }
 
-inline int elem_size(int32_t dtype) {
-  switch (dtype) {
-    case EFFC_BOOL:
-    case EFFC_U8:
-    case EFFC_I8:
-    case EFFC_F8E4M3:
-    case EFFC_F8E5M2:
-      return 1;
-    case EFFC_U16:
-    case EFFC_I16:
-    case EFFC_F16:
-    case EFFC_BF16:
-      return 2;
-    case EFFC_U32:
-    case EFFC_I32:
-    case EFFC_F32:
-    case EFFC_C32:
-      return 4;
-    case EFFC_C128:
-      return 16;
-    default:
-      return 8;
-  }
-}
+inline int elem_size(int32_t dtype) { return effc_dtype_size(dtype); }
 
 struct bytes16 {
   uint64_t lo, hi;
@@ -107,7 +84,16 @@ inline void by_size(int size, F&& f) {
   }
 }
 
-enum : unsigned { kBool = 1, kInt = 2, kFloat = 4, kShort = 8, kComplex = 16, kReal = kBool | kInt | kFloat | kShort };
+/* kStorage: types that are only held and converted. */
+enum : unsigned {
+  kBool = 1,
+  kInt = 2,
+  kFloat = 4,
+  kShort = 8,
+  kComplex = 16,
+  kStorage = 32,
+  kReal = kBool | kInt | kFloat | kShort
+};
 
 /* f(T{}) with the storage type of a dtype, if it is in the classes of `Which`; false otherwise. */
 template <unsigned Which, class F>
@@ -148,6 +134,26 @@ inline bool by_dtype(int32_t dtype, F&& f) {
   if constexpr ((Which & kComplex) != 0) {
     if (dtype == EFFC_C64) return f(cf32{}), true;
     if (dtype == EFFC_C128) return f(cf64{}), true;
+  }
+  if constexpr ((Which & kStorage) != 0) {
+    switch (dtype) {
+      case EFFC_I4:
+        return f(int4{}), true;
+      case EFFC_U4:
+        return f(uint4{}), true;
+      case EFFC_I2:
+        return f(int2{}), true;
+      case EFFC_U2:
+        return f(uint2{}), true;
+      case EFFC_F4E2M1:
+        return f(f4e2m1{}), true;
+      case EFFC_F8E4M3FNUZ:
+        return f(f8e4m3fnuz{}), true;
+      case EFFC_F8E5M2FNUZ:
+        return f(f8e5m2fnuz{}), true;
+      case EFFC_F8E8M0:
+        return f(f8e8m0{}), true;
+    }
   }
   return false;
 }

@@ -2,7 +2,7 @@
  *
  * The conversions are branch-free integer code that the compiler vectorises at any width. Narrowing rounds to nearest,
  * ties to even; NaN stays NaN; overflow goes to infinity; e4m3fn, which has none, saturates (PyTorch 2.13 does, ml_dtypes
- * makes NaN).
+ * makes NaN). The types that are only stored do what the op table's `convert` says.
  */
 #ifndef EFFC_TYPES_HPP
 #define EFFC_TYPES_HPP
@@ -24,6 +24,27 @@ struct f8e4m3 {
 struct f8e5m2 {
   uint8_t bits;
 };
+struct f8e4m3fnuz {
+  uint8_t bits;
+};
+struct f8e5m2fnuz {
+  uint8_t bits;
+};
+struct f8e8m0 {
+  uint8_t bits;
+};
+struct f4e2m1 {
+  uint8_t bits;
+};
+/* An integer of BITS bits in the low ones of a byte; the others are written as 0 and not read. */
+template <int BITS, bool SIGNED>
+struct short_int {
+  uint8_t bits;
+};
+using int4 = short_int<4, true>;
+using uint4 = short_int<4, false>;
+using int2 = short_int<2, true>;
+using uint2 = short_int<2, false>;
 struct cf16 {
   f16 re, im;
 };
@@ -57,6 +78,23 @@ EFFC_INLINE float to_f32(f8e4m3 h) {
   uint32_t scaled = bitcast<uint32_t>(bitcast<float>(mag) * 0x1p120f);
   uint32_t r = mag == 0x07f00000u ? 0x7fc00000u : scaled;
   return bitcast<float>(r | ((uint32_t)(h.bits & 0x80u) << 24));
+}
+/* Without infinities and -0, whose bits are NaN's. The product is exact. */
+EFFC_INLINE float to_f32(f8e4m3fnuz h) {
+  float r = bitcast<float>((uint32_t)(h.bits & 0x7fu) << 20) * 0x1p119f;
+  return bitcast<float>(h.bits == 0x80u ? 0xffc00000u : bitcast<uint32_t>(r) | (uint32_t)(h.bits & 0x80u) << 24);
+}
+EFFC_INLINE float to_f32(f8e5m2fnuz h) {
+  float r = bitcast<float>((uint32_t)(h.bits & 0x7fu) << 21) * 0x1p111f;
+  return bitcast<float>(h.bits == 0x80u ? 0xffc00000u : bitcast<uint32_t>(r) | (uint32_t)(h.bits & 0x80u) << 24);
+}
+EFFC_INLINE float to_f32(f4e2m1 h) {
+  float r = bitcast<float>((uint32_t)(h.bits & 0x7u) << 22) * 0x1p126f;
+  return bitcast<float>(bitcast<uint32_t>(r) | (uint32_t)(h.bits & 0x8u) << 28);
+}
+EFFC_INLINE float to_f32(f8e8m0 h) {
+  uint32_t b = h.bits;
+  return bitcast<float>(b == 0 ? 0x00400000u : b == 0xffu ? 0x7fc00000u : b << 23); /* 2^-127 is a denormal */
 }
 
 /* ---- from float ---- */
@@ -114,6 +152,39 @@ struct from_f32_impl<f8e4m3> {
     return f8e4m3{(uint8_t)(r | ((b >> 24) & 0x80u))};
   }
 };
+template <int MBITS, int BIAS>
+EFFC_INLINE uint8_t round_fnuz(float x) {
+  uint32_t b = bitcast<uint32_t>(x), a = b & 0x7fffffffu;
+  uint32_t r = round_short<MBITS, BIAS>(a);
+  uint32_t s = r == 0 ? 0u : r | ((b >> 24) & 0x80u);
+  return (uint8_t)((r > 0x7fu) | (a >= 0x7f800000u) ? 0x80u : s);
+}
+template <>
+struct from_f32_impl<f8e4m3fnuz> {
+  EFFC_INLINE f8e4m3fnuz run(float x) { return f8e4m3fnuz{round_fnuz<3, 8>(x)}; }
+};
+template <>
+struct from_f32_impl<f8e5m2fnuz> {
+  EFFC_INLINE f8e5m2fnuz run(float x) { return f8e5m2fnuz{round_fnuz<2, 16>(x)}; }
+};
+template <>
+struct from_f32_impl<f4e2m1> {
+  EFFC_INLINE f4e2m1 run(float x) {
+    uint32_t b = bitcast<uint32_t>(x), a = b & 0x7fffffffu;
+    uint32_t r = round_short<1, 1>(a);
+    r = r > 7u ? 7u : r;
+    r = a > 0x7f800000u ? 8u : r; /* NaN: a zero of the other sign, as ml_dtypes has it */
+    return f4e2m1{(uint8_t)(r ^ ((b >> 28) & 0x8u))};
+  }
+};
+template <>
+struct from_f32_impl<f8e8m0> {
+  EFFC_INLINE f8e8m0 run(float x) { /* half up, but 2^-127, half of the smallest normal, is a value itself */
+    uint32_t a = bitcast<uint32_t>(x) & 0x7fffffffu;
+    uint32_t r = (a + 0x3fffffu + (a > 0x7fffffu ? 1u : 0u)) >> 23;
+    return f8e8m0{(uint8_t)(r > 0xffu ? 0xffu : r)};
+  }
+};
 template <>
 struct from_f32_impl<float> {
   EFFC_INLINE float run(float x) { return x; }
@@ -125,7 +196,8 @@ EFFC_INLINE T from_f32(float x) {
 
 /* ---- compute types ---- */
 
-/* The type in which arithmetic on a storage type is done: float for the short floats, cf32 for cf16, else T itself. */
+/* A value in registers, and arithmetic on a storage type: float for the short floats, bytes for the short integers, cf32
+ * for cf16, else T itself. */
 template <class T>
 struct compute {
   using type = T;
@@ -147,6 +219,30 @@ struct compute<f8e5m2> {
   using type = float;
 };
 template <>
+struct compute<f8e4m3fnuz> {
+  using type = float;
+};
+template <>
+struct compute<f8e5m2fnuz> {
+  using type = float;
+};
+template <>
+struct compute<f8e8m0> {
+  using type = float;
+};
+template <>
+struct compute<f4e2m1> {
+  using type = float;
+};
+template <int BITS>
+struct compute<short_int<BITS, true>> {
+  using type = int8_t;
+};
+template <int BITS>
+struct compute<short_int<BITS, false>> {
+  using type = uint8_t;
+};
+template <>
 struct compute<cf16> {
   using type = cf32;
 };
@@ -162,6 +258,18 @@ EFFC_INLINE float to_compute(f16 x) { return to_f32(x); }
 EFFC_INLINE float to_compute(bf16 x) { return to_f32(x); }
 EFFC_INLINE float to_compute(f8e4m3 x) { return to_f32(x); }
 EFFC_INLINE float to_compute(f8e5m2 x) { return to_f32(x); }
+EFFC_INLINE float to_compute(f8e4m3fnuz x) { return to_f32(x); }
+EFFC_INLINE float to_compute(f8e5m2fnuz x) { return to_f32(x); }
+EFFC_INLINE float to_compute(f8e8m0 x) { return to_f32(x); }
+EFFC_INLINE float to_compute(f4e2m1 x) { return to_f32(x); }
+template <int BITS>
+EFFC_INLINE int8_t to_compute(short_int<BITS, true> x) {
+  return (int8_t)((int8_t)(uint8_t)(x.bits << (8 - BITS)) >> (8 - BITS));
+}
+template <int BITS>
+EFFC_INLINE uint8_t to_compute(short_int<BITS, false> x) {
+  return (uint8_t)(x.bits & ((1 << BITS) - 1));
+}
 EFFC_INLINE cf32 to_compute(cf16 x) { return cf32{to_f32(x.re), to_f32(x.im)}; }
 
 /* ---- convert: any type to any type, as a PyTorch cast ---- */
@@ -235,7 +343,18 @@ EFFC_SHORT(f16)
 EFFC_SHORT(bf16)
 EFFC_SHORT(f8e4m3)
 EFFC_SHORT(f8e5m2)
+EFFC_SHORT(f8e4m3fnuz)
+EFFC_SHORT(f8e5m2fnuz)
+EFFC_SHORT(f8e8m0)
+EFFC_SHORT(f4e2m1)
 #undef EFFC_SHORT
+template <int BITS, bool SIGNED>
+struct convert_impl<short_int<BITS, SIGNED>> {
+  template <class F>
+  EFFC_INLINE short_int<BITS, SIGNED> real(F x) {
+    return {(uint8_t)(convert_impl<uint8_t>::real(x) & ((1 << BITS) - 1))};
+  }
+};
 template <>
 struct convert_impl<cf32> {
   template <class F>

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import numpy as np
 
+from ....ir import casts
 from ....ir.dtypes import DType
 from ....ir.graph import Value
 from ..context import Context
@@ -77,9 +79,12 @@ def _pow(cx: Context, x: Value, y: Value) -> Value:
 
 @onnx_op("Mod")
 def _mod(cx: Context, x: Value, y: Value, *, fmod: int = 0) -> Value:
-    if not fmod and x.dtype.is_float:
-        raise Unsupported("fmod=0 for floats")
-    return cx.elementwise("fmod" if fmod else "remainder", x, y)
+    if fmod:
+        return cx.elementwise("fmod", x, y)
+    r = cx.elementwise("remainder", x, y)
+    if x.dtype.is_float:  # a zero has the divisor's sign
+        r = cx.b.op("where", cx.op("eq", r, 0), cx.op("copysign", cx.const(0, x.dtype), y), r)
+    return r
 
 
 @onnx_op("BitShift")
@@ -104,7 +109,7 @@ for _name, _ir in (("Max", "maximum"), ("Min", "minimum"), ("Sum", "add")):
 
 @onnx_op("Mean")
 def _mean(cx: Context, *xs: Value) -> Value:
-    return cx.div(_variadic("add")(cx, *xs), len(xs))
+    return cx.convert(cx.div(_variadic("add")(cx, *map(cx.opmath, xs)), len(xs)), xs[0].dtype)
 
 
 @onnx_op("Where")
@@ -116,7 +121,10 @@ def _where(cx: Context, c: Value, x: Value, y: Value) -> Value:
 def _clip_attributes(
     cx: Context, x: Value, *, min: float = -3.4028234663852886e38, max: float = 3.4028234663852886e38
 ) -> Value:
-    return cx.op("minimum", cx.op("maximum", x, min), max)  # type: ignore[no-any-return]
+    wide = x.dtype is DType.f16  # whose own range is narrower than the default bounds
+    if not (wide and min < -65504):
+        x = cx.op("maximum", x, min)
+    return x if wide and max > 65504 else cx.op("minimum", x, max)
 
 
 @onnx_op("Clip", since=11)
@@ -138,8 +146,12 @@ def _isinf(cx: Context, x: Value, *, detect_negative: int = 1, detect_positive: 
 
 
 def cast(cx: Context, x: Value, dtype: DType, saturate: bool = True, round_mode: str = "up") -> Value:
-    """Cast as the standard has it: to bool by comparison with zero, from floats to integers towards zero."""
-    return cx.convert(x, dtype)
+    """Cast as the standard has it: to bool by comparison with zero, from floats to integers towards zero, to floats of
+    8 bits as ``saturate`` and ``round_mode`` say.
+    """
+    if round_mode not in casts.ROUND:
+        raise Unsupported(f"round_mode {round_mode}")
+    return casts.cast(cx.b, x, dtype, saturate=saturate, round_mode=round_mode)
 
 
 @onnx_op("Cast")
@@ -177,12 +189,23 @@ def _constant(
 # Activations ----------------------------------------------------------------------------------------------------------
 
 
+def in_opmath(f: Any) -> Any:
+    """Halves are computed in f32 and rounded once."""
+
+    @functools.wraps(f)
+    def run(cx: Context, x: Value, **attrs: Any) -> Value:
+        return cx.convert(f(cx, cx.opmath(x), **attrs), x.dtype)
+
+    return run
+
+
 @onnx_op("Relu")
 def relu(cx: Context, x: Value) -> Value:
     return cx.op("maximum", x, 0)  # type: ignore[no-any-return]
 
 
 @onnx_op("LeakyRelu")
+@in_opmath
 def leaky_relu(cx: Context, x: Value, *, alpha: float = 0.01) -> Value:
     return cx.where(cx.op("lt", x, 0), cx.mul(x, alpha), x)
 
@@ -199,11 +222,13 @@ def thresholded_relu(cx: Context, x: Value, *, alpha: float = 1.0) -> Value:
 
 
 @onnx_op("Elu")
+@in_opmath
 def elu(cx: Context, x: Value, *, alpha: float = 1.0) -> Value:
     return cx.where(cx.op("lt", x, 0), cx.scale(cx.op("expm1", x), alpha), x)
 
 
 @onnx_op("Selu")
+@in_opmath
 def selu(
     cx: Context, x: Value, *, alpha: float = 1.67326319217681884765625, gamma: float = 1.05070102214813232421875
 ) -> Value:
@@ -211,44 +236,52 @@ def selu(
 
 
 @onnx_op("Celu")
+@in_opmath
 def celu(cx: Context, x: Value, *, alpha: float = 1.0) -> Value:
     negative = cx.scale(cx.op("expm1", cx.div(x, alpha)), alpha)
     return cx.op("add", cx.op("maximum", x, 0), cx.op("minimum", negative, 0))  # type: ignore[no-any-return]
 
 
 @onnx_op("HardSigmoid")
+@in_opmath
 def hard_sigmoid(cx: Context, x: Value, *, alpha: float = 0.2, beta: float = 0.5) -> Value:
     y = cx.add(cx.mul(x, alpha), beta)
     return cx.op("minimum", cx.op("maximum", y, 0), 1)  # type: ignore[no-any-return]
 
 
 @onnx_op("HardSwish")
+@in_opmath
 def _hard_swish(cx: Context, x: Value) -> Value:
     return cx.mul(x, hard_sigmoid(cx, x, alpha=1 / 6, beta=0.5))
 
 
 @onnx_op("Softplus")
+@in_opmath
 def softplus(cx: Context, x: Value) -> Value:
     """max(x, 0) + log1p(exp(-|x|)): the same number without overflow."""
     return cx.add(cx.op("maximum", x, 0), cx.op("log1p", cx.op("exp", cx.op("neg", cx.op("abs", x)))))
 
 
 @onnx_op("Softsign")
+@in_opmath
 def softsign(cx: Context, x: Value) -> Value:
     return cx.div(x, cx.add(cx.op("abs", x), 1))
 
 
 @onnx_op("Swish")
+@in_opmath
 def _swish(cx: Context, x: Value, *, alpha: float = 1.0) -> Value:
     return cx.mul(x, cx.op("sigmoid", cx.scale(x, alpha)))
 
 
 @onnx_op("Mish")
+@in_opmath
 def _mish(cx: Context, x: Value) -> Value:
     return cx.mul(x, cx.op("tanh", softplus(cx, x)))
 
 
 @onnx_op("Gelu")
+@in_opmath
 def _gelu(cx: Context, x: Value, *, approximate: str = "none") -> Value:
     if approximate == "tanh":
         inner = cx.mul(cx.add(x, cx.mul(cx.mul(cx.mul(x, x), x), 0.044715)), math.sqrt(2 / math.pi))
@@ -258,10 +291,11 @@ def _gelu(cx: Context, x: Value, *, approximate: str = "none") -> Value:
 
 @onnx_op("Shrink")
 def _shrink(cx: Context, x: Value, *, bias: float = 0.0, lambd: float = 0.5) -> Value:
-    def number(v: float) -> Any:
-        return int(v) if x.dtype.is_int else v
-
-    middle = cx.full(0, (), x.dtype)
-    low = cx.where(cx.op("lt", x, -lambd if x.dtype.is_float else math.ceil(-lambd)), cx.add(x, number(bias)), middle)
-    high = cx.op("gt", x, lambd if x.dtype.is_float else math.floor(lambd))
-    return cx.where(high, cx.sub(x, number(bias)), low)
+    """x + bias below -lambd, x - bias above lambd, 0 between; integers by way of floats where these are fractions."""
+    work = x.dtype.compute
+    if x.dtype.is_int:
+        bias, lambd = (int(v) if v == int(v) else v for v in (bias, lambd))
+        work = DType.f64 if isinstance(bias, float) or isinstance(lambd, float) else x.dtype
+    v = cx.convert(x, work)
+    low = cx.where(cx.op("lt", v, -lambd), cx.add(v, bias), 0)
+    return cx.convert(cx.where(cx.op("gt", v, lambd), cx.sub(v, bias), low), x.dtype)

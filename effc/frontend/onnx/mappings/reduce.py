@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from ....ir.dtypes import DType
 from ....ir.graph import Value
 from ..context import Context
-from ..registry import onnx_op
+from ..registry import Unsupported, onnx_op
 
 
 def _axes(cx: Context, x: Value, axes: Any, noop: int) -> tuple[int, ...] | None:
@@ -18,6 +20,19 @@ def _axes(cx: Context, x: Value, axes: Any, noop: int) -> tuple[int, ...] | None
     if not axes:
         return None if noop else tuple(range(x.rank))
     return tuple(sorted({cx.axis(int(a), x.rank) for a in axes}))
+
+
+def extreme(cx: Context, kind: str, x: Value, dims: tuple[int, ...], keep: bool) -> Value:
+    """The ``max`` or ``min`` over dims, of which some may be empty: then the least, or greatest, value of the dtype."""
+    if x.dtype.is_bool:
+        return cx.reduce("any" if kind == "max" else "all", x, dims, keep)
+    if all(x.shape[d] != 0 for d in dims):
+        return cx.reduce(kind, x, dims, keep)
+    shape = [1 if i in dims else d for i, d in enumerate(x.shape) if keep or i not in dims]
+    if x.dtype.is_float:
+        return cx.full(-math.inf if kind == "max" else math.inf, shape, x.dtype)
+    limits = np.iinfo(x.dtype.np)
+    return cx.full(int(limits.min if kind == "max" else limits.max), shape, x.dtype)
 
 
 def _sum(cx: Context, x: Value, dims: tuple[int, ...], keep: bool) -> Value:
@@ -38,12 +53,15 @@ def _l2(cx: Context, x: Value, dims: tuple[int, ...], keep: bool) -> Value:
 
 
 def _log_sum(cx: Context, x: Value, dims: tuple[int, ...], keep: bool) -> Value:
-    return cx.op("log", cx.reduce("sum", x, dims, keep))  # type: ignore[no-any-return]
+    total = cx.reduce("sum", x, dims, keep)
+    return cx.op("log", total if x.dtype.is_float else cx.convert(total, DType.f64))  # type: ignore[no-any-return]
 
 
 def _log_sum_exp(cx: Context, x: Value, dims: tuple[int, ...], keep: bool) -> Value:
     """log(sum(exp(x - max))) + max; an infinite maximum is left out of the difference."""
-    top = cx.reduce("max", x, dims, True)
+    if not x.dtype.is_float:
+        x = cx.convert(x, DType.f64)
+    top = extreme(cx, "max", x, dims, True) if dims else x
     safe = cx.where(cx.op("isfinite", top), top, 0)
     total = cx.op("log", cx.reduce("sum", cx.op("exp", cx.op("sub", x, safe)), dims, True))
     y = cx.op("add", total, safe)
@@ -53,8 +71,8 @@ def _log_sum_exp(cx: Context, x: Value, dims: tuple[int, ...], keep: bool) -> Va
 _KINDS: dict[str, Any] = {
     "ReduceSum": _sum,
     "ReduceMean": _mean,
-    "ReduceMax": lambda cx, x, d, k: cx.reduce("max", x, d, k),
-    "ReduceMin": lambda cx, x, d, k: cx.reduce("min", x, d, k),
+    "ReduceMax": lambda cx, x, d, k: extreme(cx, "max", x, d, k),
+    "ReduceMin": lambda cx, x, d, k: extreme(cx, "min", x, d, k),
     "ReduceProd": lambda cx, x, d, k: cx.reduce("prod", x, d, k),
     "ReduceL1": lambda cx, x, d, k: _sum(cx, cx.op("abs", x) if x.dtype.is_signed else x, d, k),
     "ReduceL2": _l2,
@@ -65,8 +83,9 @@ _KINDS: dict[str, Any] = {
 
 
 def _finish(kind: Any, name: str, cx: Context, x: Value, dims: tuple[int, ...], keepdims: int) -> Value:
-    out = kind(cx, x, dims, bool(keepdims)) if dims or name not in ("ReduceMax", "ReduceMin") else x
-    return cx.convert(out, x.dtype)  # type: ignore[no-any-return]
+    if name in ("ReduceMax", "ReduceMin"):
+        return kind(cx, x, dims, keepdims == 1) if dims else x  # type: ignore[no-any-return]
+    return cx.convert(kind(cx, cx.opmath(x), dims, keepdims == 1), x.dtype)
 
 
 def _register(name: str, kind: Any) -> None:
@@ -92,9 +111,9 @@ def _arg(kind: str) -> Any:
     def f(cx: Context, x: Value, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Value:
         d = cx.axis(axis, x.rank)
         if select_last_index:
-            last = cx.reduce(kind, cx.b.op("flip", x, dims=(d,)), (d,), bool(keepdims))
+            last = cx.reduce(kind, cx.b.op("flip", x, dims=(d,)), (d,), keepdims == 1)
             return cx.sub(cx.scalar(x.shape[d] - 1, DType.i64), last)
-        return cx.reduce(kind, x, (d,), bool(keepdims))
+        return cx.reduce(kind, x, (d,), keepdims == 1)
 
     return f
 
@@ -105,13 +124,13 @@ onnx_op("ArgMin")(_arg("argmin"))
 
 def softmax_over(cx: Context, x: Value, dims: tuple[int, ...]) -> Value:
     v = cx.opmath(x)
-    e = cx.op("exp", cx.op("sub", v, cx.reduce("max", v, dims, True)))
+    e = cx.op("exp", cx.op("sub", v, extreme(cx, "max", v, dims, True)))
     return cx.convert(cx.op("div", e, cx.reduce("sum", e, dims, True)), x.dtype)
 
 
 def log_softmax_over(cx: Context, x: Value, dims: tuple[int, ...]) -> Value:
     v = cx.opmath(x)
-    shifted = cx.op("sub", v, cx.reduce("max", v, dims, True))
+    shifted = cx.op("sub", v, extreme(cx, "max", v, dims, True))
     total = cx.reduce("sum", cx.op("exp", shifted), dims, True)
     return cx.convert(cx.op("sub", shifted, cx.op("log", total)), x.dtype)
 
@@ -158,10 +177,14 @@ onnx_op("CumProd")(_cumulative("cumprod", 1))
 @onnx_op("LpNormalization")
 def _lp_normalization(cx: Context, x: Value, *, axis: int = -1, p: int = 2) -> Value:
     d = (cx.axis(axis, x.rank),)
-    norm = (
-        cx.reduce("sum", cx.op("abs", x), d, True) if p == 1 else cx.op("sqrt", cx.reduce("sum", cx.mul(x, x), d, True))
-    )
-    return cx.where(cx.op("eq", norm, 0), 0, cx.op("div", x, norm)) if p else x
+    v = cx.opmath(x)
+    if p == 1:
+        norm = cx.reduce("sum", cx.op("abs", v), d, True)
+    elif p == 2:
+        norm = cx.op("sqrt", cx.reduce("sum", cx.mul(v, v), d, True))
+    else:
+        raise Unsupported(f"p={p}")
+    return cx.convert(cx.where(cx.op("eq", norm, 0), 0, cx.op("div", v, norm)), x.dtype)
 
 
 @onnx_op("GlobalAveragePool")
@@ -171,7 +194,7 @@ def _global_average(cx: Context, x: Value) -> Value:
 
 @onnx_op("GlobalMaxPool")
 def _global_max(cx: Context, x: Value) -> Value:
-    return cx.reduce("max", x, tuple(range(2, x.rank)), True)
+    return extreme(cx, "max", x, tuple(range(2, x.rank)), True)
 
 
 @onnx_op("GlobalLpPool")
@@ -185,9 +208,10 @@ def _global_lp(cx: Context, x: Value, *, p: int = 2) -> Value:
 def _mvn(cx: Context, x: Value, *, axes: Any = (0, 2, 3)) -> Value:
     """(x - mean) / (std + 1e-9) over ``axes``."""
     dims = cx.axes(axes, x.rank)
-    centred = cx.op("sub", x, cx.mean(x, dims, True))
+    v = cx.opmath(x)
+    centred = cx.op("sub", v, cx.mean(v, dims, True))
     std = cx.op("sqrt", cx.mean(cx.mul(centred, centred), dims, True))
-    return cx.op("div", centred, cx.add(std, 1e-9))  # type: ignore[no-any-return]
+    return cx.convert(cx.op("div", centred, cx.add(std, 1e-9)), x.dtype)
 
 
-__all__ = ["hardmax_over", "log_softmax_over", "math", "softmax_over"]
+__all__ = ["extreme", "hardmax_over", "log_softmax_over", "math", "softmax_over"]
