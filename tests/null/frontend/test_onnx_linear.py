@@ -22,7 +22,15 @@ def f32(*shape: int) -> Any:
 
 @pytest.mark.parametrize(
     ("a", "b"),
-    [("n 5", "5 4"), ("2 n 5", "5 4"), ("2 3 n 5", "3 5 2"), ("5", "n 5 3"), ("n 5", "5"), ("5", "5"), ("n 3 1 5", "3 5 4")],
+    [
+        ("n 5", "5 4"),
+        ("2 n 5", "5 4"),
+        ("2 3 n 5", "3 5 2"),
+        ("5", "n 5 3"),
+        ("n 5", "5"),
+        ("5", "5"),
+        ("n 3 1 5", "3 5 4"),
+    ],
 )
 @pytest.mark.parametrize("target", ["reference", "cpu"])
 def test_matmul(a: str, b: str, target: str) -> None:
@@ -209,7 +217,9 @@ def test_attention_dtypes(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("interleaved", [0, 1])
-@pytest.mark.parametrize(("packed", "dim", "positions"), [(False, 0, True), (True, 4, True), (False, 4, False), (True, 0, False)])
+@pytest.mark.parametrize(
+    ("packed", "dim", "positions"), [(False, 0, True), (True, 4, True), (False, 4, False), (True, 0, False)]
+)
 def test_rotary(interleaved: int, packed: bool, dim: int, positions: bool) -> None:
     n = (dim or 8) // 2
     sets, shapes = [], [["b", "l", 24] if packed else ["b", 3, "l", 8]]
@@ -257,7 +267,9 @@ def test_causal_conv(past: bool) -> None:
 
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("opset", [17, 20])
-@pytest.mark.parametrize("attrs", [{}, {"inverse": 1}, {"onesided": 1}, {"length": 5}, {"length": 13, "inverse": 1}], ids=str)
+@pytest.mark.parametrize(
+    "attrs", [{}, {"inverse": 1}, {"onesided": 1}, {"length": 5}, {"length": 13, "inverse": 1}], ids=str
+)
 def test_dft(parts: int, opset: int, attrs: dict[str, int]) -> None:
     if parts == 2 and "onesided" in attrs:
         attrs = {"onesided": 1, "inverse": 1, "length": 10}

@@ -33,12 +33,13 @@ class Forest:
     yes: list[int] = field(default_factory=list)
     no: list[int] = field(default_factory=list)
     weight: list[dict[int, float]] = field(default_factory=list)
+    is_leaf: list[bool] = field(default_factory=list)
     roots: list[int] = field(default_factory=list)
 
     def leaf(self, weights: dict[int, float]) -> int:
         k = self.node(0, 0.0, "LEQ", False)
         self.yes[k] = self.no[k] = k
-        self.weight[k] = weights
+        self.weight[k], self.is_leaf[k] = weights, True
         return k
 
     def node(self, feature: int, value: float, mode: str, track: bool) -> int:
@@ -49,13 +50,14 @@ class Forest:
         self.yes.append(-1)
         self.no.append(-1)
         self.weight.append({})
+        self.is_leaf.append(False)
         return len(self.feature) - 1
 
     def depth(self) -> int:
         """Steps from a root to the farthest leaf; Unsupported where nodes form a cycle or one is reached twice over."""
         level, now, seen = 0, set(self.roots), set(self.roots)
         while True:
-            now = {c for k in now if self.yes[k] != k for c in (self.yes[k], self.no[k])}
+            now = {c for k in now if not self.is_leaf[k] for c in (self.yes[k], self.no[k])}
             if not now:
                 return level
             level += 1
@@ -71,7 +73,7 @@ class Forest:
             np.asarray(self.feature, np.int64), np.asarray(self.value, w.np), np.asarray(self.yes, np.int64),
             np.asarray(self.no, np.int64), np.asarray(self.track, np.bool_),
         ]  # fmt: skip
-        modes = sorted({m for k, m in enumerate(self.mode) if self.yes[k] != k}) or ["LEQ"]
+        modes = sorted({m for k, m in enumerate(self.mode) if not self.is_leaf[k]}) or ["LEQ"]
         tables += [np.array([m == mode for m in self.mode]) for mode in modes]
         named = [cx.b.constant(t, DType.from_np(t.dtype)) for t in tables]
         any_track = any(self.track)
@@ -206,9 +208,9 @@ def _classifier(
     nodes_truenodeids: Sequence[int] = (), nodes_values: Sequence[float] = (),
     nodes_values_as_tensor: Array | None = None, post_transform: str = "NONE",
 ) -> Any:  # fmt: skip
-    """(label, scores). Two classes of which only one has weights are decided by its score: against 0.5 if all weights are
-    positive (a probability p, shown as 1 - p and p), against 0 otherwise (a margin m, shown as -m and m), as ONNX Runtime
-    has it.
+    """(label, scores). Of two classes where only one has weights, its score s decides for the second class: against 0.5 if
+    no weight is negative, against 0 otherwise. If it is the first class that has them, as converters write it, the scores
+    are then 1 - s and s, or -s and s; if it is the second, 0 and s. So has ONNX Runtime; the standard says nothing.
     """
     _no_strings(classlabels_strings)
     classes = len(classlabels_int64s)
@@ -229,14 +231,21 @@ def _classifier(
         if base.size:
             y = cx.op("add", y, cx.b.constant(base.astype(v.dtype.np), v.dtype))
         return labelled(cx, y, classlabels_int64s), cx.convert(transformed(cx, y, post_transform), DType.f32)
+    if base.size > 1 or (base.size and set(class_ids) != {0}):
+        raise Unsupported("base_values for two classes of which one has weights")
     if base.size:
-        y = cx.add(y, float(base[-1]))
+        y = cx.add(y, float(base[0]))
+    if post_transform == "PROBIT":
+        raise Unsupported("post_transform PROBIT of one score for two classes")
     likely = bool((weights >= 0).all())
-    if post_transform == "PROBIT" or (likely and post_transform != "NONE"):
-        raise Unsupported(f"post_transform {post_transform} of one score for two classes")
     second = cx.op("gt", cx.squeeze(y, 1), 0.5 if likely else 0)
     label = cx.where(second, cx.const(classlabels_int64s[1], DType.i64), classlabels_int64s[0])
-    other = cx.sub(1, y) if likely else cx.op("neg", y)
+    if set(class_ids) == {1}:
+        other = cx.full(0.0, y.shape, y.dtype)
+    elif likely and post_transform == "NONE":
+        other = cx.sub(1, y)
+    else:
+        other = cx.op("neg", y)
     return label, cx.convert(transformed(cx, cx.concat([other, y], 1), post_transform), DType.f32)
 
 
