@@ -96,7 +96,13 @@ def _dft_attribute(
 
 @onnx_op("DFT", since=20)
 def _dft_operand(
-    cx: Context, x: Value, length: Value | None = None, axis: Value | None = None, *, inverse: int = 0, onesided: int = 0
+    cx: Context,
+    x: Value,
+    length: Value | None = None,
+    axis: Value | None = None,
+    *,
+    inverse: int = 0,
+    onesided: int = 0,
 ) -> Value:
     return _dft(cx, x, length, -2 if axis is None else int(cx.number(axis, "the axis")), inverse, onesided)
 
@@ -137,7 +143,9 @@ def _mel(
     cx: Context, bins: Value, length: Value, rate: Value, low: Value, high: Value, *, output_datatype: int = 1
 ) -> Value:
     """Triangles that are evenly spaced on the mel scale, mel = 2595 log10(1 + f / 700), over the bins of a spectrum."""
-    m, n, fs = (int(cx.number(v, w)) for v, w in ((bins, "num_mel_bins"), (length, "dft_length"), (rate, "sample_rate")))
+    m, n, fs = (
+        int(cx.number(v, w)) for v, w in ((bins, "num_mel_bins"), (length, "dft_length"), (rate, "sample_rate"))
+    )
     first, last = (
         2595 * math.log10(1 + float(cx.number(v, w)) / 700)
         for v, w in ((low, "lower_edge_hertz"), (high, "upper_edge_hertz"))
