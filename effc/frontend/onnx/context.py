@@ -164,6 +164,15 @@ class Context(Vocabulary):
         lo, hi = D.bounds(a - b, self.b.symbols)
         return a if lo >= 0 else b if hi <= 0 else D.maximum(a, b)
 
+    def named(self, d: Dim) -> Dim:
+        """A size that is known only while running as one symbol: expressions over expressions would grow without end."""
+        if isinstance(d, int) or D.symbols(d) <= self.known or str(d).isidentifier():
+            return d
+        lo = D.bounds(d, self.b.symbols)[0]
+        s = self.new_symbol(int(lo) if 0 <= lo < NEGATIVE else 0)
+        self.b.op("item", self.scalar(d, DType.i64), value=s)
+        return s
+
     def from_end(self, d: Dim, size: Dim) -> Dim:
         """An index that counts from the end if it is negative."""
         lo, hi = D.bounds(d, self.b.symbols)

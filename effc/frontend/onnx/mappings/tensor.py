@@ -72,8 +72,8 @@ def _resolved_late(cx: Context, x: Value, wanted: list[Dim], allowzero: int) -> 
         known.append(size)
         minus.append(negative)
     rest = D.product(s + m for s, m in zip(known, minus))
-    left = D.floordiv(x.type.numel, D.maximum(rest, 1))
-    shape = tuple(s + m * left for s, m in zip(known, minus))
+    left = D.floordiv(x.type.numel, D.maximum(cx.named(rest), 1))
+    shape = tuple(cx.named(s + m * left) for s, m in zip(known, minus))
     cx.require(D.product(shape), "==", x.type.numel, f"{x.type.numel} elements must fit the shape")
     return shape
 
@@ -203,8 +203,8 @@ def sliced(cx: Context, x: Value, starts: list[Dim], ends: list[Dim], axes: list
         d = cx.axis(axis, x.rank)
         size = x.shape[d]
         if step > 0:
-            lo = _bound(cx, start, size, 0, size)
-            hi = cx.most(_bound(cx, end, size, 0, size), lo)
+            lo = cx.named(_bound(cx, start, size, 0, size))
+            hi = cx.most(cx.named(_bound(cx, end, size, 0, size)), lo)
             x = cx.slice(x, d, lo, hi, step)
         elif step < 0:  # the reversed tensor, sliced forward
             first, last = _bound(cx, start, size, -1, size - 1), _bound(cx, end, size, -1, size - 1)
