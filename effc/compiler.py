@@ -79,7 +79,7 @@ def compile_entries(
     """Compiles several entry points into one artifact; they share weights and session state. See :func:`compile`."""
     _require_extras()
     kind = target.partition(":")[0]
-    if kind not in ("cpu", "reference"):
+    if kind not in ("cpu", "reference", "onnx"):
         raise EffcError(
             f"target {target!r} is not available in this version",
             hint="targets: " + ", ".join(t["name"] for t in targets()),
@@ -89,8 +89,8 @@ def compile_entries(
             raise EffcError(
                 f"{name} is not available in this version", hint="leave it out; m.report shows the arena that is needed"
             )
-    if onnx_domain != "standard":
-        raise EffcError("onnx_domain applies to target 'onnx', which is not available in this version")
+    if onnx_domain != "standard" and kind != "onnx":
+        raise EffcError("onnx_domain applies to target 'onnx' alone")
     if not entries:
         raise EffcError("there is no entry point to compile")
     dump = None
@@ -111,6 +111,8 @@ def compile_entries(
                 from .backends.reference import ReferenceModel
 
                 made: Any = ReferenceModel({n: import_entry(e) for n, e in entries.items()})
+            elif kind == "onnx":
+                made = _compile_onnx(entries, num_threads, onnx_domain, disable_passes, verify)
             else:
                 made = _compile_cpu(entries, target, num_threads, disable_passes, verify, selftest)
     except Exception:
@@ -181,6 +183,17 @@ def model_kind(model: Any) -> str:
     if not Path(model).exists():
         raise EffcError(f"there is no file {model}")
     return kind
+
+
+def _compile_onnx(
+    entries: Mapping[str, Entry], num_threads: int | None, domain: str, disable: Sequence[str], verify: bool
+) -> Any:
+    try:
+        from .backends import onnx
+    except ImportError as e:
+        raise EffcError(f"target 'onnx' needs the onnx package: {e}", hint="pip install 'effc[torch,onnx]'") from e
+    imported = {n: import_entry(e) for n, e in entries.items()}
+    return onnx.compile_graphs(imported, num_threads, domain, disable, verify)
 
 
 def _compile_cpu(
@@ -566,6 +579,8 @@ def targets() -> list[dict[str, Any]]:
     for f in EXTRA:
         missing = sorted({*V4, f} - have)
         out.append({"name": f"cpu:x86-64-v4+{f}", "runs_here": not missing, "missing": missing})
+    lacking = [m for m in ("onnx", "onnxruntime") if importlib.util.find_spec(m) is None]
+    out.append({"name": "onnx", "runs_here": not lacking, "missing": lacking})
     out.append({"name": "reference", "runs_here": True, "missing": []})
     return out
 

@@ -235,7 +235,7 @@ def _is_number(x: Any) -> bool:
 
 
 def _number(x: Any) -> Any:
-    return x.num / x.den if isinstance(x, Ratio) else x
+    return int(x.num) / int(x.den) if isinstance(x, Ratio) else x
 
 
 def _plain(a: Array) -> Array:

@@ -156,6 +156,21 @@ class Graph:
             out.setdefault(v, []).append(None)
         return out
 
+    def bound(self) -> set[str]:
+        """The symbols that this graph's own nodes bind while it runs, and those of a branch's result that only the
+        branches know. Subgraphs' other symbols are their own: each run of a loop's body binds them anew.
+        """
+        from .op import get
+
+        out: set[str] = set()
+        for n in self.nodes:
+            for attr in get(n.op).binds:
+                out |= dims.symbols(n.attrs[attr])
+            if n.op == "if":
+                inside = n.attrs["then"].bound()
+                out |= {s for t in n.types for d in t.shape for s in dims.symbols(d)} & inside
+        return out
+
     def walk(self) -> Iterator[Node]:
         """All nodes, subgraphs' included, depth first."""
         for n in self.nodes:

@@ -108,7 +108,11 @@ class Interpreter:
             return [self.states[n.attrs["name"]]]
         if n.op == "if":
             branch = n.attrs["then"] if bool(ins[0]) else n.attrs["orelse"]
-            return self._sub(branch, ins[1:], env)
+            outs = self._sub(branch, ins[1:], env)
+            for t, a in zip(n.types, outs, strict=True):
+                for d, size in zip(t.shape, a.shape, strict=True):
+                    env.setdefault(str(d), size)  # a size that only the branches know
+            return outs
         if n.op == "while":
             k = n.attrs["carries"]
             carry, rest = ins[:k], ins[k:]
@@ -133,7 +137,8 @@ class Interpreter:
 
     def _sub(self, g: Graph, ins: Sequence[Array | None], env: dict[str, int]) -> list[Array]:
         arrays = [np.asarray(a) for a in ins]
-        inner = self._eval(g, arrays, env)
+        own = g.bound()
+        inner = self._eval(g, arrays, {s: x for s, x in env.items() if s not in own})
         return [inner[v] for v in g.outputs]
 
     def _scan(self, n: Node, ins: list[Array | None], env: dict[str, int]) -> list[Array]:

@@ -26,6 +26,7 @@ class Options:
     native: Callable[[str], bool] = everything_core  # ops that the backend runs itself; the others are decomposed
 
     fold_limit: int = 1 << 28  # largest result, in bytes, that constant folding may create
+    kernels: bool = True  # form fused kernels; not for a target that takes single ops, such as ONNX
 
 
 def default(options: Options | None = None) -> tuple[Pass, ...]:
@@ -44,11 +45,10 @@ def default(options: Options | None = None) -> tuple[Pass, ...]:
         Fold(o.fold_limit),
         Canonicalise(),
         Cse(),
-        RotateHalf(),
-        FuseEpilogues(),
-        PrepareFusion(),
-        Canonicalise(),
-        Cse(),
-        FuseRegions(),
+        *(
+            (RotateHalf(), FuseEpilogues(), PrepareFusion(), Canonicalise(), Cse(), FuseRegions())
+            if o.kernels
+            else ()
+        ),
         Dce(),
     )

@@ -214,8 +214,22 @@ class Runner:
             graph = Pipeline(default(), disabled=disabled, verify=True).run(graph)
         self.graph = graph
         self.backend = backend
-        if backend != "reference":
+        if backend == "onnx":
+            self._export(graph)
+        elif backend != "reference":
             self._compile(graph, backend)
+
+    def _export(self, graph: Graph) -> None:
+        import onnx
+
+        from effc.backends.onnx import OnnxModel, build, native
+        from effc.passes.legalise import Legalise
+
+        graph = Legalise(native).run(graph)
+        built = build(graph)
+        onnx.checker.check_model(built.model(), full_check=True)
+        self.outputs = built.outputs
+        self.model = OnnxModel(built, graph, None, built.report)
 
     def _compile(self, graph: Graph, backend: str) -> None:
         from effc.backends import cpu

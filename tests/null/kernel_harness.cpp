@@ -105,7 +105,6 @@ void parallel_for(void* run, int64_t n, int64_t grain, effc_task_fn fn, void* ar
 
 int32_t num_threads(void* run) { return static_cast<Run*>(run)->threads; }
 
-const int64_t kItemSize[] = {1, 1, 1, 2, 2, 4, 4, 8, 8, 2, 2, 4, 8, 1, 1, 8, 16, 4};
 
 int32_t alloc_out(const effc_call* call, int32_t i, int32_t rank, const int64_t* shape) {
   Run* r = static_cast<Run*>(call->run);
@@ -120,7 +119,7 @@ int32_t alloc_out(const effc_call* call, int32_t i, int32_t rank, const int64_t*
   t.rank = rank;
   t.shape = dims;
   t.strides = dims + EFFC_MAX_RANK;
-  int64_t bytes = count * kItemSize[t.dtype];
+  int64_t bytes = count * effc_dtype_size(t.dtype);
   t.data = malloc(bytes > 0 ? bytes : 1);
   memset(t.data, 0xCD, bytes > 0 ? bytes : 1);
   r->allocations.push_back(dims);

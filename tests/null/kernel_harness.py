@@ -25,8 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
+
+from effc.ir.dtypes import DType
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "effc" / "backends" / "cpu" / "kernels"
@@ -52,25 +53,7 @@ def available_isas() -> list[str]:
     return [name for name, need in _NEEDS.items() if need <= flags]
 
 
-_DTYPES: dict[np.dtype[Any], int] = {
-    np.dtype(np.bool_): 0,
-    np.dtype(np.uint8): 1,
-    np.dtype(np.int8): 2,
-    np.dtype(np.uint16): 3,
-    np.dtype(np.int16): 4,
-    np.dtype(np.uint32): 5,
-    np.dtype(np.int32): 6,
-    np.dtype(np.uint64): 7,
-    np.dtype(np.int64): 8,
-    np.dtype(np.float16): 9,
-    np.dtype(ml_dtypes.bfloat16): 10,
-    np.dtype(np.float32): 11,
-    np.dtype(np.float64): 12,
-    np.dtype(ml_dtypes.float8_e4m3fn): 13,
-    np.dtype(ml_dtypes.float8_e5m2): 14,
-    np.dtype(np.complex64): 15,
-    np.dtype(np.complex128): 16,
-}
+_DTYPES: dict[np.dtype[Any], int] = {d.np: d.code for d in DType if d is not DType.c32}
 _FROM_CODE = {code: dtype for dtype, code in _DTYPES.items()}
 
 

@@ -16,10 +16,21 @@ import numpy as np
 from ...ir.dtypes import DType
 from ...ir.graph import Graph
 from ...ir.interp import Interpreter
+from ...runtime import dtypes as table
 from ...runtime import tree
 from ...runtime.errors import EffcError
 
 Array = np.ndarray[Any, Any]
+
+
+# torch's types that numpy lacks
+_LACKING = {t.torch: t.name for t in table.TABLE if t.ml and t.torch not in ("uint8", "uint16")}
+
+
+def _bits(dtype: DType) -> np.dtype[Any] | None:
+    """The integer type that stands for the bits of a type that numpy lacks, as in a compiled model."""
+    t = table.BY_NAME[dtype.value]
+    return np.dtype(t.numpy) if t.ml else None
 
 
 def to_numpy(x: Any, dtype: DType) -> Array:
@@ -28,21 +39,17 @@ def to_numpy(x: Any, dtype: DType) -> Array:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor):
         x = x.detach().resolve_conj().resolve_neg().cpu()
-        if x.dtype == torch.bfloat16:
-            a = x.contiguous().view(torch.int16).numpy().view(DType.bf16.np).reshape(x.shape)
-        elif x.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
-            a = (
-                x.contiguous()
-                .view(torch.uint8)
-                .numpy()
-                .view(DType.f8e4m3.np if x.dtype == torch.float8_e4m3fn else DType.f8e5m2.np)
-            )
+        name = _LACKING.get(str(x.dtype).removeprefix("torch."))
+        if name is not None:
+            a = x.contiguous().view(getattr(torch, f"int{8 * x.itemsize}")).numpy().view(DType(name).np)
         else:
             a = x.numpy()
     elif isinstance(x, (bool, int, float, complex)):
         a = np.asarray(x, dtype.np)
     else:
         a = np.asarray(x)
+    if _bits(dtype) == a.dtype:
+        a = np.ascontiguousarray(a).reshape(a.shape).view(dtype.np)
     if a.dtype != dtype.np:
         raise EffcError(
             f"an argument has dtype {a.dtype}, the model was compiled for {dtype}", hint="convert the argument first"
@@ -56,11 +63,10 @@ def from_numpy(a: Array, as_torch: bool) -> Any:
         return a
     import torch
 
-    if a.dtype == DType.bf16.np:
-        return torch.from_numpy(a.view(np.int16).copy()).view(torch.bfloat16).reshape(a.shape)
-    if a.dtype in (DType.f8e4m3.np, DType.f8e5m2.np):
-        kind = torch.float8_e4m3fn if a.dtype == DType.f8e4m3.np else torch.float8_e5m2
-        return torch.from_numpy(a.view(np.uint8).copy()).view(kind).reshape(a.shape)
+    dtype = DType.from_np(a.dtype)
+    if _bits(dtype) is not None:
+        raw = torch.from_numpy(np.array(a).view(f"i{a.itemsize}"))
+        return raw.view(getattr(torch, table.BY_NAME[dtype.value].torch))
     return torch.from_numpy(np.array(a))
 
 

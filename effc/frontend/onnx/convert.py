@@ -23,10 +23,9 @@ from ..imported import ImportedGraph, Problems, Unsupported
 from . import registry
 from .context import Context
 from .dtypes import Array, code_of, dtype_of
-from .load import Tensors, opsets, read
+from .load import DEEP, Tensors, opsets, read
 
 LEAF: dict[str, Any] = {"t": "leaf"}
-DEEP = 64  # functions within functions, graphs within graphs
 REFUSED = object()  # stands for the results of a node that was refused
 Item = Any  # a Value, a list of them (a sequence), None (an empty optional), or REFUSED
 
@@ -46,9 +45,9 @@ def import_model(model: Any, args: Any = (), kwargs: Any = None, dynamic_shapes:
     """The IR of an ``.onnx`` file or a ``ModelProto``.
 
     Dims that the file names are dynamic, with its names as symbols. ``args`` (in the order of the inputs) and
-    ``kwargs`` (by name) are example inputs; they are needed only where the file does not say an input's rank, where the number of
-    elements of a sequence is open, and where an input decides about ranks or axes, which are then as in the example.
-    ``dynamic_shapes``: ``{input: {axis: size or torch.export.Dim}}`` fixes or bounds dims. EffcError lists everything
+    ``kwargs`` (by name) are example inputs. They are needed only where the file does not say an input's rank, where the
+    number of elements of a sequence is open, and where an input decides about ranks or axes, which are then as in the
+    example. ``dynamic_shapes``: ``{input: {axis: size or torch.export.Dim}}`` fixes or bounds dims. EffcError lists all
     that cannot be taken.
     """
     registry.load()
@@ -322,16 +321,15 @@ class Importer:
         """The results of an operator: by the model's own function, else by its mapping, else by its definition."""
         f = self.functions.get((domain, op))
         if f is not None:
-            return self._inline(f, inputs, {a.name: a for a in node.attribute} if node is not None else {})
+            return self._inline(f, inputs, {a.name: a for a in node.attribute} if node is not None else {}, results)
         version = self.scope.opsets.get(domain, onnx.defs.onnx_opset_version() if domain == "" else 1)
         found = registry.lookup(domain, op, version)
         if found is None:
             body = _body(domain, op, version, inputs, attrs, node)
             if body is None:
                 raise Unsupported("no mapping")
-            return self._inline(
-                body, inputs, {a.name: a for a in node.attribute} if node is not None else _protos(attrs)
-            )
+            given = {a.name: a for a in node.attribute} if node is not None else _protos(attrs)
+            return self._inline(body, inputs, given, results)
         attrs = {**_defaults(domain, op, version), **attrs}
         if found.attributes is not None:
             extra = [k for k in attrs if k not in found.attributes]
@@ -383,8 +381,10 @@ class Importer:
             return a.tp
         raise Unsupported(f"attribute {a.name} of a kind that is not known")
 
-    def _inline(self, f: onnx.FunctionProto, inputs: Sequence[Item], attrs: Mapping[str, AttributeProto]) -> Any:
-        """The body of a function, in place."""
+    def _inline(
+        self, f: onnx.FunctionProto, inputs: Sequence[Item], attrs: Mapping[str, AttributeProto], results: int
+    ) -> Any:
+        """The body of a function, in place. Results beyond those that are wanted may be missing."""
         if self.scope.depth > DEEP:
             raise EffcError(f"functions of the model are nested more than {DEEP} deep, at {f.name}")
         if len(inputs) > len(f.input):
@@ -400,7 +400,8 @@ class Importer:
         )
         try:
             self.nodes(f.node)
-            return tuple(self.item(o) for o in f.output)
+            known = self.scope.values
+            return tuple(self.item(o) if k < results or o in known else None for k, o in enumerate(f.output))
         finally:
             self.scope = before
 
@@ -428,9 +429,12 @@ class Importer:
         return graph.b.graph(items, name=name), passed
 
     def open_subgraph(
-        self, g: onnx.GraphProto, inputs: Sequence[TensorType], captured: Sequence[str]
-    ) -> tuple[Importer, list[Value], list[Item]]:
-        """As ``subgraph``, but the importer is handed out with the results, so that nodes can be added."""
+        self, g: onnx.GraphProto, inputs: Sequence[TensorType], captured: Sequence[str],
+        known: Mapping[int, Array] | None = None,
+    ) -> tuple[Importer, list[Value], list[Item]]:  # fmt: skip
+        """As ``subgraph``, but the importer is handed out with the results, so that nodes can be added. ``known``: what
+        some of the inputs hold.
+        """
         if self.scope.depth > DEEP:
             raise EffcError(f"graphs of the model are nested more than {DEEP} deep")
         if len(g.input) != len(inputs):
@@ -441,6 +445,8 @@ class Importer:
         passed: list[Value] = []
         for i, t in zip(g.input, inputs, strict=True):
             inner.scope.values[i.name] = inner.b.input(i.name, t)
+        for k, content in (known or {}).items():
+            inner.cx.contents.set(inner.b.inputs[k][0], content)
 
         def capture(name: str, item: Item) -> Item:
             if isinstance(item, list):
@@ -460,8 +466,6 @@ class Importer:
         inner._constants(g)
         inner.nodes(g.node)
         items = [inner.item(o.name) for o in g.output]
-        for s, limits in inner.b.symbols.items():
-            self.b.symbols.setdefault(s, limits)
         if any(i is REFUSED for i in items):
             raise Unsupported("its graph has operators that are not supported")
         return inner, passed, items
@@ -501,7 +505,10 @@ def _named(domain: str, op: str) -> str:
 
 
 def _versions(f: onnx.FunctionProto, outer: Mapping[str, int]) -> dict[str, int]:
-    return {**outer, **{_domain(o.domain): o.version for o in f.opset_import}}
+    own = {_domain(o.domain): o.version for o in f.opset_import}
+    if any(not 1 <= v < 1 << 31 for v in own.values()):
+        raise EffcError(f"function {f.name} imports an operator set of a version that cannot be, {own}")
+    return {**outer, **own}
 
 
 def _loose(t: onnx.TypeProto) -> onnx.TypeProto:
@@ -644,8 +651,9 @@ def _defaults(domain: str, op: str, version: int) -> dict[str, Any]:
         for name, a in (s.attributes if s is not None else {}).items():
             if a.default_value.type != AttributeProto.UNDEFINED:
                 value = onnx.helper.get_attribute_value(a.default_value)
-                value = value.decode() if isinstance(value, bytes) else value
-                out[name] = tuple(value) if isinstance(value, list) else value
+                many = isinstance(value, list)
+                texts = [v.decode() if isinstance(v, bytes) else v for v in (value if many else [value])]
+                out[name] = tuple(texts) if many else texts[0]
         _DEFAULTS[key] = out
     return _DEFAULTS[key]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from ...runtime.errors import EffcError
 from . import dtypes
 from .dtypes import Array
 
-OLDEST = 7  # operator set
+DEEP = 64  # functions within functions, graphs within graphs
+OLDEST = 1  # operator set; before 7 only what has kept its meaning
 
 
 def read(model: Any) -> tuple[onnx.ModelProto, Path | None]:
@@ -33,12 +35,43 @@ def read(model: Any) -> tuple[onnx.ModelProto, Path | None]:
         raise EffcError(f"{path} is not an ONNX model: {e}", hint="the file may be truncated; export it again") from e
     if not proto.HasField("graph"):
         raise EffcError(f"{path} is not an ONNX model: it has no graph")
+    _names(proto.graph, path, 0)
+    for f in proto.functions:
+        _text([f.name, f.domain, *f.input, *f.output, *f.attribute], path)
+        _node_names(f.node, path, 0)
     return proto, path.parent
+
+
+def _text(names: Iterable[Any], path: Path) -> None:
+    """protobuf hands out bytes where a string is no UTF-8."""
+    for n in names:
+        if not isinstance(n, str):
+            raise EffcError(f"{path} has a name that is no text: {n!r}", hint="the file may be damaged")
+
+
+def _names(graph: onnx.GraphProto, path: Path, depth: int) -> None:
+    _text((v.name for v in [*graph.input, *graph.output, *graph.initializer]), path)
+    _text((d.dim_param for v in graph.input for d in v.type.tensor_type.shape.dim), path)
+    _node_names(graph.node, path, depth)
+
+
+def _node_names(nodes: Iterable[onnx.NodeProto], path: Path, depth: int) -> None:
+    if depth > DEEP:
+        raise EffcError(f"graphs of {path} are nested more than {DEEP} deep")
+    for n in nodes:
+        _text([n.op_type, n.domain, n.name, *n.input, *n.output], path)
+        for a in n.attribute:
+            _text([a.name, a.ref_attr_name], path)
+            for g in [a.g] if a.HasField("g") else a.graphs:
+                _names(g, path, depth + 1)
 
 
 def opsets(model: onnx.ModelProto) -> dict[str, int]:
     """The version of each operator set that the model imports; EffcError for one outside what is known."""
     found = {_domain(o.domain): o.version for o in model.opset_import}
+    for domain, v in found.items():
+        if not 1 <= v < 1 << 31:
+            raise EffcError(f"the model imports version {v} of operator set '{domain or 'ai.onnx'}', which cannot be")
     newest = onnx.defs.onnx_opset_version()
     version = found.setdefault("", newest if not found else found.get("", newest))
     if not OLDEST <= version <= newest:

@@ -307,8 +307,7 @@ op(
 def _convert(x: np.ndarray[Any, Any], *, dtype: DType) -> Any:
     if x.dtype.kind == "c" and not dtype.is_complex:
         x = x.real if not dtype.is_bool else x != 0
-    if x.dtype.kind == "V":  # ml_dtypes converts not between all of its types; this way is exact
-        x = x.astype(DType.from_np(x.dtype).compute.np)
+    x = x.astype(DType.from_np(x.dtype).compute.np)  # exact, and ml_dtypes has no casts between some of its types
     if dtype.is_bool:
         return x != 0
     if dtype.is_int:

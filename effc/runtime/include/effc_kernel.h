@@ -54,6 +54,14 @@ typedef enum effc_dtype {
   EFFC_NUM_DTYPES
 } effc_dtype;
 
+/* Bytes of an element in memory. */
+static inline int32_t effc_dtype_size(int32_t dtype) {
+#define EFFC_DTYPE_SIZE(name, text, size) size,
+  static const int8_t sizes[] = {EFFC_DTYPES(EFFC_DTYPE_SIZE)};
+#undef EFFC_DTYPE_SIZE
+  return sizes[dtype];
+}
+
 /* A strided view. Strides are in elements and may be 0 (broadcast) or negative (flip).
  * An absent optional operand has data == NULL and rank == -1. A zero-sized tensor may have data == NULL, rank >= 0. */
 typedef struct effc_tensor {

@@ -100,7 +100,7 @@ struct Program::Reader {
       s.name = item.str("name");
       for (const Symbol& other : p.symbols)
         if (other.name == s.name) bad("a symbol declared twice");
-      if (p.parent) {  // a nested program may list the outer symbols that it uses
+      if (p.parent && !item.flag("own")) {  // a nested program may list the outer symbols that it uses
         const Json* from = item.find("from");
         if ((!from || from->is_null()) && find_symbol(p, s.name) >= 0) continue;
       }

@@ -41,12 +41,7 @@ EFFC_INLINE compute_t<T> round_to(V v) {
 
 typedef void (*inner_fn)(int64_t n, char* const* p, const int64_t* s, const int64_t* dv);
 
-EFFC_INLINE int64_t item_size(int32_t dtype) {
-#define EFFC_DTYPE_SIZE(name, text, size) size,
-  constexpr int8_t sizes[] = {EFFC_DTYPES(EFFC_DTYPE_SIZE)};
-#undef EFFC_DTYPE_SIZE
-  return sizes[dtype];
-}
+EFFC_INLINE int64_t item_size(int32_t dtype) { return effc_dtype_size(dtype); }
 
 constexpr int MAX_OPERANDS = 32;
 constexpr int64_t BLOCK = 8192; /* elements an inner loop gets at most: small enough for the L1 and to share among threads */

@@ -49,12 +49,7 @@ inline int64_t span(const effc_tensor& t, int a, int b) {
 
 inline bool absent(const effc_tensor& t) { return t.rank < 0; }
 
-inline int elem_size(int32_t dtype) {
-#define EFFC_DTYPE_SIZE(name, text, size) size,
-  constexpr int8_t sizes[] = {EFFC_DTYPES(EFFC_DTYPE_SIZE)};
-#undef EFFC_DTYPE_SIZE
-  return sizes[dtype];
-}
+inline int elem_size(int32_t dtype) { return effc_dtype_size(dtype); }
 
 struct bytes16 {
   uint64_t lo, hi;

@@ -92,7 +92,6 @@ void pad_rows(void* arg, int64_t begin, int64_t end, int32_t) {
   }
 }
 
-const int kItem[] = {1, 1, 1, 2, 2, 4, 4, 8, 8, 2, 2, 4, 8, 1, 1, 8, 16, 4};
 }  // namespace
 
 /* in: x; out: y; attributes: mode, the fill element's 16 bytes as two integers, then the low amount of each dim. */
@@ -133,7 +132,7 @@ extern "C" __attribute__((visibility("default"))) int32_t effc_pad(const effc_ca
   if (p.rank == 0) p.rank = 1, p.d[0] = PadDim{1, 1, 0, 1, 1};
   int64_t rows = total / p.d[p.rank - 1].out, grain = max64(1, 16384 / max64(1, p.d[p.rank - 1].out));
   effc_task_fn fn = nullptr;
-  switch (kItem[x.dtype]) {
+  switch (effc_dtype_size(x.dtype)) {
     case 1: fn = pad_rows<uint8_t>; break;
     case 2: fn = pad_rows<uint16_t>; break;
     case 4: fn = pad_rows<uint32_t>; break;

@@ -227,8 +227,6 @@ void nearest_lines(void* arg, int64_t begin, int64_t end, int32_t) {
   }
 }
 
-const int kItem[] = {1, 1, 1, 2, 2, 4, 4, 8, 8, 2, 2, 4, 8, 1, 1, 8, 16, 4};
-
 template <class A>
 int32_t run_resize(const effc_call* call) {
   Resize<A> r;
@@ -262,7 +260,7 @@ int32_t run_resize(const effc_call* call) {
   int64_t grain = max64(1, 8192 / max64(1, r.out[4] * (r.channels ? r.in[1] : 1)));
   effc_task_fn fn = nullptr;
   if (call->attr[kMode] == 0 && call->attr[kCoords] != kCropAndResize) {
-    switch (kItem[call->in[0].dtype]) {
+    switch (effc_dtype_size(call->in[0].dtype)) {
       case 1: fn = nearest_lines<uint8_t, A>; break;
       case 2: fn = nearest_lines<uint16_t, A>; break;
       case 4: fn = nearest_lines<uint32_t, A>; break;

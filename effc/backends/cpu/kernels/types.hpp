@@ -82,11 +82,11 @@ EFFC_INLINE float to_f32(f8e4m3 h) {
 /* Without infinities and -0, whose bits are NaN's. The product is exact. */
 EFFC_INLINE float to_f32(f8e4m3fnuz h) {
   float r = bitcast<float>((uint32_t)(h.bits & 0x7fu) << 20) * 0x1p119f;
-  return bitcast<float>(h.bits == 0x80u ? 0x7fc00000u : bitcast<uint32_t>(r) | (uint32_t)(h.bits & 0x80u) << 24);
+  return bitcast<float>(h.bits == 0x80u ? 0xffc00000u : bitcast<uint32_t>(r) | (uint32_t)(h.bits & 0x80u) << 24);
 }
 EFFC_INLINE float to_f32(f8e5m2fnuz h) {
   float r = bitcast<float>((uint32_t)(h.bits & 0x7fu) << 21) * 0x1p111f;
-  return bitcast<float>(h.bits == 0x80u ? 0x7fc00000u : bitcast<uint32_t>(r) | (uint32_t)(h.bits & 0x80u) << 24);
+  return bitcast<float>(h.bits == 0x80u ? 0xffc00000u : bitcast<uint32_t>(r) | (uint32_t)(h.bits & 0x80u) << 24);
 }
 EFFC_INLINE float to_f32(f4e2m1 h) {
   float r = bitcast<float>((uint32_t)(h.bits & 0x7u) << 22) * 0x1p126f;

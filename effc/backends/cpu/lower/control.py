@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ....ir import dims
 from ....ir.dims import Dim
 from ....ir.graph import Node
 from . import Buf, Lowering, lowers
@@ -30,7 +31,9 @@ def lower_state(cx: Lowering, node: Node) -> None:
 
 
 def _emit(cx: Lowering, node: Node, **fields: Any) -> None:
-    outs = [cx.out(node, i).id for i in range(len(node.types))]
+    late = node.attrs["then"].bound() if node.op == "if" else set()  # sizes that only the branches know
+    dyn = [any(dims.symbols(d) & late for d in t.shape) for t in node.types]
+    outs = [cx.out(node, i, dyn=dyn[i]).id for i in range(len(node.types))]
     cx.code.append(
         {"out": outs, "name": node.name or node.op, "loc": str(node.loc or ""), "flops": 0, "bytes": 0, **fields}
     )

@@ -38,7 +38,7 @@ def finish(cx: Lowering) -> dict[str, Any]:
     arena = _arena(cx, outputs, commits)
     return compact(
         {
-            "symbols": _symbols(cx.graph) if cx.parent is None else [],
+            "symbols": _symbols(cx.graph) if cx.parent is None else _own_symbols(cx.graph),
             "values": cx.values,
             "code": cx.code,
             "inputs": list(range(len(cx.graph.inputs))),
@@ -314,9 +314,18 @@ def _symbols(g: Graph) -> list[dict[str, Any]]:
                 )
                 if linear and (str(d) == name) == want_plain:
                     sources[name] = {"input": i, "dim": j, "mul": mul, "add": add}
+    inside = set().union(*(sub.bound() for n in g.walk() for sub in n.subgraphs)) - g.bound() - set(sources)
     return [
-        {"name": name, "lo": lo, "hi": hi, "from": sources.get(name)} for name, (lo, hi) in g.symbols.items()
+        {"name": name, "lo": lo, "hi": hi, "from": sources.get(name)}
+        for name, (lo, hi) in g.symbols.items()
+        if name not in inside
     ]
+
+
+def _own_symbols(g: Graph) -> list[dict[str, Any]]:
+    """What a nested program binds itself, anew in each of its runs."""
+    limits = {name: g.symbols.get(name, (0, None)) for name in sorted(g.bound())}
+    return [{"name": n, "lo": lo, "hi": hi, "from": None, "own": True} for n, (lo, hi) in limits.items()]
 
 
 def to_json(x: Any) -> Any:

@@ -84,8 +84,8 @@ _KINDS: dict[str, Any] = {
 
 def _finish(kind: Any, name: str, cx: Context, x: Value, dims: tuple[int, ...], keepdims: int) -> Value:
     if name in ("ReduceMax", "ReduceMin"):
-        return kind(cx, x, dims, bool(keepdims)) if dims else x  # type: ignore[no-any-return]
-    return cx.convert(kind(cx, cx.opmath(x), dims, bool(keepdims)), x.dtype)
+        return kind(cx, x, dims, keepdims == 1) if dims else x  # type: ignore[no-any-return]
+    return cx.convert(kind(cx, cx.opmath(x), dims, keepdims == 1), x.dtype)
 
 
 def _register(name: str, kind: Any) -> None:
@@ -111,9 +111,9 @@ def _arg(kind: str) -> Any:
     def f(cx: Context, x: Value, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Value:
         d = cx.axis(axis, x.rank)
         if select_last_index:
-            last = cx.reduce(kind, cx.b.op("flip", x, dims=(d,)), (d,), bool(keepdims))
+            last = cx.reduce(kind, cx.b.op("flip", x, dims=(d,)), (d,), keepdims == 1)
             return cx.sub(cx.scalar(x.shape[d] - 1, DType.i64), last)
-        return cx.reduce(kind, x, (d,), bool(keepdims))
+        return cx.reduce(kind, x, (d,), keepdims == 1)
 
     return f
 

@@ -304,13 +304,14 @@ def _center_crop_pad(cx: Context, x: Value, shape: Value, *, axes: Any = None) -
     at = list(range(x.rank)) if axes is None else [cx.axis(a, x.rank) for a in axes]
     for d, want in zip(at, cx.dims(shape, "the shape"), strict=True):
         have = x.shape[d]
-        cut, grow = cx.most(have - want, 0), cx.most(want - have, 0)
-        start = D.floordiv(cut, 2)
-        x = cx.slice(x, d, start, start + cx.least(have, want))
+        kept = cx.least(have, want)
+        start = D.floordiv(have - kept, 2)
+        x = cx.slice(x, d, start, start + kept)
         pads: list[Dim] = [0] * (2 * x.rank)
-        pads[d] = D.floordiv(grow, 2)
-        pads[d + x.rank] = grow - pads[d]
-        x = padded(cx, x, pads, "constant", 0)
+        pads[d] = D.floordiv(want - kept, 2)
+        pads[d + x.rank] = want - kept - pads[d]
+        y = padded(cx, x, pads, "constant", 0)
+        x = cx.reshape(y, [want if k == d else s for k, s in enumerate(y.shape)])
     return x
 
 
