@@ -20,7 +20,9 @@ def model_of(
     dynamic: dict[int, dict[int, str]] | None = None, outputs: int = 1,
     attributes: dict[str, Any] | None = None, **attrs: Any,
 ) -> onnx.ModelProto:  # fmt: skip
-    """One node; ``attributes`` are those whose names this function has itself. Inputs numbered in ``constant`` are initializers; ``dynamic`` names dims of the others."""
+    """One node. Inputs numbered in ``constant`` are initializers; ``dynamic`` names dims of the others. ``attributes``
+    are those whose names this function has itself.
+    """
     names = [f"x{k}" if x is not None else "" for k, x in enumerate(inputs)]
     infos, initial = [], []
     for k, x in enumerate(inputs):
@@ -56,7 +58,7 @@ def compare(
     op: str, *sets: Sequence[Array | None], constant: Sequence[int] = (), target: str = "reference", steps: float = 0,
     rtol: float = 2e-5, atol: float = 1e-5, only: Sequence[int] | None = None, **kw: Any,
 ) -> list[Array]:  # fmt: skip
-    """Compiles the node once, with the dims that differ between ``sets`` of inputs open, and compares each set's results.
+    """Compiles the node once, with the dims that differ between ``sets`` of inputs open, and compares the results.
 
     ``steps``: the share of a quantized result's elements that may be off by one, where the peer's order of roundings is
     another. ``only``: the results to compare.

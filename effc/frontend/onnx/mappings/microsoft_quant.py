@@ -11,7 +11,7 @@ from typing import Any
 from ....ir.dtypes import DType
 from ....ir.graph import Value
 from ..context import Context
-from ..registry import Unsupported, onnx_op
+from ..registry import Unsupported, onnx_op, refuse
 from .quant import (
     centred,
     dequantize,
@@ -228,6 +228,9 @@ def _dynamic_matmul(
     """``a`` is quantized to u8 by its own range, as DynamicQuantizeLinear does."""
     q, scale, zero = dynamic_quantize(cx, a)
     return _integer_to_float(cx, q, b, scale, b_scale, zero, b_zero, bias)
+
+
+refuse("its state is quantized anew, by its own range, at each step", "DynamicQuantizeLSTM", domain=MS)
 
 
 # Weights of a few bits ------------------------------------------------------------------------------------------------
