@@ -169,13 +169,22 @@ def attention(cx: Cx, node: Node, q: str, k: str, v: str, mask: str | None = Non
         group = D.floordiv(h, hk)
         q = cx.reshape(q, (n, h, lq, e), (n, hk, group, lq, e))
         k_t, v = cx.unsqueeze(k_t, 2), cx.unsqueeze(v, 2)
-    if a["scale"] is not None or isinstance(e, int):
-        scale = a["scale"] if a["scale"] is not None else 1 / math.sqrt(e) if e else 1.0
+    scale = a["scale"]
+    if scale is None and isinstance(e, int):
+        scale = 1 / math.sqrt(e) if e else 1.0
+    fused = cx.shared.contributed and scale is not None and dtype is DType.f32
+    if fused:
+        pass  # the scale is an attribute of the product
+    elif scale is not None:
         q = cx.op("Mul", q, cx.const(np.asarray(scale), dtype))
     else:
         q = cx.op("Div", q, cx.op("Sqrt", cx.scalar(e, dtype)))
     rank = 5 if grouped else 4
-    s = cx.matmul(q, k_t, (rank, rank))
+    if fused:
+        domain = {"domain": "com.microsoft", "alpha": float(scale)}
+        s = cx.raw("FusedMatMul", [q, k_t], [dtype], **domain)[0]
+    else:
+        s = cx.matmul(q, k_t, (rank, rank))
     if a["softcap"]:
         cap = cx.const(np.asarray(a["softcap"]), dtype)
         s = cx.op("Mul", cx.op("Tanh", cx.op("Div", s, cap)), cap)
