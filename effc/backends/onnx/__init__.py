@@ -24,8 +24,9 @@ def compile_graphs(
     imported: Mapping[str, Any], num_threads: int | None = None, domain: str = "standard", disable: Sequence[str] = (),
     verify: bool = False,
 ) -> OnnxModel:  # fmt: skip
-    """The ONNX model of one entry point; ``domain`` "ort": with onnxruntime's contributed ops too. EffcError for several
-    entry points (an ONNX file has one), an unknown domain, or ops that have no ONNX form, all of them listed."""
+    """The ONNX model of one entry point; ``domain`` "ort": with onnxruntime's contributed ops too. EffcError for
+    several entry points (an ONNX file has one), an unknown domain, or ops that have no ONNX form, all of them listed.
+    """
     if domain not in DOMAINS:
         raise EffcError(f"onnx_domain {domain!r} is not available in this version", hint="one of " + ", ".join(DOMAINS))
     if len(imported) != 1:

@@ -25,7 +25,16 @@ def matmul(cx: Cx, node: Node, a: Any, b: Any) -> Any:
         return Pair(cx.op("Sub", rr, ii), cx.op("Add", ri, ir))
     if node.operands[0].shape[-1] == 0 or 0 in node.types[0].shape:  # not left to fusions that take no size of 0
         return cx.fill(0, node.types[0].shape, cx.dtype(a))
-    return cx.matmul(a, b, ranks)
+    return _or_zero(cx, cx.matmul(a, b, ranks), node.operands[0].shape[-1])
+
+
+def _or_zero(cx: Cx, y: str, inner: Dim) -> str:
+    """A product whose inner size may be 0: the products that onnxruntime forms with transpositions and factors leave
+    such a result unwritten."""
+    if cx.low(inner) > 0:
+        return y
+    none = cx.op("Equal", cx.scalar(inner), cx.const(np.asarray(0, np.int64)))
+    return cx.op("Where", none, cx.like(0, y), y)
 
 
 # Convolutions ---------------------------------------------------------------------------------------------------------
