@@ -209,9 +209,14 @@ class Runner:
     def __init__(self, graph: Graph, backend: str, passes: bool = False, disabled: tuple[str, ...] = ()) -> None:
         if passes:
             from effc.passes.manager import Pipeline
-            from effc.passes.pipeline import default
+            from effc.passes.pipeline import Options, default
 
-            graph = Pipeline(default(), disabled=disabled, verify=True).run(graph)
+            options = Options()
+            if backend == "onnx":
+                from effc.backends.onnx import native
+
+                options = Options(native=native, kernels=False)
+            graph = Pipeline(default(options), disabled=disabled, verify=True).run(graph)
         self.graph = graph
         self.backend = backend
         if backend == "onnx":

@@ -405,6 +405,33 @@ def test_minilm() -> None:
     assert ops["LayerNormalization"] == 13 and ops["Softmax"] == 6 and ops["Gelu"] == 6
 
 
+def test_contributed_ops() -> None:
+    """With onnx_domain="ort" the model has onnxruntime's own ops, and the same results."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.norm, self.up = nn.Linear(24, 72), nn.LayerNorm(24), nn.Linear(24, 50)
+            self.down = nn.Linear(50, 24)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            b, n, d = x.shape
+            q, k, v = (t.reshape(b, n, 3, 8).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+            y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(b, n, d)
+            y = self.norm(x + y)
+            return self.down(nn.functional.silu(self.up(y)))
+
+    gen = torch.Generator().manual_seed(10)
+    torch.manual_seed(10)
+    cases = [(torch.randn(*s, 24, generator=gen),) for s in ((2, 9), (1, 1), (3, 5))]
+    dynamic = {"x": {0: Dim("b", max=9), 1: Dim("n", max=99)}}
+    m = check(Block(), cases, dynamic_shapes=dynamic, onnx_domain="ort")
+    assert {"SkipLayerNormalization", "QuickGelu", "FusedMatMul"} <= set(m.report["ops"])
+    assert {o.domain for o in m.model.opset_import} == {"", "com.microsoft"}
+    plain = check(Block(), cases, dynamic_shapes=dynamic)
+    assert {o.domain for o in plain.model.opset_import} == {""}
+
+
 def test_options() -> None:
     x = torch.randn(2, 6)
     assert {"name": "onnx", "runs_here": True, "missing": []} in effc.targets()

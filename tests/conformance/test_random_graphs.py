@@ -53,6 +53,20 @@ def test_f32_dynamic(plan: Plan) -> None:
     run(plan, DType.f32)
 
 
+@settings(max_examples=40, derandomize=True, **COMMON)
+@given(plans(DType.f64))
+def test_onnx(plan: Plan) -> None:
+    pytest.importorskip("onnxruntime")
+    run(plan, DType.f64, "onnx")
+
+
+@settings(max_examples=40, derandomize=True, **COMMON)
+@given(plans(DType.f32, symbolic=True))
+def test_onnx_dynamic(plan: Plan) -> None:
+    pytest.importorskip("onnxruntime")
+    run(plan, DType.f32, "onnx")
+
+
 @pytest.mark.slow
 @settings(max_examples=300, **COMMON)
 @given(plans(DType.f64, steps=30))

@@ -17,15 +17,16 @@ from .build import build, why_not
 from .emit import native
 from .model import OnnxModel
 
-DOMAINS = ("standard",)
+DOMAINS = ("standard", "ort")
 
 
 def compile_graphs(
     imported: Mapping[str, Any], num_threads: int | None = None, domain: str = "standard", disable: Sequence[str] = (),
     verify: bool = False,
 ) -> OnnxModel:  # fmt: skip
-    """The ONNX model of one entry point. EffcError for several (an ONNX file has one), an unknown domain, or ops that
-    have no ONNX form, all of them listed."""
+    """The ONNX model of one entry point; ``domain`` "ort": with onnxruntime's contributed ops too. EffcError for
+    several entry points (an ONNX file has one), an unknown domain, or ops that have no ONNX form, all of them listed.
+    """
     if domain not in DOMAINS:
         raise EffcError(f"onnx_domain {domain!r} is not available in this version", hint="one of " + ", ".join(DOMAINS))
     if len(imported) != 1:
@@ -39,7 +40,7 @@ def compile_graphs(
         verify=verify or bool(os.environ.get("EFFC_VERIFY")),
     )  # fmt: skip
     graph = pipeline.run(im.graph, report)
-    built = build(graph, im.input_names, im.output_names, name)
+    built = build(graph, im.input_names, im.output_names, name, domain == "ort")
     news = {
         "target": "onnx",
         "onnx_domain": domain,

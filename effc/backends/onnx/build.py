@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,12 +136,14 @@ def build(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     name: str = "main",
+    contributed: bool = False,
 ) -> Built:
-    """Writes ``graph``, which has been through the passes of this target. EffcError lists every node that ONNX, or
-    onnxruntime, has no form for."""
+    """Writes ``graph``, which has been through the passes of this target; ``contributed``: with onnxruntime's own ops
+    where they keep every value. EffcError lists every node that ONNX, or onnxruntime, has no form for."""
     load()
     random = any(get(n.op).effects == "random" for n in graph.walk())
-    shared = Shared(graph.symbols, opset=OPSET_WITH_RANDOM if random else OPSET)
+    shared = Shared(graph.symbols, opset=OPSET_WITH_RANDOM if random else OPSET, contributed=contributed)
+    shared.users = graph.uses()
     cx = Cx(shared)
     given = list(input_names or [n.name or f"x{i}" for i, n in enumerate(graph.inputs)])
     infos: list[onnx.ValueInfoProto] = []
@@ -155,7 +157,7 @@ def build(
     states: dict[str, tuple[str, str | None]] = {}
     shared.states.update({s: _new_input(cx, f"state.{s}", st.type, infos) for s, st in graph.states.items()})
     _bind_symbols(cx, graph, inputs)
-    shared.cuts.update(_cuts(graph))
+    shared.cuts.update(_cuts(shared.users))
     cx.walk(graph.nodes)
     _refuse(shared, len(list(graph.walk())))
     outs: list[onnx.ValueInfoProto] = []
@@ -193,10 +195,10 @@ def build(
     return Built(proto, initializers, shared.dtypes, inputs, outputs, states, written, metadata, report, domains)
 
 
-def _cuts(graph: Graph) -> dict[Value, int]:
+def _cuts(uses: Mapping[Value, Sequence[Node | None]]) -> dict[Value, int]:
     """Inverse real transforms of which only the first values of the last dim are used, as in a linear convolution."""
     found: dict[Value, int] = {}
-    for v, users in graph.uses().items():
+    for v, users in uses.items():
         if v.node.op != "irfft" or v.node.attrs["dims"][-1] % v.rank != v.rank - 1:
             continue
         stops = []

@@ -72,6 +72,8 @@ class Shared:
     notes: Counter[str] = field(default_factory=Counter)
     refused: list[tuple[Node, str]] = field(default_factory=list)
     opset: int = OPSET
+    contributed: bool = False  # whether onnxruntime's own ops (domain com.microsoft) may be written
+    users: Mapping[Value, Sequence[Node | None]] = field(default_factory=dict)  # in the main graph
     form: bool = True  # whether groups of ops become one op of ONNX
     cuts: dict[Value, int] = field(default_factory=dict)  # of what is only read in part along its last dim, that part
     states: dict[str, Ref] = field(default_factory=dict)

@@ -7,7 +7,7 @@ are written as always, and left out of the model if nothing else reads them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from ...ir.graph import Node, Value
 from .context import Cx
 from .kernels import SINCE
 
+CONTRIBUTED = "com.microsoft"
 Pattern = Callable[[Cx, Node], "str | None"]
 
 
@@ -145,35 +146,61 @@ def _vector(v: Value, x: Value) -> bool:
 
 
 def normalisation(cx: Cx, n: Node) -> str | None:
-    bias: Value | None = None
-    scale: Value | None = None
+    """Layer and RMS normalisation, with scale and bias or, where passes moved those into the next layer, without."""
     v = n[0]
-    found = None
-    if n.op == "add":
+    for found, scale, bias in _candidates(n.op, v):
+        op, x, eps = found
+        size = x.shape[-1]
+        if x.dtype is not DType.f32 or not isinstance(size, int) or size == 0 or SINCE.get(op, 0) > cx.shared.opset:
+            continue
+        if any(w is not None and not _vector(w, x) for w in (scale, bias)):
+            continue
+        name = _read(cx, x)
+        given = [None if w is None else _read(cx, w) for w in (scale, bias)]
+        if name is None or any(g is None and w is not None for g, w in zip(given, (scale, bias), strict=True)):
+            continue
+        flat = [g if g is None or w is None or w.rank == 1 else cx.reshape(g, None, (size,))
+                for g, w in zip(given, (scale, bias), strict=True)]  # fmt: skip
+        flat[0] = flat[0] or cx.const(np.ones(size), DType.f32)
+        if cx.shared.contributed and op == "LayerNormalization" and (parts := _residual(cx, x)) is not None:
+            ins = [*parts, *flat]
+            return cx.raw("SkipLayerNormalization", ins, [DType.f32], domain=CONTRIBUTED, epsilon=eps)[0]
+        return cx.raw(op, [name, *flat], [DType.f32], axis=-1, epsilon=eps)[0]
+    return None
+
+
+def _candidates(op: str, v: Value) -> Iterator[tuple[tuple[str, Value, float], Value | None, Value | None]]:
+    """(normalised x, scale, bias) in every way to read v."""
+    if op == "add":
         for a, b in commuted(v, "add"):
             for y, w in commuted(a, "mul"):
-                if found is None and (hit := _normalised(y)) is not None and hit[0] == "LayerNormalization":
-                    found, scale, bias = hit, w, b
-    elif n.op == "mul":
-        for y, w in commuted(v, "mul"):
-            if found is None and (hit := _normalised(y)) is not None:
-                found, scale = hit, w
-    if found is None or scale is None:
+                if (hit := _normalised(y)) is not None and hit[0] == "LayerNormalization":
+                    yield hit, w, b
+        return
+    for y, w in commuted(v, "mul"):
+        if (hit := _normalised(y)) is not None:
+            yield hit, w, None
+    if (hit := _normalised(v)) is not None:
+        yield hit, None, None
+
+
+def _residual(cx: Cx, x: Value) -> list[str] | None:
+    """The operands of x = a + b if only a normalisation (which centres it and sums it) reads x."""
+    if x.node.op != "add" or x.rank != 3 or len(cx.shared.users.get(x, ())) != 2:
         return None
-    op, x, eps = found
-    if SINCE.get(op, 0) > cx.shared.opset:
+    a, b = x.node.operands
+    names = [_read(cx, v) for v in (a, b)]
+    return None if a.shape != b.shape or a.shape != x.shape or None in names else [n for n in names if n is not None]
+
+
+def silu(cx: Cx, n: Node) -> str | None:
+    """x * sigmoid(x), for which onnxruntime has an op of its own."""
+    if not cx.shared.contributed or n.types[0].dtype is not DType.f32:
         return None
-    if x.dtype is not DType.f32 or not _vector(scale, x) or (bias is not None and not _vector(bias, x)):
-        return None
-    size = x.shape[-1]
-    if not isinstance(size, int) or size == 0:
-        return None
-    names = [None if u is None else _read(cx, u) for u in (x, scale, bias)]
-    if names[0] is None or names[1] is None:
-        return None
-    flat = [names[0], *(None if u is None else cx.reshape(u, None, (size,)) if o is not None and o.rank > 1 else u
-                        for u, o in zip(names[1:], (scale, bias), strict=True))]  # fmt: skip
-    return cx.raw(op, flat, [DType.f32], axis=-1, epsilon=eps)[0]
+    for x, s in commuted(n[0], "mul"):
+        if s.node.op == "sigmoid" and s.node.operands[0] == x and (name := _read(cx, x)) is not None:
+            return cx.raw("QuickGelu", [name], [DType.f32], domain=CONTRIBUTED, alpha=1.0)[0]
+    return None
 
 
 def gelu(cx: Cx, n: Node) -> str | None:
@@ -199,6 +226,7 @@ def gelu(cx: Cx, n: Node) -> str | None:
 PATTERNS: tuple[tuple[tuple[str, ...], Pattern], ...] = (
     (("add", "mul"), normalisation),
     (("mul",), gelu),
+    (("mul",), silu),
     (("div", "sub"), softmax),
     (("div",), mean),
 )

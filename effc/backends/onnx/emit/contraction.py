@@ -25,7 +25,16 @@ def matmul(cx: Cx, node: Node, a: Any, b: Any) -> Any:
         return Pair(cx.op("Sub", rr, ii), cx.op("Add", ri, ir))
     if node.operands[0].shape[-1] == 0 or 0 in node.types[0].shape:  # not left to fusions that take no size of 0
         return cx.fill(0, node.types[0].shape, cx.dtype(a))
-    return cx.matmul(a, b, ranks)
+    return _or_zero(cx, cx.matmul(a, b, ranks), node.operands[0].shape[-1])
+
+
+def _or_zero(cx: Cx, y: str, inner: Dim) -> str:
+    """A product whose inner size may be 0: the products that onnxruntime forms with transpositions and factors leave
+    such a result unwritten."""
+    if cx.low(inner) > 0:
+        return y
+    none = cx.op("Equal", cx.scalar(inner), cx.const(np.asarray(0, np.int64)))
+    return cx.op("Where", none, cx.like(0, y), y)
 
 
 # Convolutions ---------------------------------------------------------------------------------------------------------
@@ -169,13 +178,22 @@ def attention(cx: Cx, node: Node, q: str, k: str, v: str, mask: str | None = Non
         group = D.floordiv(h, hk)
         q = cx.reshape(q, (n, h, lq, e), (n, hk, group, lq, e))
         k_t, v = cx.unsqueeze(k_t, 2), cx.unsqueeze(v, 2)
-    if a["scale"] is not None or isinstance(e, int):
-        scale = a["scale"] if a["scale"] is not None else 1 / math.sqrt(e) if e else 1.0
+    scale = a["scale"]
+    if scale is None and isinstance(e, int):
+        scale = 1 / math.sqrt(e) if e else 1.0
+    fused = cx.shared.contributed and scale is not None and dtype is DType.f32
+    if fused:
+        pass  # the scale is an attribute of the product
+    elif scale is not None:
         q = cx.op("Mul", q, cx.const(np.asarray(scale), dtype))
     else:
         q = cx.op("Div", q, cx.op("Sqrt", cx.scalar(e, dtype)))
     rank = 5 if grouped else 4
-    s = cx.matmul(q, k_t, (rank, rank))
+    if fused:
+        domain = {"domain": "com.microsoft", "alpha": float(scale)}
+        s = cx.raw("FusedMatMul", [q, k_t], [dtype], **domain)[0]
+    else:
+        s = cx.matmul(q, k_t, (rank, rank))
     if a["softcap"]:
         cap = cx.const(np.asarray(a["softcap"]), dtype)
         s = cx.op("Mul", cx.op("Tanh", cx.op("Div", s, cap)), cap)

@@ -121,6 +121,11 @@ def scan(cx: Cx, node: Node, *xs: Ref) -> Any:
     return tuple(fixed)
 
 
+@emits("fused", complex=True)
+def fused(cx: Cx, node: Node, *xs: Ref) -> Any:
+    return tuple(inline(cx, node.attrs["body"], xs))
+
+
 @emits("state", complex=True)
 def state(cx: Cx, node: Node) -> Ref:
     name = node.attrs["name"]

@@ -15,7 +15,7 @@ from ....ir.op import eval_attrs
 from ..context import Cx, Pair, Refuse, is_open
 from . import emits
 
-INDEX_LIMIT = 1 << 22  # larger index tables are computed in the graph instead of being stored
+INDEX_LIMIT = 1 << 14  # larger index tables are computed in the graph instead of being stored
 
 
 @emits("constant", complex=True)
