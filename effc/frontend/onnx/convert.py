@@ -167,8 +167,10 @@ class Importer:
                     f"input '{name}' has size {dim.dim_value} in dim {axis}, its example {example.shape[axis]}"
                 )
             return int(dim.dim_value)
-        text = dim.dim_param if dim.HasField("dim_param") and dim.dim_param else f"{name}_d{axis}"
-        symbol = self._symbols.get(text) if dim.dim_param else None
+        # Exporters write "?" for every size that they do not know: such dims are not equal to one another.
+        named = dim.HasField("dim_param") and dim.dim_param not in ("", "?", "-1", "None")
+        text = dim.dim_param if named else f"{name}_d{axis}"
+        symbol = self._symbols.get(text) if named else None
         if symbol is None:
             base = re.sub(r"\W", "_", text, flags=re.ASCII) or "d"
             base = f"d_{base}" if base[0].isdigit() or base in _WORDS else base
@@ -176,7 +178,7 @@ class Importer:
             while symbol in self.taken:
                 symbol, k = f"{base}_{k}", k + 1
             self.taken.add(symbol)
-            if dim.dim_param:
+            if named:
                 self._symbols[text] = symbol
             self.b.symbols[symbol] = (0, None)
         lo, hi = getattr(asked, "min", None), getattr(asked, "max", None)

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx_compare import check, evaluator, model_of, ort
 
 import effc
 from effc.frontend.onnx.convert import import_model
-
-from onnx_compare import check, evaluator, model_of, ort
 
 RNG = np.random.default_rng(5)
 
