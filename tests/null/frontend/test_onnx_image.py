@@ -108,6 +108,12 @@ def test_first_forms() -> None:
         compare("Upsample", *(s[:1] for s in sets), opset=7, mode=mode, scales=[1.0, 1.0, 2.0, 3.0])
 
 
+def test_upsample_of_the_first_set() -> None:
+    x = floats(RNG, 2, 3, 4, 5)
+    ((y,),) = run_node("Upsample", [x], opset=6, height_scale=2.0, width_scale=3.0)
+    np.testing.assert_array_equal(y, x.repeat(2, 2).repeat(3, 3))
+
+
 def test_whole_numbers() -> None:
     x = RNG.integers(0, 255, (1, 2, 5, 6)).astype(np.uint8)
     compare("Resize", resize(x, [1, 1, 2, 2]), constant=(2,), mode="nearest")

@@ -147,6 +147,15 @@ def test_dropout_of_training(known: bool, dtype: Any) -> None:
         assert found[1][1].all()
 
 
+def test_dropout_of_the_first_sets() -> None:
+    """They drop unless is_test is given."""
+    x = np.ones((100, 80), F32)
+    y, mask = run_node("Dropout", [x], opset=6, results=("y", "mask"), ratio=0.25)[0]
+    assert mask.dtype == F32 and abs(mask.mean() - 0.75) < 0.03
+    np.testing.assert_array_equal(y, mask * F32(1 / 0.75))
+    np.testing.assert_array_equal(run_node("Dropout", [x], opset=6, is_test=1)[0][0], x)
+
+
 def test_dropout_of_nothing() -> None:
     x = floats(RNG, 3, 4)
     y, mask = run_node("Dropout", [x, np.float32(0), np.bool_(True)], opset=13, results=("y", "mask"))[0]

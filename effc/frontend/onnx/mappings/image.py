@@ -284,6 +284,11 @@ def _resize_roi(
     return _resize(cx, x, roi, scales, sizes, **attrs)
 
 
+@onnx_op("Upsample")
+def _upsample_first(cx: Context, x: Value, *, height_scale: float, width_scale: float, mode: str = "nearest") -> Value:
+    return _upsample_attribute(cx, x, scales=(1.0, 1.0, height_scale, width_scale), mode=mode)
+
+
 @onnx_op("Upsample", since=7)
 def _upsample_attribute(cx: Context, x: Value, *, scales: Any, mode: str = "nearest") -> Value:
     given = cx.b.constant(np.asarray(scales, np.float32), DType.f32)

@@ -183,8 +183,11 @@ def _lrn(
 
 
 @onnx_op("Dropout")
-def _dropout_inference(cx: Context, x: Value, *, ratio: float = 0.5, is_test: int = 1) -> Any:
-    """Nothing is dropped; the mask has the operand's type before operator set 10."""
+def _dropout_first(cx: Context, x: Value, *, ratio: float = 0.5, is_test: int = 1) -> Any:
+    """Nothing is dropped, but before operator set 7 where is_test says so. The mask has the operand's type."""
+    if not is_test and ratio:
+        y, kept = _dropped(cx, x, cx.const(ratio, DType.f32))
+        return y, cx.convert(kept, x.dtype)
     return x, cx.full(1, x.shape, x.dtype)
 
 
@@ -198,28 +201,21 @@ def _dropout(
     cx: Context, x: Value, ratio: Value | None = None, training: Value | None = None, *, seed: int | None = None
 ) -> Any:
     """An element stays with probability 1 - ratio and is divided by that; all stay where it is not for training, which
-    may be known only while running.
+    may be known only while running. The seed names no generator, and is not used.
     """
-    everything = cx.full(True, x.shape, DType.bool)
-    if training is None:
-        return x, everything
-    known = cx.content(training)
-    if known is not None and not known.reshape(-1)[0]:
-        return x, everything
-    share: Any = 0.5
-    if ratio is not None:
-        c = cx.content(ratio)
-        share = float(c.reshape(-1)[0]) if c is not None else cx.convert(cx.reshape(ratio, ()), DType.f32)
-    if isinstance(share, float) and share == 0:
-        return x, everything
+    known = None if training is None else cx.content(training)
+    share = cx.const(0.5, DType.f32) if ratio is None else cx.convert(cx.reshape(ratio, ()), DType.f32)
+    content = cx.content(share)
+    if training is None or (known is not None and not known.reshape(-1)[0]) or (content is not None and content == 0):
+        return x, cx.full(True, x.shape, DType.bool)
+    return _dropped(cx, x, share if known is not None else cx.where(cx.reshape(training, ()), share, 0.0))
+
+
+def _dropped(cx: Context, x: Value, share: Value) -> tuple[Value, Value]:
     work = x.dtype.compute
-    share = cx.scalar(share, DType.f32)
-    if known is None:
-        share = cx.where(cx.reshape(training, ()), share, 0.0)
     kept = cx.op("ge", cx.b.op("rand_uniform", lo=0.0, hi=1.0, shape=x.shape, dtype=DType.f32), share)
-    factor = cx.op("div", cx.const(1.0, work), cx.op("sub", cx.const(1.0, work), cx.convert(share, work)))
-    y = cx.where(kept, cx.op("mul", cx.convert(x, work), factor), 0.0)
-    return cx.convert(y, x.dtype), kept
+    factor = cx.op("reciprocal", cx.sub(1.0, cx.convert(share, work)))
+    return cx.convert(cx.where(kept, cx.op("mul", cx.convert(x, work), factor), 0.0), x.dtype), kept
 
 
 __all__ = ["affine", "standardise"]
