@@ -192,13 +192,25 @@ class Contents:
         self._not_negative(b)
         return D.floordiv(a, b)
 
-    def _most(self, a: Any, b: Any) -> Dim:
+    def _most(self, a: Any, b: Any) -> Any:
+        if isinstance(a, (Ratio, float)) or isinstance(b, (Ratio, float)):
+            return self._whole(self._most, a, b)
         lo, hi = self._difference(a, b)
         return a if lo >= 0 else b if hi <= 0 else D.maximum(a, b)
 
-    def _least(self, a: Any, b: Any) -> Dim:
+    def _least(self, a: Any, b: Any) -> Any:
+        if isinstance(a, (Ratio, float)) or isinstance(b, (Ratio, float)):
+            return self._whole(self._least, a, b)
         lo, hi = self._difference(a, b)
         return a if hi <= 0 else b if lo >= 0 else D.minimum(a, b)
+
+    @staticmethod
+    def _whole(f: Callable[[Any, Any], Dim], a: Any, b: Any) -> Ratio:
+        """A comparison of floats that are sizes."""
+        x, y = ratio(a), ratio(b)
+        if x.den != 1 or y.den != 1:
+            raise Unknown
+        return Ratio(f(x.num, y.num), 1)
 
     def _difference(self, a: Any, b: Any) -> tuple[float, float]:
         if isinstance(a, (Ratio, float)) or isinstance(b, (Ratio, float)):

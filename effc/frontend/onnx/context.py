@@ -165,7 +165,7 @@ class Context(Vocabulary):
         return a if lo >= 0 else b if hi <= 0 else D.maximum(a, b)
 
     def named(self, d: Dim) -> Dim:
-        """A size that is known only while running as one symbol: expressions over expressions would grow without end."""
+        """A size known only while running as one symbol: expressions over expressions would grow without end."""
         if isinstance(d, int) or D.symbols(d) <= self.known or str(d).isidentifier():
             return d
         lo = D.bounds(d, self.b.symbols)[0]
@@ -189,18 +189,20 @@ class Context(Vocabulary):
     def require(self, a: Dim, op: str, b: Dim, message: str) -> None:
         """A relation between sizes that must hold: checked now, with the inputs, or while running."""
         lo, hi = D.bounds(a - b, self.b.symbols)
-        holds = {"==": lo == hi == 0, "<=": hi <= 0, ">=": lo >= 0}[op]
-        fails = {"==": lo > 0 or hi < 0, "<=": lo > 0, ">=": hi < 0}[op]
+        holds = {"==": lo == hi == 0, "!=": lo > 0 or hi < 0, "<=": hi <= 0, ">=": lo >= 0}[op]
+        fails = {"==": lo > 0 or hi < 0, "!=": lo == hi == 0, "<=": lo > 0, ">=": hi < 0}[op]
         if holds:
             return
         if fails:
             raise Unsupported(f"{message}: {a} {op} {b} does not hold")
-        if D.symbols(a - b) <= self.known:
+        if (
+            D.symbols(a - b) <= self.known and self.importer.outer is None
+        ):  # a branch's relation holds where it is taken
             check = Check(a, op, b, message)
             if check not in self.checks:
                 self.checks.append(check)
             return
-        name = {"==": "eq", "<=": "le", ">=": "ge"}[op]
+        name = {"==": "eq", "!=": "ne", "<=": "le", ">=": "ge"}[op]
         self.b.op("assert", self.b.op(name, self.scalar(a, DType.i64), self.scalar(b, DType.i64)), message=message)
 
     # broadcasting -----------------------------------------------------------------------------------------------------

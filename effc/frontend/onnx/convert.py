@@ -109,6 +109,15 @@ class Importer:
             tuple(names),
         )
 
+    def example_sizes(self) -> dict[str, int]:
+        """The sizes that the model's example inputs have."""
+        if self.outer is not None:
+            return self.outer.example_sizes()
+        out: dict[str, int] = {}
+        for v, a in self.cx.examples.items():
+            out.update({str(d): s for d, s in zip(v.shape, a.shape) if str(d).isidentifier()})
+        return out
+
     def _given(self, wanted: Sequence[Any], args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         args = tuple(args) if isinstance(args, (list, tuple)) else (args,)
         names = [i.name for i in wanted]

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from ....ir import dims as D
+from ....ir.contents import Ratio
 from ....ir.dims import Dim
 from ....ir.dtypes import DType
 from ....ir.graph import Value
@@ -37,8 +38,35 @@ def _if(cx: Context, cond: Value, *, then_branch: onnx.GraphProto, else_branch: 
                 "orelse": orelse.b.graph([y for _, y in pairs], name="orelse"),
             }
             return tuple(_like(a, iter(cx.b.node("if", (cond, *passed), graphs).values)))
+        taken = _assumed(cx, cond)
+        if taken is not None:
+            return imp.inlined(then_branch if taken else else_branch)
         cx.number(cond, "the condition of branches with results of different ranks")
     return imp.inlined(then_branch if _known(cx, cond) else else_branch)
+
+
+def _assumed(cx: Context, cond: Value) -> bool | None:
+    """Which of two branches with results of different ranks is meant, where the condition is that two sizes are equal
+    (exporters write a squeeze of a dim that may be 1 so): the example's, else the one for equal sizes. A run for which
+    it does not hold is refused.
+    """
+    n = cond.node
+    while n.op in ("reshape", "convert") and n.operands:
+        n = n.operands[0].node
+    if n.op != "eq":
+        return None
+    sides = [cx.content(v) for v in n.operands]
+    if any(c is None or c.size != 1 for c in sides):
+        return None
+    a, b = (c.reshape(-1)[0] for c in sides if c is not None)
+    if isinstance(a, Ratio) or isinstance(b, Ratio) or not D.symbols(a - b) <= cx.known:
+        return None
+    sizes = cx.importer.example_sizes()
+    equal = D.evaluate(a, sizes) == D.evaluate(b, sizes) if D.symbols(a - b) <= sizes.keys() else True
+    cx.require(
+        a, "==" if equal else "!=", b, f"the model was compiled for inputs with {a} {'==' if equal else '!='} {b}"
+    )
+    return equal
 
 
 def _known(cx: Context, v: Value | None) -> Any:

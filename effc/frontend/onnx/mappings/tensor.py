@@ -42,7 +42,8 @@ def resolved(cx: Context, x: Value, wanted: list[Dim], allowzero: int) -> tuple[
             open_at.append(k)
             shape.append(-1)
         else:
-            late = late or lo < 0
+            # Arithmetic on the inputs' own sizes gives sizes, though its bounds may not show it.
+            late = late or (lo < 0 and not D.symbols(d) <= cx.known)
             shape.append(d)
     if late:
         return _resolved_late(cx, x, wanted, allowzero)
