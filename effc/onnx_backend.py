@@ -53,7 +53,7 @@ class EffcRep(BackendRep):  # type: ignore[misc]
         inputs = [_contiguous(x) for x in inputs]
         if self._later:
             self._compiled = _compile(self._model, tuple(inputs), target=self._target, **self._options)
-        out = self._compiled(*inputs)
+        out = [_array(x) for x in self._compiled(*inputs)]
         names = [o.name for o in self._model.graph.output]
         return namedtupledict("Outputs", names)(*out)
 
@@ -61,6 +61,20 @@ class EffcRep(BackendRep):  # type: ignore[misc]
 def _needs_example(e: EffcError) -> bool:
     text = f"{e.message} {e.hint or ''}"
     return "computed while running" in text or "an example of it" in text
+
+
+def _array(x: Any) -> Any:
+    """A result as a numpy array: without inputs nothing tells a compiled model which kind its caller wants."""
+    if isinstance(x, (list, tuple)):
+        return [_array(v) for v in x]
+    if not hasattr(x, "detach"):
+        return x
+    if str(x.dtype) == "torch.bfloat16":
+        import ml_dtypes
+        import torch
+
+        return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return x.numpy()
 
 
 def _contiguous(x: Any) -> Any:

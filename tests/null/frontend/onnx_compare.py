@@ -18,7 +18,7 @@ def model_of(
     op: str, inputs: Sequence[Array | None], shapes: Sequence[Any], outputs: int = 1, opset: int = 21, domain: str = "",
     constants: Sequence[int] = (), **attrs: Any,
 ) -> onnx.ModelProto:  # fmt: skip
-    """A model of one node; ``shapes`` gives each input's dims (names are dynamic), ``constants`` which are initialisers."""
+    """A model of one node. ``shapes``: each input's dims, names are dynamic; ``constants``: which are initialisers."""
     names = [f"x{k}" if x is not None else "" for k, x in enumerate(inputs)]
     infos, initial = [], []
     for k, (n, x) in enumerate(zip(names, inputs)):

@@ -85,13 +85,29 @@ def test_gemm_is_one_product_with_an_epilogue() -> None:
 
 
 EQUATIONS = [
-    ("ij,jk->ik", ["n 3", "3 4"]), ("bij,bjk->bik", ["n 3 4", "n 4 2"]), ("ij->ji", ["n 3"]), ("ij->", ["n 3"]),
-    ("ii->i", ["3 3"]), ("ii", ["3 3"]), ("ij,ij->ij", ["n 3", "n 3"]), ("i,j->ij", ["n", "4"]), ("ij,ij", ["n 3", "n 3"]),
-    ("...ij,...jk->...ik", ["2 n 3 4", "n 4 5"]), ("...ii->...i", ["n 3 3"]), ("bhid,bhjd->bhij", ["n 2 3 4", "n 2 5 4"]),
-    ("ij,jk,kl->il", ["n 3", "3 4", "4 2"]), ("ab,bc,cd,de->ae", ["n 2", "2 3", "3 2", "2 4"]), ("bij,kl->bk", ["n 3 4", "2 5"]),
-    ("iij,jk->ik", ["3 3 4", "4 n"]), ("Ab,bA", ["n 3", "3 n"]), ("ij, jk -> ki", ["n 3", "3 4"]), ("i...->...", ["n 3 4"]),
-    ("ij...,jk...->ik...", ["2 n 3", "n 4 3"]), ("abc,cd->abd", ["n 3 4", "4 1"]), ("i,i,i->i", ["n", "n", "n"]),
-]  # fmt: skip
+    ("ij,jk->ik", ["n 3", "3 4"]),
+    ("bij,bjk->bik", ["n 3 4", "n 4 2"]),
+    ("ij->ji", ["n 3"]),
+    ("ij->", ["n 3"]),
+    ("ii->i", ["3 3"]),
+    ("ii", ["3 3"]),
+    ("ij,ij->ij", ["n 3", "n 3"]),
+    ("i,j->ij", ["n", "4"]),
+    ("ij,ij", ["n 3", "n 3"]),
+    ("...ij,...jk->...ik", ["2 n 3 4", "n 4 5"]),
+    ("...ii->...i", ["n 3 3"]),
+    ("bhid,bhjd->bhij", ["n 2 3 4", "n 2 5 4"]),
+    ("ij,jk,kl->il", ["n 3", "3 4", "4 2"]),
+    ("ab,bc,cd,de->ae", ["n 2", "2 3", "3 2", "2 4"]),
+    ("bij,kl->bk", ["n 3 4", "2 5"]),
+    ("iij,jk->ik", ["3 3 4", "4 n"]),
+    ("Ab,bA", ["n 3", "3 n"]),
+    ("ij, jk -> ki", ["n 3", "3 4"]),
+    ("i...->...", ["n 3 4"]),
+    ("ij...,jk...->ik...", ["2 n 3", "n 4 3"]),
+    ("abc,cd->abd", ["n 3 4", "4 1"]),
+    ("i,i,i->i", ["n", "n", "n"]),
+]
 
 
 @pytest.mark.parametrize(("equation", "operands"), EQUATIONS)
@@ -169,7 +185,8 @@ def attention_case(options: dict[str, Any], packed: bool) -> tuple[onnx.ModelPro
 
         total = lk + past
         mask = {
-            "bool": RNG.random((b, 1, lq, total)) < 0.6, "float": f32(lq, total), "short": RNG.random((lq, total - 1)) < 0.7,
+            "bool": RNG.random((b, 1, lq, total)) < 0.6, "float": f32(lq, total),
+            "short": RNG.random((lq, total - 1)) < 0.7,
         }.get(kind)  # fmt: skip
         return [
             one(h, lq, e), one(hk, lk, e), one(hk, lk, ev), mask, f32(b, hk, past, e) if past else None,

@@ -1,4 +1,4 @@
-"""ai.onnx.ml, suppression of boxes, n-grams and random numbers of ONNX against ONNX Runtime or the standard's evaluator."""
+"""ai.onnx.ml, suppression of boxes, n-grams and random numbers, against ONNX Runtime or the standard's evaluator."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ def test_one_hot() -> None:
 @pytest.mark.parametrize(
     ("keys", "values", "attrs"),
     [
-        ("keys_int64s", "values_floats", {"default_float": 0.5}), ("keys_floats", "values_int64s", {"default_int64": 9}),
+        ("keys_int64s", "values_floats", {"default_float": 0.5}),
+        ("keys_floats", "values_int64s", {"default_int64": 9}),
         ("keys_int64s", "values_int64s", {}), ("keys_floats", "values_floats", {}),
     ],
 )  # fmt: skip
@@ -150,7 +151,8 @@ def grown(
 ) -> dict[str, Any]:
     """Attributes of random complete trees, with some branches cut short."""
     a: dict[str, list[Any]] = {f"nodes_{k}": [] for k in (
-        "treeids", "nodeids", "featureids", "modes", "values", "truenodeids", "falsenodeids", "missing_value_tracks_true"
+        "treeids", "nodeids", "featureids", "modes", "values", "truenodeids", "falsenodeids",
+        "missing_value_tracks_true",
     )} | {f"{prefix}_{k}": [] for k in ("treeids", "nodeids", "ids", "weights")}  # fmt: skip
     for t in range(trees):
         count = 1
@@ -251,7 +253,8 @@ def test_trees_cpu() -> None:
 def test_broken_trees_are_refused() -> None:
     attrs = chain(3) | {"n_targets": 2}
     for key, value, reason in (
-        ("nodes_truenodeids", [0] * 7, "cycle"), ("nodes_truenodeids", [99] * 7, "not there"), ("target_ids", [5] * 4, "target 5"),
+        ("nodes_truenodeids", [0] * 7, "cycle"), ("nodes_truenodeids", [99] * 7, "not there"),
+        ("target_ids", [5] * 4, "target 5"),
     ):  # fmt: skip
         with pytest.raises(effc.EffcError, match=reason):
             effc.compile(ml("TreeEnsembleRegressor", f32(2, 4), 3, **{**attrs, key: value}), target="reference")
@@ -298,7 +301,8 @@ def test_nms_limits() -> None:
 def test_tfidf(mode: str, low: int, high: int, skip: int) -> None:
     pool = [2, 3, 5, 4, 2, 3, 5, 5, 3, 2, 2, 3, 4, 5, 5, 5]  # 4 unigrams, 3 bigrams, 2 trigrams
     attrs = {
-        "mode": mode, "min_gram_length": low, "max_gram_length": high, "max_skip_count": skip, "ngram_counts": [0, 4, 10],
+        "mode": mode, "min_gram_length": low, "max_gram_length": high, "max_skip_count": skip,
+        "ngram_counts": [0, 4, 10],
         "ngram_indexes": [0, 1, 2, 3, 8, 4, 5, 6, 7], "pool_int64s": pool,
         "weights": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0],
     }  # fmt: skip

@@ -49,9 +49,9 @@ def _attention(
     q_num_heads: int | None = None, qk_matmul_output_mode: int = 0, scale: float | None = None, softcap: float = 0.0,
     softmax_precision: int | None = None, left_window_size: int = -1, right_window_size: int = -1,
 ) -> Any:  # fmt: skip
-    """(Y, present key, present value, scores). The IR's attention op wherever it is exact: not if the scores are asked for
-    or the softmax is to be more precise than the operands' arithmetic. What a query may see is causal with an offset
-    where that suffices, a mask otherwise. Rows that see no key give zeros.
+    """(Y, present key, present value, scores). The IR's attention op wherever it is exact: not if the scores are asked
+    for or the softmax is to be more precise than the operands' arithmetic. What a query may see is causal with an
+    offset where that suffices, a mask otherwise. Rows that see no key give zeros.
     """
     dtype, packed = q.dtype, q.rank == 3
     if packed:
@@ -69,7 +69,8 @@ def _attention(
     present = (k, v)
     for a, b, what in (
         (q.shape[0], k.shape[0], "batch sizes"), (k.shape[0], v.shape[0], "batch sizes"),
-        (k.shape[1], v.shape[1], "numbers of heads of key and value"), (k.shape[2], v.shape[2], "lengths of key and value"),
+        (k.shape[1], v.shape[1], "numbers of heads of key and value"),
+        (k.shape[2], v.shape[2], "lengths of key and value"),
         (q.shape[3], k.shape[3], "head sizes of query and key"),
     ):  # fmt: skip
         cx.require(a, "==", b, f"{what} must be equal")
@@ -112,7 +113,7 @@ def _attention(
     if cx.expected < 4 and precise.itemsize <= work.compute.itemsize:
         keep = cx.convert(keep, work) if keep is not None and not keep.dtype.is_bool else keep
         y = cx.b.op(
-            "attention", cx.convert(q, work), cx.convert(k, work), cx.convert(v, work), keep, scale=scale, causal=causal,
+            "attention", *(cx.convert(t, work) for t in (q, k, v)), keep, scale=scale, causal=causal,
             causal_offset=offset if causal else 0, softcap=softcap,
         )  # fmt: skip
         y = cx.convert(y, dtype)
@@ -144,8 +145,8 @@ def _attention(
 
 
 def _mask(cx: Context, mask: Value, q: Value, lk: Dim) -> Value:
-    """A mask of rank 4 whose dims are 1 or those of the scores. A last dim that is shorter than the keys is continued with
-    what hides them.
+    """A mask of rank 4 whose dims are 1 or those of the scores. A last dim that is shorter than the keys is continued
+    with what hides them.
     """
     m = cx.reshape(mask, (*[1] * (4 - mask.rank), *mask.shape))
     if not m.dtype.is_bool and m.dtype is not q.dtype:
@@ -208,8 +209,8 @@ def _rotary(
     cx: Context, x: Value, cos: Value, sin: Value, position: Value | None = None, *, interleaved: int = 0,
     num_heads: int = 0, rotary_embedding_dim: int = 0,
 ) -> Value:  # fmt: skip
-    """Pairs (a, b) of each head's vector become (a cos - b sin, a sin + b cos); a pair is (i, i + half) or, interleaved,
-    (2i, 2i + 1). The rest of the vector stays.
+    """Pairs (a, b) of each head's vector become (a cos - b sin, a sin + b cos); a pair is (i, i + half) or,
+    interleaved, (2i, 2i + 1). The rest of the vector stays.
     """
     packed = x.rank == 3
     if packed and not num_heads:

@@ -50,8 +50,8 @@ def _gemm(
     cx: Context, a: Value, b: Value, c: Value | None = None, *, alpha: float = 1.0, beta: float = 1.0, transA: int = 0,
     transB: int = 0, broadcast: int = 1,
 ) -> Value:  # fmt: skip
-    """alpha A' B' + beta C: one product, and what a matmul's epilogue takes. ``broadcast`` belongs to the oldest form, where
-    it allowed what is now always allowed.
+    """alpha A' B' + beta C: one product, and what a matmul's epilogue takes. ``broadcast`` belongs to the oldest form,
+    where it allowed what is now always allowed.
     """
     y = product(cx, cx.transpose(a) if transA else a, cx.transpose(b) if transB else b)
     y = _factor(cx, y, alpha)

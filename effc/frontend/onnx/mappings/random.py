@@ -1,4 +1,4 @@
-"""Random numbers: dtype, shape and distribution are the standard's; the bits are the session's, whatever ``seed`` says."""
+"""Random numbers: dtype, shape and distribution are the standard's; the bits are the session's, not ``seed``'s."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fourier transforms and the weights that go with them. A complex number is a last dim of 2 in ONNX, a dtype in the IR."""
+"""Fourier transforms and the weights that go with them. A complex number is a last dim of 2 in ONNX, a dtype here."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class Forest:
         inner.loc = cx.b.loc
         ins = [inner.input(f"x{k}", v.type) for k, v in enumerate((at, x, *named))]
         body = inner.graph([step(inner, *ins)], name="level")
-        return cx.b.op("scan", at, x, *named, carries=1, scanned=0, length=depth, body=body)  # type: ignore[no-any-return]
+        return cx.op("scan", at, x, *named, carries=1, scanned=0, length=depth, body=body)  # type: ignore[no-any-return]
 
     def scores(self, cx: Context, x: Value, aggregate: str) -> Value:
         """[N, targets] in the type of x, aggregated over trees."""
@@ -208,9 +208,10 @@ def _classifier(
     nodes_truenodeids: Sequence[int] = (), nodes_values: Sequence[float] = (),
     nodes_values_as_tensor: Array | None = None, post_transform: str = "NONE",
 ) -> Any:  # fmt: skip
-    """(label, scores). Of two classes where only one has weights, its score s decides for the second class: against 0.5 if
-    no weight is negative, against 0 otherwise. If it is the first class that has them, as converters write it, the scores
-    are then 1 - s and s, or -s and s; if it is the second, 0 and s. So has ONNX Runtime; the standard says nothing.
+    """(label, scores). Of two classes where only one has weights, its score s decides for the second class: against
+    0.5 if no weight is negative, against 0 otherwise. If it is the first class that has them, as converters write it,
+    the scores are then 1 - s and s, or -s and s; if it is the second, 0 and s. So has ONNX Runtime; the standard says
+    nothing.
     """
     _no_strings(classlabels_strings)
     classes = len(classlabels_int64s)
@@ -263,8 +264,8 @@ def _ensemble(
     nodes_trueleafs: Sequence[int], nodes_truenodeids: Sequence[int], post_transform: int = 0,
     tree_roots: Sequence[int],
 ) -> Value:  # fmt: skip
-    """A node that asks for membership in a set is a chain of nodes that ask for one member each; the members of the next
-    such node, in the order of nodes, follow the NaN that ends a set.
+    """A node that asks for membership in a set is a chain of nodes that ask for one member each; the members of the
+    next such node, in the order of nodes, follow the NaN that ends a set.
     """
     v = _operand(cx, x)
     f = Forest(n_targets, v.dtype.np)
