@@ -1,9 +1,9 @@
 """effc: an ahead-of-time graph compiler for efficient models.
 
-    import effc
-    m = effc.compile(model, args)        # needs torch and a C++ compiler
-    m.save("model.effc")
-    effc.load("model.effc")(*args)       # needs numpy alone
+import effc
+m = effc.compile(model, args)        # needs torch and a C++ compiler
+m.save("model.effc")
+effc.load("model.effc")(*args)       # needs numpy alone
 """
 
 from __future__ import annotations

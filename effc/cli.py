@@ -262,7 +262,7 @@ def cmd_compile(a: argparse.Namespace) -> None:
     shapes = dynamic_shapes(model, args, kwargs, a.dynamic) if not isinstance(model, str) else None
     if a.dynamic and isinstance(model, str):
         raise EffcError("--dynamic needs a module; a .pt2 file already carries its dynamic dims")
-    out = (Path(a.source).stem if isinstance(model, str) else a.source.rpartition(":")[2])
+    out = Path(a.source).stem if isinstance(model, str) else a.source.rpartition(":")[2]
     out = a.out or out + (".onnx" if a.target == "onnx" else ".effc")
     with progress(f"compiling {a.source} for {a.target}"):
         compiled = effc.compile(

@@ -45,10 +45,6 @@ def default(options: Options | None = None) -> tuple[Pass, ...]:
         Fold(o.fold_limit),
         Canonicalise(),
         Cse(),
-        *(
-            (RotateHalf(), FuseEpilogues(), PrepareFusion(), Canonicalise(), Cse(), FuseRegions())
-            if o.kernels
-            else ()
-        ),
+        *((RotateHalf(), FuseEpilogues(), PrepareFusion(), Canonicalise(), Cse(), FuseRegions()) if o.kernels else ()),
         Dce(),
     )

@@ -651,4 +651,3 @@ def _around(
     if lines:
         fin = [*(f"      {c}" for c in consts), "      for (int64_t j = 0; j < lanes; ++j) {", *lines, "      }"]
     return " ".join(begin), " ".join(flush), "\n".join(fin)
-

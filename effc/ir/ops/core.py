@@ -39,12 +39,21 @@ op(
     category="constant",
 )
 op(
-    "state", "", {"name": str, "type": TensorType}, infer=lambda *, name, type: type, category="state", effects="state",
+    "state",
+    "",
+    {"name": str, "type": TensorType},
+    infer=lambda *, name, type: type,
+    category="state",
+    effects="state",
     doc="The content, at the start of the call, of the session's buffer of this name. Graph.commits writes it.",
 )
 op(
-    "dim_value", "", {"value": DimAttr, "dtype": (DType, DType.i64)}, category="constant",
-    infer=lambda *, value, dtype: TensorType(dtype, ()), numpy=lambda *, value, dtype: np.asarray(value, dtype.np),
+    "dim_value",
+    "",
+    {"value": DimAttr, "dtype": (DType, DType.i64)},
+    category="constant",
+    infer=lambda *, value, dtype: TensorType(dtype, ()),
+    numpy=lambda *, value, dtype: np.asarray(value, dtype.np),
     doc="A symbolic dim as a 0-d tensor.",
 )
 
@@ -86,8 +95,11 @@ def _scan_infer(
 
 
 op(
-    "scan", "xs*", {"carries": int, "scanned": int, "length": DimAttr, "reverse": (bool, False), "body": Graph},
-    infer=_scan_infer, category="control",
+    "scan",
+    "xs*",
+    {"carries": int, "scanned": int, "length": DimAttr, "reverse": (bool, False), "body": Graph},
+    infer=_scan_infer,
+    category="control",
 )
 
 

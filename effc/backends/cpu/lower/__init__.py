@@ -355,8 +355,11 @@ class Lowering:
             self.lower_decomposed(n)
         else:
             raise EffcError(
-                f"target cpu has no kernel for op {n.op}", op=n.op, loc=n.loc,
-                shapes=", ".join(str(v.type) for v in n.operands), pass_name="lower",
+                f"target cpu has no kernel for op {n.op}",
+                op=n.op,
+                loc=n.loc,
+                shapes=", ".join(str(v.type) for v in n.operands),
+                pass_name="lower",
                 hint='use target="reference" for this model, or rewrite this line with other ops',
             )
         self.node = outer

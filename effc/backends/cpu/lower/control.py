@@ -42,20 +42,34 @@ def _emit(cx: Lowering, node: Node, **fields: Any) -> None:
 @lowers("if")
 def lower_if(cx: Lowering, node: Node) -> None:
     ins = [cx.dense(v).id for v in node.operands]
-    _emit(cx, node, **{
-        "op": "if", "cond": ins[0], "in": ins[1:], "then": cx.subprogram(node.attrs["then"]),
-        "else": cx.subprogram(node.attrs["orelse"]),
-    })
+    _emit(
+        cx,
+        node,
+        **{
+            "op": "if",
+            "cond": ins[0],
+            "in": ins[1:],
+            "then": cx.subprogram(node.attrs["then"]),
+            "else": cx.subprogram(node.attrs["orelse"]),
+        },
+    )
 
 
 @lowers("while")
 def lower_while(cx: Lowering, node: Node) -> None:
     ins = [cx.dense(v).id for v in node.operands]
     k = node.attrs["carries"]
-    _emit(cx, node, **{
-        "op": "while", "in": ins[:k], "consts": ins[k:], "cond": cx.subprogram(node.attrs["cond"]),
-        "body": cx.subprogram(node.attrs["body"]),
-    })
+    _emit(
+        cx,
+        node,
+        **{
+            "op": "while",
+            "in": ins[:k],
+            "consts": ins[k:],
+            "cond": cx.subprogram(node.attrs["cond"]),
+            "body": cx.subprogram(node.attrs["body"]),
+        },
+    )
 
 
 @lowers("scan")

@@ -72,9 +72,7 @@ def _transform(cx: Lowering, x: Buf, y: Buf, dim: int, kind: int, n: Dim, scale:
     if isinstance(n, int) and n > 0:
         ins.append(cx.const(table(n, real, double)))
         scratch = 0
-    cx.call(
-        "effc_fft", ins, [y], attrs=[dim, kind, n], fattrs=[scale], scratch=scratch, thread_scratch=thread_scratch
-    )
+    cx.call("effc_fft", ins, [y], attrs=[dim, kind, n], fattrs=[scale], scratch=scratch, thread_scratch=thread_scratch)
 
 
 @lowers("fft")
