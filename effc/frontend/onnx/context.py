@@ -117,10 +117,16 @@ class Context(Vocabulary):
         if not isinstance(n, int) or n > MANY:
             raise Unsupported(f"{what} in a tensor of {n} elements that is computed while running")
         out: list[Dim] = []
-        for i in range(n):
-            s = self.new_symbol(lo)
-            self.b.op("item", self.convert(self.select(flat, 0, i), DType.i64), value=s)
-            out.append(s)
+        source = v.node
+        if source.op == "concat":  # its parts may be known
+            out = [d for x in source.operands for d in self.dims(x, what, lo)]
+        elif source.op in ("reshape", "convert") and source.operands[0].dtype.is_int:
+            out = self.dims(source.operands[0], what, lo)
+        else:
+            for i in range(n):
+                s = self.new_symbol(lo)
+                self.b.op("item", self.convert(self.select(flat, 0, i), DType.i64), value=s)
+                out.append(s)
         self.contents.set(v, np.array([*out, None], object)[:-1].reshape(v.type.evaluate({})))
         return out
 
