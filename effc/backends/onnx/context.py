@@ -168,7 +168,11 @@ class Cx:
         if x in self.shared.values:
             with np.errstate(all="ignore"):
                 return self.const(self.shared.values[x].astype(dtype.np), dtype)
-        return self.raw("Cast", [x], [dtype], to=ONNX_TYPE[dtype])[0]
+        if dtype not in ONNX_TYPE:
+            raise Refuse(f"onnxruntime has no kernels for {dtype}")
+        # The IR's convert saturates to f8e4m3, which has no infinity, and overflows to f8e5m2's.
+        saturate = {"saturate": 0} if dtype is DType.f8e5m2 else {}
+        return self.raw("Cast", [x], [dtype], to=ONNX_TYPE[dtype], **saturate)[0]
 
     # Constants --------------------------------------------------------------------------------------------------------
 

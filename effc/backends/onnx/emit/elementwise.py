@@ -116,6 +116,8 @@ def signbit(cx: Cx, x: str) -> str:
 def bitcast(cx: Cx, x: str, dtype: DType) -> str:
     from ..context import ONNX_TYPE
 
+    if dtype not in ONNX_TYPE:
+        raise Refuse(f"onnxruntime has no kernels for {dtype}")
     return x if cx.dtype(x) is dtype else cx.raw("BitCast", [x], [dtype], to=ONNX_TYPE[dtype])[0]
 
 

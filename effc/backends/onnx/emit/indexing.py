@@ -222,6 +222,18 @@ def nonzero(cx: Cx, node: Node, x: Any) -> str:
     return rows if rank else cx.op("Slice", rows, cx.ints(0), cx.ints(0), cx.ints(1))
 
 
+@emits("nms")
+def nms(cx: Cx, node: Node, boxes: str, scores: str, limit: str, iou: str, threshold: str | None = None) -> str:
+    operands = [
+        boxes,
+        scores,
+        *(cx.unsqueeze(v, 0) for v in (limit, iou)),
+        *([cx.unsqueeze(threshold, 0)] if threshold else []),
+    ]
+    center = {"center_point_box": int(node.attrs["center"])}
+    return cx.raw("NonMaxSuppression", operands, [DType.i64], **center)[0]
+
+
 @emits("item")
 def item(cx: Cx, node: Node, x: str) -> str:
     x = cx.cast(x, DType.i64)
