@@ -71,6 +71,9 @@ def why_not(node: Node) -> str | None:
     is thrown away: sizes are taken as known."""
     if node.op == "state":
         return None
+    for t in [*(v.type for v in node.operands), *node.types]:
+        if t.dtype.real not in ONNX_TYPE:
+            return f"onnxruntime has no kernels for {t.dtype}"
     cx = Cx(Shared({}))
     _assume_symbols(cx, node)
 

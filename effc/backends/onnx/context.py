@@ -181,7 +181,7 @@ class Cx:
         a = np.asarray(data) if dtype is None else np.asarray(data).astype(dtype.np)
         dtype = dtype or DType.from_np(a.dtype)
         if dtype not in ONNX_TYPE:
-            raise Refuse(f"ONNX has no tensors of {dtype}")
+            raise Refuse(f"onnxruntime has no kernels for {dtype}")
         small = a.nbytes <= 4096
         content: Any = a.tobytes() if small else id(a)
         if not small and a.nbytes <= HASH_LIMIT:
