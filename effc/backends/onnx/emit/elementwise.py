@@ -116,8 +116,9 @@ def signbit(cx: Cx, x: str) -> str:
 def bitcast(cx: Cx, x: str, dtype: DType) -> str:
     from ..context import ONNX_TYPE
 
-    if dtype not in ONNX_TYPE:
-        raise Refuse(f"onnxruntime has no kernels for {dtype}")
+    for t in (dtype, cx.dtype(x)):
+        if t not in ONNX_TYPE or t in (DType.f8e4m3, DType.f8e5m2):
+            raise Refuse(f"onnxruntime has no kernels for {t}")
     return x if cx.dtype(x) is dtype else cx.raw("BitCast", [x], [dtype], to=ONNX_TYPE[dtype])[0]
 
 
