@@ -39,11 +39,11 @@ SEED = 20261
 
 
 @functools.cache
-def bases() -> list[tuple[str, bytes, list[Any]]]:
+def bases() -> list[tuple[str, bytes, dict[str, Any]]]:
     """Names, files and inputs: one small model for each operator of the node suite, and the suite's whole models."""
     import onnx_suite
 
-    out = []
+    out: list[tuple[str, bytes, dict[str, Any]]] = []
     seen: set[str] = set()
     for kind in ("node", "pytorch-operator", "simple"):
         for name, case in sorted(onnx_suite.cases(kind).items()):
@@ -52,7 +52,9 @@ def bases() -> list[tuple[str, bytes, list[Any]]]:
             if ops in seen or not all(isinstance(x, np.ndarray) and x.dtype != object for x in sets[0][0]):
                 continue
             seen.add(ops)
-            out.append((name, model.SerializeToString(), list(sets[0][0])))
+            constant = {t.name for t in model.graph.initializer}
+            names = [i.name for i in model.graph.input if i.name not in constant]
+            out.append((name, model.SerializeToString(), dict(zip(names, sets[0][0]))))
     return out
 
 
@@ -227,7 +229,7 @@ MUTATIONS: tuple[Mutation, ...] = (
 )  # fmt: skip
 
 
-def mutant(index: int) -> tuple[str, bytes, list[Any]]:
+def mutant(index: int) -> tuple[str, bytes, dict[str, Any]]:
     """The file of one mutant, by its number alone."""
     r = random.Random(SEED * 1_000_003 + index)
     name, data, inputs = r.choice(bases())
@@ -250,6 +252,20 @@ def mutant(index: int) -> tuple[str, bytes, list[Any]]:
     return f"{name} {' '.join(done)}", model.SerializeToString(), inputs
 
 
+def still_wanted(data: bytes, inputs: dict[str, Any]) -> list[Any]:
+    """The inputs that the file takes, in its order. One that became a constant is left out: the model would be refused
+    for the number of its inputs, and the constant never looked at. All of them where the names do not tell.
+    """
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+        constant = {t.name for t in model.graph.initializer}
+        names = [i.name for i in model.graph.input if i.name not in constant]
+    except Exception:
+        names = [""]
+    return [inputs[n] for n in names] if all(n in inputs for n in names) else list(inputs.values())
+
+
 # Judging --------------------------------------------------------------------------------------------------------------
 
 
@@ -257,6 +273,7 @@ def judge(index: int, target: str) -> tuple[str, str]:
     import effc
 
     _, data, inputs = mutant(index)
+    inputs = still_wanted(data, inputs)
     with tempfile.TemporaryDirectory() as tmp:
         folder = Path(tmp) / "model"
         folder.mkdir()
