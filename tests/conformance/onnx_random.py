@@ -7,7 +7,8 @@ grows step by step (an operator or a small idiom of several); a step stays only 
 without optimisations, both run it and agree at both sizes, so that what is left is a model on which two engines agree.
 No rounded float decides a comparison, a rounding or an index (``exact`` values do), and large values are squashed, so
 that a difference is a defect and no amplified rounding. Status: ``right``, ``refused`` (an EffcError), the defects
-``wrong``, ``crash`` and ``hang``, and ``uncounted``, where the engines disagree on the whole.
+``wrong``, ``crash`` and ``hang``, and, which should not be, ``uncounted``, where the engines disagree on the whole, and
+``invalid``, where the checker refuses it.
 """
 
 from __future__ import annotations
@@ -82,6 +83,12 @@ class Val:
     @property
     def is_float(self) -> bool:
         return self.dtype.kind == "f"
+
+
+def broadcast(a: Val, b: Val) -> bool:
+    """Whether shapes broadcast at every batch size, not only where the batch happens to be 1 or another dim's size."""
+    pairs = zip(reversed(a.dims), reversed(b.dims))
+    return all(p == q or p == (1, 1) or q == (1, 1) for p, q in pairs)
 
 
 class Maker:
@@ -166,12 +173,8 @@ class Maker:
 
     def mate(self, x: Val) -> Val | str:
         """An operand that broadcasts against x: a value of its dtype, or a constant."""
-        def fits(v: Val) -> bool:
-            pairs = zip(reversed(v.dims), reversed(x.dims))
-            return v.dtype == x.dtype and all(a == b or a == (1, 1) or b == (1, 1) for a, b in pairs)
-
         if self.r.random() < 0.6:
-            return self.pick(fits)
+            return self.pick(lambda v: v.dtype == x.dtype and broadcast(v, x))
         shape = [d[0] if d[0] == d[1] and self.r.random() < 0.6 else 1 for d in x.dims]
         shape = shape[self.r.randint(0, len(shape)) :]
         if x.is_float:
@@ -234,7 +237,9 @@ class Maker:
         y = self.mate(x)
         op = self.r.choice(["Add", "Sub", "Mul", "Div", "Max", "Min", "Mean", "Sum", "PRelu", "Pow"])
         if op == "PRelu":
-            n = x.static(x.rank - 1) if x.rank else 1
+            if x.rank == 0:
+                raise Dropped
+            n = x.static(x.rank - 1)
             return self.node("PRelu", x, self.weights(*([n] if n and self.r.random() < 0.5 else [1]))), False
         if op == "Pow":
             base = self.node("Add", self.node("Abs", x), self.const(0.5, x.dtype))
@@ -278,12 +283,7 @@ class Maker:
     def step_where(self) -> Any:
         x = self.pick(lambda v: v.is_float or v.dtype == I64)
         y = self.mate(x)
-
-        def fits(v: Val) -> bool:
-            pairs = zip(reversed(v.dims), reversed(x.dims))
-            return v.dtype == BOOL and all(a == b or a == (1, 1) or b == (1, 1) for a, b in pairs)
-
-        c = self.pick(fits)
+        c = self.pick(lambda v: v.dtype == BOOL and broadcast(v, x))
         return self.node("Where", c, *([x, y] if self.r.random() < 0.5 else [y, x])), self.exact_of(x, y)
 
     def step_cast(self) -> Any:
@@ -367,7 +367,12 @@ class Maker:
         return attrs
 
     def an_image(self) -> Val:
-        return self.pick(lambda v: v.dtype == F32 and v.rank in (3, 4) and bool(v.static(1)) and v.arrays[0].size < 2000)
+        """N, C and spatial sizes that no window is larger than."""
+
+        def fits(v: Val) -> bool:
+            return v.dtype == F32 and v.rank in (3, 4) and bool(v.static(1)) and all(min(d) >= 3 for d in v.dims[2:])
+
+        return self.pick(lambda v: fits(v) and v.arrays[0].size < 2000)
 
     def step_conv(self) -> Any:
         x = self.an_image()
@@ -527,7 +532,7 @@ class Maker:
     def step_expand(self) -> Any:
         x = self.pick(lambda v: v.rank < 4)
         if self.r.random() < 0.5:
-            y = self.pick(lambda v: v.rank > 0)
+            y = self.pick(lambda v: v.rank > 0 and broadcast(v, x))
             return self.node("Expand", x, self.node("Shape", y)), x.exact
         shape = [self.r.choice([1, 2, 3]) if s == (1, 1) else 1 for s in x.dims]
         return self.node("Expand", x, self.const([*([2] if self.r.random() < 0.5 else []), *shape], I64)), x.exact
@@ -805,7 +810,10 @@ def judge(index: int, target: str) -> tuple[str, str]:
     import effc
 
     model, inputs = generate(index)
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as e:
+        return "invalid", " ".join(str(e).split())[:300]
     want = agreed(model, inputs, TOLERANCE)
     if want is None:
         return "uncounted", ""
