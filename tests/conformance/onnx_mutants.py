@@ -7,8 +7,7 @@ changed that no exporter would write so: shapes and types that lie, names that m
 sizes, external data that climbs out of the folder. Each is written to a folder of its own and compiled in a worker
 process with a limit on its memory and time. Status: ``refused``, ``right`` (compiled, and its results equal
 onnxruntime's or, where those differ, the evaluator's), ``ran`` (onnxruntime does not run it, or it draws random
-numbers), and the defects: ``wrong``,
-``crash``, ``hang``.
+numbers), and the defects: ``wrong``, ``crash``, ``hang``.
 """
 
 from __future__ import annotations
@@ -230,6 +229,23 @@ MUTATIONS: tuple[Mutation, ...] = (
 )  # fmt: skip
 
 
+def constant_example(r: random.Random, m: onnx.ModelProto, inputs: dict[str, Any]) -> None:
+    """An input becomes a constant that holds its example, of which one element is absurd: a node that is right but for
+    one size, axis, index or step. Integers first: those are sizes.
+    """
+    names = [i.name for i in m.graph.input if i.name in inputs]
+    whole = [n for n in names if inputs[n].dtype.kind in "iu"]
+    if not names:
+        return
+    name = r.choice(whole or names)
+    a = np.array(inputs[name])
+    if a.size and a.dtype.kind in "iuf":
+        low, high = (np.iinfo(a.dtype).min, np.iinfo(a.dtype).max) if a.dtype.kind in "iu" else (-(1 << 63), 1 << 63)
+        a.reshape(-1)[r.randrange(a.size)] = min(max(r.choice((*ABSURD, 100_000, 3, -2)), low), high)
+    m.graph.initializer.append(onnx.numpy_helper.from_array(a, name))
+    del m.graph.input[[i.name for i in m.graph.input].index(name)]
+
+
 def mutant(index: int) -> tuple[str, bytes, dict[str, Any]]:
     """The file of one mutant, by its number alone."""
     r = random.Random(SEED * 1_000_003 + index)
@@ -243,6 +259,9 @@ def mutant(index: int) -> tuple[str, bytes, dict[str, Any]]:
         return f"{name} bytes", bytes(changed), inputs
     model = onnx.ModelProto()
     model.ParseFromString(data)
+    if r.random() < 0.35:
+        constant_example(r, model, inputs)
+        return f"{name} constant_example", model.SerializeToString(), inputs
     done = []
     for _ in range(r.choice([1, 1, 1, 2, 3])):
         if not model.graph.node:
