@@ -65,7 +65,7 @@ ABSURD = (0, -1, 1, 2, 7, 255, 1 << 20, 1 << 31, (1 << 31) - 1, 1 << 40, (1 << 6
 
 
 def _a_node(r: random.Random, m: onnx.ModelProto) -> onnx.NodeProto:
-    return r.choice(list(m.graph.node))
+    return r.choice(list(m.graph.node))  # type: ignore[no-any-return]
 
 
 def swap_operator(r: random.Random, m: onnx.ModelProto) -> None:
@@ -292,8 +292,8 @@ def still_wanted(data: bytes, inputs: dict[str, Any]) -> list[Any]:
 def judge(index: int, target: str) -> tuple[str, str]:
     import effc
 
-    _, data, inputs = mutant(index)
-    inputs = still_wanted(data, inputs)
+    _, data, examples = mutant(index)
+    inputs = still_wanted(data, examples)
     with tempfile.TemporaryDirectory() as tmp:
         folder = Path(tmp) / "model"
         folder.mkdir()
@@ -346,7 +346,15 @@ def difference(got: list[Any], want: list[Any]) -> str:
     return ""
 
 
-RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Dropout")
+RANDOM = (
+    "Bernoulli",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Dropout",
+)
 
 
 def draws(data: bytes) -> bool:

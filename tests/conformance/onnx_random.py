@@ -66,7 +66,7 @@ class Val:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        return self.arrays[0].dtype
+        return self.arrays[0].dtype  # type: ignore[no-any-return]
 
     @property
     def rank(self) -> int:
@@ -262,7 +262,7 @@ class Maker:
         if op in ("Div", "Mod"):
             seven = self.node("Mod", self.node("Abs", y), self.const(7, x.dtype))
             y = self.node("Add", seven, self.const(1, x.dtype))
-            attrs = {"fmod": 1} if op == "Mod" and self.r.random() < 0.3 else {}
+            attrs: dict[str, Any] = {"fmod": 1} if op == "Mod" and self.r.random() < 0.3 else {}
             # onnxruntime divides integers towards zero, numpy down: only where they are the same
             return self.node(op, self.node("Abs", x) if op == "Div" else x, y, **attrs), True
         out = self.node(op, x, y)
@@ -303,14 +303,16 @@ class Maker:
         kind = self.r.choice(kinds)
         axes = sorted({self.axis(x) % x.rank for _ in range(self.r.randint(1, x.rank))})
         axes = [a - x.rank if self.r.random() < 0.3 else a for a in axes]
-        attrs = {"keepdims": self.r.randint(0, 1)}
+        attrs: dict[str, Any] = {"keepdims": self.r.randint(0, 1)}
         none = self.r.random() < 0.15
         exact = x.exact and (not x.is_float or kind in ("Max", "Min"))
         if self.opset >= 18 or kind == "Sum":
             if none and self.r.random() < 0.5:
                 return self.node(f"Reduce{kind}", x, noop_with_empty_axes=1, **attrs), exact
             return self.node(f"Reduce{kind}", x, *([] if none else [self.const(axes, I64)]), **attrs), exact
-        return self.node(f"Reduce{kind}", x, **({} if none else {"axes": axes}), **attrs), exact
+        if not none:
+            attrs["axes"] = axes
+        return self.node(f"Reduce{kind}", x, **attrs), exact
 
     def step_softmax(self) -> Any:
         x = self.a_float(1)
@@ -441,7 +443,7 @@ class Maker:
 
     def step_transpose(self) -> Any:
         x = self.pick(lambda v: v.rank > 1)
-        attrs = {} if self.r.random() < 0.2 else {"perm": self.r.sample(range(x.rank), x.rank)}
+        attrs: dict[str, Any] = {} if self.r.random() < 0.2 else {"perm": self.r.sample(range(x.rank), x.rank)}
         return self.node("Transpose", x, **attrs), x.exact
 
     def step_unsqueeze(self) -> Any:
@@ -564,7 +566,7 @@ class Maker:
         at = np.argsort(self.rng.random([*shape[: a % x.rank], *shape[a % x.rank + 1 :], n]))
         at = np.moveaxis(at[..., : shape[a]], -1, a % x.rank) - (n if self.r.random() < 0.2 else 0)
         src = self.const(self.rng.integers(-3, 4, shape), x.dtype)
-        attrs = {}
+        attrs: dict[str, Any] = {}
         if self.opset >= 16 and self.r.random() < 0.5:
             attrs = {"reduction": self.r.choice(["add", "mul", *(["max", "min"] if self.opset >= 18 else [])])}
         return self.node("ScatterElements", x, self.const(at, I64), src, axis=a, **attrs), x.exact and not attrs
@@ -626,7 +628,9 @@ class Maker:
         if kind == "onehot":
             i = self.pick(lambda v: v.dtype == I64 and v.rank < 4)
             at = self.node("Mod", i, self.const(5, I64))
-            return self.node("OneHot", at, self.const([5], I64), self.const([0.0, 1.0]), axis=self.r.choice([-1, 0])), True
+            return self.node(
+                "OneHot", at, self.const([5], I64), self.const([0.0, 1.0]), axis=self.r.choice([-1, 0])
+            ), True
         if kind == "trilu" and x.rank >= 2 and x.dtype in (F32, I64):
             return self.node("Trilu", x, self.const(self.r.randint(-1, 1), I64), upper=self.r.randint(0, 1)), x.exact
         value = numpy_helper.from_array(np.array([1.5], F32))
@@ -671,9 +675,9 @@ class Maker:
 
     def grow(self) -> None:
         steps = [getattr(self, n) for n in sorted(dir(self)) if n.startswith("step_")]
-        often = {"step_unary": 3, "step_binary": 4, "step_reshape": 3, "step_matmul": 2, "step_conv": 2, "step_reduce": 2,
-                 "step_compare": 2, "step_where": 2, "step_slice": 2, "step_integer": 2}  # fmt: skip
-        weights = [often.get(s.__name__, 1) for s in steps]
+        often = dict.fromkeys(("matmul", "conv", "reduce", "compare", "where", "slice", "integer"), 2)
+        often.update(unary=3, binary=4, reshape=3)
+        weights = [often.get(s.__name__.removeprefix("step_"), 1) for s in steps]
         wanted = self.r.randint(3, 25)
         for _ in range(200):
             if len(self.nodes) >= wanted:
@@ -739,7 +743,9 @@ class Maker:
         if more:
             outputs.append(self.r.choice(more))
         infos = [
-            H.make_tensor_value_info(v.name, H.np_dtype_to_tensor_dtype(v.dtype), ["batch" if d == "N" else d for d in s])
+            H.make_tensor_value_info(
+                v.name, H.np_dtype_to_tensor_dtype(v.dtype), ["batch" if d == "N" else d for d in s]
+            )
             for v, s in zip(self.inputs, self.shapes, strict=True)
         ]
         made = self._model(self.nodes, infos, [])

@@ -1,4 +1,4 @@
-"""Damaged ONNX files are refused or right, and random valid ones are right: a sample, and with ``-m slow`` the sweep."""
+"""Damaged ONNX files are refused or right, random valid ones are right: a sample, and with ``-m slow`` the sweep."""
 
 from __future__ import annotations
 

@@ -59,5 +59,5 @@ def test_an_axis_that_is_not_there(node: onnx.NodeProto) -> None:
 @pytest.mark.parametrize("op", ["Expand", "Tile"])
 def test_a_size_that_no_memory_holds(op: str) -> None:
     absurd = model([H.make_node(op, ["x", "shape"], ["y"])], {"shape": np.array([1, 1 << 40])}, [2, 1])
-    with pytest.raises(effc.EffcError, match="needs [0-9]+ bytes"):
+    with pytest.raises(effc.EffcError, match=r"needs [0-9]+ bytes"):
         effc.compile(absurd, target="reference", selftest=False)(np.ones((2, 1), np.float32))
