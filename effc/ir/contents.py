@@ -183,14 +183,15 @@ class Contents:
         self._not_negative(r.den)
         return D.floordiv(r.num, r.den)
 
-    def _not_negative(self, x: Dim) -> None:
-        if D.bounds(x, self.symbols)[0] < 0:
+    def _not_negative(self, x: Any) -> None:
+        r = ratio(x)
+        if any(D.bounds(d, self.symbols)[0] < 0 for d in (r.num, r.den)):
             raise Unknown
 
     def _trunc_div(self, a: Any, b: Any) -> Any:
         self._not_negative(a)
         self._not_negative(b)
-        return D.floordiv(a, b)
+        return D.floordiv(_whole(a), _whole(b))
 
     def _most(self, a: Any, b: Any) -> Any:
         if isinstance(a, (Ratio, float)) or isinstance(b, (Ratio, float)):
@@ -230,6 +231,13 @@ class Contents:
         if truth or lie:
             return bool(truth)
         raise Unknown
+
+
+def _whole(x: Any) -> Dim:
+    """A number of integers as a dim; Unknown for a float, whose remainders and quotients are no dims."""
+    if isinstance(x, (Ratio, float)):
+        raise Unknown
+    return x  # type: ignore[no-any-return]
 
 
 def _as(dtype: Any, x: Any) -> Any:
@@ -303,10 +311,10 @@ _BINARY: dict[str, Callable[..., Any]] = {
     "sub": _sub,
     "mul": _mul,
     "div": _div,
-    "floor_div": lambda c, a, b: D.floordiv(a, b),
+    "floor_div": lambda c, a, b: D.floordiv(_whole(a), _whole(b)),
     "trunc_div": Contents._trunc_div,
-    "remainder": lambda c, a, b: D.mod(a, b),
-    "fmod": lambda c, a, b: c._not_negative(a) or c._not_negative(b) or D.mod(a, b),
+    "remainder": lambda c, a, b: D.mod(_whole(a), _whole(b)),
+    "fmod": lambda c, a, b: c._not_negative(a) or c._not_negative(b) or D.mod(_whole(a), _whole(b)),
     "maximum": Contents._most,
     "minimum": Contents._least,
     **{op: (lambda c, a, b, op=op: c._compare(op, a, b)) for op in ("lt", "le", "gt", "ge", "eq", "ne")},

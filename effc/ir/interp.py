@@ -3,6 +3,8 @@ backend."""
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -17,6 +19,8 @@ from .op import eval_attrs, get
 from .types import TensorType
 
 Array = np.ndarray[Any, Any]
+# Numpy hands out more than there is, and the process is killed when the pages are touched.
+MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def bind_symbols(graph: Graph, arrays: Sequence[Array]) -> dict[str, int]:
@@ -49,6 +53,13 @@ def bind_symbols(graph: Graph, arrays: Sequence[Array]) -> dict[str, int]:
     return env
 
 
+def known_bytes(t: TensorType, env: Mapping[str, int]) -> int:
+    """The bytes of a value of this type; 0 while its size is not known."""
+    if not all(isinstance(d, int) or dims.symbols(d) <= env.keys() for d in t.shape):
+        return 0
+    return math.prod(dims.evaluate(d, env) for d in t.shape) * t.dtype.itemsize
+
+
 def solve_linear(d: dims.Dim, name: str, size: int, env: dict[str, int]) -> None:
     """Binds ``name`` so that the linear dim ``d`` is ``size``, the other symbols known."""
     at = [dims.evaluate(d, {**env, name: v}) for v in (0, 1)]
@@ -76,8 +87,11 @@ class Interpreter:
                 self.states[name] = np.zeros(shape, s.type.dtype.np) if s.init is None else np.array(s.init)
         env = bind_symbols(graph, arrays)
         values = self._eval(graph, arrays, env)
-        results = [np.array(values[v]) for v in graph.outputs]
-        commits = [(c, np.array(values[c.value])) for c in graph.commits]
+        try:
+            results = [np.array(values[v]) for v in graph.outputs]
+            commits = [(c, np.array(values[c.value])) for c in graph.commits]
+        except MemoryError as e:  # views until now
+            raise EffcError(f"the results need more memory than there is: {e}") from e
         for c, a in commits:
             if c.state is not None:
                 self.states[c.state] = a
@@ -92,6 +106,9 @@ class Interpreter:
                 raise EffcError(check.message or f"{check.lhs} {check.op} {check.rhs} does not hold for {env}")
         for n in graph.nodes:
             ins = [None if v is None else values[v] for v in n.inputs]
+            need = sum(known_bytes(t, env) for t in n.types)
+            if need > MEMORY:
+                raise EffcError(f"{n.op} needs {need} bytes, more than this machine's memory", op=n.op, loc=n.loc)
             try:
                 outs = self._node(n, ins, env)
             except EffcError:

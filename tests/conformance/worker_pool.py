@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+STARTUP = 120.0  # seconds
+
 
 class Worker:
     """One worker process and its answer pipe."""
@@ -84,11 +86,14 @@ def sweep(
             if worker is None:
                 worker, served = Worker(argv), 0
             current = start
+            began = served > 0
             died = ""
             try:
                 worker.ask({**request, "start": start})
                 while True:
-                    said = worker.answer(timeout * (3 if current < 0 else 1))
+                    # until a new worker begins, it imports what it works with, which no case is to blame for
+                    said = worker.answer(timeout * (3 if current < 0 else 1) + (0 if began else STARTUP))
+                    began = True
                     if said is None:
                         died = "crash"
                         break

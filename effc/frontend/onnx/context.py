@@ -159,6 +159,22 @@ class Context(Vocabulary):
         taken.add(f"u{k}")
         return self.b.symbol(f"u{k}", lo, hi)
 
+    # axes -------------------------------------------------------------------------------------------------------------
+
+    def axis(self, dim: int, rank: int) -> int:
+        """An axis counted from the front; Unsupported for one that the tensor lacks, which the IR's idioms would wrap
+        around. A 0-d tensor has axis 0.
+        """
+        if not -max(rank, 1) <= dim < max(rank, 1):
+            raise Unsupported(f"axis {dim} of a tensor of rank {rank}")
+        return super().axis(dim, rank)
+
+    def unsqueeze(self, x: Value, *dims: int) -> Value:
+        rank = x.rank + len(dims)
+        if len({self.axis(d, rank) for d in dims}) < len(dims):
+            raise Unsupported(f"axes {list(dims)} that repeat one")
+        return super().unsqueeze(x, *dims)
+
     # sizes ------------------------------------------------------------------------------------------------------------
 
     def least(self, a: Dim, b: Dim) -> Dim:
