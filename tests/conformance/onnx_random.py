@@ -113,9 +113,10 @@ class Maker:
 
     def _input(self) -> None:
         k = len(self.inputs)
-        shape: tuple[Any, ...] = self.r.choice(
-            [*(("N", 3, 8, 6), ("N", 4, 10)) * 3, ("N", 6), ("N", 5, 4), (2, "N", 3), ("N",), ("N", 1, 5), ("N", 8), (4, 6)]
-        )  # fmt: skip
+        shape: tuple[Any, ...] = self.r.choice([
+            *(("N", 3, 8, 6), ("N", 4, 10)) * 3,
+            ("N", 6), ("N", 5, 4), (2, "N", 3), ("N",), ("N", 1, 5), ("N", 8), (4, 6),
+        ])  # fmt: skip
         if k == 0 and "N" not in shape:
             shape = ("N", 6)
         dtype = self.r.choice([F32, F32, F32, F32, I64, I32, BOOL] if k else [F32])
