@@ -79,7 +79,7 @@ def compile_entries(
     """Compiles several entry points into one artifact; they share weights and session state. See :func:`compile`."""
     _require_extras()
     kind = target.partition(":")[0]
-    if kind not in ("cpu", "reference", "onnx"):
+    if kind not in ("cpu", "reference", "onnx", "tvm"):
         raise EffcError(
             f"target {target!r} is not available in this version",
             hint="targets: " + ", ".join(t["name"] for t in targets()),
@@ -113,6 +113,8 @@ def compile_entries(
                 made: Any = ReferenceModel({n: import_entry(e) for n, e in entries.items()})
             elif kind == "onnx":
                 made = _compile_onnx(entries, num_threads, onnx_domain, disable_passes, verify)
+            elif kind == "tvm":
+                made = _compile_tvm(entries, target, disable_passes, verify)
             else:
                 made = _compile_cpu(entries, target, num_threads, disable_passes, verify, selftest)
     except Exception:
@@ -194,6 +196,14 @@ def _compile_onnx(
         raise EffcError(f"target 'onnx' needs the onnx package: {e}", hint="pip install 'effc[torch,onnx]'") from e
     imported = {n: import_entry(e) for n, e in entries.items()}
     return onnx.compile_graphs(imported, num_threads, domain, disable, verify)
+
+
+def _compile_tvm(entries: Mapping[str, Entry], target: str, disable: Sequence[str], verify: bool) -> Any:
+    try:
+        from .backends import tvm
+    except ImportError as e:
+        raise EffcError(f"target 'tvm' needs TVM: {e}", hint="pip install 'effc[torch,tvm]'") from e
+    return tvm.compile_graphs({n: import_entry(e) for n, e in entries.items()}, target, disable, verify)
 
 
 def _compile_cpu(
@@ -581,6 +591,8 @@ def targets() -> list[dict[str, Any]]:
         out.append({"name": f"cpu:x86-64-v4+{f}", "runs_here": not missing, "missing": missing})
     lacking = [m for m in ("onnx", "onnxruntime") if importlib.util.find_spec(m) is None]
     out.append({"name": "onnx", "runs_here": not lacking, "missing": lacking})
+    lacking = [m for m in ("tvm",) if importlib.util.find_spec(m) is None]
+    out.append({"name": "tvm", "runs_here": not lacking, "missing": lacking})
     out.append({"name": "reference", "runs_here": True, "missing": []})
     return out
 
