@@ -49,8 +49,8 @@ def compile(
 ) -> Any:
     """Compiles a model for ``target`` and returns a :class:`CompiledModel`.
 
-    model: ``torch.nn.Module``, ``torch.export.ExportedProgram``, ``onnx.ModelProto``, or a path to a ``.pt2`` or
-    ``.onnx`` file. ``args``, ``kwargs`` and ``dynamic_shapes`` mean what they mean in ``torch.export.export``; for
+    model: ``torch.nn.Module``, ``torch.export.ExportedProgram``, ``onnx.ModelProto``, a torch-dialect module of MLIR, or
+    a path to a ``.pt2``, ``.onnx`` or ``.mlir`` file. ``args``, ``kwargs`` and ``dynamic_shapes`` mean what they mean in ``torch.export.export``; for
     ONNX, whose files name their dynamic dims, ``effc.frontend.onnx.import_model`` says what they are for.
     ``num_threads``: default number of threads at run time.
     ``disable_passes``: names of passes to leave out. ``verify``: run the IR verifier after every pass. ``selftest``:
@@ -162,10 +162,12 @@ def import_entry(e: Entry) -> Any:
     try:
         if kind == "onnx":
             from .frontend.onnx import import_model
+        elif kind == "mlir":
+            from .frontend.mlir import import_model  # type: ignore[assignment]
         else:
             from .frontend.torch import import_model  # type: ignore[assignment]
     except ImportError as e2:
-        name = {"onnx": "onnx", "torch": "PyTorch"}[kind]
+        name = {"onnx": "onnx", "torch": "PyTorch", "mlir": "torch-mlir"}[kind]
         raise EffcError(f"compiling this model needs {name}: {e2}", hint=f"pip install 'effc[{kind}]'") from e2
     args = tuple(e.args) if isinstance(e.args, (list, tuple)) else (e.args,)
     return import_model(model, args, dict(e.kwargs or {}), e.dynamic_shapes)
@@ -174,13 +176,15 @@ def import_entry(e: Entry) -> Any:
 def model_kind(model: Any) -> str:
     """The frontend that takes a model, by its type or its file's suffix; EffcError for a file of another kind."""
     if not isinstance(model, (str, os.PathLike)):
+        if type(model).__name__ == "Module" and "mlir" in type(model).__module__:
+            return "mlir"
         return "onnx" if type(model).__name__ == "ModelProto" else "torch"
     suffix = Path(model).suffix
-    kind = {".onnx": "onnx", ".pt2": "torch"}.get(suffix)
+    kind = {".onnx": "onnx", ".pt2": "torch", ".mlir": "mlir"}.get(suffix)
     if kind is None:
         raise EffcError(
             f"cannot read a model from {f'a {suffix} file' if suffix else repr(os.fspath(model))}",
-            hint="pass an nn.Module, an ExportedProgram, an onnx.ModelProto, or a .pt2 or .onnx file",
+            hint="pass an nn.Module, an ExportedProgram, an onnx.ModelProto, or a .pt2, .onnx or .mlir file",
         )
     if not Path(model).exists():
         raise EffcError(f"there is no file {model}")
@@ -290,7 +294,7 @@ def selftests(
     cases, left_out = {}, {}
     for n, e in entries.items():
         if model_kind(e.model) != "torch":
-            left_out[n] = "nothing here runs an ONNX model but effc itself"
+            left_out[n] = "nothing here runs an ONNX or MLIR model but effc itself"
             continue
         from .frontend.torch import eager
 
@@ -338,6 +342,8 @@ class ModelCache:
         from .backends.cpu.build import cache_dir, compiler_version
         from .frontend.imported import Unhashable
 
+        if any(model_kind(e.model) == "mlir" for e in entries.values()):
+            return None, "not cached: modules of MLIR have no fingerprint"
         of_torch = {n: e for n, e in entries.items() if model_kind(e.model) == "torch"}
         files: list[str] = []
         if len(of_torch) < len(entries):

@@ -60,8 +60,16 @@ def build(graph: Graph) -> Built:
 
 
 def _emit(bb: Any, cx: Cx, n: Node, operands: list[Any]) -> Any:
-    run = load()[n.op].run
-    return bb.emit_te(lambda *xs: run(cx, n, *xs), *operands, primfunc_name_hint=n.op)
+    """The call of one primitive function. It is handed every symbol, since Relax passes on those of the result's shape
+    alone."""
+    run, names = load()[n.op].run, sorted(cx.symbols)
+
+    def function(*xs: Any) -> Any:
+        inner = Cx()
+        inner.symbols = dict(zip(names, xs[len(operands) :], strict=True))
+        return run(inner, n, *xs[: len(operands)])
+
+    return bb.emit_te(function, *operands, *(cx.symbols[s] for s in names), primfunc_name_hint=n.op)
 
 
 def _constant(data: Any, n: Node) -> Any:

@@ -35,8 +35,8 @@ def reducer(kind: str, d: DType) -> Any:
         "prod": (lambda x, y: x * y, 1),
         "max": (lambda x, y: maximum(d, x, y), least(d)),
         "min": (lambda x, y: minimum(d, x, y), greatest(d)),
-        "any": (tirx.Or, False),
-        "all": (tirx.And, True),
+        "any": (lambda x, y: tirx.Or(x, y), False),
+        "all": (lambda x, y: tirx.And(x, y), True),
     }[kind]
     return te.comm_reducer(f, lambda _: const(start, d), name=kind)
 
