@@ -49,9 +49,10 @@ def compile(
 ) -> Any:
     """Compiles a model for ``target`` and returns a :class:`CompiledModel`.
 
-    model: ``torch.nn.Module``, ``torch.export.ExportedProgram``, ``onnx.ModelProto``, a torch-dialect module of MLIR, or
-    a path to a ``.pt2``, ``.onnx`` or ``.mlir`` file. ``args``, ``kwargs`` and ``dynamic_shapes`` mean what they mean in ``torch.export.export``; for
-    ONNX, whose files name their dynamic dims, ``effc.frontend.onnx.import_model`` says what they are for.
+    model: ``torch.nn.Module``, ``torch.export.ExportedProgram``, ``onnx.ModelProto``, a torch-dialect module of MLIR,
+    or a path to a ``.pt2``, ``.onnx`` or ``.mlir`` file. ``args``, ``kwargs`` and ``dynamic_shapes`` mean what they
+    mean in ``torch.export.export``; for ONNX, whose files name their dynamic dims,
+    ``effc.frontend.onnx.import_model`` says what they are for. A module of MLIR has its types and needs none.
     ``num_threads``: default number of threads at run time.
     ``disable_passes``: names of passes to leave out. ``verify``: run the IR verifier after every pass. ``selftest``:
     run the model once with torch on the example inputs and keep both, within 1 MiB, for ``effc verify``.

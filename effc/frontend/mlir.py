@@ -1,8 +1,8 @@
 """Modules of MLIR's torch dialect (as torch-mlir writes them) to the IR, through the same ATen mappings as PyTorch's.
 
 A module holds one function, ``main`` or the only one. Its ops are ``torch.aten.NAME``, which is the key of the mapping;
-literals are constants; every ``?`` is a symbol. ``torch.bind_symbolic_shape`` says which of them are equal; without
-it, each ``?`` of an input is a symbol of its own, and inputs that must agree are found out by the ops that combine them.
+literals are constants; every ``?`` of an input is a symbol. ``torch.bind_symbolic_shape`` says which of them are
+equal; without it each is a symbol of its own.
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ SCALAR_TYPES: dict[int, torch.dtype] = {
     7: torch.float64, 9: torch.complex64, 10: torch.complex128, 11: torch.bool, 15: torch.bfloat16,
     23: torch.float8_e5m2, 24: torch.float8_e4m3fn, 27: torch.uint16, 28: torch.uint32, 29: torch.uint64,
 }  # fmt: skip
+SIZED = frozenset(
+    "view reshape _unsafe_view expand broadcast_to full zeros ones empty new_full new_zeros new_ones new_empty".split()
+)  # operators with a list of the result's sizes
+UNKNOWN = "unknown_size_"
 _TENSOR = re.compile(r"!torch\.vtensor<\[([^\]]*)\],\s*(.*)>$")
 _BLOB = re.compile(r'([\w."\-/]+):\s*"0x([0-9A-Fa-f]*)"')
 _PLACE = re.compile(r'"([^"]+)":(\d+)')
@@ -187,7 +191,7 @@ class ModuleImporter:
         t = self.tensor(str(op.results[0].type))
         assert t is not None
         value = op.attributes["value"]
-        m = re.match(r'dense_resource<([^>]*)>', str(value)) if "dense_resource<" in str(value)[:20] else None
+        m = re.match(r"dense_resource<([^>]*)>", str(value)) if "dense_resource<" in str(value)[:20] else None
         if m is not None:
             blob = self.blobs.get(m[1].strip('"'))
             if blob is None:
@@ -214,7 +218,7 @@ class ModuleImporter:
             return self._stand_in(kinds)
         try:
             positional, keywords = self._arguments(name, ins)
-            self.cx.expected = [self._expected(k, ins) for k in kinds]
+            self.cx.expected = [self._expected(k, name, ins) for k in kinds]
             out = f(self.cx, *positional, **keywords)
             outs = tuple(out) if isinstance(out, (tuple, list)) and len(kinds) > 1 else (out,)
             for k, v in zip(kinds, outs, strict=False):
@@ -246,18 +250,25 @@ class ModuleImporter:
                 positional.append(x)
         return positional, keywords
 
-    def _expected(self, kind: str, ins: list[Any]) -> TensorType | None:
-        """The module's type of a result. A ``?`` says nothing: it is a symbol of an operand's shape in the same place
-        if there is one, else a new one, which mappings only compare with."""
+    def _expected(self, kind: str, name: str, ins: list[Any]) -> TensorType | None:
+        """The module's type of a result. A ``?`` is what the operator's list of sizes says, else a symbol that
+        ``_verify`` refuses where a mapping makes it a size of the result."""
         m = _TENSOR.match(kind)
         if m is None:
             return None
         rank = len(m[1].split(",")) if m[1].strip() else 0
-        shapes = [v.shape for v in ins if isinstance(v, Value) and v.rank == rank]
-        sizes: list[Dim] = []
-        for i in range(rank):
-            open_ = [s[i] for s in shapes if isinstance(s[i], SymExpr)]
-            sizes.append(open_[0] if open_ else D.symbol(f"unknown{i}"))
+        given: list[Any] = []
+        if name.partition(".")[0] in SIZED:
+            given = next((x for x in ins if isinstance(x, list) and len(x) == rank), [])
+        known: list[Dim] = [d for d in given if isinstance(d, (int, SymExpr)) and d != -1]
+        sizes: list[Dim] = [D.symbol(f"{UNKNOWN}{i}") for i in range(rank)]
+        for i, d in enumerate(given):
+            if isinstance(d, (int, SymExpr)) and d != -1:
+                sizes[i] = d
+            elif name.startswith(("expand", "broadcast")):
+                sizes[i] = ins[0].shape[i - rank]
+            elif len(known) == rank - 1 and isinstance(ins[0], Value):
+                sizes[i] = D.floordiv(ins[0].type.numel, D.product(known))
         return self.tensor(kind, sizes)
 
     def _verify(self, op: Any, kind: str, v: Any) -> None:
@@ -266,11 +277,13 @@ class ModuleImporter:
             return
         sizes = [s.strip() for s in m[1].split(",")] if m[1].strip() else []
         fits = isinstance(v, Value) and v.dtype is ELEMENTS[m[2]] and v.rank == len(sizes)
+        if fits and any(s.startswith(UNKNOWN) for d in v.shape for s in D.symbols(d)):
+            raise Unsupported("a size that the module does not say")
         if not fits or any(isinstance(d, int) and s not in ("?", str(d)) for s, d in zip(sizes, v.shape, strict=True)):
             raise EffcError(f"internal: the mapping gave {getattr(v, 'type', v)}, the module says {kind}", op=op.name)
 
     def _stand_in(self, kinds: Sequence[str]) -> Any:
-        made = tuple(None if (t := self._expected(k, [])) is None else self._zeros(t) for k in kinds)
+        made = tuple(None if (t := self._expected(k, "", [])) is None else self._zeros(t) for k in kinds)
         return made[0] if len(made) == 1 else made
 
     def _zeros(self, t: TensorType) -> Value:

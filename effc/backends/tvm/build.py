@@ -12,6 +12,7 @@ import tvm
 from tvm import relax, tirx
 
 from ...ir import dims as D
+from ...ir.dims import Dim
 from ...ir.graph import Graph, Node, Value
 from ...runtime.errors import EffcError
 from .context import TVM_TYPE, Cx, Refuse
@@ -26,6 +27,7 @@ class Built:
     graph: Graph
     module: Any
     report: dict[str, Any]
+    nonzero: tuple[Dim, ...] = ()  # sizes that a reduction runs over: none may turn out to be 0
 
 
 def build(graph: Graph) -> Built:
@@ -56,7 +58,19 @@ def build(graph: Graph) -> Built:
             out = bb.emit_output(relax.Tuple([values[v] for v in results]))
         bb.emit_func_output(out)
     counts = Counter(n.op for n in graph.nodes if n.op not in ("input", "constant", "state"))
-    return Built(graph, bb.finalize(), {"ops": dict(sorted(counts.items()))})
+    return Built(graph, bb.finalize(), {"ops": dict(sorted(counts.items()))}, _reduced_over(graph))
+
+
+def _reduced_over(graph: Graph) -> tuple[Dim, ...]:
+    """Sizes that are not constant of which TVM's loops would leave the result unset if they were 0."""
+    found: dict[Dim, None] = {}
+    for n in graph.nodes:
+        if n.op == "reduce":
+            sizes = [n.operands[0].shape[d] for d in n.attrs["dims"]]
+        else:
+            sizes = [n.operands[0].shape[{"matmul": -1}.get(n.op, 1)]] if n.op in ("matmul", "conv") else []
+        found.update(dict.fromkeys(d for d in sizes if not isinstance(d, int)))
+    return tuple(found)
 
 
 def _emit(bb: Any, cx: Cx, n: Node, operands: list[Any]) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from ...ir import dims
 from ...ir.interp import bind_symbols, holds
 from ...runtime import tree
 from ...runtime.errors import EffcError
@@ -120,6 +121,9 @@ class TvmEntry:
         for c in g.checks:
             if not holds(c.lhs, c.op, c.rhs, env):
                 raise EffcError(c.message or f"{c.lhs} {c.op} {c.rhs} does not hold for {env}")
+        for d in self._session.model.built[self._name].nonzero:
+            if dims.evaluate(d, env) == 0:
+                raise EffcError(f"the size {d} is 0 in this call, and TVM cannot reduce over nothing")
         for s, st in g.states.items():
             if s not in states:
                 shape = tuple(int(d) for d in st.type.shape)  # type: ignore[arg-type]

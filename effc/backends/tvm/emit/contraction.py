@@ -86,7 +86,8 @@ def _windows(cx: Cx, node: Node, p: Sequence[Expr], taps: Sequence[Any], dilatio
     """Where the taps of the window at ``p`` lie, and whether that is inside the image."""
     a, sizes = node.attrs, cx.dims(node.operands[0].shape[2:])
     place = [
-        q * s + t.var * dl - lo for q, t, s, (lo, _), dl in zip(p, taps, a["stride"], a["padding"], dilation, strict=True)
+        q * s + t.var * dl - lo
+        for q, t, s, (lo, _), dl in zip(p, taps, a["stride"], a["padding"], dilation, strict=True)
     ]
     return place, every([c for q, m in zip(place, sizes, strict=True) for c in (q >= 0, q < m)])
 
@@ -129,6 +130,4 @@ def avg_pool(cx: Cx, node: Node, x: Tensor) -> Tensor:
                 out = out * (tirx.min(stop, n) - tirx.max(start, zero))
         return tirx.max(out, tirx.const(1, "int64"))
 
-    return cx.compute(
-        shape, lambda *i: cast(total(*i) / cast(count(i[2:]), DType.i64, work), work, d)
-    )
+    return cx.compute(shape, lambda *i: cast(total(*i) / cast(count(i[2:]), DType.i64, work), work, d))

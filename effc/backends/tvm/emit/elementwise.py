@@ -17,8 +17,10 @@ Elements = Callable[..., Expr]  # (dtype, *elements of that dtype) -> element
 
 # The C function of each op on floats; it has a variant ending in f for f32.
 LIBM = {
-    **{n: n for n in "exp exp2 expm1 sin cos tan atan sinh cosh tanh asinh erf erfc log log1p log2 log10 asin acos "
-                     "acosh atanh lgamma fmin fmax atan2 hypot copysign nextafter fmod pow sqrt ceil floor trunc".split()},
+    **{n: n for n in (
+        "exp exp2 expm1 sin cos tan atan sinh cosh tanh asinh erf erfc log log1p log2 log10 asin acos acosh atanh "
+        "lgamma fmin fmax atan2 hypot copysign nextafter fmod pow sqrt ceil floor trunc"
+    ).split()},
     "round": "rint", "bessel_j0": "j0", "bessel_j1": "j1", "bessel_y0": "y0", "bessel_y1": "y1",
 }  # fmt: skip
 COMPARISONS: dict[str, Callable[[Expr, Expr], Expr]] = {

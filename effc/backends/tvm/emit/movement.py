@@ -43,9 +43,7 @@ def broadcast_to(cx: Cx, node: Node, x: Tensor) -> Tensor:
 @emits("slice")
 def slice_(cx: Cx, node: Node, x: Tensor) -> Tensor:
     starts, steps = cx.dims(node.attrs["starts"]), node.attrs["steps"]
-    return cx.compute(
-        node.types[0].shape, lambda *i: x(*(s + k * t for k, s, t in zip(i, starts, steps, strict=True)))
-    )
+    return cx.compute(node.types[0].shape, lambda *i: x(*(s + k * t for k, s, t in zip(i, starts, steps, strict=True))))
 
 
 @emits("flip")
@@ -96,14 +94,17 @@ def concat(cx: Cx, node: Node, *xs: Tensor) -> Tensor:
     sizes = [cx.dim(v.shape[dim]) for v in node.operands]
 
     def element(*i: Expr) -> Expr:
-        starts = [tirx.const(0, "int64")]
-        for n in sizes[:-1]:
-            starts.append(starts[-1] + n)
-        out: Any = None
-        for x, start in reversed(list(zip(xs, starts, strict=True))):
-            here = x(*(k - start if d == dim else k for d, k in enumerate(i)))
-            out = here if out is None else tirx.if_then_else(i[dim] < end, here, out)
-            end = start
+        ends = [sizes[0]]
+        for n in sizes[1:]:
+            ends.append(ends[-1] + n)
+
+        def piece(k: int) -> Expr:
+            start = ends[k - 1] if k else tirx.const(0, "int64")
+            return xs[k](*(v - start if d == dim else v for d, v in enumerate(i)))
+
+        out = piece(len(xs) - 1)
+        for k in reversed(range(len(xs) - 1)):
+            out = tirx.if_then_else(i[dim] < ends[k], piece(k), out)
         return out
 
     return cx.compute(node.types[0].shape, element)
@@ -111,8 +112,8 @@ def concat(cx: Cx, node: Node, *xs: Tensor) -> Tensor:
 
 @emits("iota")
 def iota(cx: Cx, node: Node) -> Tensor:
-    from ....ir.dtypes import DType
     from ....ir.dims import SymExpr
+    from ....ir.dtypes import DType
 
     a, dtype = node.attrs, node.types[0].dtype
     whole = not any(isinstance(a[k], float) for k in ("start", "step"))

@@ -62,6 +62,9 @@ def reduce(cx: Cx, node: Node, x: Tensor) -> Tensor:
         return _place(cx, node, x)
     if not dims:
         return cx.compute(shape, lambda *i: x(*i))
+    if any(node.operands[0].shape[d] == 0 for d in dims):
+        start = {"sum": 0, "prod": 1, "any": False, "all": True}.get(kind)
+        return cx.compute(shape, lambda *i: const(start, dst))
     work = WIDE.get(src, src) if kind in ("sum", "prod") else src.compute
     y = _reduced(cx, node, kind, lambda *i: cast(x(*i), src, work), work)
     return y if work is dst else cx.compute(shape, lambda *i: cast(y(*i), work, dst))
