@@ -164,9 +164,9 @@ def import_entry(e: Entry) -> Any:
         if kind == "onnx":
             from .frontend.onnx import import_model
         elif kind == "mlir":
-            from .frontend.mlir import import_model  # type: ignore[assignment]
+            from .frontend.mlir import import_model
         else:
-            from .frontend.torch import import_model  # type: ignore[assignment]
+            from .frontend.torch import import_model
     except ImportError as e2:
         name = {"onnx": "onnx", "torch": "PyTorch", "mlir": "torch-mlir"}[kind]
         raise EffcError(f"compiling this model needs {name}: {e2}", hint=f"pip install 'effc[{kind}]'") from e2

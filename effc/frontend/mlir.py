@@ -170,7 +170,7 @@ class ModuleImporter:
             return op.attributes["value"].value
         if name in ("constant.none", "constant.device", "symbolic_int", "bind_symbolic_shape", "runtime.assert"):
             return None
-        ins = [self.env.get(v) for v in op.operands]
+        ins: list[Any] = [self.env.get(v) for v in op.operands]
         if name == "vtensor.literal":
             return self.literal(op)
         if name in ("prim.ListConstruct", "prim.TupleConstruct"):
@@ -198,7 +198,7 @@ class ModuleImporter:
                 raise EffcError(f"the module's text lacks the data of literal {m[1]}")
             align = int.from_bytes(blob[:4], "little")
             raw = blob[4:] if align else blob
-            if t.dtype.is_bool and len(raw) * 8 >= t.numel > len(raw):  # packed
+            if t.dtype.is_bool and len(raw) < int(str(t.numel)):  # packed
                 data = np.unpackbits(np.frombuffer(raw, np.uint8), bitorder="little")[: int(str(t.numel))].astype(bool)
             else:
                 data = np.frombuffer(raw, t.dtype.np)

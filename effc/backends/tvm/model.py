@@ -118,15 +118,15 @@ class TvmEntry:
         """Outputs, and the inputs that the model writes by their index; buffers are updated."""
         g, states = self._graph, self._session.states
         env = bind_symbols(g, arrays)
-        for c in g.checks:
-            if not holds(c.lhs, c.op, c.rhs, env):
-                raise EffcError(c.message or f"{c.lhs} {c.op} {c.rhs} does not hold for {env}")
+        for check in g.checks:
+            if not holds(check.lhs, check.op, check.rhs, env):
+                raise EffcError(check.message or f"{check.lhs} {check.op} {check.rhs} does not hold for {env}")
         for d in self._session.model.built[self._name].nonzero:
             if dims.evaluate(d, env) == 0:
                 raise EffcError(f"the size {d} is 0 in this call, and TVM cannot reduce over nothing")
         for s, st in g.states.items():
             if s not in states:
-                shape = tuple(int(d) for d in st.type.shape)  # type: ignore[arg-type]
+                shape = tuple(int(d) for d in st.type.shape)
                 states[s] = np.zeros(shape, st.type.dtype.np) if st.init is None else np.array(st.init)
         given = [*arrays, *(states[s] for s in g.states)]
         handed = [tvm.runtime.tensor(np.ascontiguousarray(a).reshape(a.shape)) for a in given]

@@ -34,7 +34,7 @@ EMITTERS: dict[str, Emitter] = {}
 OUTSIDE = ("constant", "state")  # values that the build itself places
 
 
-def emits(*ops: str, unless: Unless | None = None) -> Any:
+def emits(*ops: str, unless: Unless | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declares the function below it as the emitter of ``ops``."""
 
     def add(run: Callable[..., Any]) -> Callable[..., Any]:
