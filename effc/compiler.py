@@ -49,9 +49,10 @@ def compile(
 ) -> Any:
     """Compiles a model for ``target`` and returns a :class:`CompiledModel`.
 
-    model: ``torch.nn.Module``, ``torch.export.ExportedProgram``, ``onnx.ModelProto``, or a path to a ``.pt2`` or
-    ``.onnx`` file. ``args``, ``kwargs`` and ``dynamic_shapes`` mean what they mean in ``torch.export.export``; for
-    ONNX, whose files name their dynamic dims, ``effc.frontend.onnx.import_model`` says what they are for.
+    model: ``torch.nn.Module``, ``torch.export.ExportedProgram``, ``onnx.ModelProto``, a torch-dialect module of MLIR,
+    or a path to a ``.pt2``, ``.onnx`` or ``.mlir`` file. ``args``, ``kwargs`` and ``dynamic_shapes`` mean what they
+    mean in ``torch.export.export``; for ONNX, whose files name their dynamic dims,
+    ``effc.frontend.onnx.import_model`` says what they are for. A module of MLIR has its types and needs none.
     ``num_threads``: default number of threads at run time.
     ``disable_passes``: names of passes to leave out. ``verify``: run the IR verifier after every pass. ``selftest``:
     run the model once with torch on the example inputs and keep both, within 1 MiB, for ``effc verify``.
@@ -79,7 +80,7 @@ def compile_entries(
     """Compiles several entry points into one artifact; they share weights and session state. See :func:`compile`."""
     _require_extras()
     kind = target.partition(":")[0]
-    if kind not in ("cpu", "reference", "onnx"):
+    if kind not in ("cpu", "reference", "onnx", "tvm"):
         raise EffcError(
             f"target {target!r} is not available in this version",
             hint="targets: " + ", ".join(t["name"] for t in targets()),
@@ -113,6 +114,8 @@ def compile_entries(
                 made: Any = ReferenceModel({n: import_entry(e) for n, e in entries.items()})
             elif kind == "onnx":
                 made = _compile_onnx(entries, num_threads, onnx_domain, disable_passes, verify)
+            elif kind == "tvm":
+                made = _compile_tvm(entries, target, disable_passes, verify)
             else:
                 made = _compile_cpu(entries, target, num_threads, disable_passes, verify, selftest)
     except Exception:
@@ -160,10 +163,12 @@ def import_entry(e: Entry) -> Any:
     try:
         if kind == "onnx":
             from .frontend.onnx import import_model
+        elif kind == "mlir":
+            from .frontend.mlir import import_model
         else:
-            from .frontend.torch import import_model  # type: ignore[assignment]
+            from .frontend.torch import import_model
     except ImportError as e2:
-        name = {"onnx": "onnx", "torch": "PyTorch"}[kind]
+        name = {"onnx": "onnx", "torch": "PyTorch", "mlir": "torch-mlir"}[kind]
         raise EffcError(f"compiling this model needs {name}: {e2}", hint=f"pip install 'effc[{kind}]'") from e2
     args = tuple(e.args) if isinstance(e.args, (list, tuple)) else (e.args,)
     return import_model(model, args, dict(e.kwargs or {}), e.dynamic_shapes)
@@ -172,13 +177,15 @@ def import_entry(e: Entry) -> Any:
 def model_kind(model: Any) -> str:
     """The frontend that takes a model, by its type or its file's suffix; EffcError for a file of another kind."""
     if not isinstance(model, (str, os.PathLike)):
+        if type(model).__name__ == "Module" and "mlir" in type(model).__module__:
+            return "mlir"
         return "onnx" if type(model).__name__ == "ModelProto" else "torch"
     suffix = Path(model).suffix
-    kind = {".onnx": "onnx", ".pt2": "torch"}.get(suffix)
+    kind = {".onnx": "onnx", ".pt2": "torch", ".mlir": "mlir"}.get(suffix)
     if kind is None:
         raise EffcError(
             f"cannot read a model from {f'a {suffix} file' if suffix else repr(os.fspath(model))}",
-            hint="pass an nn.Module, an ExportedProgram, an onnx.ModelProto, or a .pt2 or .onnx file",
+            hint="pass an nn.Module, an ExportedProgram, an onnx.ModelProto, or a .pt2, .onnx or .mlir file",
         )
     if not Path(model).exists():
         raise EffcError(f"there is no file {model}")
@@ -194,6 +201,14 @@ def _compile_onnx(
         raise EffcError(f"target 'onnx' needs the onnx package: {e}", hint="pip install 'effc[torch,onnx]'") from e
     imported = {n: import_entry(e) for n, e in entries.items()}
     return onnx.compile_graphs(imported, num_threads, domain, disable, verify)
+
+
+def _compile_tvm(entries: Mapping[str, Entry], target: str, disable: Sequence[str], verify: bool) -> Any:
+    try:
+        from .backends import tvm
+    except ImportError as e:
+        raise EffcError(f"target 'tvm' needs TVM: {e}", hint="pip install 'effc[torch,tvm]'") from e
+    return tvm.compile_graphs({n: import_entry(e) for n, e in entries.items()}, target, disable, verify)
 
 
 def _compile_cpu(
@@ -280,7 +295,7 @@ def selftests(
     cases, left_out = {}, {}
     for n, e in entries.items():
         if model_kind(e.model) != "torch":
-            left_out[n] = "nothing here runs an ONNX model but effc itself"
+            left_out[n] = "nothing here runs an ONNX or MLIR model but effc itself"
             continue
         from .frontend.torch import eager
 
@@ -328,6 +343,8 @@ class ModelCache:
         from .backends.cpu.build import cache_dir, compiler_version
         from .frontend.imported import Unhashable
 
+        if any(model_kind(e.model) == "mlir" for e in entries.values()):
+            return None, "not cached: modules of MLIR have no fingerprint"
         of_torch = {n: e for n, e in entries.items() if model_kind(e.model) == "torch"}
         files: list[str] = []
         if len(of_torch) < len(entries):
@@ -581,6 +598,8 @@ def targets() -> list[dict[str, Any]]:
         out.append({"name": f"cpu:x86-64-v4+{f}", "runs_here": not missing, "missing": missing})
     lacking = [m for m in ("onnx", "onnxruntime") if importlib.util.find_spec(m) is None]
     out.append({"name": "onnx", "runs_here": not lacking, "missing": lacking})
+    lacking = [m for m in ("tvm",) if importlib.util.find_spec(m) is None]
+    out.append({"name": "tvm", "runs_here": not lacking, "missing": lacking})
     out.append({"name": "reference", "runs_here": True, "missing": []})
     return out
 

@@ -216,11 +216,17 @@ class Runner:
                 from effc.backends.onnx import native
 
                 options = Options(native=native, kernels=False)
+            elif backend == "tvm":
+                from effc.backends.tvm import native
+
+                options = Options(native=native, kernels=False)
             graph = Pipeline(default(options), disabled=disabled, verify=True).run(graph)
         self.graph = graph
         self.backend = backend
         if backend == "onnx":
             self._export(graph)
+        elif backend == "tvm":
+            self._relax(graph)
         elif backend != "reference":
             self._compile(graph, backend)
 
@@ -235,6 +241,14 @@ class Runner:
         onnx.checker.check_model(built.model(), full_check=True)
         self.outputs = built.outputs
         self.model = OnnxModel(built, graph, None, built.report)
+
+    def _relax(self, graph: Graph) -> None:
+        from effc.backends.tvm import TvmModel, build, native
+        from effc.passes.legalise import Legalise
+
+        built = build(Legalise(native).run(graph))
+        self.outputs = [f"y{i}" for i in range(len(graph.outputs))]
+        self.model = TvmModel({"main": built}, None, built.report, "tvm")
 
     def _compile(self, graph: Graph, backend: str) -> None:
         from effc.backends import cpu
