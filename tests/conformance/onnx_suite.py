@@ -284,8 +284,8 @@ def table(args: Any, results: dict[str, dict[str, Any]]) -> str:
             bad.append(f"- {name}: {r['status']}: {r['reason']}")
     lines = [
         "# ONNX's backend test suite", "",
-        f"onnx {onnx.__version__}, its own cases, data and tolerances, target `{args.target}`; `random`:",
-        "the model draws random numbers, dtypes and shapes are right. Written by", "",
+        f"onnx {onnx.__version__}, its own cases, data and tolerances, target `{args.target}`;",
+        "`random`: the model draws random numbers, dtypes and shapes are right. Written by", "",
         f"    python tests/conformance/onnx_suite.py --target {args.target} --json build/onnx-{args.target}.json "
         f"--table docs/onnx-suite.md", "",
         summary(results), "", "## Refused", "", "| operator | cases | reason of the first |", "|---|---|---|",
