@@ -53,14 +53,48 @@ def test_matmul_nbits_with_bias_and_float_zeros() -> None:
             block_size=32)  # fmt: skip
 
 
-def test_matmul_nbits_refuses_an_order() -> None:
-    model = model_of(
-        "MatMulNBits",
-        [floats(1, 64), ints(np.uint8, 6, 2, 16), floats(6, 2), None, np.zeros(64, np.int32)],
-        domain="com.microsoft", K=64, N=6, bits=4, block_size=32,
-    )  # fmt: skip
-    with pytest.raises(effc.EffcError, match="g_idx"):
-        effc.onnx_backend.EffcRep(model, "reference")
+def test_matmul_nbits_with_an_order() -> None:
+    """Without zero points as in ONNX Runtime, whose kernel takes them to be 8; with them by the operator's text."""
+    b, scales = ints(np.uint8, 6, 3, 16), RNG.uniform(0.01, 0.1, (6, 3)).astype(F32)
+    order = RNG.integers(0, 3, 80).astype(np.int32)
+    assert (np.diff(order) < 0).any()
+    attrs: dict[str, Any] = dict(K=80, N=6, bits=4, block_size=32)
+    compare("MatMulNBits", *([floats(m, 80), b, scales, None, order] for m in SIZES), constant=(1, 2, 4), **attrs)
+    packed, x = ints(np.uint8, 6, 2), floats(3, 80)
+    model = model_of("MatMulNBits", [x, b, scales, packed, order], constant=(1, 2, 3, 4), domain="com.microsoft", **attrs)
+    (mine,) = effc.onnx_backend.EffcRep(model, "reference").run({"x0": x})
+    w, zeros = (np.stack([v & 15, v >> 4], -1).reshape(6, -1).astype(F32) for v in (b, packed))
+    np.testing.assert_allclose(mine, x @ ((w[:, :80] - zeros[:, order]) * scales[:, order]).T, 2e-5, 1e-5)
+
+
+# Recurrent layers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["reference", "cpu"])
+@pytest.mark.parametrize(
+    ("ways", "columns", "attrs"),
+    [(1, False, {}), (1, True, {"direction": "reverse"}), (2, False, {"direction": "bidirectional"}),
+     (2, True, {"direction": "bidirectional"}), (1, False, {"clip": 0.5}), (1, True, {"input_forget": 1})],
+)  # fmt: skip
+def test_dynamic_quantize_lstm(ways: int, columns: bool, attrs: dict[str, Any], target: str) -> None:
+    """Weights of u8: those of i8 overflow 16 bits in ONNX Runtime on machines without VNNI, so they stay small."""
+    h, i = 6, 5
+    for dtype, low, high, mid in ((np.uint8, 0, 255, 128), (np.int8, -63, 63, 0)):
+        shape = (ways, 4 * h) if columns else (ways,)
+        zero = np.full(shape, mid, dtype)
+        if dtype is np.uint8 and not columns:
+            zero += RNG.integers(-9, 9, shape).astype(dtype)
+        scale = [RNG.uniform(0.002, 0.006, shape).astype(F32) for _ in range(2)]
+        w, r = (ints(dtype, ways, n, 4 * h, low=low, high=high) for n in (i, h))
+        fixed = [w, r, floats(ways, 8 * h, scale=0.2)]
+        start = [[floats(ways, n, h) for _ in range(2)] for n in SIZES]
+        holes = floats(ways, 3 * h, scale=0.2) if attrs.get("clip") else None
+        quant = [scale[0], zero, scale[1], np.full(shape, mid, dtype)]
+        x = [floats(7 + n, n, i) for n in SIZES]
+        compare(
+            "DynamicQuantizeLSTM", *([v, *fixed, None, *s, holes, *quant] for v, s in zip(x, start, strict=True)),
+            constant=(1, 2, 3, 7, 8, 9, 10, 11), outputs=3, hidden_size=h, target=target, **attrs,
+        )  # fmt: skip
 
 
 # Fused products -------------------------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from typing import Any
 
 from ....ir.dtypes import DType
 from ....ir.graph import Value
+from ...vocabulary import Vocabulary
 from ..context import Context
-from ..registry import Unsupported, onnx_op, refuse
+from ..registry import Unsupported, onnx_op
 from .quant import (
     centred,
     dequantize,
@@ -26,6 +27,7 @@ from .quant import (
     window_pads,
 )  # fmt: skip
 from .reduce import softmax_over
+from .rnn import LSTM_ORDER, LSTM_USUAL, Layer, lstm_cells
 
 MS = "com.microsoft"
 
@@ -230,7 +232,53 @@ def _dynamic_matmul(
     return _integer_to_float(cx, q, b, scale, b_scale, zero, b_zero, bias)
 
 
-refuse("its state is quantized anew, by its own range, at each step", "DynamicQuantizeLSTM", domain=MS)
+@onnx_op("DynamicQuantizeLSTM", domain=MS)
+def _dynamic_lstm(
+    cx: Context, x: Value, w: Value, r: Value, b: Value | None, lengths: Value | None, initial_h: Value | None,
+    initial_c: Value | None, p: Value | None, w_scale: Value, w_zero: Value, r_scale: Value, r_zero: Value, *,
+    activation_alpha: Any = None, activation_beta: Any = None, activations: Any = None, clip: float | None = None,
+    direction: str = "forward", hidden_size: int | None = None, input_forget: int = 0,
+) -> Any:  # fmt: skip
+    """LSTM with weights of 8 bits, W [directions, I, 4H] and R [directions, H, 4H]; x is quantized to u8 by its range
+    over the whole sequence and the state by its range at each step, both over the whole batch. Scales and zero points
+    of W and R are one, or 4H, for each direction.
+    """
+    layout = 0  # read by Layer, among the attributes
+    layer = Layer(cx, x, lengths, locals(), 4, LSTM_USUAL)
+    units = r.shape[1]
+    q, scale, zero = dynamic_quantize(cx, layer.x)
+    ys, hs, cs = [], [], []
+    for way in range(layer.ways):
+
+        def gates(v: Value, v_scale: Value, v_zero: Value, way: int = way) -> list[Value]:
+            """The weights less their zero point in i32, and their scale for each column, in the order i f c o."""
+            out = [cx.select(t, 0, way) for t in (v, v_scale, v_zero)]
+            if out[1].rank == 0 or out[2].rank == 0:
+                out[1:] = [cx.broadcast(cx.reshape(t, (1,)), (4 * units,)) for t in out[1:]]
+            whole = cx.op("sub", cx.convert(out[0], DType.i32), cx.convert(out[2], DType.i32))
+            return [layer.reordered(t, LSTM_ORDER, units, axis=-1) for t in (whole, out[1])]
+
+        wi, wi_scale = gates(w, w_scale, w_zero)
+        xg = _scaled_product(cx, q, scale, zero, wi, wi_scale)
+        both = layer.part(b, way)
+        if both is not None:
+            xg = cx.op("add", xg, layer.reordered(both, LSTM_ORDER, units))
+            xg = cx.op("add", xg, layer.reordered(both, LSTM_ORDER, units, 4))
+        h, c = layer.start(initial_h, way, units), layer.start(initial_c, way, units)
+        y, h, c = lstm_cells(
+            layer, way, xg, h, c, gates(r, r_scale, r_zero),
+            lambda f, v, weights: _scaled_product(f, *dynamic_quantize(f, v), *weights), layer.part(p, way), input_forget,
+        )  # fmt: skip
+        ys.append(y)
+        hs.append(h)
+        cs.append(c)
+    return layer.results(ys, hs, cs)
+
+
+def _scaled_product(cx: Vocabulary, q: Value, scale: Value, zero: Value, w: Value, w_scale: Value) -> Value:
+    """(q - zero) @ w of i32, times both scales."""
+    acc = cx.op("matmul", cx.op("sub", cx.convert(q, DType.i32), cx.convert(zero, DType.i32)), w)
+    return cx.op("mul", cx.convert(acc, DType.f32), cx.op("mul", scale, w_scale))  # type: ignore[no-any-return]
 
 
 # Weights of a few bits ------------------------------------------------------------------------------------------------
@@ -252,11 +300,10 @@ def _matmul_nbits(
     bias: Value | None = None, *, K: int, N: int, block_size: int, bits: int = 4, accuracy_level: int = 0,
     weight_prepacked: int = 0,
 ) -> Value:  # fmt: skip
-    """a @ ((b - zeros) * scales)^T; ``b`` is u8[N, blocks, block_size * bits / 8]. ``accuracy_level`` allows a runtime
-    to quantize ``a``, which is not made use of.
+    """a @ ((b - zeros) * scales)^T; ``b`` is u8[N, blocks, block_size * bits / 8]. ``order`` (g_idx) i32[K] names the
+    block whose scale and zero point a column has. ``accuracy_level`` allows a runtime to quantize ``a``, which is not
+    made use of.
     """
-    if order is not None:
-        raise Unsupported("g_idx")
     if weight_prepacked:
         raise Unsupported("weights packed for one kind of processor")
     if bits not in (2, 4, 8):
@@ -266,17 +313,26 @@ def _matmul_nbits(
     blocks = math.ceil(K / block_size)
     work = a.dtype.compute
     w = cx.convert(unpacked(cx, cx.reshape(b, (N, blocks, block_size * bits // 8)), bits), work)
+    if order is not None:
+        w = cx.slice(cx.reshape(w, (N, blocks * block_size)), 1, 0, K)
+
+    def for_weights(v: Value) -> Value:
+        """A number for each block [N, blocks], in a shape that broadcasts to ``w``."""
+        v = cx.convert(cx.reshape(v, (N, blocks)), work)
+        if order is None:
+            return cx.unsqueeze(v, 2)
+        return cx.op("take", v, cx.convert(cx.reshape(order, (K,)), DType.i64), dim=1)  # type: ignore[no-any-return]
+
     if zeros is None:
         w = cx.sub(w, float(1 << (bits - 1)))
     else:
-        if zeros.dtype is DType.u8:
-            row = math.ceil(blocks * bits / 8)
-            z = cx.slice(unpacked(cx, cx.reshape(zeros, (N, row)), bits), 1, 0, blocks)
-        else:
-            z = zeros
-        w = cx.op("sub", w, cx.convert(cx.reshape(z, (N, blocks, 1)), work))
-    w = cx.op("mul", w, cx.convert(cx.reshape(scales, (N, blocks, 1)), work))
-    w = cx.slice(cx.reshape(w, (N, blocks * block_size)), 1, 0, K)
+        z = zeros
+        if z.dtype is DType.u8:
+            z = cx.slice(unpacked(cx, cx.reshape(z, (N, math.ceil(blocks * bits / 8))), bits), 1, 0, blocks)
+        w = cx.op("sub", w, for_weights(z))
+    w = cx.op("mul", w, for_weights(scales))
+    if order is None:
+        w = cx.slice(cx.reshape(w, (N, blocks * block_size)), 1, 0, K)
     y = product(cx, cx.convert(a, work), cx.transpose(w))
     if bias is not None:
         y = cx.elementwise("add", y, cx.convert(bias, work))

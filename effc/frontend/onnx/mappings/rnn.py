@@ -51,6 +51,10 @@ def _activations(names: Sequence[str], alphas: Any, betas: Any) -> list[tuple[st
     return out
 
 
+LSTM_USUAL = ("sigmoid", "tanh", "tanh")
+LSTM_ORDER = (0, 2, 3, 1)  # the macro op's gates i f c o among ONNX's i o f c
+
+
 class Layer:
     """One node: its operands in the order of the IR's macro ops, one direction at a time."""
 
@@ -89,10 +93,10 @@ class Layer:
             return self.cx.full(0.0, (self.x.shape[1], units), self.x.dtype)
         return self.cx.select(given, 1 if self.layout else 0, way)
 
-    def reordered(self, v: Value, order: Sequence[int], units: Any, base: int = 0) -> Value:
-        """Blocks of rows in another order."""
+    def reordered(self, v: Value, order: Sequence[int], units: Any, base: int = 0, axis: int = 0) -> Value:
+        """The blocks of ``units`` along an axis, from block ``base`` on, in another order."""
         return self.cx.concat(
-            [self.cx.slice(v, 0, (base + k) * units, (base + k + 1) * units) for k in order], 0
+            [self.cx.slice(v, axis, (base + k) * units, (base + k + 1) * units) for k in order], axis
         )  # fmt: skip
 
     def results(self, ys: list[Value], *ends: list[Value]) -> Any:
@@ -155,6 +159,38 @@ def _wide(cx: Context, *xs: Value | None) -> list[Any]:
     return [None if x is None else cx.opmath(x) for x in xs]
 
 
+def lstm_cells(
+    layer: Layer, way: int, xg: Value, h: Value, c: Value, weights: Sequence[Value | None],
+    product: Callable[[Vocabulary, Value, Sequence[Any]], Value], holes: Value | None, input_forget: int,
+) -> tuple[Value, ...]:  # fmt: skip
+    """One direction as a scan over the inputs' share of the gates ``xg`` [T, B, 4H], in the order i f c o:
+    (Y, last h, last c). ``product`` makes the state's share from it and ``weights``; ``holes`` [3H] are the peepholes
+    of i, o, f.
+    """
+    cx, units = layer.cx, h.shape[1]
+    f_gate, f_cell, f_out = (f for _, f in layer.activations[way])
+    parts = [None if holes is None else cx.slice(holes, 0, k * units, (k + 1) * units) for k in range(3)]
+
+    def step(f: Vocabulary, xg: Value, states: Sequence[Value], consts: Sequence[Any]) -> Any:
+        cell = states[1]
+        *rec, pi, po, pf = consts
+        g = f.op("add", xg, product(f, states[0], rec))
+        i, fo, n, o = (_gate(f, g, k, units) for k in range(4))
+
+        def seen(v: Value, hole: Value | None, state: Value) -> Value:
+            v = v if hole is None else f.op("add", v, f.op("mul", state, hole))
+            return layer.clipped(f, v)
+
+        i = f_gate(f, seen(i, pi, cell))
+        fo = f.sub(1.0, i) if input_forget else f_gate(f, seen(fo, pf, cell))
+        n = f_cell(f, layer.clipped(f, n))
+        cell = f.op("add", f.op("mul", fo, cell), f.op("mul", i, n))
+        o = f_gate(f, seen(o, po, cell))
+        return f.op("mul", o, f_out(f, cell)), cell
+
+    return layer.scan(way, xg, (h, c), (*weights, *parts), step)
+
+
 @onnx_op("LSTM")
 def _lstm(
     cx: Context, x: Value, w: Value, r: Value, b: Value | None = None, lengths: Value | None = None,
@@ -166,10 +202,10 @@ def _lstm(
     """Gates i o f c; the macro op's are i f c o. Peepholes p: of i, o, f. A clip bounds what goes into the gates and
     the new cell, as in ONNX Runtime, not the cell's state.
     """
-    usual = ("sigmoid", "tanh", "tanh")
+    usual = LSTM_USUAL
     layer = Layer(cx, x, lengths, locals(), 4, usual)
     units = layer.units(r)
-    order = (0, 2, 3, 1)
+    order = LSTM_ORDER
     ys, hs, cs = [], [], []
     for way in range(layer.ways):
         wi = layer.reordered(cx.select(w, 0, way), order, units)
@@ -182,29 +218,10 @@ def _lstm(
         if names == usual and p is None and layer.lengths is None and layer.clip is None and not input_forget:
             y, h, c = cx.b.op("lstm_layer", layer.x, h, c, wi, wh, bi, bh, reverse=layer.backward[way])
         else:
-            f_gate, f_cell, f_out = (f for _, f in layer.activations[way])
-            holes = layer.part(p, way)
-            parts = [None] * 3 if holes is None else [cx.slice(holes, 0, k * units, (k + 1) * units) for k in range(3)]
-            xs, h, c, wi, wh, bi, bh, *parts = _wide(cx, layer.x, h, c, wi, wh, bi, bh, *parts)
-
-            def step(f: Vocabulary, xg: Value, states: Sequence[Value], consts: Sequence[Any]) -> Any:
-                cell = states[1]
-                rec, bias, pi, po, pf = consts
-                g = f.op("add", xg, _linear(f, states[0], rec, bias))
-                i, fo, n, o = (_gate(f, g, k, units) for k in range(4))
-
-                def seen(v: Value, hole: Value | None, state: Value) -> Value:
-                    v = v if hole is None else f.op("add", v, f.op("mul", state, hole))
-                    return layer.clipped(f, v)
-
-                i = f_gate(f, seen(i, pi, cell))  # noqa: B023
-                fo = f.sub(1.0, i) if input_forget else f_gate(f, seen(fo, pf, cell))  # noqa: B023
-                n = f_cell(f, layer.clipped(f, n))  # noqa: B023
-                cell = f.op("add", f.op("mul", fo, cell), f.op("mul", i, n))
-                o = f_gate(f, seen(o, po, cell))  # noqa: B023
-                return f.op("mul", o, f_out(f, cell)), cell  # noqa: B023
-
-            y, h, c = layer.scan(way, _linear(cx, xs, wi, bi), (h, c), (wh, bh, *parts), step)
+            xs, h, c, wi, wh, bi, bh, holes = _wide(cx, layer.x, h, c, wi, wh, bi, bh, layer.part(p, way))
+            y, h, c = lstm_cells(
+                layer, way, _linear(cx, xs, wi, bi), h, c, (wh, bh), lambda f, v, w: _linear(f, v, *w), holes, input_forget
+            )
         ys.append(y)
         hs.append(h)
         cs.append(c)
