@@ -62,6 +62,9 @@ class _Scores:
     carriers: list[Node] = field(default_factory=list)
     lead: tuple[Dim, ...] | None = None  # leading dims [B, H] where a reshape or a mask shows them
     zero_rows: bool = False
+    blind: Value | None = (
+        None  # the mask whose rows of -inf alone get zeros for weights, where the graph asks that of it
+    )
     q: Value | None = None
     kt: Value | None = None
 
@@ -144,6 +147,15 @@ def _softmax(p: Value, s: _Scores) -> Value | None:
         p = _strip(inner, s)
     n = p.node
     if n.op == "where" and uniform(n.operands[1]) == 0:
+        if n.operands[0].node.op == "eq":  # max(mask) == -inf, as in the body of ONNX's Attention
+            x, y = n.operands[0].node.operands
+            mask, scores = _reduction(x, "max", s), _softmax(n.operands[2], s)
+            if mask is None or scores is None or uniform(y) != -math.inf:
+                return None
+            s.carriers += [n, n.operands[0].node]
+            if (u := uniform(mask)) is None or not u > -math.inf:
+                s.zero_rows, s.blind = True, mask
+            return scores
         blind = _reduction(n.operands[0], "all", s)
         scores = _softmax(n.operands[2], s) if blind is not None else None
         if scores is None or blind is None or blind.node.op != "eq":
@@ -376,6 +388,8 @@ def _check(root: Node, s: _Scores, uses: Mapping[Value, list[Node | None]]) -> N
             if any(u is None or id(u) not in inside for u in uses.get(v, [])):
                 raise _Declined("the scores or weights are used elsewhere")
     assert s.q is not None and s.kt is not None
+    if s.blind is not None and not (len(s.terms) == 1 and s.terms[0].added and s.terms[0].value == s.blind):
+        raise _Declined("the rows that get zeros are not those of the scores' one mask")
     v = root.operands[1]
     if s.q.rank not in (2, 3, 4) or s.kt.rank > 4 or v.rank > 4 or root.types[0].rank > 4:
         raise _Declined("more than four dims")

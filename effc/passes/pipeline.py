@@ -36,6 +36,7 @@ def default(options: Options | None = None) -> tuple[Pass, ...]:
         Legalise(o.native),
         Canonicalise(),
         Fold(o.fold_limit),
+        Canonicalise(),  # now that conditions and masks are numbers
         Cse(),
         *((FormAttention(), RefineAttention(), Canonicalise(), Cse(), Dce()) if o.native("attention") else ()),
         FoldPads(),

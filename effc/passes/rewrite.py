@@ -50,7 +50,9 @@ def uniform(v: Value | None, limit: int = 1 << 16) -> Any:
     """The numpy scalar that every element of ``v`` equals (bit for bit), or None when that is not known."""
     while (
         v is not None
-        and v.node.op in ("broadcast_to", "reshape", "permute", "copy")
+        and v.node.op in ("broadcast_to", "reshape", "permute", "copy", "full")
+        and v.node.operands
+        and v.dtype == v.node.operands[0].dtype
         and 0 not in v.node.operands[0].shape
     ):
         v = v.node.inputs[0]

@@ -155,3 +155,34 @@ def test_spelling(kind: type) -> None:
             assert got.shape == want.shape and got.dtype == want.dtype
             error = float((got - want).abs().max() / want.abs().max())
             assert error <= 1e-4, (names, batch, length, error)
+
+
+class Guarded(nn.Module):
+    """The body of ONNX's Attention: rows whose mask is -inf throughout get zeros, whatever the guard asks."""
+
+    def __init__(self, own: bool) -> None:
+        super().__init__()
+        self.own = own
+
+    def forward(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, other: torch.Tensor
+    ) -> Any:
+        blind = (mask if self.own else other).amax(-1, keepdim=True) == -math.inf
+        weights = torch.softmax(q @ k.transpose(-1, -2) * D**-0.5 + mask, -1)
+        return torch.where(blind, 0.0, weights) @ v
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_rows_that_see_no_key(own: bool) -> None:
+    """A guard on the scores' mask is part of the kernel; one on another mask is not, and both are right."""
+    g = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(2, H, n, D, generator=g) for n in (9, 17, 17))
+    mask, other = (torch.where(torch.rand(9, 17, generator=g) < 0.4, -math.inf, 0.0) for _ in range(2))
+    mask[:, 0] = other[:, 0] = 0.0
+    (mask if own else other)[3] = -math.inf
+    compiled = effc.compile(Guarded(own).eval(), (q, k, v, mask, other))
+    stats = compiled.report["entries"]["main"]["passes"]["stats"]
+    assert stats.get("attention.formed", 0) == int(own)
+    got, want = compiled(q, k, v, mask, other), Guarded(own)(q, k, v, mask, other)
+    assert not want[:, :, 3].any() and bool(want.isfinite().all())
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)

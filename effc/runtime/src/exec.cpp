@@ -287,22 +287,10 @@ void Frame::bind(const View* inputs, const Frame* parent) {
 }
 
 void Frame::check(bool late) {
-  for (const Check& c : program_.checks) {
-    bool is_late = program_.dims.late(c.lhs) || program_.dims.late(c.rhs);
-    if (is_late != late) continue;
-    if (late && !(known_env_[size_t(c.lhs)] && known_env_[size_t(c.rhs)])) continue;
-    const int64_t* env = late ? env_.data() : plan_->env.data();
-    int64_t a = env[c.lhs], b = env[c.rhs];
-    bool ok = c.op == Check::kEq ? a == b : c.op == Check::kNe ? a != b : c.op == Check::kLe ? a <= b : a >= b;
-    if (!ok) {
-      static const char* const kText[] = {"==", "!=", "<=", ">="};
-      fail("%s (%s %s %s does not hold: %lld and %lld)",
-           c.message.empty() ? "the inputs' sizes do not fit together" : c.message.c_str(),
-           program_.dims.text(c.lhs, program_.symbol_names).c_str(), kText[c.op],
-           program_.dims.text(c.rhs, program_.symbol_names).c_str(), static_cast<long long>(a),
-           static_cast<long long>(b));
-    }
-  }
+  if (late)
+    program_.check(env_.data(), known_env_.data());
+  else
+    program_.check(plan_->env.data(), nullptr);
 }
 
 // Points everything that depends on sizes at the new plan: once per change of sizes, not once per run.

@@ -120,6 +120,23 @@ void fill_place(const Value& v, const int64_t* env, const Plan::Place* base_plac
   }
 }
 
+void Program::check(const int64_t* env, const uint8_t* known) const {
+  for (const Check& c : checks) {
+    bool is_late = dims.late(c.lhs) || dims.late(c.rhs);
+    if (is_late != (known != nullptr)) continue;
+    if (known && !(known[size_t(c.lhs)] && known[size_t(c.rhs)])) continue;
+    int64_t a = env[c.lhs], b = env[c.rhs];
+    bool ok = c.op == Check::kEq ? a == b : c.op == Check::kNe ? a != b : c.op == Check::kLe ? a <= b : a >= b;
+    if (!ok) {
+      static const char* const kText[] = {"==", "!=", "<=", ">="};
+      fail("%s (%s %s %s does not hold: %lld and %lld)",
+           c.message.empty() ? "the inputs' sizes do not fit together" : c.message.c_str(),
+           dims.text(c.lhs, symbol_names).c_str(), kText[c.op], dims.text(c.rhs, symbol_names).c_str(),
+           static_cast<long long>(a), static_cast<long long>(b));
+    }
+  }
+}
+
 std::shared_ptr<const Plan> Program::make_plan(const std::vector<int64_t>& symbol_values) const {
   auto plan = std::make_shared<Plan>();
   g_allocs.fetch_add(1, std::memory_order_relaxed);
@@ -154,8 +171,10 @@ std::shared_ptr<const Plan> Program::make_plan(const std::vector<int64_t>& symbo
     } else if (root.kind != Value::kTemp) {
       limit = mul(plan->values[size_t(v.root)].count, kDtypes[root.dtype].size);
     }
-    if (place.count > 0 && (place.lo < 0 || place.hi > limit))
+    if (place.count > 0 && (place.lo < 0 || place.hi > limit)) {
+      check(env, nullptr);  // a relation of sizes that does not hold is the caller's to repair, and says more
       fail("the program is malformed: value %d reaches outside its storage", int(i));
+    }
     if (place.count > 0) need[size_t(v.root)] = std::max(need[size_t(v.root)], place.hi);  // an empty view may lie anywhere
     if (v.bytes != kNoDim) need[size_t(v.root)] = std::max(need[size_t(v.root)], env[v.bytes]);
   }

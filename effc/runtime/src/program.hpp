@@ -154,6 +154,10 @@ struct Program {
   std::shared_ptr<const Plan> plan(const std::vector<int64_t>& symbol_values);
   std::string dims_text(const std::vector<Dim>& shape) const;
 
+  // Throws Error for the first relation of sizes that does not hold: those that inputs decide, or, with the dims that
+  // are `known` by now, those that data decide.
+  void check(const int64_t* env, const uint8_t* known) const;
+
  private:
   struct Reader;
   std::shared_ptr<const Plan> make_plan(const std::vector<int64_t>& symbol_values) const;

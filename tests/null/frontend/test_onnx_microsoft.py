@@ -58,10 +58,12 @@ def test_matmul_nbits_with_an_order() -> None:
     b, scales = ints(np.uint8, 6, 3, 16), RNG.uniform(0.01, 0.1, (6, 3)).astype(F32)
     order = RNG.integers(0, 3, 80).astype(np.int32)
     assert (np.diff(order) < 0).any()
-    attrs: dict[str, Any] = dict(K=80, N=6, bits=4, block_size=32)
+    attrs: dict[str, Any] = {"K": 80, "N": 6, "bits": 4, "block_size": 32}
     compare("MatMulNBits", *([floats(m, 80), b, scales, None, order] for m in SIZES), constant=(1, 2, 4), **attrs)
     packed, x = ints(np.uint8, 6, 2), floats(3, 80)
-    model = model_of("MatMulNBits", [x, b, scales, packed, order], constant=(1, 2, 3, 4), domain="com.microsoft", **attrs)
+    model = model_of(
+        "MatMulNBits", [x, b, scales, packed, order], constant=(1, 2, 3, 4), domain="com.microsoft", **attrs
+    )
     (mine,) = effc.onnx_backend.EffcRep(model, "reference").run({"x0": x})
     w, zeros = (np.stack([v & 15, v >> 4], -1).reshape(6, -1).astype(F32) for v in (b, packed))
     np.testing.assert_allclose(mine, x @ ((w[:, :80] - zeros[:, order]) * scales[:, order]).T, 2e-5, 1e-5)

@@ -267,7 +267,8 @@ def _dynamic_lstm(
         h, c = layer.start(initial_h, way, units), layer.start(initial_c, way, units)
         y, h, c = lstm_cells(
             layer, way, xg, h, c, gates(r, r_scale, r_zero),
-            lambda f, v, weights: _scaled_product(f, *dynamic_quantize(f, v), *weights), layer.part(p, way), input_forget,
+            lambda f, v, weights: _scaled_product(f, *dynamic_quantize(f, v), *weights), layer.part(p, way),
+            input_forget,
         )  # fmt: skip
         ys.append(y)
         hs.append(h)

@@ -220,7 +220,15 @@ def _lstm(
         else:
             xs, h, c, wi, wh, bi, bh, holes = _wide(cx, layer.x, h, c, wi, wh, bi, bh, layer.part(p, way))
             y, h, c = lstm_cells(
-                layer, way, _linear(cx, xs, wi, bi), h, c, (wh, bh), lambda f, v, w: _linear(f, v, *w), holes, input_forget
+                layer,
+                way,
+                _linear(cx, xs, wi, bi),
+                h,
+                c,
+                (wh, bh),
+                lambda f, v, w: _linear(f, v, *w),
+                holes,
+                input_forget,
             )
         ys.append(y)
         hs.append(h)
