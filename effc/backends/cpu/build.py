@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ...runtime.errors import EffcError
-from .library import INCLUDE, KERNELS, unit_of
+from .library import INCLUDE, KERNELS, MOVEMENT, unit_of
 from .target import CpuTarget
 
 FLAGS = (
@@ -27,8 +27,8 @@ FLAGS = (
     "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections", "-w",
 )  # fmt: skip
 LIBRARY = ("-O3",)
-# What generated loops need of -O3 is its vectoriser and loop peeling; the rest is a quarter of the time to compile them
-# and makes none of them faster.
+# What generated loops and data movement need of -O3 is its vectoriser and loop peeling; the rest is a quarter to a half
+# of the time to compile them and makes none of them faster.
 GENERATED = ("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-fpeel-loops")
 # Two objects may hold the same generated kernel (made by two compilations at the same time): either will do.
 LINK = ("-Wl,--gc-sections", "-Wl,-z,muldefs", "-Wl,--build-id=none", "-Wl,-s", "-Wl,-O1", "-lm")
@@ -116,6 +116,11 @@ def _source_key(path: Path) -> str:
     return _digest(*parts)
 
 
+def level_of(source: str) -> tuple[str, ...]:
+    """The optimisation level of a library unit."""
+    return GENERATED if source in MOVEMENT else LIBRARY
+
+
 def flags_for(target: CpuTarget, level: Sequence[str] = LIBRARY, sanitize: bool = False) -> tuple[str, ...]:
     """The compiler's flags for library units, or with ``GENERATED`` for generated code."""
     extra = ("-fsanitize=address,undefined", "-g1", "-O1") if sanitize else ()
@@ -156,7 +161,7 @@ def unit_path(source: str, target: CpuTarget) -> Path:
     path = KERNELS / source
     folder = cache_dir() / "units"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{path.stem}-{_digest(_source_key(path), _flag_key(target))}.o"
+    return folder / f"{path.stem}-{_digest(_source_key(path), _flag_key(target, level_of(source)))}.o"
 
 
 @lru_cache(maxsize=1)
@@ -176,7 +181,7 @@ def unit_object(source: str, target: CpuTarget) -> Future[None] | None:
             return _running[out]
         if out.exists():
             return None
-        _running[out] = _pool().submit(_compile, KERNELS / source, out, target, f"kernel unit {source}")
+        _running[out] = _pool().submit(_compile, KERNELS / source, out, target, f"kernel unit {source}", level_of(source))
         return _running[out]
 
 

@@ -15,6 +15,9 @@ from ...runtime.errors import EffcError
 KERNELS = Path(__file__).parent / "kernels"
 INCLUDE = Path(__file__).parents[2] / "runtime" / "include"
 _DECLARED: dict[str, str] = {}  # kernel -> unit
+# Units that move data and compute nothing: the compiler's last optimisation level doubles the time to compile them and
+# makes no loop of theirs faster.
+MOVEMENT = frozenset({"copy.cpp", "index.cpp"})
 
 
 def unit(source: str, kernels: tuple[str, ...] = ()) -> None:

@@ -19,8 +19,8 @@ SCRIPT = """#!/bin/sh
 # $CXX names another compiler, clang++ for one; its results may differ in the last bits.
 set -eu
 cd "$(dirname "$0")"
-${{CXX:-g++}} {generated} @flags.txt -c generated.cpp -o generated.o
-${{CXX:-g++}} {library} @flags.txt -shared -o cpu.so generated.o {units} \\
+{compilations}
+${{CXX:-g++}} @flags.txt -shared -o cpu.so *.o \\
     -Wl,--version-script=exports.map {link}
 """
 
@@ -36,12 +36,13 @@ def bundle(kernels: Iterable[str], generated: Mapping[str, str], target: CpuTarg
         folder = "include" if path.parent == INCLUDE else "kernels"
         files[f"{folder}/{path.name}"] = path.read_text(encoding="utf-8")
     files["flags.txt"] = "\n".join([*build.FLAGS, *target.flags, "-Ikernels", "-Iinclude"]) + "\n"
+    levels: dict[tuple[str, ...], list[str]] = {build.GENERATED: ["generated.cpp"]}
+    for u in units:
+        levels.setdefault(build.level_of(u), []).append(f"kernels/{u}")
     files["build.sh"] = SCRIPT.format(
         target=target.name,
         compiler=build.compiler_version(),
-        generated=" ".join(build.GENERATED),
-        library=" ".join(build.LIBRARY),
-        units=" ".join(f"kernels/{u}" for u in units),
+        compilations="\n".join(f"${{CXX:-g++}} {' '.join(k)} @flags.txt -c {' '.join(v)}" for k, v in levels.items()),
         link=" ".join(build.LINK),
     )
     return files
