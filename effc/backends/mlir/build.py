@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -211,13 +212,19 @@ def _checks(cx: Cx, graph: Graph) -> None:
         cx.op("runtime.assert", [holds], [], message=ir.StringAttr.get(message))
 
 
+@functools.cache
+def _asking() -> Any:
+    """A context for modules that are thrown away; making one takes longer than asking."""
+    return new_context()
+
+
 def why_not(node: Node) -> str | None:
     """Why the torch dialect cannot say what the node computes, or None if it can. Asked of the emitter itself, in a
     module that is thrown away: sizes are taken as known."""
     if node.op == "input":
         return None
     shared = Shared()
-    with new_context() as context, ir.Location.unknown(context):
+    with _asking() as context, ir.Location.unknown(context):
         module = ir.Module.create()
         with ir.InsertionPoint(module.body):
             cx = Cx(shared)

@@ -89,7 +89,7 @@ class Cx:
 
     # Operations -------------------------------------------------------------------------------------------------------
 
-    def op(self, name: str, operands: Sequence[Any], results: Sequence[Any], **attributes: Any) -> Any:
+    def op(self, name: str, operands: Sequence[Any], results: Sequence[Any], /, **attributes: Any) -> Any:
         """One operation ``torch.NAME``, as it is."""
         return ir.Operation.create(
             f"torch.{name}", results=list(results), operands=list(operands), attributes=attributes, loc=self.loc

@@ -62,7 +62,10 @@ def scatter(cx: Cx, node: Node, x: Ref, index: Ref, src: Ref) -> Any:
     if a["reduce"] == "sum" and a["include_self"]:
         return cx.aten("scatter_add", x, a["dim"], index, src, out=node.types[0])
     if x.dtype.is_complex:
-        raise Refuse(f"a {a['reduce']} of {x.dtype}")
+        if a["reduce"] != "sum":
+            raise Refuse(f"a {a['reduce']} of {x.dtype}")
+        x = cx.aten("scatter.src", x, a["dim"], index, cx.full(0, src.type), out=x.type)
+        return cx.aten("scatter_add", x, a["dim"], index, src, out=x.type)
     if x.dtype.is_bool:  # ATen reduces no bools
         x, src = cx.convert(x, DType.u8), cx.convert(src, DType.u8)
     y = cx.aten(
@@ -97,12 +100,17 @@ def item(cx: Cx, node: Node, x: Ref) -> Any:
 
 @emits("repeat_interleave")
 def repeat_interleave(cx: Cx, node: Node, repeats: Ref) -> Any:
-    return cx.aten("repeat_interleave.Tensor", repeats, out=node.types[0])
+    return cx.aten("repeat_interleave.Tensor", counted(cx, repeats), out=node.types[0])
 
 
 @emits("bincount")
 def bincount(cx: Cx, node: Node, x: Ref, weights: Ref | None = None) -> Any:
-    return cx.aten("bincount", x, weights, node.attrs["minlength"], out=node.types[0])
+    counts = cx.aten("bincount", x, None, node.attrs["minlength"], out=node.types[0].with_dtype(DType.i64))
+    if weights is None:
+        return counts
+    # ATen's weighted count of nothing is of integers.
+    sums = cx.aten("zeros_like", counts, node.types[0].dtype, out=node.types[0])
+    return cx.aten("scatter_add", sums, 0, counted(cx, x), weights, out=node.types[0])
 
 
 @emits("searchsorted")

@@ -65,8 +65,7 @@ def cholesky(cx: Cx, node: Node, a: Ref) -> Any:
 
 @emits("linalg_cholesky_solve")
 def cholesky_solve(cx: Cx, node: Node, factor: Ref, b: Ref | None = None) -> Any:
-    if b is None:
-        return cx.aten("cholesky_inverse", factor, node.attrs["upper"], out=node.types[0])
+    b = identity(cx, node.types[0]) if b is None else b
     return cx.aten("cholesky_solve", b, factor, node.attrs["upper"], out=node.types[0])
 
 
@@ -122,7 +121,11 @@ def ldl_factor(cx: Cx, node: Node, a: Ref) -> Any:
 
 @emits("linalg_ldl_solve")
 def ldl_solve(cx: Cx, node: Node, ld: Ref, pivots: Ref, b: Ref) -> Any:
-    return cx.aten("linalg_ldl_solve", ld, pivots, b, hermitian=node.attrs["hermitian"], out=node.types[0])
+    out = node.types[0]
+    batch = out.shape[:-2]  # PyTorch crashes on batches that broadcast
+    ld, b = (cx.broadcast(v, (*batch, *v.shape[-2:])) for v in (ld, b))
+    pivots = cx.broadcast(pivots, (*batch, pivots.shape[-1]))
+    return cx.aten("linalg_ldl_solve", ld, pivots, b, hermitian=node.attrs["hermitian"], out=out)
 
 
 @emits("linalg_matrix_exp")
