@@ -139,6 +139,8 @@ class Cx:
             return self.constant("str", x)
         if "float" in kind:
             x = float(x)
+        elif "number" in kind and isinstance(x, (bool, np.bool_)):
+            x = int(x)
         return self.number(x)
 
     def list(self, values: Sequence[Any], element: str) -> Any:
@@ -213,12 +215,15 @@ class Cx:
     # Idioms -----------------------------------------------------------------------------------------------------------
 
     def literal(self, data: Any, dtype: DType) -> Ref:
-        """A constant tensor. One element, or the same one everywhere, is a splat; other data are a resource."""
+        """A constant tensor: one element is a splat, more are a resource."""
         dense: Array = np.ascontiguousarray(data).reshape(np.shape(data)).astype(dtype.np, copy=False)
         t = TensorType(dtype, dense.shape)
         kind = self.tensor(t)
         if dense.size == 0:
             return self.full(0, t)
+        if dtype.is_complex and dense.size == 1:  # torch-mlir's bindings have no attribute for it
+            parts = [self.literal(part, dtype.real) for part in (dense.real, dense.imag)]
+            return self.aten("complex", *parts, out=t)  # type: ignore[no-any-return]
         key = id(data)
         if key not in self.shared.literals or self.shared.literals[key][0] is not data:
             self.shared.literals[key] = (data, self._elements(dense, t))
@@ -246,9 +251,7 @@ class Cx:
         if key not in self.constants:
             with np.errstate(all="ignore"):
                 data = np.asarray(x).astype(dtype.np)
-            t = TensorType(dtype, ())
-            attr = self._elements(data, t)
-            self.constants[key] = Ref(self.op("vtensor.literal", [], [self.tensor(t)], value=attr).results[0], t)
+            self.constants[key] = self.literal(data, dtype)
         return self.constants[key]  # type: ignore[no-any-return]
 
     def full(self, x: Any, t: TensorType) -> Ref:
@@ -299,6 +302,11 @@ class Cx:
 
     def unary(self, name: str, x: Ref, out: DType | None = None) -> Ref:
         return self.aten(name, x, out=x.type.with_dtype(out or x.dtype))  # type: ignore[no-any-return]
+
+    def conjugate(self, x: Ref) -> Ref:
+        """Of a complex tensor, by its parts: the dialect lacks the operator."""
+        re, im = (self.unary(n, x, x.dtype.real) for n in ("real", "imag"))
+        return self.aten("complex", re, self.unary("neg", im), out=x.type)  # type: ignore[no-any-return]
 
     def where(self, c: Ref, x: Ref, y: Ref) -> Ref:
         shape = broadcast_shapes(c.shape, x.shape, y.shape)

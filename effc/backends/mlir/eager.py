@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from ...ir.torch_types import ELEMENTS, SCALAR_CODE
@@ -31,7 +30,7 @@ class Function:
         self._run = self._block(block)
 
     def __call__(self, arguments: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        env = dict(zip(self._arguments, arguments, strict=True))
+        env = dict(zip(self._arguments, map(dense, arguments), strict=True))
         with torch.no_grad():
             return list(self._run(env))
 
@@ -119,7 +118,10 @@ class Function:
                     keywords[a.name] = x
                 else:
                     positional.append(x)
-            out = f(*positional, **keywords)
+            try:
+                out = f(*positional, **keywords)
+            except (RuntimeError, NotImplementedError) as e:
+                raise EffcError(f"PyTorch cannot run {name}: {e}", hint="lower the module with torch-mlir") from e
             outs = tuple(out) if isinstance(out, (tuple, list)) else (out,)
             for r, k, x in zip(results, kinds, outs, strict=True):
                 env[r] = _checked(name, k, x)
@@ -136,7 +138,9 @@ def _checked(name: str, kind: str, x: Any) -> Any:
     fits = x.dtype is TORCH[ELEMENTS[element]] and len(sizes) == x.dim()
     if not fits or any(s not in ("?", str(n)) for s, n in zip(sizes, x.shape, strict=True)):
         raise EffcError(f"internal: {name} gives {x.dtype}{list(x.shape)}, the module says {kind}")
-    return x.resolve_conj().resolve_neg().contiguous()
+    return dense(x)
 
 
-__all__ = ["Function", "np"]
+def dense(x: torch.Tensor) -> torch.Tensor:
+    """x, row-major in a storage of its own kind; an empty tensor with the strides of one."""
+    return x.resolve_conj().resolve_neg().contiguous() if x.numel() else torch.empty(x.shape, dtype=x.dtype)

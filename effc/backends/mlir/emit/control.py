@@ -8,7 +8,7 @@ from typing import Any
 from torch_mlir import ir
 
 from ....ir import dims as D
-from ....ir.dims import Dim, SymExpr
+from ....ir.dims import Dim
 from ....ir.graph import Graph, Node
 from ....ir.types import TensorType
 from ..context import Cx, Ref
@@ -124,5 +124,3 @@ def assert_(cx: Cx, node: Node, condition: Ref) -> Any:
     cx.op("runtime.assert", [truth(cx, every)], [], message=message)
     return tuple(cx.values[v] for v in node.operands[: len(node.types)])
 
-
-__all__ = ["SymExpr"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from ....ir.dtypes import DType
 from ....ir.graph import Node
-from ..context import Cx, Ref, Refuse
+from ..context import Cx, Ref
 from . import emits
 
 SAME = (
@@ -28,7 +28,7 @@ ATEN: dict[str, str] = {
     **{n: n for n in SAME.split()},
     **{n: f"{n}.Tensor" for n in ("add", *TENSOR.split())},
     **{n: f"special_{n}" for n in SPECIAL.split()},
-    "cabs": "abs", "conj": "conj_physical", "pow": "pow.Tensor_Tensor", "shl": "bitwise_left_shift.Tensor",
+    "cabs": "abs", "pow": "pow.Tensor_Tensor", "shl": "bitwise_left_shift.Tensor",
     "shr": "bitwise_right_shift.Tensor",
 }  # fmt: skip
 
@@ -36,6 +36,11 @@ ATEN: dict[str, str] = {
 @emits(*ATEN)
 def elementwise(cx: Cx, node: Node, *xs: Ref) -> Any:
     return cx.aten(ATEN[node.op], *xs, out=node.types[0])
+
+
+@emits("conj")
+def conj(cx: Cx, node: Node, x: Ref) -> Any:
+    return cx.conjugate(x)
 
 
 @emits("floor_div", "trunc_div")
@@ -79,6 +84,3 @@ def convert(cx: Cx, node: Node, x: Ref) -> Any:
 @emits("bitcast")
 def bitcast(cx: Cx, node: Node, x: Ref) -> Any:
     return cx.aten("view.dtype", x, node.attrs["dtype"], out=node.types[0])
-
-
-__all__ = ["ATEN", "Refuse"]

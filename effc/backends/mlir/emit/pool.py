@@ -6,6 +6,7 @@ from typing import Any
 
 from ....ir.dtypes import DType
 from ....ir.graph import Node
+from ....ir.types import TensorType
 from ..context import Cx, Ref, Refuse
 from . import emits
 
@@ -16,30 +17,44 @@ def symmetric(node: Node) -> list[int]:
     return [low for low, _ in node.attrs["padding"]]
 
 
+def windows(node: Node, *names: str) -> list[list[int]]:
+    """Kernel, stride, padding, then the named ones, in two dims at least: ATen's pools of one dim do less."""
+    a = node.attrs
+    lists = [list(a["kernel"]), list(a["stride"]), symmetric(node), *(list(a[n]) for n in names)]
+    if len(lists[0]) == 1:
+        lists = [[0 if i == 2 else 1, *v] for i, v in enumerate(lists)]
+    return lists
+
+
+def as_image(cx: Cx, x: Ref) -> Ref:
+    """A line as an image of one row."""
+    return cx.reshape(x, (*x.shape[:2], 1, x.shape[2])) if x.rank == 3 else x
+
+
+def image(t: TensorType) -> TensorType:
+    return t.with_shape((*t.shape[:2], 1, t.shape[2])) if t.rank == 3 else t
+
+
 @emits("max_pool")
 def max_pool(cx: Cx, node: Node, x: Ref) -> Any:
     a = node.attrs
-    nd = x.rank - 2
-    args = (list(a["kernel"]), list(a["stride"]), symmetric(node), list(a["dilation"]), a["ceil_mode"])
-    if not a["indices"]:
-        return cx.aten(f"max_pool{nd}d", x, *args, out=node.types[0])
-    if nd == 1:
-        raise Refuse("places of maxima in one dim")
-    return cx.aten(f"max_pool{nd}d_with_indices", x, *args, out=node.types)
+    nd = max(x.rank - 2, 2)
+    name = f"max_pool{nd}d_with_indices" if a["indices"] else f"max_pool{nd}d"
+    types = [image(t) for t in node.types]
+    made = cx.aten(name, as_image(cx, x), *windows(node, "dilation"), a["ceil_mode"], out=types)
+    return tuple(cx.reshape(y, t.shape) for y, t in zip(made, node.types, strict=True))
 
 
 @emits("avg_pool")
 def avg_pool(cx: Cx, node: Node, x: Ref) -> Any:
-    a = node.attrs
-    nd = x.rank - 2
+    a, out = node.attrs, node.types[0]
+    nd = max(x.rank - 2, 2)
     if x.dtype.is_int:
         raise Refuse(f"ATen has no means of {x.dtype}")
-    args: list[Any] = [list(a["kernel"]), list(a["stride"]), symmetric(node), a["ceil_mode"], a["count_include_pad"]]
-    if nd > 1:
-        return cx.aten(f"avg_pool{nd}d", x, *args, a["divisor"] or None, out=node.types[0])
-    if a["divisor"]:
-        raise Refuse("a divisor of its own in one dim")
-    return cx.aten("avg_pool1d", x, *args, out=node.types[0])
+    work = x.dtype.compute if nd == 3 else x.dtype  # PyTorch has no kernel for short floats in three dims
+    args = (*windows(node), a["ceil_mode"], a["count_include_pad"], a["divisor"] or None)
+    y = cx.aten(f"avg_pool{nd}d", as_image(cx, cx.convert(x, work)), *args, out=image(out).with_dtype(work))
+    return cx.convert(cx.reshape(y, out.shape), out.dtype)
 
 
 @emits("adaptive_avg_pool")
@@ -65,7 +80,7 @@ def resize(cx: Cx, node: Node, x: Ref) -> Any:
     scales = list(a["scales"] or [None] * nd)
     if a["exclude_outside"] or coords == "tf_crop_and_resize":
         raise Refuse("a resize as ONNX alone has it")
-    if x.dtype.is_complex:
+    if not x.dtype.is_float and x.dtype is not DType.u8:
         raise Refuse(f"ATen resizes no {x.dtype}")
     size = list(a["size"])
     if mode == "nearest":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ....ir.dtypes import DType
 from ....ir.graph import Node
 from ....ir.ops.reduce import reduced_shape
 from ..context import Cx, Ref, Refuse
@@ -72,5 +71,3 @@ def linear_recurrence(cx: Cx, node: Node, a: Ref, x: Ref, init: Ref | None = Non
         k *= 2
     return cx.flip(x, [dim]) if reverse else x
 
-
-__all__ = ["DType"]

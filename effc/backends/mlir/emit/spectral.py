@@ -8,7 +8,7 @@ from typing import Any
 from ....ir import dims as D
 from ....ir.dims import Dim
 from ....ir.graph import Node
-from ..context import Cx, Ref, Refuse
+from ..context import Cx, Ref
 from . import emits
 
 
@@ -53,12 +53,9 @@ def irfft(cx: Cx, node: Node, x: Ref) -> Any:
     rest: Dim = D.floordiv(n + 1, 2)  # places 1 .. rest - 1 have a mirror image
     if not (isinstance(rest, int) and rest <= 1):
         mirror = cx.flip(cx.slice(x, last, 1, rest), [last])
-        x = cx.cat([x, cx.unary(CONJUGATE, mirror)], last)
+        x = cx.cat([x, cx.conjugate(mirror)], last)
     if x.shape[last] != n:
         x = Ref(x.value, x.type.with_shape((*x.shape[:last], n, *x.shape[last + 1 :])))
     y = line(cx, x, last, True)
     return scaled(cx, cx.unary("real", y, x.dtype.real), node.attrs["scale"])
 
-
-CONJUGATE = "conj_physical"
-__all__ = ["Refuse"]
