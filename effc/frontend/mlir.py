@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,34 +23,31 @@ from ..ir import dims as D
 from ..ir.dims import Dim, SymExpr
 from ..ir.dtypes import DType
 from ..ir.graph import Builder, Loc, Value
+from ..ir.torch_types import ELEMENTS, SCALAR_CODE
 from ..ir.types import TensorType
+from ..runtime import dtypes as table
 from ..runtime.errors import EffcError
 from .imported import ImportedGraph, Problems, Unsupported
 from .torch import registry
 from .torch.context import Context
 
-ELEMENTS: dict[str, DType] = {
-    "f16": DType.f16, "bf16": DType.bf16, "f32": DType.f32, "f64": DType.f64, "i1": DType.bool, "si8": DType.i8,
-    "ui8": DType.u8, "si16": DType.i16, "ui16": DType.u16, "si32": DType.i32, "ui32": DType.u32, "si64": DType.i64,
-    "ui64": DType.u64, "complex<f32>": DType.c64, "complex<f64>": DType.c128, "f8E4M3FN": DType.f8e4m3,
-    "f8E5M2": DType.f8e5m2,
-}  # fmt: skip
 # torch's numbers of its dtypes (c10::ScalarType), as operators take them in this dialect
 SCALAR_TYPES: dict[int, torch.dtype] = {
-    0: torch.uint8, 1: torch.int8, 2: torch.int16, 3: torch.int32, 4: torch.int64, 5: torch.float16, 6: torch.float32,
-    7: torch.float64, 9: torch.complex64, 10: torch.complex128, 11: torch.bool, 15: torch.bfloat16,
-    23: torch.float8_e5m2, 24: torch.float8_e4m3fn, 27: torch.uint16, 28: torch.uint32, 29: torch.uint64,
-}  # fmt: skip
+    code: getattr(torch, table.BY_NAME[d.value].torch) for d, code in SCALAR_CODE.items()
+}
 SIZED = frozenset(
     "view reshape _unsafe_view expand broadcast_to full zeros ones empty new_full new_zeros new_ones new_empty".split()
 )  # operators with a list of the result's sizes
+BY_DATA = frozenset(
+    "nonzero masked_select bincount _unique2 unique_consecutive unique_dim unique_dim_consecutive repeat_interleave".split()
+)  # operators that find a size of their first result in the data
 UNKNOWN = "unknown_size_"
 _TENSOR = re.compile(r"!torch\.vtensor<\[([^\]]*)\],\s*(.*)>$")
 _BLOB = re.compile(r'([\w."\-/]+):\s*"0x([0-9A-Fa-f]*)"')
 _PLACE = re.compile(r'"([^"]+)":(\d+)')
 ARITHMETIC: dict[str, Callable[..., Any]] = {
     "add": lambda x, y: x + y, "sub": lambda x, y: x - y, "mul": lambda x, y: x * y, "floordiv": lambda x, y: x // y,
-    "remainder": lambda x, y: x % y, "neg": lambda x: -x, "Int.Scalar": lambda x: x, "Float.Scalar": float,
+    "remainder": lambda x, y: x % y, "prim.max": D.maximum, "prim.min": D.minimum, "neg": lambda x: -x, "Int.Scalar": lambda x: x, "Float.Scalar": float,
 }  # fmt: skip
 
 
@@ -67,6 +65,24 @@ def import_model(model: Any, args: Any = (), kwargs: Any = None, dynamic_shapes:
         except Exception as e:
             raise EffcError(f"{os.fspath(model)} is not a module of the torch dialect: {str(e)[:800]}") from e
         return ModuleImporter(module, text).run()
+
+
+class Call:
+    """What mappings ask of the operator's node in a graph of torch.export: its name, the strides of its operands (value
+    tensors are row-major) and which results are used."""
+
+    def __init__(self, op: Any, name: str, ins: Sequence[Any]) -> None:
+        self.target = f"aten.{name}"
+        self.args = [Operand(x) if isinstance(x, Value) else x for x in ins]
+        used = [i for i, r in enumerate(op.results) if any(True for _ in r.uses)]
+        self.users = [SimpleNamespace(args=(None, i), users=(None,)) for i in used]
+
+
+class Operand:
+    """A tensor's stand-in without data."""
+
+    def __init__(self, x: Value) -> None:
+        self.meta = {"val": torch.empty([d if isinstance(d, int) else 2 for d in x.shape], device="meta")}
 
 
 class ModuleImporter:
@@ -218,7 +234,8 @@ class ModuleImporter:
             return self._stand_in(kinds)
         try:
             positional, keywords = self._arguments(name, ins)
-            self.cx.expected = [self._expected(k, name, ins) for k in kinds]
+            self.cx.fx = Call(op, name, ins)
+            self.cx.expected = [self._expected(k, name if i == 0 else "", ins) for i, k in enumerate(kinds)]
             out = f(self.cx, *positional, **keywords)
             outs = tuple(out) if isinstance(out, (tuple, list)) and len(kinds) > 1 else (out,)
             for k, v in zip(kinds, outs, strict=False):
@@ -262,6 +279,9 @@ class ModuleImporter:
             given = next((x for x in ins if isinstance(x, list) and len(x) == rank), [])
         known: list[Dim] = [d for d in given if isinstance(d, (int, SymExpr)) and d != -1]
         sizes: list[Dim] = [D.symbol(f"{UNKNOWN}{i}") for i in range(rank)]
+        if name.partition(".")[0] in BY_DATA and m[1].strip():
+            dim = ins[1] % rank if name.startswith("unique_dim") else 0
+            sizes[dim] = self.cx.new_symbol("u")
         for i, d in enumerate(given):
             if isinstance(d, (int, SymExpr)) and d != -1:
                 sizes[i] = d
