@@ -109,7 +109,10 @@ def bincount(cx: Cx, node: Node, x: Ref, weights: Ref | None = None) -> Any:
     if weights is None:
         return counts
     # ATen's weighted count of nothing is of integers.
-    sums = cx.aten("zeros_like", counts, node.types[0].dtype, out=node.types[0])
+    size = node.types[0].shape[0]
+    if not isinstance(size, int):
+        cx.bind(size, cx.size_of(counts, 0))
+    sums = cx.full(0, node.types[0])
     return cx.aten("scatter_add", sums, 0, counted(cx, x), weights, out=node.types[0])
 
 
