@@ -74,7 +74,9 @@ class BoundEntry:
         as_torch = torch is not None and (
             any(isinstance(x, torch.Tensor) for x in leaves) or not any(isinstance(x, np.ndarray) for x in leaves)
         )
-        outs, written = self.run([to_numpy(x, n.types[0].dtype) for x, n in zip(leaves, self._graph.inputs, strict=True)])
+        outs, written = self.run(
+            [to_numpy(x, n.types[0].dtype) for x, n in zip(leaves, self._graph.inputs, strict=True)]
+        )
         for i, a in written.items():
             if torch is not None and isinstance(leaves[i], torch.Tensor):
                 with torch.no_grad():

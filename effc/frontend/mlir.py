@@ -39,7 +39,8 @@ SIZED = frozenset(
     "view reshape _unsafe_view expand broadcast_to full zeros ones empty new_full new_zeros new_ones new_empty".split()
 )  # operators with a list of the result's sizes
 BY_DATA = frozenset(
-    "nonzero masked_select bincount _unique2 unique_consecutive unique_dim unique_dim_consecutive repeat_interleave".split()
+    "nonzero masked_select bincount _unique2 unique_consecutive unique_dim unique_dim_consecutive "
+    "repeat_interleave".split()
 )  # operators that find a size of their first result in the data
 UNKNOWN = "unknown_size_"
 _TENSOR = re.compile(r"!torch\.vtensor<\[([^\]]*)\],\s*(.*)>$")
@@ -47,7 +48,8 @@ _BLOB = re.compile(r'([\w."\-/]+):\s*"0x([0-9A-Fa-f]*)"')
 _PLACE = re.compile(r'"([^"]+)":(\d+)')
 ARITHMETIC: dict[str, Callable[..., Any]] = {
     "add": lambda x, y: x + y, "sub": lambda x, y: x - y, "mul": lambda x, y: x * y, "floordiv": lambda x, y: x // y,
-    "remainder": lambda x, y: x % y, "prim.max": D.maximum, "prim.min": D.minimum, "neg": lambda x: -x, "Int.Scalar": lambda x: x, "Float.Scalar": float,
+    "remainder": lambda x, y: x % y, "prim.max": D.maximum, "prim.min": D.minimum, "neg": lambda x: -x,
+    "Int.Scalar": lambda x: x, "Float.Scalar": float,
 }  # fmt: skip
 RELATIONS: dict[str, Callable[[Any, Any], bool]] = {
     "eq": lambda x, y: x == y, "ne": lambda x, y: x != y, "lt": lambda x, y: x < y, "le": lambda x, y: x <= y,
@@ -253,9 +255,11 @@ class ModuleImporter:
         visit(op)
         return list(found)
 
-    def _body(self, block: Any, types: Sequence[TensorType], free: Sequence[Any], start: Any) -> tuple[Builder, list[Any]]:
-        """A region as a graph: inputs of ``types``, then what is free. ``start(inputs)`` says what the block's arguments
-        are. Gives the builder and the operands of the terminator."""
+    def _body(
+        self, block: Any, types: Sequence[TensorType], free: Sequence[Any], start: Callable[[list[Value]], list[Any]]
+    ) -> tuple[Builder, list[Any]]:
+        """A region as a graph: inputs of ``types``, then what is free. ``start(inputs)`` says what the block's
+        arguments are. Gives the builder and the operands of the terminator."""
         outer = self.b, self.cx, self.env
         inner = Builder(self.b.symbols)
         inner.loc = self.b.loc

@@ -73,7 +73,9 @@ def build(graphs: Mapping[str, Graph]) -> Built:
 def _signature(g: Graph) -> dict[str, list[str]]:
     given = [n.name for n in g.inputs] + [f"state.{s}" for s in g.states]
     made = [f"y{i}" for i in range(len(g.outputs))]
-    made += [f"state.{c.state}.next" if c.state is not None else f"{g.inputs[c.input or 0].name}.next" for c in g.commits]
+    made += [
+        f"state.{c.state}.next" if c.state is not None else f"{g.inputs[c.input or 0].name}.next" for c in g.commits
+    ]
     return {"arguments": given, "results": made}
 
 
@@ -131,7 +133,10 @@ def _declare(cx: Cx, graph: Graph) -> dict[str, Any]:
     i64 = ir.IntegerType.get_signless(64)
     for s in found:
         lo, hi = graph.symbols.get(s, (0, None))
-        bounds = {"min_val": ir.IntegerAttr.get(i64, lo), "max_val": ir.IntegerAttr.get(i64, (1 << 63) - 1 if hi is None else hi)}
+        bounds = {
+            "min_val": ir.IntegerAttr.get(i64, lo),
+            "max_val": ir.IntegerAttr.get(i64, (1 << 63) - 1 if hi is None else hi),
+        }
         out[s] = cx.op("symbolic_int", [], [cx.kind("int")], symbol_name=ir.StringAttr.get(s), **bounds).results[0]
     return out
 

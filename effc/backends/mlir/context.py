@@ -11,7 +11,7 @@ import torch
 from torch_mlir import ir
 
 from ...ir import dims as D
-from ...ir.dims import Dim, SymExpr, Symbol
+from ...ir.dims import Dim, Symbol, SymExpr
 from ...ir.dtypes import DType
 from ...ir.graph import Graph, Node, Value
 from ...ir.op import broadcast_shapes, get
@@ -223,7 +223,7 @@ class Cx:
             return self.full(0, t)
         if dtype.is_complex and dense.size == 1:  # torch-mlir's bindings have no attribute for it
             parts = [self.literal(part, dtype.real) for part in (dense.real, dense.imag)]
-            return self.aten("complex", *parts, out=t)  # type: ignore[no-any-return]
+            return self.aten("complex", *parts, out=t)
         key = id(data)
         if key not in self.shared.literals or self.shared.literals[key][0] is not data:
             self.shared.literals[key] = (data, self._elements(dense, t))
@@ -252,69 +252,69 @@ class Cx:
             with np.errstate(all="ignore"):
                 data = np.asarray(x).astype(dtype.np)
             self.constants[key] = self.literal(data, dtype)
-        return self.constants[key]  # type: ignore[no-any-return]
+        return self.constants[key]
 
     def full(self, x: Any, t: TensorType) -> Ref:
         """A tensor of one number or size everywhere."""
         if t.dtype.is_complex or t.dtype in (DType.f8e4m3, DType.f8e5m2):  # numbers of the dialect are int and float
             return self.broadcast(self.scalar(x, t.dtype), t.shape)
-        return self.aten("full", list(t.shape), x, dtype=t.dtype, out=t)  # type: ignore[no-any-return]
+        return self.aten("full", list(t.shape), x, dtype=t.dtype, out=t)
 
     def convert(self, x: Ref, dtype: DType) -> Ref:
         if x.dtype is dtype:
             return x
-        return self.aten("to.dtype", x, dtype, out=x.type.with_dtype(dtype))  # type: ignore[no-any-return]
+        return self.aten("to.dtype", x, dtype, out=x.type.with_dtype(dtype))
 
     def reshape(self, x: Ref, shape: Sequence[Dim]) -> Ref:
         if tuple(shape) == x.shape:
             return x
-        return self.aten("reshape", x, list(shape), out=x.type.with_shape(tuple(shape)))  # type: ignore[no-any-return]
+        return self.aten("reshape", x, list(shape), out=x.type.with_shape(tuple(shape)))
 
     def broadcast(self, x: Ref, shape: Sequence[Dim]) -> Ref:
         if tuple(shape) == x.shape:
             return x
-        return self.aten("broadcast_to", x, list(shape), out=x.type.with_shape(tuple(shape)))  # type: ignore[no-any-return]
+        return self.aten("broadcast_to", x, list(shape), out=x.type.with_shape(tuple(shape)))
 
     def permute(self, x: Ref, dims: Sequence[int]) -> Ref:
         shape = tuple(x.shape[d] for d in dims)
-        return self.aten("permute", x, list(dims), out=x.type.with_shape(shape))  # type: ignore[no-any-return]
+        return self.aten("permute", x, list(dims), out=x.type.with_shape(shape))
 
     def slice(self, x: Ref, dim: int, start: Dim, stop: Dim, step: int = 1) -> Ref:
         shape = list(x.shape)
         shape[dim] = D.ceildiv(stop - start, step)
-        return self.aten("slice.Tensor", x, dim, start, stop, step, out=x.type.with_shape(tuple(shape)))  # type: ignore[no-any-return]
+        return self.aten("slice.Tensor", x, dim, start, stop, step, out=x.type.with_shape(tuple(shape)))
 
     def cat(self, xs: Sequence[Ref], dim: int) -> Ref:
         shape = list(xs[0].shape)
         for x in xs[1:]:
             shape[dim] = shape[dim] + x.shape[dim]
-        return self.aten("cat", list(xs), dim, out=xs[0].type.with_shape(tuple(shape)))  # type: ignore[no-any-return]
+        return self.aten("cat", list(xs), dim, out=xs[0].type.with_shape(tuple(shape)))
 
     def flip(self, x: Ref, dims: Sequence[int]) -> Ref:
-        return self.aten("flip", x, list(dims), out=x.type)  # type: ignore[no-any-return]
+        return self.aten("flip", x, list(dims), out=x.type)
 
     def binary(self, name: str, x: Ref, y: Any) -> Ref:
         """An elementwise operator of two tensors, or of one and a number of its type."""
         other = y if isinstance(y, Ref) else self.scalar(y, x.dtype)
         out = DType.bool if name.partition(".")[0] in COMPARISONS else x.dtype
         shape = broadcast_shapes(x.shape, other.shape)
-        return self.aten(name, x, other, out=TensorType(out, shape))  # type: ignore[no-any-return]
+        return self.aten(name, x, other, out=TensorType(out, shape))
 
     def unary(self, name: str, x: Ref, out: DType | None = None) -> Ref:
-        return self.aten(name, x, out=x.type.with_dtype(out or x.dtype))  # type: ignore[no-any-return]
+        return self.aten(name, x, out=x.type.with_dtype(out or x.dtype))
 
     def conjugate(self, x: Ref) -> Ref:
         """Of a complex tensor, by its parts: the dialect lacks the operator."""
         re, im = (self.unary(n, x, x.dtype.real) for n in ("real", "imag"))
-        return self.aten("complex", re, self.unary("neg", im), out=x.type)  # type: ignore[no-any-return]
+        return self.aten("complex", re, self.unary("neg", im), out=x.type)
 
     def where(self, c: Ref, x: Ref, y: Ref) -> Ref:
         shape = broadcast_shapes(c.shape, x.shape, y.shape)
-        return self.aten("where.self", c, x, y, out=TensorType(x.dtype, shape))  # type: ignore[no-any-return]
+        return self.aten("where.self", c, x, y, out=TensorType(x.dtype, shape))
 
     def arange(self, n: Dim) -> Ref:
         """0, 1, ... n - 1 as i64."""
-        return self.aten("arange.start_step", 0, n, 1, dtype=DType.i64, out=TensorType(DType.i64, (n,)))  # type: ignore[no-any-return]
+        return self.aten("arange.start_step", 0, n, 1, dtype=DType.i64, out=TensorType(DType.i64, (n,)))
 
     # Walking ----------------------------------------------------------------------------------------------------------
 

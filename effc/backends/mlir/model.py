@@ -78,4 +78,4 @@ class MlirModel:
         return [to_numpy(x, t.dtype) for x, t in zip(made, types, strict=True)]
 
     def _literal(self, op: Any) -> torch.Tensor:
-        return from_numpy(self.built.data[str(op.attributes["value"])], True)  # type: ignore[no-any-return]
+        return from_numpy(self.built.data[str(op.attributes["value"])], True)

@@ -29,7 +29,7 @@ def of_parts(cx: Cx, f: Callable[[Ref, Ref, TensorType], Ref], x: Ref, w: Ref, o
     re = cx.binary("sub.Tensor", f(xr, wr, real), f(xi, wi, real))
     first = f(xr, wi, real)
     im = cx.aten("add.Tensor", first, f(xi, wr, real), out=first.type)
-    return cx.aten("complex", re, im, out=out)  # type: ignore[no-any-return]
+    return cx.aten("complex", re, im, out=out)
 
 
 def _whole(x: Ref) -> None:
@@ -54,7 +54,7 @@ def conv(cx: Cx, node: Node, x: Ref, w: Ref) -> Any:
         if pads:
             x = cx.aten("constant_pad_nd", x, pads, 0, out=x.type.with_shape(shape))
         args = (list(a["stride"]), padding, list(a["dilation"]), False, [0] * nd, a["groups"])
-        return cx.aten("convolution", x, w, None, *args, out=out)  # type: ignore[no-any-return]
+        return cx.aten("convolution", x, w, None, *args, out=out)
 
     return of_parts(cx, one, x, w, node.types[0])
 
@@ -69,6 +69,6 @@ def conv_transpose(cx: Cx, node: Node, x: Ref, w: Ref) -> Any:
 
     def one(x: Ref, w: Ref, out: TensorType) -> Ref:
         args = (list(a["stride"]), padding, list(a["dilation"]), True, list(a["output_padding"]), a["groups"])
-        return cx.aten("convolution", x, w, None, *args, out=out)  # type: ignore[no-any-return]
+        return cx.aten("convolution", x, w, None, *args, out=out)
 
     return of_parts(cx, one, x, w, node.types[0])

@@ -74,7 +74,9 @@ def carried(node: Node, count: int, body: Graph) -> list[TensorType]:
     """The carries' types: a size that the body changes is open."""
     out = []
     for x, y, t in zip(node.operands[:count], body.outputs[:count], node.types[:count], strict=True):
-        shape: list[Dim] = [b if a == b == c else D.symbol("open") for a, b, c in zip(x.shape, y.shape, t.shape, strict=True)]
+        shape: list[Dim] = [
+            b if a == b == c else D.symbol("open") for a, b, c in zip(x.shape, y.shape, t.shape, strict=True)
+        ]
         out.append(t.with_shape(tuple(shape)))
     return out
 
@@ -108,7 +110,9 @@ def scan(cx: Cx, node: Node, *xs: Ref) -> Any:
         rows = [inner.aten("select.int", x, 0, at, out=x.type.with_shape(x.shape[1:])) for x in xs[k : k + m]]
         outs = inline(inner, body, [*carries[:k], *rows, *xs[k + m :]])
         new = [
-            inner.aten("select_scatter", into, cast(inner, y, into.type.with_shape(into.shape[1:])), 0, at, out=into.type)
+            inner.aten(
+                "select_scatter", into, cast(inner, y, into.type.with_shape(into.shape[1:])), 0, at, out=into.type
+            )
             for into, y in zip(carries[k:], outs[k:], strict=True)
         ]
         return inner.number(True), [*outs[:k], *new]
@@ -123,4 +127,3 @@ def assert_(cx: Cx, node: Node, condition: Ref) -> Any:
     message = ir.StringAttr.get(node.attrs["message"])
     cx.op("runtime.assert", [truth(cx, every)], [], message=message)
     return tuple(cx.values[v] for v in node.operands[: len(node.types)])
-

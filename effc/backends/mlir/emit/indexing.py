@@ -68,9 +68,7 @@ def scatter(cx: Cx, node: Node, x: Ref, index: Ref, src: Ref) -> Any:
         return cx.aten("scatter_add", x, a["dim"], index, src, out=x.type)
     if x.dtype.is_bool:  # ATen reduces no bools
         x, src = cx.convert(x, DType.u8), cx.convert(src, DType.u8)
-    y = cx.aten(
-        "scatter_reduce.two", x, a["dim"], index, src, a["reduce"], include_self=a["include_self"], out=x.type
-    )
+    y = cx.aten("scatter_reduce.two", x, a["dim"], index, src, a["reduce"], include_self=a["include_self"], out=x.type)
     return cx.convert(y, node.types[0].dtype)
 
 

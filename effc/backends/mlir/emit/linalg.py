@@ -52,9 +52,7 @@ def solve_triangular(cx: Cx, node: Node, a: Ref, b: Ref) -> Any:
         if at["transpose"] == "H" and a.dtype.is_complex:
             a = cx.conjugate(a)
     out = node.types[0]
-    return cx.aten(
-        "linalg_solve_triangular", a, b, upper=upper, left=at["left"], unitriangular=at["unit"], out=out
-    )
+    return cx.aten("linalg_solve_triangular", a, b, upper=upper, left=at["left"], unitriangular=at["unit"], out=out)
 
 
 @emits("linalg_cholesky")

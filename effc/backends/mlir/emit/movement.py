@@ -63,15 +63,13 @@ def flip(cx: Cx, node: Node, x: Ref) -> Any:
 
 def row_major(cx: Cx, x: Ref) -> Ref:
     """x in storage of its own: where ATen counts elements of the storage."""
-    return cx.aten("clone", x, memory_format=0, out=x.type)  # type: ignore[no-any-return]
+    return cx.aten("clone", x, memory_format=0, out=x.type)
 
 
 @emits("as_strided")
 def as_strided(cx: Cx, node: Node, x: Ref) -> Any:
     a = node.attrs
-    return cx.aten(
-        "as_strided", row_major(cx, x), list(a["shape"]), list(a["strides"]), a["offset"], out=node.types[0]
-    )
+    return cx.aten("as_strided", row_major(cx, x), list(a["shape"]), list(a["strides"]), a["offset"], out=node.types[0])
 
 
 @emits("as_strided_scatter")
@@ -154,7 +152,7 @@ def slice_scatter(cx: Cx, node: Node, x: Ref, src: Ref) -> Any:
         if len(rest) > 1:
             shape = (*into.shape[:d], src.shape[d], *into.shape[d + 1 :])
             part = put(cx.aten("slice.Tensor", into, d, start, stop, step, out=into.type.with_shape(shape)), rest[1:])
-        return cx.aten("slice_scatter", into, part, d, start, stop, step, out=into.type)  # type: ignore[no-any-return]
+        return cx.aten("slice_scatter", into, part, d, start, stop, step, out=into.type)
 
     return put(x, cuts)
 

@@ -12,7 +12,7 @@ from . import emits
 
 def affine(cx: Cx, x: Ref, factor: float, offset: float) -> Ref:
     x = x if factor == 1 else cx.binary("mul.Tensor", x, factor)
-    return x if offset == 0 else cx.aten("add.Tensor", x, cx.scalar(offset, x.dtype), out=x.type)  # type: ignore[no-any-return]
+    return x if offset == 0 else cx.aten("add.Tensor", x, cx.scalar(offset, x.dtype), out=x.type)
 
 
 @emits("rand_uniform")
@@ -37,7 +37,12 @@ def rand_int(cx: Cx, node: Node) -> Any:
 @emits("cauchy", "exponential", "geometric", "log_normal")
 def shaped(cx: Cx, node: Node) -> Any:
     a, out = node.attrs, node.types[0]
-    names = {"cauchy": ("median", "scale"), "exponential": ("rate",), "geometric": ("p",), "log_normal": ("mean", "std")}
+    names = {
+        "cauchy": ("median", "scale"),
+        "exponential": ("rate",),
+        "geometric": ("p",),
+        "log_normal": ("mean", "std"),
+    }
     work = out if out.dtype.is_float else out.with_dtype(DType.f64)
     like = cx.full(0.0, work)
     return cx.convert(cx.aten(node.op, like, *(a[n] for n in names[node.op]), out=work), out.dtype)

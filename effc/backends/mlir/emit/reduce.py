@@ -70,4 +70,3 @@ def linear_recurrence(cx: Cx, node: Node, a: Ref, x: Ref, init: Ref | None = Non
             a = cx.cat([cx.slice(a, dim, 0, k), cx.binary("mul.Tensor", rate, cx.slice(a, dim, 0, n - k))], dim)
         k *= 2
     return cx.flip(x, [dim]) if reverse else x
-

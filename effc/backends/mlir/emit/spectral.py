@@ -19,7 +19,7 @@ def scaled(cx: Cx, x: Ref, factor: Any) -> Ref:
 def line(cx: Cx, x: Ref, dim: int, inverse: bool) -> Ref:
     """One complex transform, without a factor."""
     norm = "forward" if inverse else "backward"
-    return cx.aten("fft_ifft" if inverse else "fft_fft", x, None, dim, norm, out=x.type)  # type: ignore[no-any-return]
+    return cx.aten("fft_ifft" if inverse else "fft_fft", x, None, dim, norm, out=x.type)
 
 
 @emits("fft")
@@ -58,4 +58,3 @@ def irfft(cx: Cx, node: Node, x: Ref) -> Any:
         x = Ref(x.value, x.type.with_shape((*x.shape[:last], n, *x.shape[last + 1 :])))
     y = line(cx, x, last, True)
     return scaled(cx, cx.unary("real", y, x.dtype.real), node.attrs["scale"])
-

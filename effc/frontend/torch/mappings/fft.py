@@ -8,9 +8,9 @@ from typing import Any
 from ....ir import dims as D
 from ....ir.dims import Dim
 from ....ir.graph import Value
+from ...imported import Unsupported
 from ..context import Context
 from ..registry import aten
-from ...imported import Unsupported
 
 
 def _scaled(cx: Context, n: Dim, normalization: int) -> tuple[float, Any]:
