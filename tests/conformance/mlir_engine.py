@@ -1,16 +1,22 @@
 """Runs a module of the torch dialect by MLIR itself: torch-mlir lowers it to linalg on tensors, MLIR's passes to LLVM,
 and its ExecutionEngine compiles and calls it. Shares nothing with effc but the module.
+
+``run`` does so in a process of its own, since torch-mlir's passes end the process on what they were not made for.
 """
 
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from torch_mlir import ir, runtime
+from torch_mlir import ir
 from torch_mlir.dialects import torch as torch_dialect
 from torch_mlir.execution_engine import ExecutionEngine
 from torch_mlir.passmanager import PassManager
@@ -138,4 +144,26 @@ def _copy(d: Any, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dt
     return np.array(view)
 
 
-__all__ = ["Engine", "NotLowered", "runtime"]
+def run(text: str, calls: Sequence[Sequence[Array]]) -> list[list[Array]]:
+    """The results of ``main`` for each list of arguments; NotLowered with what torch-mlir says, or that it crashed."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "model.mlir").write_text(text)
+        for i, arrays in enumerate(calls):
+            np.savez(folder / f"in{i}.npz", *arrays)
+        done = subprocess.run([sys.executable, __file__, name], capture_output=True, text=True)
+        if done.returncode:
+            raise NotLowered(done.stderr[-2000:] or f"torch-mlir crashed ({done.returncode})")
+        return [_load(folder / f"out{i}.npz") for i in range(len(calls))]
+
+
+def _load(path: Path) -> list[Array]:
+    with np.load(path) as f:
+        return [f[f"arr_{i}"] for i in range(len(f.files))]
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    engine = Engine((place / "model.mlir").read_text())
+    for i in range(len(list(place.glob("in*.npz")))):
+        np.savez(place / f"out{i}.npz", *engine(_load(place / f"in{i}.npz")))
