@@ -57,6 +57,24 @@ RELATIONS: dict[str, Callable[[Any, Any], bool]] = {
 }  # fmt: skip
 
 
+def _one_transform(cx: Context, x: Value, n: Any = None, dim: int = -1, norm: str | None = None) -> Value:
+    """fft_fft, fft_ifft and fft_rfft, which torch.export decomposes."""
+    kind = str(cx.fx.target).rpartition("_")[2]
+    if n is not None:
+        raise Unsupported("a transform of another length than its operand's")
+    inverse = kind == "ifft"
+    by = {"ortho": 1, "backward": 2 if inverse else 0, "forward": 0 if inverse else 2}[norm or "backward"]
+    if kind == "rfft":
+        return registry.MAPPINGS["_fft_r2c"](cx, x, [dim], by, True)
+    if not x.dtype.is_complex:
+        x = cx.op("complex", x, cx.full(0.0, x.shape, x.dtype))
+    return registry.MAPPINGS["_fft_c2c"](cx, x, [dim], by, not inverse)
+
+
+# Operators of the dialect that torch.export decomposes, so that they have no mapping
+COMPOSITE = dict.fromkeys(("fft_fft", "fft_ifft", "fft_rfft"), _one_transform)
+
+
 def import_model(model: Any, args: Any = (), kwargs: Any = None, dynamic_shapes: Any = None) -> ImportedGraph:
     """The IR of a module in the torch dialect: an ``ir.Module`` of torch-mlir, or a file with its text. ``args`` and
     ``dynamic_shapes`` are not needed: the module has its types. EffcError lists every operator without a mapping."""
@@ -347,7 +365,7 @@ class ModuleImporter:
 
     def mapped(self, op: Any, name: str, ins: list[Any]) -> Any:
         """An operator by its mapping, checked against the types that the module gives."""
-        f = registry.MAPPINGS.get(name) or registry.MAPPINGS.get(name.partition(".")[0])
+        f = COMPOSITE.get(name) or registry.MAPPINGS.get(name) or registry.MAPPINGS.get(name.partition(".")[0])
         kinds = [str(r.type) for r in op.results]
         if f is None:
             self.problems.add(op.name.removeprefix("torch."), self.b.loc)

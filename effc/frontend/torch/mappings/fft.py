@@ -8,7 +8,6 @@ from typing import Any
 from ....ir import dims as D
 from ....ir.dims import Dim
 from ....ir.graph import Value
-from ...imported import Unsupported
 from ..context import Context
 from ..registry import aten
 
@@ -59,18 +58,3 @@ def _c2r(cx: Context, x: Value, dim: Any, normalization: int, last_dim_size: Any
     n = D.product([x.shape[d] for d in dims[:-1]] + [last])
     scale, late = _scaled(cx, n, normalization)
     return _finish(cx, cx.op("irfft", x, dims=dims, last_size=last, scale=scale), late)
-
-
-@aten("fft_fft", "fft_ifft", "fft_rfft")
-def _one_dim(cx: Context, x: Value, n: Any = None, dim: int = -1, norm: str | None = None) -> Value:
-    """torch.export decomposes these; modules of MLIR's torch dialect have them."""
-    kind = str(cx.fx.target).partition("fft_")[2].partition(".")[0]
-    if n is not None:
-        raise Unsupported("a transform of another length than its operand's")
-    inverse = kind == "ifft"
-    by = {"ortho": 1, "backward": 2 if inverse else 0, "forward": 0 if inverse else 2}[norm or "backward"]
-    if kind == "rfft":
-        return _r2c(cx, x, [dim], by, True)
-    if not x.dtype.is_complex:
-        x = cx.op("complex", x, cx.full(0.0, x.shape, x.dtype))
-    return _c2c(cx, x, [dim], by, not inverse)
