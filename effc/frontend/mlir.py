@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,8 +36,14 @@ SCALAR_TYPES: dict[int, torch.dtype] = {
     code: getattr(torch, table.BY_NAME[d.value].torch) for d, code in SCALAR_CODE.items()
 }
 SIZED = frozenset(
-    "view reshape _unsafe_view expand broadcast_to full zeros ones empty new_full new_zeros new_ones new_empty".split()
+    "view reshape _unsafe_view expand broadcast_to full zeros ones empty new_full new_zeros new_ones new_empty rand "
+    "randn randint as_strided".split()
 )  # operators with a list of the result's sizes
+# The sizes of other results that their mappings ask for, from the operands
+SIZES: dict[str, Callable[[list[Any]], Sequence[Dim]]] = {
+    "arange.start_step": lambda ins: [D.ceildiv(ins[1] - ins[0], ins[2])],
+    "gather": lambda ins: ins[2].shape,
+}
 BY_DATA = frozenset(
     "nonzero masked_select bincount _unique2 unique_consecutive unique_dim unique_dim_consecutive "
     "repeat_interleave".split()
@@ -117,11 +123,12 @@ class ModuleImporter:
         self.b, self.problems = Builder(), Problems()
         self.cx = Context(self.b, {}, {})
         self.env: dict[Any, Any] = {}
+        self.shapes: dict[Any, list[Dim]] = {}
         self.blobs = {k.strip('"'): bytes.fromhex(v) for k, v in _BLOB.findall(text)}
 
     def run(self) -> ImportedGraph:
         block = self._function().regions[0].blocks[0]
-        shapes = self._shapes(block)
+        shapes = self.shapes = self._shapes(block)
         for i, a in enumerate(block.arguments):
             t = self.tensor(str(a.type), shapes.get(a), f"s{i}_")
             if t is None:
@@ -174,17 +181,15 @@ class ModuleImporter:
         return TensorType(ELEMENTS[m[2]], tuple(sizes))
 
     def _shapes(self, block: Any) -> dict[Any, list[Dim]]:
-        """What ``bind_symbolic_shape`` says about the function's arguments."""
+        """What ``bind_symbolic_shape`` says about the function's arguments and its operations' results."""
         names: dict[Any, Dim] = {}
         out: dict[Any, list[Dim]] = {}
-        arguments = list(block.arguments)
-        for o in block.operations:
-            op = o.operation
+        for op in _walk(block):
             if op.name == "torch.symbolic_int":
                 name = str(op.attributes["symbol_name"]).strip('"')
                 lo, hi = (int(str(op.attributes[k]).partition(":")[0]) for k in ("min_val", "max_val"))
                 names[op.results[0]] = self.b.symbol(name, max(lo, 0), hi if hi < 1 << 62 else None)
-            elif op.name == "torch.bind_symbolic_shape" and op.operands[0] in arguments:
+            elif op.name == "torch.bind_symbolic_shape":
                 m = re.search(r"\(([^()]*)\)(?:\[([^\]]*)\])? -> \((.*)\)>", str(op.attributes["shape_expressions"]))
                 if m is None:
                     continue
@@ -373,7 +378,10 @@ class ModuleImporter:
         try:
             positional, keywords = self._arguments(name, ins)
             self.cx.fx = Call(op, name, ins)
-            self.cx.expected = [self._expected(k, name if i == 0 else "", ins) for i, k in enumerate(kinds)]
+            self.cx.expected = [
+                self.tensor(k, self.shapes[r]) if r in self.shapes else self._expected(k, name if i == 0 else "", ins)
+                for i, (k, r) in enumerate(zip(kinds, op.results, strict=True))
+            ]
             if name.startswith("_embedding_bag"):  # the others have sizes of their own and are for gradients
                 self.cx.expected[1:] = [None for _ in kinds[1:]]
             out = f(self.cx, *positional, **keywords)
@@ -418,6 +426,8 @@ class ModuleImporter:
         given: list[Any] = []
         if name.partition(".")[0] in SIZED:
             given = next((x for x in ins if isinstance(x, list) and len(x) == rank), [])
+        if name in SIZES and not any(isinstance(x, float) for x in ins):
+            given = list(SIZES[name](ins))
         known: list[Dim] = [d for d in given if isinstance(d, (int, SymExpr)) and d != -1]
         sizes: list[Dim] = [D.symbol(f"{UNKNOWN}{i}") for i in range(rank)]
         if name.partition(".")[0] in BY_DATA and m[1].strip():
@@ -450,6 +460,14 @@ class ModuleImporter:
     def _zeros(self, t: TensorType) -> Value:
         shape = tuple(d if isinstance(d, int) else 1 for d in t.shape)
         return self.cx.full(False if t.dtype.is_bool else 0, shape, t.dtype)
+
+
+def _walk(block: Any) -> Iterator[Any]:
+    """The operations of a block and of the regions in it."""
+    for o in block.operations:
+        yield o.operation
+        for region in o.operation.regions:
+            yield from _walk(region.blocks[0])
 
 
 def _split(text: str) -> list[str]:

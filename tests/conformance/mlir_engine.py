@@ -80,7 +80,8 @@ def descriptor(rank: int) -> Any:
 
 
 class Engine:
-    """The function ``main`` of a module's text, compiled; NotLowered where torch-mlir has no lowering."""
+    """The function ``main`` of a module's text (saved without symbols), compiled; NotLowered where torch-mlir has no
+    lowering."""
 
     def __init__(self, text: str) -> None:
         self.context = ir.Context()
@@ -91,9 +92,6 @@ class Engine:
             f.attributes["llvm.emit_c_interface"] = ir.UnitAttr.get()
             kind = ir.FunctionType(ir.TypeAttr(f.attributes["function_type"]).value)
             self.results = [self._array_type(str(t)) for t in kind.results]
-            for o in list(f.regions[0].blocks[0].operations):  # what ties sizes together has no lowering
-                if o.operation.name == "torch.bind_symbolic_shape":
-                    o.operation.erase()
             for stage in (TORCH, LINALG):
                 try:
                     PassManager.parse(f"builtin.module({stage})").run(module.operation)

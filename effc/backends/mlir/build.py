@@ -13,7 +13,7 @@ from torch_mlir.dialects import func
 from torch_mlir.dialects import torch as torch_dialect
 
 from ...ir import dims as D
-from ...ir.dims import Dim, SymExpr
+from ...ir.dims import SymExpr
 from ...ir.graph import Graph, Node
 from ...ir.interp import solve_linear
 from ...ir.torch_types import ELEMENT_NAME
@@ -105,9 +105,10 @@ def _function(shared: Shared, name: str, graph: Graph) -> None:
         refs = [Ref(v, t) for v, t in zip(block.arguments, given, strict=True)]
         cx.values.update((n[0], r) for n, r in zip(graph.inputs, refs, strict=False))
         cx.states = dict(zip(graph.states, refs[len(graph.inputs) :], strict=True))
-        symbols = _declare(cx, graph)
+        cx.symbolic = _declare(cx, graph)
         for r in refs[: len(graph.inputs)]:
-            _bind_shape(cx, r, symbols)
+            if not cx.name_sizes(r):
+                cx.shared.notes.append(f"the module does not say how the sizes of {r.type} hang together")
         _bind_symbols(cx, graph, refs)
         _checks(cx, graph)
         cx.walk(graph.nodes)
@@ -139,43 +140,6 @@ def _declare(cx: Cx, graph: Graph) -> dict[str, Any]:
         }
         out[s] = cx.op("symbolic_int", [], [cx.kind("int")], symbol_name=ir.StringAttr.get(s), **bounds).results[0]
     return out
-
-
-def _bind_shape(cx: Cx, r: Ref, symbols: Mapping[str, Any]) -> None:
-    """``torch.bind_symbolic_shape``: which sizes of an argument are which symbols."""
-    names = sorted({s for d in r.shape for s in D.symbols(d)})
-    if not names:
-        return
-    local = {s: ir.AffineSymbolExpr.get(i) for i, s in enumerate(names)}
-    try:
-        sizes = [_affine(d, local) for d in r.shape]
-    except Refuse:
-        cx.shared.notes.append(f"the module does not say how the sizes {r.type} hang together")
-        return
-    attr = ir.AffineMapAttr.get(ir.AffineMap.get(0, len(names), sizes))
-    cx.op("bind_symbolic_shape", [r.value, *(symbols[s] for s in names)], [], shape_expressions=attr)
-
-
-def _affine(d: Dim, local: Mapping[str, Any]) -> Any:
-    """A size as an affine expression; Refuse where it is none."""
-    if isinstance(d, int):
-        return ir.AffineConstantExpr.get(d)
-    total = None
-    for monomial, factor in d.terms:
-        term: Any = ir.AffineConstantExpr.get(factor)
-        if len(monomial) > 1:
-            raise Refuse("a product of sizes")
-        for atom in monomial:
-            if not hasattr(atom, "op"):
-                inner = local[atom.name]
-            elif atom.op in ("//", "%") and isinstance(atom.rhs, int):
-                f = ir.AffineFloorDivExpr if atom.op == "//" else ir.AffineModExpr
-                inner = f.get(_affine(atom.lhs, local), ir.AffineConstantExpr.get(atom.rhs))
-            else:
-                raise Refuse("an expression that is not affine")
-            term = inner if factor == 1 else ir.AffineMulExpr.get(inner, term)
-        total = term if total is None else ir.AffineAddExpr.get(total, term)
-    return total
 
 
 def _bind_symbols(cx: Cx, graph: Graph, refs: Sequence[Ref]) -> None:

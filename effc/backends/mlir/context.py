@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,7 @@ class Cx:
         self.sizes: dict[Dim, Any] = {} if outer is None else dict(outer.sizes)  # as values of type !torch.int
         self.constants: dict[Any, Any] = {} if outer is None else dict(outer.constants)
         self.states: dict[str, Ref] = {} if outer is None else outer.states
+        self.symbolic: dict[str, Any] = {} if outer is None else outer.symbolic  # torch.symbolic_int of symbols
         self.loc: Any = ir.Location.unknown() if outer is None else outer.loc
 
     # Types ------------------------------------------------------------------------------------------------------------
@@ -112,6 +113,8 @@ class Cx:
             self.shared.opaque[full] = self.shared.opaque.get(full, 0) + 1
             made = self.op("operator", operands, kinds, name=ir.StringAttr.get(f"torch.{full}"))
         refs = tuple(Ref(v, t) for v, t in zip(made.results, types, strict=True))
+        for r in refs:
+            self.name_sizes(r)
         return refs[0] if isinstance(out, TensorType) else refs
 
     def argument(self, x: Any, kind: str) -> Any:
@@ -197,6 +200,23 @@ class Cx:
             return self.sizes[d]
         names = {"//": "aten.floordiv.int", "%": "aten.remainder.int", "max": "prim.max.int", "min": "prim.min.int"}
         return self.int_op(names[atom.op], self.size(atom.lhs), self.size(atom.rhs))
+
+    def name_sizes(self, x: Ref) -> bool:
+        """Writes which sizes of x are which symbols of the inputs (``torch.bind_symbolic_shape``), or says False where
+        the dialect has no expression for them."""
+        names = sorted({s for d in x.shape for s in D.symbols(d)})
+        if not set(names) <= self.symbolic.keys():
+            return False
+        if names:
+            local = {s: ir.AffineSymbolExpr.get(i) for i, s in enumerate(names)}
+            try:
+                sizes = [affine(d, local) for d in x.shape]
+            except Refuse:
+                return False
+            attr = ir.AffineMapAttr.get(ir.AffineMap.get(0, len(names), sizes))
+            operands = [x.value, *(self.symbolic[s] for s in names)]
+            self.op("bind_symbolic_shape", operands, [], shape_expressions=attr)
+        return True
 
     def int_op(self, name: str, *operands: Any, kind: str = "int") -> Any:
         return self.op(name, operands, [self.kind(kind)]).results[0]
@@ -358,6 +378,28 @@ class Cx:
 
 
 COMPARISONS = frozenset("eq ne lt le gt ge logical_and logical_or logical_xor".split())
+
+
+def affine(d: Dim, local: Mapping[str, Any]) -> Any:
+    """A size as an affine expression of symbols; Refuse where it is none."""
+    if isinstance(d, int):
+        return ir.AffineConstantExpr.get(d)
+    total: Any = None
+    for monomial, factor in d.terms:
+        if len(monomial) > 1:
+            raise Refuse("a product of sizes")
+        term: Any = ir.AffineConstantExpr.get(factor)
+        for atom in monomial:
+            if isinstance(atom, Symbol):
+                inner = local[atom.name]
+            elif atom.op in ("//", "%") and isinstance(atom.rhs, int):
+                f = ir.AffineFloorDivExpr if atom.op == "//" else ir.AffineModExpr
+                inner = f.get(affine(atom.lhs, local), ir.AffineConstantExpr.get(atom.rhs))
+            else:
+                raise Refuse("an expression that is not affine")
+            term = inner if factor == 1 else ir.AffineMulExpr.get(inner, term)
+        total = term if total is None else ir.AffineAddExpr.get(total, term)
+    return total
 
 
 def _element(x: Any, dtype: DType) -> str:

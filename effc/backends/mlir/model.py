@@ -9,14 +9,35 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch_mlir import ir
 
 from ...runtime.artifact import write_file_atomically
 from ..calling import BoundEntry, Session, Sessions
 from ..reference import from_numpy, to_numpy
-from .build import Built
+from .build import Built, new_context
 from .eager import Function
 
 Array = np.ndarray[Any, Any]
+
+
+def without_symbols(text: str) -> Any:
+    """The module of a text less ``torch.symbolic_int`` and ``torch.bind_symbolic_shape``."""
+    found: dict[str, list[Any]] = {"torch.bind_symbolic_shape": [], "torch.symbolic_int": []}
+
+    def visit(op: Any) -> None:
+        for region in op.regions:
+            for block in region.blocks:
+                for o in block.operations:
+                    if o.operation.name in found:
+                        found[o.operation.name].append(o.operation)
+                    visit(o.operation)
+
+    with new_context():
+        module = ir.Module.parse(text)
+        visit(module.operation)
+        for op in [o for ops in found.values() for o in ops]:
+            op.erase()
+    return module
 
 
 class MlirModel:
@@ -42,13 +63,15 @@ class MlirModel:
         """The module, weights included."""
         return str(self.built.module)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the module's text to ``path``; as MLIR's bytecode if it ends in ``.mlirbc``."""
+    def save(self, path: str | os.PathLike[str], symbols: bool = True) -> None:
+        """Writes the module's text to ``path``; as MLIR's bytecode if it ends in ``.mlirbc``. ``symbols``: with the
+        names and relations of dynamic sizes, which torch-mlir's own pipelines do not take."""
         target = Path(path)
+        module = self.module if symbols else without_symbols(self.text)
         if target.suffix == ".mlirbc":
-            write_file_atomically(target, self.built.module.operation.write_bytecode)
+            write_file_atomically(target, module.operation.write_bytecode)
             return
-        text = self.text.encode()
+        text = str(module).encode()
         write_file_atomically(target, lambda f: f.write(text))
 
     def session(self) -> Session:
