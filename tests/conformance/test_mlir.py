@@ -194,6 +194,47 @@ def test_dynamic_sizes_by_every_judge(tmp_path: Path) -> None:
         m(torch.randn(65, 4))
 
 
+class Spectrum(nn.Module):
+    """Sizes that are computed, transforms, and a result whose size the data decide."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = torch.fft.irfft(torch.fft.rfft(x) * 2, n=8)
+        return y, torch.arange(x.shape[0]), x.repeat(2, 1), x.nonzero(), x[x > 0] * 2
+
+
+class Image(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = nn.functional.max_pool2d(torch.relu(self.conv(x)), 2)
+        return nn.functional.interpolate(y, scale_factor=2.0, mode="bilinear")
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.GRU(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x.reshape(-1, 1, 8))[0]
+
+
+@pytest.mark.parametrize(
+    "model,shape", [(Spectrum(), (8,)), (Image(), (3, 17, 18)), (Recurrent(), (8,))], ids=["spectrum", "image", "gru"]
+)
+def test_dynamic_sizes_read_back(model: nn.Module, shape: tuple[int, ...]) -> None:
+    m = effc.compile(model.eval(), (torch.randn(4, *shape),), target="mlir", dynamic_shapes=BATCH)
+    back = effc.compile(m.module, target="reference")
+    for n in (1, 4, 6):
+        x = torch.randn(n, *shape)
+        with torch.no_grad():
+            want = model(x)
+        same(m(x), want)
+        same(back(x), want)
+
+
 def test_bytecode(tmp_path: Path) -> None:
     from torch_mlir import ir
 
