@@ -47,7 +47,7 @@ REFUSED: dict[str, dict[str, int]] = {
     },
     "scatter": {"a prod of c64": 8},
 }  # fmt: skip
-# Functions that PyTorch computes less exactly than the references.
+# Functions that PyTorch computes less exactly than the references do in f64.
 ACCURACY = {
     "airy_ai": 1e-5, "bessel_j0": 1e-5, "bessel_j1": 1e-5, "bessel_y0": 1e-5, "bessel_y1": 1e-5, "igamma": 1e-8,
     "igammac": 1e-8,
@@ -87,9 +87,9 @@ def text_of(group: Group) -> str:
 
 
 def problem_of(case: Case, got: Any, want: Any) -> str | None:
-    if case.op.name not in ACCURACY:
+    if case.op.name not in ACCURACY or want[0].dtype != np.float64:
         return check(case, got, want)
-    return "; ".join(p for g, w in zip(got, want, strict=True) if (p := compare(g, w, ACCURACY[case.op.name]))) or None
+    return compare(got[0], want[0], ACCURACY[case.op.name])
 
 
 QUICK = ["conv", "where", "concat", "irfft", "bincount", "unique", "complex", "rnn_layer"]
