@@ -20,8 +20,8 @@ SAME = ("torch.tensor_static_info_cast",)
 
 
 class Function:
-    """A function made callable: torch tensors in, a list of torch tensors out. ``data`` gives the array of a literal by
-    the text of its attribute."""
+    """A function made callable: torch tensors in, a list of torch tensors out. ``literals`` gives the tensor of a
+    ``torch.vtensor.literal``. EffcError where PyTorch cannot run an operator, and for assertions that do not hold."""
 
     def __init__(self, op: Any, literals: Callable[[Any], torch.Tensor]) -> None:
         self._literals = literals
@@ -142,5 +142,5 @@ def _checked(name: str, kind: str, x: Any) -> Any:
 
 
 def dense(x: torch.Tensor) -> torch.Tensor:
-    """x, row-major in a storage of its own kind; an empty tensor with the strides of one."""
+    """x, row-major; an empty tensor too has the strides of one."""
     return x.resolve_conj().resolve_neg().contiguous() if x.numel() else torch.empty(x.shape, dtype=x.dtype)
