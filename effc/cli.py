@@ -263,7 +263,7 @@ def cmd_compile(a: argparse.Namespace) -> None:
     if a.dynamic and isinstance(model, str):
         raise EffcError("--dynamic needs a module; a .pt2 file already carries its dynamic dims")
     out = Path(a.source).stem if isinstance(model, str) else a.source.rpartition(":")[2]
-    out = a.out or out + (".onnx" if a.target == "onnx" else ".effc")
+    out = a.out or out + {"onnx": ".onnx", "mlir": ".mlir"}.get(a.target, ".effc")
     with progress(f"compiling {a.source} for {a.target}"):
         compiled = effc.compile(
             model,

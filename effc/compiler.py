@@ -80,7 +80,7 @@ def compile_entries(
     """Compiles several entry points into one artifact; they share weights and session state. See :func:`compile`."""
     _require_extras()
     kind = target.partition(":")[0]
-    if kind not in ("cpu", "reference", "onnx", "tvm"):
+    if kind not in ("cpu", "reference", "onnx", "tvm") and target != "mlir":
         raise EffcError(
             f"target {target!r} is not available in this version",
             hint="targets: " + ", ".join(t["name"] for t in targets()),
@@ -116,6 +116,8 @@ def compile_entries(
                 made = _compile_onnx(entries, num_threads, onnx_domain, disable_passes, verify)
             elif kind == "tvm":
                 made = _compile_tvm(entries, target, disable_passes, verify)
+            elif kind == "mlir":
+                made = _compile_mlir(entries, disable_passes, verify)
             else:
                 made = _compile_cpu(entries, target, num_threads, disable_passes, verify, selftest)
     except Exception:
@@ -209,6 +211,14 @@ def _compile_tvm(entries: Mapping[str, Entry], target: str, disable: Sequence[st
     except ImportError as e:
         raise EffcError(f"target 'tvm' needs TVM: {e}", hint="pip install 'effc[torch,tvm]'") from e
     return tvm.compile_graphs({n: import_entry(e) for n, e in entries.items()}, target, disable, verify)
+
+
+def _compile_mlir(entries: Mapping[str, Entry], disable: Sequence[str], verify: bool) -> Any:
+    try:
+        from .backends import mlir
+    except ImportError as e:
+        raise EffcError(f"target 'mlir' needs torch-mlir: {e}", hint="pip install 'effc[torch,mlir]'") from e
+    return mlir.compile_graphs({n: import_entry(e) for n, e in entries.items()}, disable, verify)
 
 
 def _compile_cpu(
@@ -600,6 +610,8 @@ def targets() -> list[dict[str, Any]]:
     out.append({"name": "onnx", "runs_here": not lacking, "missing": lacking})
     lacking = [m for m in ("tvm",) if importlib.util.find_spec(m) is None]
     out.append({"name": "tvm", "runs_here": not lacking, "missing": lacking})
+    lacking = [m for m in ("torch_mlir", "torch") if importlib.util.find_spec(m) is None]
+    out.append({"name": "mlir", "runs_here": not lacking, "missing": lacking})
     out.append({"name": "reference", "runs_here": True, "missing": []})
     return out
 

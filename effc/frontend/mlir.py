@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,35 +23,62 @@ from ..ir import dims as D
 from ..ir.dims import Dim, SymExpr
 from ..ir.dtypes import DType
 from ..ir.graph import Builder, Loc, Value
+from ..ir.torch_types import ELEMENTS, SCALAR_CODE
 from ..ir.types import TensorType
+from ..runtime import dtypes as table
 from ..runtime.errors import EffcError
 from .imported import ImportedGraph, Problems, Unsupported
 from .torch import registry
 from .torch.context import Context
 
-ELEMENTS: dict[str, DType] = {
-    "f16": DType.f16, "bf16": DType.bf16, "f32": DType.f32, "f64": DType.f64, "i1": DType.bool, "si8": DType.i8,
-    "ui8": DType.u8, "si16": DType.i16, "ui16": DType.u16, "si32": DType.i32, "ui32": DType.u32, "si64": DType.i64,
-    "ui64": DType.u64, "complex<f32>": DType.c64, "complex<f64>": DType.c128, "f8E4M3FN": DType.f8e4m3,
-    "f8E5M2": DType.f8e5m2,
-}  # fmt: skip
 # torch's numbers of its dtypes (c10::ScalarType), as operators take them in this dialect
 SCALAR_TYPES: dict[int, torch.dtype] = {
-    0: torch.uint8, 1: torch.int8, 2: torch.int16, 3: torch.int32, 4: torch.int64, 5: torch.float16, 6: torch.float32,
-    7: torch.float64, 9: torch.complex64, 10: torch.complex128, 11: torch.bool, 15: torch.bfloat16,
-    23: torch.float8_e5m2, 24: torch.float8_e4m3fn, 27: torch.uint16, 28: torch.uint32, 29: torch.uint64,
-}  # fmt: skip
+    code: getattr(torch, table.BY_NAME[d.value].torch) for d, code in SCALAR_CODE.items()
+}
 SIZED = frozenset(
-    "view reshape _unsafe_view expand broadcast_to full zeros ones empty new_full new_zeros new_ones new_empty".split()
+    "view reshape _unsafe_view expand broadcast_to full zeros ones empty new_full new_zeros new_ones new_empty rand "
+    "randn randint as_strided".split()
 )  # operators with a list of the result's sizes
+# The sizes of other results that their mappings ask for, from the operands
+SIZES: dict[str, Callable[[list[Any]], Sequence[Dim]]] = {
+    "arange.start_step": lambda ins: [D.ceildiv(ins[1] - ins[0], ins[2])],
+    "gather": lambda ins: ins[2].shape,
+}
+BY_DATA = frozenset(
+    "nonzero masked_select bincount _unique2 unique_consecutive unique_dim unique_dim_consecutive "
+    "repeat_interleave".split()
+)  # operators that find a size of their first result in the data
 UNKNOWN = "unknown_size_"
 _TENSOR = re.compile(r"!torch\.vtensor<\[([^\]]*)\],\s*(.*)>$")
 _BLOB = re.compile(r'([\w."\-/]+):\s*"0x([0-9A-Fa-f]*)"')
 _PLACE = re.compile(r'"([^"]+)":(\d+)')
 ARITHMETIC: dict[str, Callable[..., Any]] = {
     "add": lambda x, y: x + y, "sub": lambda x, y: x - y, "mul": lambda x, y: x * y, "floordiv": lambda x, y: x // y,
-    "remainder": lambda x, y: x % y, "neg": lambda x: -x, "Int.Scalar": lambda x: x, "Float.Scalar": float,
+    "remainder": lambda x, y: x % y, "prim.max": D.maximum, "prim.min": D.minimum, "neg": lambda x: -x,
+    "Int.Scalar": lambda x: x, "Float.Scalar": float,
 }  # fmt: skip
+RELATIONS: dict[str, Callable[[Any, Any], bool]] = {
+    "eq": lambda x, y: x == y, "ne": lambda x, y: x != y, "lt": lambda x, y: x < y, "le": lambda x, y: x <= y,
+    "gt": lambda x, y: x > y, "ge": lambda x, y: x >= y,
+}  # fmt: skip
+
+
+def _one_transform(cx: Context, x: Value, n: Any = None, dim: int = -1, norm: str | None = None) -> Value:
+    """fft_fft, fft_ifft and fft_rfft, which torch.export decomposes."""
+    kind = str(cx.fx.target).rpartition("_")[2]
+    if n is not None:
+        raise Unsupported("a transform of another length than its operand's")
+    inverse = kind == "ifft"
+    by = {"ortho": 1, "backward": 2 if inverse else 0, "forward": 0 if inverse else 2}[norm or "backward"]
+    if kind == "rfft":
+        return registry.MAPPINGS["_fft_r2c"](cx, x, [dim], by, True)
+    if not x.dtype.is_complex:
+        x = cx.op("complex", x, cx.full(0.0, x.shape, x.dtype))
+    return registry.MAPPINGS["_fft_c2c"](cx, x, [dim], by, not inverse)
+
+
+# Operators of the dialect that torch.export decomposes, so that they have no mapping
+COMPOSITE = dict.fromkeys(("fft_fft", "fft_ifft", "fft_rfft"), _one_transform)
 
 
 def import_model(model: Any, args: Any = (), kwargs: Any = None, dynamic_shapes: Any = None) -> ImportedGraph:
@@ -69,6 +97,24 @@ def import_model(model: Any, args: Any = (), kwargs: Any = None, dynamic_shapes:
         return ModuleImporter(module, text).run()
 
 
+class Call:
+    """What mappings ask of the operator's node in a graph of torch.export: its name, the strides of its operands (value
+    tensors are row-major) and which results are used."""
+
+    def __init__(self, op: Any, name: str, ins: Sequence[Any]) -> None:
+        self.target = f"aten.{name}"
+        self.args = [Operand(x) if isinstance(x, Value) else x for x in ins]
+        used = [i for i, r in enumerate(op.results) if any(True for _ in r.uses)]
+        self.users = [SimpleNamespace(args=(None, i), users=(None,)) for i in used]
+
+
+class Operand:
+    """A tensor's stand-in without data."""
+
+    def __init__(self, x: Value) -> None:
+        self.meta = {"val": torch.empty([d if isinstance(d, int) else 2 for d in x.shape], device="meta")}
+
+
 class ModuleImporter:
     """Imports one module; ``text`` holds the data of its literals."""
 
@@ -77,11 +123,12 @@ class ModuleImporter:
         self.b, self.problems = Builder(), Problems()
         self.cx = Context(self.b, {}, {})
         self.env: dict[Any, Any] = {}
+        self.shapes: dict[Any, list[Dim]] = {}
         self.blobs = {k.strip('"'): bytes.fromhex(v) for k, v in _BLOB.findall(text)}
 
     def run(self) -> ImportedGraph:
         block = self._function().regions[0].blocks[0]
-        shapes = self._shapes(block)
+        shapes = self.shapes = self._shapes(block)
         for i, a in enumerate(block.arguments):
             t = self.tensor(str(a.type), shapes.get(a), f"s{i}_")
             if t is None:
@@ -134,17 +181,15 @@ class ModuleImporter:
         return TensorType(ELEMENTS[m[2]], tuple(sizes))
 
     def _shapes(self, block: Any) -> dict[Any, list[Dim]]:
-        """What ``bind_symbolic_shape`` says about the function's arguments."""
+        """What ``bind_symbolic_shape`` says about the function's arguments and its operations' results."""
         names: dict[Any, Dim] = {}
         out: dict[Any, list[Dim]] = {}
-        arguments = list(block.arguments)
-        for o in block.operations:
-            op = o.operation
+        for op in _walk(block):
             if op.name == "torch.symbolic_int":
                 name = str(op.attributes["symbol_name"]).strip('"')
                 lo, hi = (int(str(op.attributes[k]).partition(":")[0]) for k in ("min_val", "max_val"))
                 names[op.results[0]] = self.b.symbol(name, max(lo, 0), hi if hi < 1 << 62 else None)
-            elif op.name == "torch.bind_symbolic_shape" and op.operands[0] in arguments:
+            elif op.name == "torch.bind_symbolic_shape":
                 m = re.search(r"\(([^()]*)\)(?:\[([^\]]*)\])? -> \((.*)\)>", str(op.attributes["shape_expressions"]))
                 if m is None:
                     continue
@@ -168,9 +213,21 @@ class ModuleImporter:
         name = op.name.removeprefix("torch.")
         if name in ("constant.int", "constant.bool", "constant.float", "constant.str"):
             return op.attributes["value"].value
-        if name in ("constant.none", "constant.device", "symbolic_int", "bind_symbolic_shape", "runtime.assert"):
+        if name in ("constant.none", "constant.device", "symbolic_int", "bind_symbolic_shape"):
             return None
         ins: list[Any] = [self.env.get(v) for v in op.operands]
+        if name == "runtime.assert":
+            if isinstance(ins[0], Value):
+                self.b.op("assert", ins[0], message=op.attributes["message"].value)
+            return None
+        if name == "tensor_static_info_cast":
+            return ins[0]
+        if name in ("prim.If", "prim.Loop"):
+            try:
+                return self._if(op, ins) if name == "prim.If" else self._loop(op, ins)
+            except Unsupported as e:
+                self.problems.add(f"{op.name} ({e})", self.b.loc)
+                return self._stand_in([str(r.type) for r in op.results])
         if name == "vtensor.literal":
             return self.literal(op)
         if name in ("prim.ListConstruct", "prim.TupleConstruct"):
@@ -182,10 +239,112 @@ class ModuleImporter:
         name = name.removeprefix("aten.")
         if name == "size.int":
             return ins[0].shape[ins[1] % ins[0].rank]
+        if name in ("Bool.Tensor", "Int.Tensor") and isinstance(ins[0], Value):
+            return self._number(name, ins[0])
         base = name.removesuffix(".int")
+        if base in RELATIONS and not any(isinstance(x, Value) for x in ins):
+            return self._relation(base, *ins)
         if base in ARITHMETIC and not any(isinstance(x, Value) for x in ins):
             return ARITHMETIC[base](*ins)
         return self.mapped(op, name, ins)
+
+    def _number(self, name: str, x: Value) -> Any:
+        """A tensor of one element as a number: a size that the data decide, or a condition, which stays a tensor."""
+        x = self.cx.reshape(x, ())
+        if name == "Bool.Tensor":
+            return self.cx.convert(x, DType.bool)
+        size = self.b.symbol(f"i{len(self.b.symbols)}", -(1 << 62), None)
+        self.b.op("item", self.cx.convert(x, DType.i64), value=size)
+        return size
+
+    def _relation(self, name: str, x: Dim, y: Dim) -> Any:
+        """A relation of numbers, as a 0-d tensor where it depends on sizes."""
+        if isinstance(x, SymExpr) or isinstance(y, SymExpr):
+            return self.b.op(name, self.cx.scalar(x, DType.i64), self.cx.scalar(y, DType.i64))
+        return RELATIONS[name](x, y)
+
+    # Control flow -----------------------------------------------------------------------------------------------------
+
+    def _free(self, op: Any) -> list[Any]:
+        """What the regions of ``op`` take from around them, as far as it is a tensor here."""
+        found: dict[Any, None] = {}
+
+        def visit(o: Any) -> None:
+            for region in o.regions:
+                for inner in region.blocks[0].operations:
+                    found.update((v, None) for v in inner.operation.operands if isinstance(self.env.get(v), Value))
+                    visit(inner.operation)
+
+        visit(op)
+        return list(found)
+
+    def _body(
+        self, block: Any, types: Sequence[TensorType], free: Sequence[Any], start: Callable[[list[Value]], list[Any]]
+    ) -> tuple[Builder, list[Any]]:
+        """A region as a graph: inputs of ``types``, then what is free. ``start(inputs)`` says what the block's
+        arguments are. Gives the builder and the operands of the terminator."""
+        outer = self.b, self.cx, self.env
+        inner = Builder(self.b.symbols)
+        inner.loc = self.b.loc
+        self.b, self.cx, self.env = inner, Context(inner, {}, {}), dict(self.env)
+        try:
+            given = [inner.input(f"x{i}", t) for i, t in enumerate([*types, *(self.env[v].type for v in free)])]
+            self.env.update(zip(free, given[len(types) :], strict=True))
+            self.env.update(zip(block.arguments, start(given), strict=True))
+            results: list[Any] = []
+            for o in block.operations:
+                op = o.operation
+                if op.name in ("torch.prim.If.yield", "torch.prim.Loop.condition"):
+                    results = [self.env.get(v) for v in op.operands]
+                else:
+                    self._put(op, self.operation(op))
+            return inner, results
+        finally:
+            for s, limits in inner.symbols.items():
+                outer[0].symbols.setdefault(s, limits)
+            self.b, self.cx, self.env = outer
+
+    def _if(self, op: Any, ins: list[Any]) -> Any:
+        free = self._free(op)
+        sides = []
+        for region in op.regions:
+            b, results = self._body(region.blocks[0], [], free, lambda given: [])
+            if not all(isinstance(v, Value) for v in results):
+                raise Unsupported("a branch that gives numbers")
+            sides.append(b.graph(results))
+        cond = ins[0] if isinstance(ins[0], Value) else self.b.constant(bool(ins[0]), DType.bool)
+        node = self.b.node("if", [cond, *(self.env[v] for v in free)], {"then": sides[0], "orelse": sides[1]})
+        return node.values if len(node.values) != 1 else node[0]
+
+    def _loop(self, op: Any, ins: list[Any]) -> Any:
+        """A while: its carries are the step, whether to go on, and the loop's own."""
+        trips, go, *carries = ins
+        if not all(isinstance(v, Value) for v in carries):
+            raise Unsupported("a loop that carries numbers")
+        block, free = op.regions[0].blocks[0], self._free(op)
+        counter, flag = TensorType(DType.i64, ()), TensorType(DType.bool, ())
+        types = [counter, flag, *(v.type for v in carries)]
+
+        def start(given: list[Value]) -> list[Any]:
+            step = self.b.symbol(f"i{len(self.b.symbols)}", 0, max(trips - 1, 0) if isinstance(trips, int) else None)
+            self.b.op("item", given[0], value=step)
+            return [step, *given[2 : len(types)]]
+
+        body, (again, *new) = self._body(block, types, free, start)
+        for v, t in zip(new, types[2:], strict=True):
+            if not isinstance(v, Value) or v.type != t:
+                raise Unsupported("a loop that changes a size")
+        step = body.op("add", body.inputs[0][0], body.constant(1, DType.i64))
+        going = again if isinstance(again, Value) else body.constant(bool(again), DType.bool)
+        cond = Builder(self.b.symbols)
+        given = [cond.input(n.name, n.types[0]) for n in body.inputs]
+        inside = cond.op("lt", given[0], Context(cond, {}, {}).scalar(trips, DType.i64))
+        test = cond.graph([cond.op("logical_and", inside, given[1])])
+        first = go if isinstance(go, Value) else self.b.constant(bool(go), DType.bool)
+        operands = [self.b.constant(0, DType.i64), first, *carries, *(self.env[v] for v in free)]
+        attrs = {"carries": len(types), "cond": test, "body": body.graph([step, going, *new])}
+        made = self.b.node("while", operands, attrs).values[2:]
+        return made if len(made) != 1 else made[0]
 
     def literal(self, op: Any) -> Value:
         t = self.tensor(str(op.results[0].type))
@@ -211,18 +370,25 @@ class ModuleImporter:
 
     def mapped(self, op: Any, name: str, ins: list[Any]) -> Any:
         """An operator by its mapping, checked against the types that the module gives."""
-        f = registry.MAPPINGS.get(name) or registry.MAPPINGS.get(name.partition(".")[0])
+        f = COMPOSITE.get(name) or registry.MAPPINGS.get(name) or registry.MAPPINGS.get(name.partition(".")[0])
         kinds = [str(r.type) for r in op.results]
         if f is None:
             self.problems.add(op.name.removeprefix("torch."), self.b.loc)
             return self._stand_in(kinds)
         try:
             positional, keywords = self._arguments(name, ins)
-            self.cx.expected = [self._expected(k, name, ins) for k in kinds]
+            self.cx.fx = Call(op, name, ins)
+            self.cx.expected = [
+                self.tensor(k, self.shapes[r]) if r in self.shapes else self._expected(k, name if i == 0 else "", ins)
+                for i, (k, r) in enumerate(zip(kinds, op.results, strict=True))
+            ]
+            if name.startswith("_embedding_bag"):  # the others have sizes of their own and are for gradients
+                self.cx.expected[1:] = [None for _ in kinds[1:]]
             out = f(self.cx, *positional, **keywords)
             outs = tuple(out) if isinstance(out, (tuple, list)) and len(kinds) > 1 else (out,)
-            for k, v in zip(kinds, outs, strict=False):
-                self._verify(op, k, v)
+            for k, v, t in zip(kinds, outs, self.cx.expected, strict=False):
+                if t is not None:
+                    self._verify(op, k, v)
             return out
         except Unsupported as e:
             self.problems.add(f"{op.name} ({e})", self.b.loc)
@@ -260,8 +426,13 @@ class ModuleImporter:
         given: list[Any] = []
         if name.partition(".")[0] in SIZED:
             given = next((x for x in ins if isinstance(x, list) and len(x) == rank), [])
+        if name in SIZES and not any(isinstance(x, float) for x in ins):
+            given = list(SIZES[name](ins))
         known: list[Dim] = [d for d in given if isinstance(d, (int, SymExpr)) and d != -1]
         sizes: list[Dim] = [D.symbol(f"{UNKNOWN}{i}") for i in range(rank)]
+        if name.partition(".")[0] in BY_DATA and m[1].strip():
+            dim = ins[1] % rank if name.startswith("unique_dim") else 0
+            sizes[dim] = self.cx.new_symbol("u")
         for i, d in enumerate(given):
             if isinstance(d, (int, SymExpr)) and d != -1:
                 sizes[i] = d
@@ -289,6 +460,14 @@ class ModuleImporter:
     def _zeros(self, t: TensorType) -> Value:
         shape = tuple(d if isinstance(d, int) else 1 for d in t.shape)
         return self.cx.full(False if t.dtype.is_bool else 0, shape, t.dtype)
+
+
+def _walk(block: Any) -> Iterator[Any]:
+    """The operations of a block and of the regions in it."""
+    for o in block.operations:
+        yield o.operation
+        for region in o.operation.regions:
+            yield from _walk(region.blocks[0])
 
 
 def _split(text: str) -> list[str]:

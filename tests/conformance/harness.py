@@ -216,6 +216,10 @@ class Runner:
                 from effc.backends.onnx import native
 
                 options = Options(native=native, kernels=False)
+            elif backend == "mlir":
+                from effc.backends.mlir import native
+
+                options = Options(native=native, kernels=False)
             elif backend == "tvm":
                 from effc.backends.tvm import native
 
@@ -227,6 +231,8 @@ class Runner:
             self._export(graph)
         elif backend == "tvm":
             self._relax(graph)
+        elif backend == "mlir":
+            self._torch_dialect(graph)
         elif backend != "reference":
             self._compile(graph, backend)
 
@@ -249,6 +255,14 @@ class Runner:
         built = build(Legalise(native).run(graph))
         self.outputs = [f"y{i}" for i in range(len(graph.outputs))]
         self.model = TvmModel({"main": built}, None, built.report, "tvm")
+
+    def _torch_dialect(self, graph: Graph) -> None:
+        from effc.backends.mlir import MlirModel, build, native
+        from effc.passes.legalise import Legalise
+
+        built = build({"main": Legalise(native).run(graph)})
+        self.outputs = [f"y{i}" for i in range(len(graph.outputs))]
+        self.model = MlirModel(built, None, built.report)
 
     def _compile(self, graph: Graph, backend: str) -> None:
         from effc.backends import cpu
