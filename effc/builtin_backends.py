@@ -18,15 +18,16 @@ def _imported(entries: Mapping[str, Any]) -> dict[str, Any]:
     return {n: e.imported() for n, e in entries.items()}
 
 
-def _by_name(model: Any, graph: Any, outputs: Sequence[str]) -> RunGraph:
-    """A function of arrays from a model that takes and gives them by name."""
-    names = [n.name for n in graph.inputs]
+class ByPosition:
+    """A function of arrays from a ``model`` that takes and gives them by name."""
 
-    def run(arrays: Sequence[Any]) -> Sequence[Any]:
-        named = model.run(dict(zip(names, arrays, strict=True)))
-        return [named[n] for n in outputs]
+    def __init__(self, model: Any, graph: Any, outputs: Sequence[str]) -> None:
+        self.model, self._outputs = model, outputs
+        self._inputs = [n.name for n in graph.inputs]
 
-    return run
+    def __call__(self, arrays: Sequence[Any]) -> Sequence[Any]:
+        named = self.model.run(dict(zip(self._inputs, arrays, strict=True)))
+        return [named[n] for n in self._outputs]
 
 
 def _positions(graph: Any) -> list[str]:
@@ -57,7 +58,7 @@ def _cpu_graph(graph: Any, target: str) -> RunGraph:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.effc"
         write_artifact(path, t, {"main": names}, {"main": graph}, parts, {})
-        return _by_name(load(path), graph, outputs)
+        return ByPosition(load(path), graph, outputs)
 
 
 def _cpu_passes() -> Any:
@@ -115,7 +116,7 @@ def _onnx_graph(graph: Any, target: str) -> RunGraph:
     legal = Legalise(native).run(graph)
     built = build(legal)
     onnx.checker.check_model(built.model(), full_check=True)
-    return _by_name(OnnxModel(built, legal, None, built.report), graph, built.outputs)
+    return ByPosition(OnnxModel(built, legal, None, built.report), graph, built.outputs)
 
 
 def _onnx_passes() -> Any:
@@ -139,7 +140,7 @@ def _tvm_graph(graph: Any, target: str) -> RunGraph:
     from .passes.legalise import Legalise
 
     built = build(Legalise(native).run(graph))
-    return _by_name(TvmModel({"main": built}, None, built.report, target), graph, _positions(graph))
+    return ByPosition(TvmModel({"main": built}, None, built.report, target), graph, _positions(graph))
 
 
 def _tvm_passes() -> Any:

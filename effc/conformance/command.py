@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import EffcError
-from .suite import BAD, SUITES, Suite, classify
+from .suite import BAD, SUITES, Suite, classify, resolve
 
 PARTIAL = "conformance-partial.json"
 
@@ -56,7 +56,6 @@ def run(a: argparse.Namespace, command: str) -> int:
     from . import report
     from .report import Run
     from .runner import Keeper, Selection, execute, read, save, take_up
-    from .suite import resolve
 
     require_extras()
     if a.limit is not None and a.limit < 1:
@@ -108,8 +107,9 @@ def run(a: argparse.Namespace, command: str) -> int:
     return int(any(r.bad for r in runs))
 
 
-def main(suite: type[Suite], spec: str, argv: Sequence[str] | None = None) -> int:
-    """The command line of one suite, with its options as flags: for a module that is run by ``python -m``."""
+def main(spec: str, argv: Sequence[str] | None = None) -> int:
+    """The command line of one suite, ``module:Class``, with its options as flags: for ``python -m module``."""
+    suite = resolve(spec)
     p = argparse.ArgumentParser(
         prog=f"python -m {spec.partition(':')[0]}",
         description=sys.modules[suite.__module__].__doc__,

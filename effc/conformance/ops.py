@@ -163,7 +163,7 @@ def failures(group: Group, got: Sequence[Array], want: Sequence[Array]) -> list[
 
 class Runner:
     """A graph compiled by a backend, after the backend's passes if ``passes``; ``run(arrays)`` gives its outputs in
-    order.
+    order; ``model`` is what the backend made, where it says so.
     """
 
     def __init__(self, graph: Graph, target: str, passes: bool = False, disabled: tuple[str, ...] = ()) -> None:
@@ -172,6 +172,7 @@ class Runner:
             graph = Pipeline(default(backend.passes()), disabled=disabled, verify=True).run(graph)
         self.graph = graph
         self._run = backend.run_graph(graph, target)
+        self.model: Any = getattr(self._run, "model", None)
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         return [np.asarray(x) for x in self._run(arrays)]
