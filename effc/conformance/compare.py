@@ -59,7 +59,7 @@ def _floats(a: Any, b: Any, limit: float, scale: float) -> str:
     for name, f in (("NaN", np.isnan), ("+Inf", np.isposinf), ("-Inf", np.isneginf)):
         if (f(a) != f(b)).any():
             return f"{name} in other places: {int(f(a).sum())} of them, expected {int(f(b).sum())}"
-    error = np.abs(a - b, where=np.isfinite(b), out=np.zeros_like(b))
+    error = np.abs(np.subtract(a, b, where=np.isfinite(b), out=np.zeros_like(b)))
     at = int(error.argmax())
     worst = float(error[at])
     if worst <= limit * scale or worst == 0:
