@@ -301,7 +301,7 @@ def test_differences_are_seen() -> None:
     x = np.array([1.0, -2.0, np.nan, np.inf])
     for dtype in (np.float32, np.float64, np.float16, np.complex64):
         a = x.astype(dtype)
-        assert not difference(a, a) and difference(np.nextafter(x, 0).astype(dtype) + dtype(0.01), a)
+        assert not difference(a, a) and difference(a + dtype(0.01), a)
         assert difference(a[:3], a) and difference(np.zeros(4, np.int64), a)
     assert "NaN" in difference(np.nan_to_num(x, posinf=np.inf), x)
     assert "first at 1: 2, expected 3" in difference(np.array([1, 2]), np.array([1, 3]))
