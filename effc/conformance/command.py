@@ -76,6 +76,7 @@ def run(a: argparse.Namespace, command: str) -> int:
     if a.page and (len(pages) != 1 or None in pages):
         raise EffcError("--page: these suites have no page in common", hint="run one suite at a time")
     keeper = Keeper(a.json or a.resume, runs, held)
+    shown = [*runs, *(Run(h["suite"], Suite(), h["target"], h["results"]) for h in held)]
     try:
         for r in runs:
             cases = selection.of(r.suite.cases())
@@ -90,7 +91,7 @@ def run(a: argparse.Namespace, command: str) -> int:
     except KeyboardInterrupt:
         keeper.path = keeper.path or PARTIAL
         keeper.write()
-        print(report.table(runs), end="")
+        print(report.table(shown), end="")
         print(
             f"what was done is in {keeper.path}; to go on, give the same command with --resume {keeper.path}",
             file=sys.stderr,
@@ -98,7 +99,7 @@ def run(a: argparse.Namespace, command: str) -> int:
         raise
     if keeper.path:
         keeper.write()
-    text = report.table(runs)
+    text = report.table(shown)
     print(text, end="")
     if a.table:
         save(a.table, report.placed(text, _kept(a.table)))

@@ -185,7 +185,6 @@ def operator(case: Any) -> str:
 class Nodes(Suite):
     """The cases of single operators, and those of their expansions."""
 
-    judges: ClassVar[str] = "ONNX's node tests: its own data, comparison and tolerances"
     needs: ClassVar[Mapping[str, str]] = {"onnx": "'effc[onnx]'"}
     peers: ClassVar[tuple[str, ...]] = PEERS
     kinds: ClassVar[tuple[str, ...]] = KINDS[:1]
@@ -219,9 +218,8 @@ class Nodes(Suite):
 
 @dataclass(frozen=True)
 class Models(Nodes):
-    """Small models, real nets and what PyTorch once exported."""
+    """Small models, real nets and what PyTorch once exported; data and tolerances are the suite's."""
 
-    judges: ClassVar[str] = "ONNX's model tests (simple, real, PyTorch's): its own data, comparison and tolerances"
     kinds: ClassVar[tuple[str, ...]] = KINDS[1:]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -207,8 +207,6 @@ def run_op(op: OpDef, chosen: list[Sample], backend: str) -> list[str]:
 @dataclass(frozen=True)
 class Ops(Suite):
     """Every op that has samples."""
-
-    judges: ClassVar[str] = "each op's samples, as single nodes, against the op's numpy reference"
 
     def cases(self) -> list[str]:
         return [name for _, part in groups() for name in part]

@@ -96,6 +96,8 @@ def read(path: str, suites: Sequence[str]) -> list[dict[str, Any]]:
         for run in runs:
             if len(suites) == 1:
                 run.setdefault("suite", suites[0])
+            if not isinstance(run["suite"], str) or not isinstance(run["target"], str):
+                raise TypeError
             for samples in run["results"].values():
                 classify(samples)
     except OSError as e:

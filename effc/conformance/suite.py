@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -59,7 +61,6 @@ Judge = Callable[[], Result]
 class Suite:
     """Base of all suites: a subclass is a frozen dataclass with ``cases`` and ``judgements``."""
 
-    judges: ClassVar[str] = ""  # one line: what is compared with what
     timeout: ClassVar[float] = 120.0  # seconds for a sample
     restart_every: ClassVar[int] = 2000  # cases after which a worker makes place for a fresh one
     needs: ClassVar[Mapping[str, str]] = {}  # packages, and what to give pip for each
@@ -160,10 +161,13 @@ def resolve(spec: str) -> type[Suite]:
     if ":" not in SUITES.get(spec, spec):
         raise EffcError(f"there is no suite {spec!r}", hint=f"one of {', '.join(SUITES)}, or module:Class")
     module, _, name = SUITES.get(spec, spec).partition(":")
+    sys.path.insert(0, os.getcwd())  # as for a model that is given as module:factory
     try:
         made = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as e:
         raise EffcError(f"the suite {spec!r} cannot be imported: {e}") from e
+    finally:
+        sys.path.remove(os.getcwd())
     if not isinstance(made, type) or not issubclass(made, Suite):
         raise EffcError(f"{spec} is no suite")
     return made

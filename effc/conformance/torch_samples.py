@@ -225,7 +225,6 @@ def run_together(op: Any, samples: Sequence[Any], target: str) -> list[Result] |
 class Samples(Suite):
     """The operators of op_db at some dtypes, so many samples of each."""
 
-    judges: ClassVar[str] = "PyTorch's op_db: exported samples against eager"
     timeout: ClassVar[float] = 300.0
     restart_every: ClassVar[int] = 200
     needs: ClassVar[Mapping[str, str]] = {"torch": "'effc[torch]'"}

@@ -389,7 +389,6 @@ def by_evaluator(path: Path, inputs: list[Any]) -> list[Any] | None:
 class Mutants(Numbered):
     """The mutants by their numbers."""
 
-    judges: ClassVar[str] = "damaged ONNX files: refused, or what onnxruntime makes of them"
     timeout: ClassVar[float] = 60.0
 
     def prepare(self, backend: str) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import sys
 import warnings
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -76,8 +75,6 @@ def judge(index: int, target: str) -> Result:
 @dataclass(frozen=True)
 class Random(Numbered):
     """The graphs by their numbers."""
-
-    judges: ClassVar[str] = "random valid ONNX graphs, against onnxruntime and onnx's evaluator"
 
     def judge(self, index: int, backend: str) -> Result:
         return judge(index, backend)

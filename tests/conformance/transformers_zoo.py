@@ -496,7 +496,6 @@ def architectures() -> dict[str, str]:
 class Zoo(Suite):
     """One architecture per modeling file."""
 
-    judges: ClassVar[str] = "architectures of transformers with tiny random configs, against eager"
     timeout: ClassVar[float] = 240.0
     restart_every: ClassVar[int] = 40
     needs: ClassVar[Mapping[str, str]] = {"torch": "'effc[torch]'", "transformers": "'effc[models]'"}
