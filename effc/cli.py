@@ -1,8 +1,7 @@
 """The ``effc`` command. Needs no more than loading does, except where a command compiles.
 
-Exit codes: 0 done, 1 an EffcError (printed without a traceback unless EFFC_DEBUG is set), 2 wrong usage or a command
-that this
-version does not have, 130 interrupted.
+Exit codes: 0 done, 1 an EffcError (printed without a traceback unless EFFC_DEBUG is set) or a conformance suite that is
+not right, 2 wrong usage or a command that this version does not have, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import contextlib
 import importlib
 import json
 import os
+import shlex
 import sys
 import threading
 import time
@@ -22,13 +22,13 @@ from urllib.parse import quote
 
 import numpy as np
 
+from .conformance import command as conformance
 from .runtime.errors import EffcError
 
 NOT_YET = {
     "report": "one HTML page of graph, memory and kernels",
     "estimate": "predicted time and memory without compiling",
     "tune": "measuring kernel variants on this machine",
-    "conformance": "the operator suites",
 }
 
 
@@ -624,6 +624,12 @@ def cmd_targets(a: argparse.Namespace) -> None:
         print(f"{t['name']:28} {'runs here' if t['runs_here'] else 'this machine lacks ' + ', '.join(t['missing'])}")
 
 
+def cmd_conformance(a: argparse.Namespace) -> int:
+    from .conformance.command import run
+
+    return run(a, shlex.join(["effc", *sys.argv[1:]]))
+
+
 def cmd_not_yet(a: argparse.Namespace) -> None:
     print(f"effc {a.command}: not available in this version ({NOT_YET[a.command]})", file=sys.stderr)
     raise SystemExit(2)
@@ -711,6 +717,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--json", action="store_true")
     p = add("targets", cmd_targets, "list targets and what this machine can run")
     p.add_argument("--json", action="store_true")
+    p = add("conformance", cmd_conformance, "run the conformance suites on backends and print one table")
+    conformance.add_arguments(p)
+    p.add_argument("--dtypes", help="of the suite torch, comma-separated; default float32")
+    p.add_argument("--samples", type=int, metavar="N", help="of the suite torch: of each operator; default 20")
     for name, text in NOT_YET.items():
         p = add(name, cmd_not_yet, f"{text} (not available in this version)")
         p.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
@@ -720,7 +730,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     a = parser().parse_args(argv)
     try:
-        a.run(a)
+        code: int | None = a.run(a)
     except EffcError as e:
         if os.environ.get("EFFC_DEBUG"):
             raise
@@ -732,7 +742,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
-    return 0
+    return code or 0
 
 
 if __name__ == "__main__":

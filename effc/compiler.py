@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from . import builtin_backends  # noqa: F401  (registers them)
+from .backends.registry import CompileOptions, backends, find
 from .runtime import debug
 from .runtime.errors import EffcError
 
@@ -30,6 +32,10 @@ class Entry:
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] | None = None
     dynamic_shapes: Any = None
+
+    def imported(self) -> Any:
+        """The model as a graph with its signature. EffcError names what no frontend takes."""
+        return import_entry(self)
 
 
 def compile(
@@ -78,19 +84,15 @@ def compile_entries(
     selftest: bool = True,
 ) -> Any:
     """Compiles several entry points into one artifact; they share weights and session state. See :func:`compile`."""
-    _require_extras()
-    kind = target.partition(":")[0]
-    if kind not in ("cpu", "reference", "onnx", "tvm") and target != "mlir":
-        raise EffcError(
-            f"target {target!r} is not available in this version",
-            hint="targets: " + ", ".join(t["name"] for t in targets()),
-        )
+    require_extras()
+    backend = find(target)
+    backend.require()
     for name, value in (("memory_budget", memory_budget), ("arena_budget", arena_budget)):
         if value is not None:
             raise EffcError(
                 f"{name} is not available in this version", hint="leave it out; m.report shows the arena that is needed"
             )
-    if onnx_domain != "standard" and kind != "onnx":
+    if onnx_domain != "standard" and backend.name != "onnx":
         raise EffcError("onnx_domain applies to target 'onnx' alone")
     if not entries:
         raise EffcError("there is no entry point to compile")
@@ -108,18 +110,10 @@ def compile_entries(
         dump = Dump.begin(entries, options)
     try:
         with interruptible():
-            if kind == "reference":
-                from .backends.reference import ReferenceModel
-
-                made: Any = ReferenceModel({n: import_entry(e) for n, e in entries.items()})
-            elif kind == "onnx":
-                made = _compile_onnx(entries, num_threads, onnx_domain, disable_passes, verify)
-            elif kind == "tvm":
-                made = _compile_tvm(entries, target, disable_passes, verify)
-            elif kind == "mlir":
-                made = _compile_mlir(entries, disable_passes, verify)
-            else:
-                made = _compile_cpu(entries, target, num_threads, disable_passes, verify, selftest)
+            made = backend.compile(
+                entries,
+                CompileOptions(target, num_threads, onnx_domain, tuple(disable_passes), verify, selftest),
+            )
     except Exception:
         if dump is not None:
             dump.failed()
@@ -194,83 +188,52 @@ def model_kind(model: Any) -> str:
     return kind
 
 
-def _compile_onnx(
-    entries: Mapping[str, Entry], num_threads: int | None, domain: str, disable: Sequence[str], verify: bool
-) -> Any:
-    try:
-        from .backends import onnx
-    except ImportError as e:
-        raise EffcError(f"target 'onnx' needs the onnx package: {e}", hint="pip install 'effc[torch,onnx]'") from e
-    imported = {n: import_entry(e) for n, e in entries.items()}
-    return onnx.compile_graphs(imported, num_threads, domain, disable, verify)
-
-
-def _compile_tvm(entries: Mapping[str, Entry], target: str, disable: Sequence[str], verify: bool) -> Any:
-    try:
-        from .backends import tvm
-    except ImportError as e:
-        raise EffcError(f"target 'tvm' needs TVM: {e}", hint="pip install 'effc[torch,tvm]'") from e
-    return tvm.compile_graphs({n: import_entry(e) for n, e in entries.items()}, target, disable, verify)
-
-
-def _compile_mlir(entries: Mapping[str, Entry], disable: Sequence[str], verify: bool) -> Any:
-    try:
-        from .backends import mlir
-    except ImportError as e:
-        raise EffcError(f"target 'mlir' needs torch-mlir: {e}", hint="pip install 'effc[torch,mlir]'") from e
-    return mlir.compile_graphs({n: import_entry(e) for n, e in entries.items()}, disable, verify)
-
-
-def _compile_cpu(
-    entries: Mapping[str, Entry],
-    target: str,
-    num_threads: int | None,
-    disable: Sequence[str],
-    verify: bool,
-    selftest: bool,
-) -> Any:
+def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
+    """An artifact for the target ``cpu``, loaded, or one for another machine, ready to be saved; from the model cache
+    if it was made before. EffcError for what cannot be lowered."""
     from .backends import cpu
     from .backends.cpu import build
-    from .backends.cpu.lower import native
     from .backends.cpu.target import parse
     from .passes.manager import PassReport, Pipeline
-    from .passes.pipeline import Options, default
+    from .passes.pipeline import default
 
     started = time.perf_counter()
-    t = parse(target)
-    cache, uncached = ModelCache.lookup(entries, t, (*disable, "" if selftest else "no selftest"))
+    t = parse(options.target)
+    cache, uncached = ModelCache.lookup(
+        entries, t, (*options.disable_passes, "" if options.selftest else "no selftest")
+    )
     if cache is not None and (hit := cache.get()) is not None:
         path, folder = hit
         return _runnable(
             path,
             folder,
             t,
-            num_threads,
+            options.num_threads,
             {"model_cache": "hit", "seconds": {"cache": round(time.perf_counter() - started, 3)}},
         )
     build.warm(t)
     seconds: dict[str, float] = {}
-    imported = {n: import_entry(e) for n, e in entries.items()}
+    imported = {n: e.imported() for n, e in entries.items()}
     seconds["frontend"] = time.perf_counter() - started
     reports: dict[str, PassReport] = {}
     graphs = {}
     for n, im in imported.items():
         reports[n] = PassReport()
         pipeline = Pipeline(
-            default(Options(native=native)),
-            disabled=tuple(disable),
-            verify=verify or bool(os.environ.get("EFFC_VERIFY")),
+            default(find("cpu").passes()),
+            disabled=options.disable_passes,
+            verify=options.verify or bool(os.environ.get("EFFC_VERIFY")),
         )
         graphs[n] = pipeline.run(im.graph, reports[n])
     mark = time.perf_counter()
     seconds["passes"] = mark - started - seconds["frontend"]
-    parts = cpu.compile_graphs(graphs, t, num_threads)
+    parts = cpu.compile_graphs(graphs, t, options.num_threads)
     seconds["backend"] = time.perf_counter() - mark
     if debug.level() >= 3:
         debug.show(debug.kernels_text(parts.programs, parts.notes))
     mark = time.perf_counter()
     cases, left_out = (
-        selftests(entries, imported, graphs) if selftest else ({}, dict.fromkeys(entries, "not asked for"))
+        selftests(entries, imported, graphs) if options.selftest else ({}, dict.fromkeys(entries, "not asked for"))
     )
     seconds["selftest"] = time.perf_counter() - mark
     folder = tempfile.TemporaryDirectory(prefix="effc-")
@@ -293,7 +256,7 @@ def _compile_cpu(
     write_artifact(path, t, imported, graphs, parts, report, cases)
     if cache is not None:
         cache.put(path)
-    return _runnable(path, folder, t, num_threads)
+    return _runnable(path, folder, t, options.num_threads)
 
 
 def selftests(
@@ -583,7 +546,7 @@ def _copy(source: Path, path: str | os.PathLike[str]) -> None:
     write_file_atomically(path, write)
 
 
-def _require_extras() -> None:
+def require_extras() -> None:
     """Compiling needs what loading does not; EffcError says how to get it."""
     for name in ("ml_dtypes", "scipy"):
         if importlib.util.find_spec(name) is None:
@@ -595,25 +558,8 @@ def _require_extras() -> None:
 
 def targets() -> list[dict[str, Any]]:
     """The targets of this version: name, whether this machine can run it, and what is missing if not."""
-    _require_extras()
-    from .backends.cpu.target import EXTRA, LEVELS, V4, host_features
-
-    have = host_features()
-    out: list[dict[str, Any]] = []
-    for level, need in LEVELS.items():
-        missing = sorted(set(need) - have)
-        out.append({"name": f"cpu:{level}", "runs_here": not missing, "missing": missing})
-    for f in EXTRA:
-        missing = sorted({*V4, f} - have)
-        out.append({"name": f"cpu:x86-64-v4+{f}", "runs_here": not missing, "missing": missing})
-    lacking = [m for m in ("onnx", "onnxruntime") if importlib.util.find_spec(m) is None]
-    out.append({"name": "onnx", "runs_here": not lacking, "missing": lacking})
-    lacking = [m for m in ("tvm",) if importlib.util.find_spec(m) is None]
-    out.append({"name": "tvm", "runs_here": not lacking, "missing": lacking})
-    lacking = [m for m in ("torch_mlir", "torch") if importlib.util.find_spec(m) is None]
-    out.append({"name": "mlir", "runs_here": not lacking, "missing": lacking})
-    out.append({"name": "reference", "runs_here": True, "missing": []})
-    return out
+    require_extras()
+    return [line for backend in backends().values() for line in backend.listed()]
 
 
 __all__ = ["CompiledModel", "Entry", "compile", "compile_entries", "targets"]

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 
+from effc.conformance.ops import build, failures, samples
 from effc.ir import OPS
-from tests.conformance.harness import build, failures, samples
 from tests.conformance.mlir_engine import Engine
 from tests.conformance.test_mlir import refusal, text_of
 

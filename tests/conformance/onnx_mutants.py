@@ -1,38 +1,37 @@
 """Damaged ONNX files: each is refused with an EffcError, or runs and gives what other engines give.
 
-    python tests/conformance/onnx_mutants.py --count 2000 --json build/mutants.json
+    python -m tests.conformance.onnx_mutants --count 2000 --json build/mutants.json
 
 A mutant is a model of onnx's test suite, or of a few that are built here, with bytes flipped or cut, or with fields
 changed that no exporter would write so: shapes and types that lie, names that make cycles, operators swapped, absurd
 sizes, external data that climbs out of the folder. Each is written to a folder of its own and compiled in a worker
 process with a limit on its memory and time. Status: ``refused``, ``right`` (compiled, and its results equal
-onnxruntime's or, where those differ, the evaluator's), ``ran`` (onnxruntime does not run it, or it draws random
-numbers), and the defects: ``wrong``, ``crash``, ``hang``.
+onnxruntime's or, where those differ, the evaluator's), ``skip`` (it ran; onnxruntime does not run it, or it draws
+random numbers), and the defects: ``wrong``, ``crash``, ``hang``.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 import os
 import random
 import resource
 import sys
 import tempfile
-import warnings
-from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(os.path.dirname(HERE))
-sys.path[:0] = [HERE, ROOT]
+from effc.conformance import onnx_nodes
+from effc.conformance.command import main
+from effc.conformance.suite import Result
+
+from .numbered import Numbered
 
 MEMORY = 6 << 30  # bytes of address space beyond what the worker starts with
 SEED = 20261
@@ -41,13 +40,11 @@ SEED = 20261
 @functools.cache
 def bases() -> list[tuple[str, bytes, dict[str, Any]]]:
     """Names, files and inputs: one small model for each operator of the node suite, and the suite's whole models."""
-    import onnx_suite
-
     out: list[tuple[str, bytes, dict[str, Any]]] = []
     seen: set[str] = set()
     for kind in ("node", "pytorch-operator", "simple"):
-        for name, case in sorted(onnx_suite.cases(kind).items()):
-            model, sets = onnx_suite.model_of(case)
+        for name, case in sorted(onnx_nodes.cases(kind).items()):
+            model, sets = onnx_nodes.model_of(case)
             ops = ",".join(sorted({n.op_type for n in model.graph.node}))
             if ops in seen or not all(isinstance(x, np.ndarray) and x.dtype != object for x in sets[0][0]):
                 continue
@@ -289,7 +286,8 @@ def still_wanted(data: bytes, inputs: dict[str, Any]) -> list[Any]:
 # Judging --------------------------------------------------------------------------------------------------------------
 
 
-def judge(index: int, target: str) -> tuple[str, str]:
+def judge(index: int, target: str) -> Result:
+    """What becomes of one mutant."""
     import effc
 
     _, data, examples = mutant(index)
@@ -307,20 +305,20 @@ def judge(index: int, target: str) -> tuple[str, str]:
             got = made(*inputs)
         except effc.EffcError as e:
             if e.message.startswith("internal"):
-                return "crash", e.message
-            return "refused", " ".join(e.message.split())[:200]
+                return Result("crash", e.message)
+            return Result("refused", " ".join(e.message.split())[:200])
         except Exception as e:
-            return "crash", f"{type(e).__name__}: {e}"[:300]
+            return Result("crash", f"{type(e).__name__}: {e}"[:300])
         if any(_secret(g) for g in got):
-            return "wrong", "a file outside the folder was read"
+            return Result("wrong", "a file outside the folder was read")
         want = expected(path, inputs)
         if want is None or draws(data):
-            return "ran", ""
+            return Result("skip", "it ran; there is nothing to compare with")
         why = difference(got, want)
         # onnxruntime takes some fields otherwise than the standard (MaxUnpool's output_shape): the evaluator decides.
         if why and (other := by_evaluator(path, inputs)) is not None and not difference(got, other):
             why = ""
-    return ("wrong", why) if why else ("right", "")
+    return Result("wrong", why) if why else Result("right")
 
 
 def difference(got: list[Any], want: list[Any]) -> str:
@@ -346,15 +344,7 @@ def difference(got: list[Any], want: list[Any]) -> str:
     return ""
 
 
-RANDOM = (
-    "Bernoulli",
-    "Multinomial",
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-    "Dropout",
-)
+RANDOM = (*onnx_nodes.RANDOM, "Dropout")
 
 
 def draws(data: bytes) -> bool:
@@ -395,66 +385,26 @@ def by_evaluator(path: Path, inputs: list[Any]) -> list[Any] | None:
         return None
 
 
-def serve_worker() -> None:
-    import worker_pool
+@dataclass(frozen=True)
+class Mutants(Numbered):
+    """The mutants by their numbers."""
 
-    warnings.filterwarnings("ignore")
-    np.seterr(all="ignore")
-    bases()
-    import onnxruntime  # noqa: F401
+    timeout: ClassVar[float] = 60.0
 
-    import effc.frontend.onnx  # noqa: F401
+    def prepare(self, backend: str) -> None:
+        """Imports what a mutant is judged with, then limits the memory that its judging may take besides."""
+        import onnxruntime  # noqa: F401
 
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+        import effc.frontend.onnx  # noqa: F401
 
-    def run(request: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
-        for k, index in enumerate(request["mutants"]):
-            if k < request.get("start", 0):
-                continue
-            say({"begin": k})
-            status, reason = judge(index, request["target"])
-            say({"case": k, "status": status, "reason": reason})
+        bases()
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
 
-    worker_pool.serve(run)
-
-
-def main() -> int:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--target", default="cpu")
-    p.add_argument("--count", type=int, default=2000)
-    p.add_argument("--first", type=int, default=0)
-    p.add_argument("--json", default="")
-    p.add_argument("--timeout", type=float, default=60)
-    p.add_argument("--worker", action="store_true")
-    args = p.parse_args()
-    if args.worker:
-        serve_worker()
-        return 0
-    import worker_pool
-    from tqdm import tqdm
-
-    wanted = range(args.first, args.first + args.count)
-    requests = [{"target": args.target, "mutants": list(wanted[i : i + 50])} for i in range(0, len(wanted), 50)]
-    results: dict[str, dict[str, str]] = {}
-    bar = tqdm(total=args.count, unit="mutant", mininterval=5)
-
-    def on_case(request: dict[str, Any], said: dict[str, Any]) -> None:
-        index = request["mutants"][said["case"]]
-        results[str(index)] = {"status": said["status"], "reason": said.get("reason", "")}
-        bar.update()
-        if said["status"] in ("wrong", "crash", "hang"):
-            bar.write(f"{index} {mutant(index)[0]}: {said['status']}: {said.get('reason', '')}")
-
-    for _ in worker_pool.sweep([__file__], requests, on_case, args.timeout):
-        if args.json:
-            os.makedirs(os.path.dirname(args.json) or ".", exist_ok=True)
-            Path(args.json).write_text(json.dumps(results, indent=1))
-    bar.close()
-    counts = Counter(r["status"] for r in results.values())
-    print(", ".join(f"{n} {s}" for s, n in counts.most_common()))
-    return int(any(counts[s] for s in ("wrong", "crash", "hang")))
+    def judge(self, index: int, backend: str) -> Result:
+        r = judge(index, backend)
+        return Result(r.status, r.reason, operator=mutant(index)[0])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("tests.conformance.onnx_mutants:Mutants"))

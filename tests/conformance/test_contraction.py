@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import effc.ir.ops  # noqa: F401  (fills the table)
+from effc.conformance.compare import TOLERANCE
+from effc.conformance.ops import Runner
 from effc.ir import Builder, DType, Graph, TensorType
 from effc.ir.interp import Interpreter
-
-from .harness import TOLERANCE, Runner
 
 Array = np.ndarray[Any, Any]
 TARGETS = ["cpu", pytest.param("cpu:x86-64-v3", marks=pytest.mark.isa("x86-64-v4"))]
@@ -32,7 +32,7 @@ def check(graph: Graph, arrays: list[Array], target: str, passes: bool = False, 
 
 def close(got: Array, want: Array, scale: float = 1) -> None:
     a, b = got.astype(np.complex128), want.astype(np.complex128)
-    limit = TOLERANCE.get(DType.from_np(want.dtype).value, 0) * scale
+    limit = TOLERANCE.get(want.dtype.name, 0) * scale
     assert np.abs(a - b).max(initial=0) <= limit * np.abs(b).max(initial=0)
 
 
@@ -157,7 +157,9 @@ def test_recurrent_layers(target: str, kind: str) -> None:
             given = arrays(steps, batch)
             for got, want in zip(runner.run(given), Interpreter().run(graph, given), strict=True):
                 assert got.shape == want.shape
-                assert np.abs(got - want).max(initial=0) <= TOLERANCE[dtype.value] * max(1, np.abs(want).max(initial=0))
+                assert np.abs(got - want).max(initial=0) <= TOLERANCE[np.dtype(dtype.np).name] * max(
+                    1, np.abs(want).max(initial=0)
+                )
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])

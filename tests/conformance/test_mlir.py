@@ -17,14 +17,14 @@ from torch import nn
 from torch.export import Dim
 
 import effc
+from effc.conformance.compare import difference
+from effc.conformance.ops import Case, Group, Runner, check, failures, groups, samples
+from effc.conformance.ops import build as build_cases
 from effc.ir import OPS
 from effc.ir.interp import Interpreter
 from effc.ir.op import Sample
 from effc.passes.legalise import Legalise
 from tests.models import zoo
-
-from .harness import Case, Group, Runner, check, compare, failures, groups, samples
-from .harness import build as build_cases
 
 pytest.importorskip("torch_mlir", reason="torch-mlir is not installed: pip install 'effc[mlir]'")
 GROUPS = dict(groups())
@@ -86,10 +86,10 @@ def text_of(group: Group) -> str:
     return str(build({"main": Legalise(native).run(group.graph)}).module)
 
 
-def problem_of(case: Case, got: Any, want: Any) -> str | None:
+def problem_of(case: Case, got: Any, want: Any) -> str:
     if case.op.name not in ACCURACY or want[0].dtype != np.float64:
         return check(case, got, want)
-    return compare(got[0], want[0], ACCURACY[case.op.name])
+    return difference(got[0], want[0], ACCURACY[case.op.name])
 
 
 QUICK = ["conv", "where", "concat", "irfft", "bincount", "unique", "complex", "rnn_layer"]
@@ -169,8 +169,8 @@ def same(got: Any, want: Any) -> None:
     got, want = torch.utils._pytree.tree_leaves(got), torch.utils._pytree.tree_leaves(want)
     assert len(got) == len(want) > 0
     for a, b in zip(got, want, strict=True):
-        problem = compare(np.asarray(a), b.detach().numpy(), 1e-4)
-        assert problem is None, problem
+        problem = difference(np.asarray(a), b.detach().numpy(), 1e-4)
+        assert not problem, problem
 
 
 def test_dynamic_sizes_by_every_judge(tmp_path: Path) -> None:

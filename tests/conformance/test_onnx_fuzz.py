@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-pytest.importorskip("onnxruntime")
+from effc.conformance.command import main
+from effc.conformance.suite import BAD
 
-HERE = Path(__file__).parent
-DEFECTS = ("wrong", "crash", "hang")
+pytest.importorskip("onnxruntime")
 
 
 def test_mutants() -> None:
@@ -22,8 +19,8 @@ def test_mutants() -> None:
 
     with np.errstate(all="ignore"):
         found = {i: onnx_mutants.judge(i, "reference") for i in range(100, 140)}
-    counts = Counter(status for status, _ in found.values())
-    assert not {i: f for i, f in found.items() if f[0] in DEFECTS}
+    counts = Counter(r.status for r in found.values())
+    assert not {i: r for i, r in found.items() if r.status in BAD}
     assert counts["right"] >= 6 and counts["refused"] >= 10, counts
 
 
@@ -31,8 +28,8 @@ def test_random_graphs() -> None:
     from . import onnx_random
 
     found = {i: onnx_random.judge(i, "reference") for i in range(20)}
-    counts = Counter(status for status, _ in found.values())
-    assert not {i: f for i, f in found.items() if f[0] in DEFECTS}
+    counts = Counter(r.status for r in found.values())
+    assert not {i: r for i, r in found.items() if r.status in BAD}
     assert counts["right"] >= 18, counts
 
 
@@ -48,12 +45,10 @@ def test_a_graph_follows_from_its_number() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("target, count", [("reference", 2000), ("cpu", 300)])
 def test_many_mutants(target: str, count: int) -> None:
-    script = str(HERE / "onnx_mutants.py")
-    subprocess.run([sys.executable, script, "--target", target, "--count", str(count)], check=True)
+    assert main("tests.conformance.onnx_mutants:Mutants", ["--backend", target, "--count", str(count)]) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target, count", [("reference", 1000), ("cpu", 1000)])
 def test_many_random_graphs(target: str, count: int) -> None:
-    script = str(HERE / "onnx_random.py")
-    subprocess.run([sys.executable, script, "--target", target, "--count", str(count)], check=True)
+    assert main("tests.conformance.onnx_random:Random", ["--backend", target, "--count", str(count)]) == 0

@@ -20,12 +20,12 @@ import effc
 from effc.backends.onnx import build, native, why_not
 from effc.backends.onnx.context import ONNX_TYPE
 from effc.backends.onnx.emit import EMITTERS, load
+from effc.conformance.compare import difference
+from effc.conformance.ops import Runner, failures, groups, samples
+from effc.conformance.ops import build as build_cases
 from effc.ir import OPS, Builder, DType, TensorType
 from effc.ir.op import Sample
 from effc.passes.legalise import Legalise
-
-from .harness import Runner, compare, failures, groups, samples
-from .harness import build as build_cases
 
 onnxruntime = pytest.importorskip("onnxruntime")
 GROUPS = dict(groups())
@@ -109,8 +109,8 @@ def assert_same(got: Any, want: Any, tolerance: float = 1e-4) -> None:
     assert len(a) == len(b) > 0
     for x, y in zip(a, b, strict=True):
         assert x.dtype == y.dtype
-        problem = compare(x.detach().numpy(), y.detach().numpy(), tolerance)
-        assert problem is None, problem
+        problem = difference(x.detach().numpy(), y.detach().numpy(), tolerance)
+        assert not problem, problem
 
 
 def check(model: nn.Module, cases: list[tuple[Any, ...]], tolerance: float = 1e-4, **options: Any) -> Any:
@@ -172,8 +172,8 @@ def test_fft_lengths(n: int, dtype: str) -> None:
     want = [np.fft.rfft(xs.astype(np.float64)), np.fft.fft(wide), np.fft.ifft(wide) * n,
             np.fft.irfft(wide[:, : n // 2 + 1], n) * n]  # fmt: skip
     for g, w in zip(got, want, strict=True):
-        problem = compare(g, w.astype(g.dtype), 1e-5 if dtype == "f32" else 1e-12)
-        assert problem is None, problem
+        problem = difference(g, w.astype(g.dtype), 1e-5 if dtype == "f32" else 1e-12)
+        assert not problem, problem
 
 
 def test_irfft2() -> None:

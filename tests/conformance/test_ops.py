@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from effc.conformance.ops import groups, judged, samples
 from effc.ir import OPS
-
-from .harness import Runner, build, failures, groups, run_op, samples
 
 GROUPS = dict(groups())
 
 
 def outcome(ops: list[str], backend: str) -> list[str]:
-    cases = [(OPS[o], s) for o in ops for s in samples(OPS[o])]
-    group = build(cases)
-    want = group.expected()
-    try:
-        got = Runner(group.graph, backend).run(group.arrays)
-    except Exception:
-        return [f for o in ops for f in run_op(OPS[o], samples(OPS[o]), backend)] or [
-            f"{ops} fail together, not one by one"
-        ]
-    return failures(group, got, want)
+    results = judged([(OPS[o], s) for o in ops for s in samples(OPS[o])], backend)
+    return [f"{r.status}: {r.reason}" for r in results if r.status != "right"]
 
 
 @pytest.mark.parametrize("name", GROUPS)

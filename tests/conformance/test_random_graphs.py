@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from effc.conformance.compare import difference
+from effc.conformance.ops import Runner
 from effc.ir import DType
 from effc.ir.interp import Interpreter
 from effc.ir.text import parse, to_text
 
-from .harness import Runner, compare
 from .random_graphs import Plan, inputs, plans
 
 COMMON = {"deadline": None, "database": None, "print_blob": True, "suppress_health_check": list(HealthCheck)}
@@ -25,7 +26,7 @@ def run(plan: Plan, dtype: DType, backend: str = "cpu") -> None:
         want = Interpreter().run(plan.graph, arrays)
         got = runner.run([a.copy() for a in arrays])
         for i, (a, b) in enumerate(zip(got, want, strict=True)):
-            problem = compare(a, b, TOLERANCE[dtype] if b.dtype == dtype.np else None)
+            problem = difference(a, b, TOLERANCE[dtype] if b.dtype == dtype.np else None)
             # A result that is all rounding error has no scale of its own: it is held against the graph's values,
             # which are about 1.
             if (
@@ -37,8 +38,8 @@ def run(plan: Plan, dtype: DType, backend: str = "cpu") -> None:
                 and a.shape == b.shape
             ):
                 if float(np.abs(a - b).max()) <= TOLERANCE[dtype] * 1e-2:
-                    problem = None
-            assert problem is None, f"output {i} at {env}: {problem}"
+                    problem = ""
+            assert not problem, f"output {i} at {env}: {problem}"
 
 
 @settings(max_examples=25, derandomize=True, **COMMON)
@@ -82,7 +83,7 @@ def test_passes_keep_meaning(plan: Plan) -> None:
     for k, env in enumerate(plan.sizes):
         arrays = inputs(plan.graph, env, k)
         for a, b in zip(after.run(arrays), Interpreter().run(plan.graph, arrays), strict=True):
-            assert compare(a, b, 1e-9 if b.dtype.kind == "f" else None) is None or np.abs(a - b).max() < 1e-12
+            assert not difference(a, b, 1e-9 if b.dtype.kind == "f" else None) or np.abs(a - b).max() < 1e-12
 
 
 @settings(max_examples=60, derandomize=True, **COMMON)

@@ -8,16 +8,13 @@ samples are entry points of one artifact, so that the compiler is called once.
 from __future__ import annotations
 
 import itertools
-import os
-import sys
-from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch")
-sys.path.insert(0, os.path.dirname(__file__))
 
-import torch_opdb  # noqa: E402
+from effc.conformance import torch_samples  # noqa: E402
+from effc.conformance.suite import Result  # noqa: E402
 
 OPERATORS = (
     "add",
@@ -101,14 +98,14 @@ OPERATORS = (
 
 
 def samples(name: str, dtype: torch.dtype, limit: int) -> tuple[object, list[object]]:
-    op = torch_opdb.operators()[name]
-    torch.manual_seed(torch_opdb.SEED)
+    op = torch_samples.operators()[name]
+    torch.manual_seed(torch_samples.SEED)
     return op, list(itertools.islice(op.sample_inputs("cpu", dtype, requires_grad=False), limit))
 
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operator_on_the_interpreter(name: str) -> None:
-    known = torch_opdb.operators()
+    known = torch_samples.operators()
     assert name in known
     ties = name in ("sort", "topk")  # which of equal elements comes first is not defined
     for dtype in (torch.float32,) if ties else (torch.float32, torch.int64, torch.bfloat16, torch.complex64):
@@ -116,9 +113,8 @@ def test_operator_on_the_interpreter(name: str) -> None:
             continue
         op, cases = samples(name, dtype, 3 if dtype is torch.float32 else 1)
         for sample in cases:
-            clock = dict.fromkeys(("export", "check", "import", "run"), 0.0)
-            result = torch_opdb.run_case(op, sample, "reference", clock)
-            assert result["status"] in ("right", "skip", "export"), result
+            result = torch_samples.run_case(op, sample, "reference")
+            assert result.status in ("right", "skip", "export"), result
 
 
 def test_operators_on_the_cpu() -> None:
@@ -128,16 +124,15 @@ def test_operators_on_the_cpu() -> None:
     for name in OPERATORS:
         op, cases = samples(name, torch.float32, 2)
         for k, sample in enumerate(cases):
-            clock = dict.fromkeys(("export", "check", "import", "run"), 0.0)
-            p = torch_opdb.prepare(op, sample, clock)
-            if isinstance(p, torch_opdb.Prepared):
+            p = torch_samples.prepare(op, sample)
+            if isinstance(p, torch_samples.Prepared):
                 prepared[f"{name}:{k}"] = p
     assert len(prepared) >= len(OPERATORS)
     m = effc.compile_entries({k: effc.Entry(p.program, p.case.inputs) for k, p in prepared.items()}, target="cpu")
     wrong = {}
     for key, p in prepared.items():
-        result = torch_opdb.judge(p, lambda inputs, key=key: torch_opdb._arrays(m.entry(key)(*inputs)))
-        if result["status"] != "right":
+        result = torch_samples.judge(p, lambda inputs, key=key: torch_samples._arrays(m.entry(key)(*inputs)))
+        if result.status != "right":
             wrong[key] = result
     assert not wrong
 
@@ -163,20 +158,20 @@ def test_other_dtypes_on_the_cpu() -> None:
     prepared = {}
     for name in OTHER_DTYPES:
         for dtype in (torch.int64, torch.bool, torch.bfloat16, torch.complex64):
-            if dtype not in torch_opdb.operators()[name].supported_dtypes("cpu"):
+            if dtype not in torch_samples.operators()[name].supported_dtypes("cpu"):
                 continue
             op, cases = samples(name, dtype, 4)
             for k, sample in enumerate(cases):
-                p = torch_opdb.prepare(op, sample, dict.fromkeys(("export", "check", "import", "run"), 0.0))
-                if isinstance(p, torch_opdb.Prepared):
+                p = torch_samples.prepare(op, sample)
+                if isinstance(p, torch_samples.Prepared):
                     prepared[f"{name}:{k}@{dtype}"] = p
     assert len(prepared) >= 80
     m = effc.compile_entries({k: effc.Entry(p.program, p.case.inputs) for k, p in prepared.items()}, target="cpu")
     wrong = {}
     for key, p in prepared.items():
         assert not p.random, key
-        result = torch_opdb.judge(p, lambda inputs, key=key: torch_opdb._arrays(m.entry(key)(*inputs)))
-        if result["status"] != "right":
+        result = torch_samples.judge(p, lambda inputs, key=key: torch_samples._arrays(m.entry(key)(*inputs)))
+        if result.status != "right":
             wrong[key] = result
     assert not wrong
 
@@ -186,12 +181,12 @@ def test_only_random_values_go_unread() -> None:
     op, cases = samples("nn.functional.dropout", torch.float32, 20)
     seen = set()
     for sample in cases:
-        p = torch_opdb.prepare(op, sample, dict.fromkeys(("export", "check", "import", "run"), 0.0))
-        assert isinstance(p, torch_opdb.Prepared)
+        p = torch_samples.prepare(op, sample)
+        assert isinstance(p, torch_samples.Prepared)
         draws = sample.kwargs.get("training", True) and 0 < sample.kwargs.get("p", 0.5) < 1
         assert p.random == draws, sample
-        result = torch_opdb.judge(p, lambda _inputs, p=p: [p.want[0] + 1])
-        assert result["status"] == ("right" if draws else "wrong")
+        result = torch_samples.judge(p, lambda _inputs, p=p: [p.want[0] + 1])
+        assert result.status == ("right" if draws else "wrong")
         seen.add(draws)
     assert seen == {False, True}
 
@@ -199,17 +194,17 @@ def test_only_random_values_go_unread() -> None:
 def test_rounding_noise_is_no_expectation() -> None:
     """The layer norm of one element is 0, which bfloat16 eager misses: 0 is right, and marked; all else is wrong."""
     op, cases = samples("native_layer_norm", torch.bfloat16, 12)
-    p = torch_opdb.prepare(op, cases[11], dict.fromkeys(("export", "check", "import", "run"), 0.0))
-    assert isinstance(p, torch_opdb.Prepared)
+    p = torch_samples.prepare(op, cases[11])
+    assert isinstance(p, torch_samples.Prepared)
     y, *stats = p.want
     assert y != 0
-    assert torch_opdb.judge(p, lambda _inputs: [y, *stats]) == {"status": "right"}
-    assert "float64" in torch_opdb.judge(p, lambda _inputs: [y * 0, *stats])
-    assert torch_opdb.judge(p, lambda _inputs: [-y, *stats])["status"] == "wrong"
-    assert torch_opdb.judge(p, lambda _inputs: [y * 0, stats[0] * 2, stats[1]])["status"] == "wrong"
+    assert torch_samples.judge(p, lambda _inputs: [y, *stats]) == Result("right")
+    assert torch_samples.judge(p, lambda _inputs: [y * 0, *stats]).float64
+    assert torch_samples.judge(p, lambda _inputs: [-y, *stats]).status == "wrong"
+    assert torch_samples.judge(p, lambda _inputs: [y * 0, stats[0] * 2, stats[1]]).status == "wrong"
 
 
-def test_the_table_says_what_was_run(tmp_path: Path) -> None:
+def test_the_page_says_what_was_run() -> None:
     right, refused = {"status": "right"}, {"status": "refused", "reason": "no such | kernel"}
     results = {
         "add@int64": {"0": right, "1": {"status": "right", "constant": True}},
@@ -217,9 +212,8 @@ def test_the_table_says_what_was_run(tmp_path: Path) -> None:
         "allclose@float32": {"0": {"status": "export", "reason": "data-dependent"}},
         "bernoulli@float32": {"0": {"status": "right", "random": True}},
     }
-    torch_opdb.write_table(results, str(tmp_path / "t.md"), "cpu", 20)
-    text = (tmp_path / "t.md").read_text()
-    assert "--target cpu --samples 20 --dtypes float32,int64" in text
+    text = torch_samples.page(results, "cpu", 20, "effc conformance --suite torch")
+    assert "first 20 of each" in text and "    effc conformance --suite torch\n" in text
     assert "| float32 | 3 of " in text
     assert " | 2 | 1 | 1 | 0 | 0 |" in text  # counted, right, refused, wrong, crash or hang
     assert "| abs | refused | 1 of 2 | no such \\| kernel |" in text
@@ -232,29 +226,29 @@ def test_the_table_says_what_was_run(tmp_path: Path) -> None:
 def test_a_difference_is_seen() -> None:
     """The judge is no rubber stamp: a wrong value, dtype, shape, NaN and a missing output are each reported."""
     import numpy as np
-    from compare import difference
+
+    from effc.conformance.compare import difference
 
     x = np.array([1.0, -2.0, np.nan], np.float32)
     assert difference(x, x) == ""
-    assert "max error" in difference(np.array([1.0, -2.001, np.nan], np.float32), x)
+    assert "of the largest value" in difference(np.array([1.0, -2.001, np.nan], np.float32), x)
     assert "NaN" in difference(np.array([1.0, -2.0, 0.0], np.float32), x)
     assert "dtype" in difference(x.astype(np.float64), x)
     assert "shape" in difference(x[:2], x)
     assert "differ" in difference(np.array([1, 2]), np.array([1, 3]))
     op, (sample, *_) = samples("add", torch.float32, 1)
-    p = torch_opdb.prepare(op, sample, dict.fromkeys(("export", "check", "import", "run"), 0.0))
-    assert isinstance(p, torch_opdb.Prepared)
-    assert torch_opdb.judge(p, lambda _inputs: [p.want[0] + 1])["status"] == "wrong"
-    assert torch_opdb.judge(p, lambda _inputs: [])["status"] == "wrong"
+    p = torch_samples.prepare(op, sample)
+    assert isinstance(p, torch_samples.Prepared)
+    assert torch_samples.judge(p, lambda _inputs: [p.want[0] + 1]).status == "wrong"
+    assert torch_samples.judge(p, lambda _inputs: []).status == "wrong"
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "vit", "mobilenet_v2", "whisper"])
 def test_tiny_transformers_on_the_interpreter(name: str) -> None:
     pytest.importorskip("transformers")
-    import transformers_zoo as zoo
+    from . import transformers_zoo as zoo
 
     module, path = next((m, p) for m, p in zoo.modeling_files() if m.endswith(f".modeling_{name}"))
-    clock = dict.fromkeys(("export", "compile", "run"), 0.0)
     with torch.no_grad():
-        result = zoo.run_architecture(module, zoo.architecture(path), "reference", False, clock)
-    assert result["status"] == "right", result
+        result = zoo.run_architecture(module, zoo.architecture(path), "reference", False)
+    assert result.status == "right", result

@@ -15,13 +15,13 @@ from torch import nn
 from torch.export import Dim
 
 import effc
+from effc.conformance.compare import difference
+from effc.conformance.ops import Runner, failures, groups, samples
+from effc.conformance.ops import build as build_cases
 from effc.ir import OPS
 from effc.ir.op import Sample
 from effc.passes.legalise import Legalise
 from tests.models import zoo
-
-from .harness import Runner, compare, failures, groups, samples
-from .harness import build as build_cases
 
 pytest.importorskip("tvm")
 GROUPS = dict(groups())
@@ -138,5 +138,5 @@ def test_minilm(dynamic: bool) -> None:
         with torch.no_grad():
             want = loaded.module(*args)
         for k, v in m(*args).items():
-            problem = compare(v.numpy(), want[k].numpy(), 1e-4)
-            assert problem is None, problem
+            problem = difference(v.numpy(), want[k].numpy(), 1e-4)
+            assert not problem, problem

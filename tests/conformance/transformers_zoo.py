@@ -1,35 +1,36 @@
 """Architectures of ``transformers`` with tiny random configs through effc: the figures of docs/transformers.md.
 
-    python tests/conformance/transformers_zoo.py --target cpu --json build/zoo.json \\
-        --resume --table docs/transformers.md
-    python tests/conformance/transformers_zoo.py --dynamic --limit 40 --json build/zoo_dynamic.json \\
-        --resume --table docs/transformers.md
+    python -m tests.conformance.transformers_zoo --limit 150 --json build/zoo.json --page docs/transformers.md
+    python -m tests.conformance.transformers_zoo --dynamic --limit 43 --json build/zoo_dynamic.json \\
+        --page docs/transformers.md
 
 One architecture per modeling file, in alphabetical order. Config fields are shrunk by name; weights are drawn again
 so that the output depends on the input, which is verified by changing the input. What eager and ``torch.export`` can
 do is the denominator. With ``--dynamic`` batch and sequence length are dynamic, and the one artifact is checked at
 several sizes, batch 1 among them.
 
-Statuses are those of torch_opdb.py; ``skip`` is an architecture that could not be built or run in eager this way.
+Statuses are those of ``effc.conformance.suite.Result``; ``skip`` is an architecture that could not be
+built or run in eager this way.
 """
 
 from __future__ import annotations
 
-import argparse
+import functools
 import importlib
 import itertools
-import json
 import os
 import re
 import sys
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [HERE, os.path.dirname(os.path.dirname(HERE))]
+from effc.conformance.command import main
+from effc.conformance.compare import difference
+from effc.conformance.report import Run, cell
+from effc.conformance.suite import Judge, Result, Suite
 
 TOLERANCE = 1e-4
 SIZES = [(2, 7), (1, 11), (3, 4)]  # (batch, length): of the example, and of further calls where dims are dynamic
@@ -332,7 +333,6 @@ def _outputs(out: Any) -> list[Any]:
 
 def _difference(got: list[Any], want: list[Any]) -> str:
     import numpy as np
-    from compare import difference
 
     if len(got) != len(want):
         return f"{len(got)} outputs, expected {len(want)}"
@@ -361,31 +361,11 @@ def _depends(model: Any, inputs: dict[str, Any], other: dict[str, Any], want: li
     return False
 
 
-def _model(program: Any, target: str, inputs: dict[str, Any]) -> Callable[[dict[str, Any]], list[Any]]:
-    """effc's function of the inputs."""
-    if target == "reference":
-        from torch_opdb import _leaves
-
-        from effc.frontend.torch import import_model
-        from effc.frontend.torch.dtypes import to_numpy
-        from effc.ir.interp import run
-
-        g = import_model(program)
-
-        def call(x: dict[str, Any]) -> list[Any]:
-            results = run(g.graph, [to_numpy(t).copy() for t in x.values()])
-            return list(_leaves(g.out_tree, iter(results)))
-
-        return call
-    import effc
-
-    m = effc.compile(program, (), inputs, target=target)
-    return lambda x: _outputs(m(**x))
-
-
-def run_architecture(module: str, name: str, target: str, dynamic: bool, clock: dict[str, float]) -> dict[str, Any]:
+def run_architecture(module: str, name: str, target: str, dynamic: bool) -> Result:
+    """What becomes of one architecture; the reason of a right one says which of its dims are dynamic."""
     import torch
 
+    import effc
     from effc.frontend.torch.export import tracing
     from effc.runtime.errors import EffcError
 
@@ -398,12 +378,12 @@ def run_architecture(module: str, name: str, target: str, dynamic: bool, clock: 
         cases = [make_inputs(model, b, n, 11 + i) for i, (b, n) in enumerate(sizes)]
         inputs = cases[0]
         if not inputs:
-            return {"status": "skip", "reason": "no known inputs"}
+            return Result("skip", "no known inputs")
         wants = [_outputs(model(**c)) for c in cases]
         if not _depends(model, inputs, make_inputs(model, *sizes[0], 99), wants[0]):
-            return {"status": "skip", "reason": "the output does not depend on the input"}
+            return Result("skip", "the output does not depend on the input")
     except Exception as e:
-        return {"status": "skip", "reason": f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"}
+        return Result("skip", f"{type(e).__name__}: {' '.join(str(e).split())[:200]}")
     t = time.perf_counter()
     program, reason, lengths = None, "", True
     # Conditions on sizes that hold at the example's sizes alone may be deferred to run time: as effc.compile has it.
@@ -438,48 +418,20 @@ def run_architecture(module: str, name: str, target: str, dynamic: bool, clock: 
             reason = reason or f"{type(e).__name__}: {' '.join(str(e).split())[:240]}"
         if time.perf_counter() - t > EXPORT_SECONDS:
             break
-    clock["export"] += time.perf_counter() - t
     if program is None:
-        return {"status": "export", "reason": reason}
-    flags = {"dims": "batch, length" if lengths else "batch"} if dynamic else {}
-    t = time.perf_counter()
+        return Result("export", reason)
+    dims = ("batch, length" if lengths else "batch") if dynamic else ""
     try:
-        call = _model(program, target, inputs)
-        clock["compile"] += time.perf_counter() - t
-        t = time.perf_counter()
+        m = effc.compile(program, (), inputs, target=target)
         for size, c, want in zip(sizes, cases, wants, strict=True):
-            why = _difference(call(c), want)
+            why = _difference(_outputs(m(**c)), want)
             if why:
-                return {"status": "wrong", "reason": f"at {size}: {why}", **flags}
-        clock["run"] += time.perf_counter() - t
+                return Result("wrong", f"at {size}: {why}")
     except EffcError as e:
-        return {"status": "refused" if "internal" not in str(e) else "crash", "reason": str(e)[:800], **flags}
+        return Result("refused" if "internal" not in str(e) else "crash", str(e)[:800])
     except Exception as e:
-        return {"status": "crash", "reason": f"{type(e).__name__}: {str(e)[:400]}", **flags}
-    return {"status": "right", **flags}
-
-
-def worker(target: str, dynamic: bool) -> None:
-    import logging
-
-    import torch
-    from worker_pool import serve
-
-    warnings.simplefilter("ignore")
-    logging.disable(logging.CRITICAL)
-    torch.set_num_threads(1)
-
-    def run(request: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
-        if request["start"] > 0:
-            return
-        say({"begin": 0})
-        clock: dict[str, float] = Counter()  # type: ignore[assignment]
-        t = time.perf_counter()
-        result = run_architecture(request["module"], request["name"], target, dynamic, clock)
-        clock["all"] = time.perf_counter() - t
-        say({"case": 0, **result, "seconds": {k: round(v, 2) for k, v in clock.items()}})
-
-    serve(run)
+        return Result("crash", f"{type(e).__name__}: {str(e)[:400]}")
+    return Result("right", dims)
 
 
 PAGE = """# Architectures of transformers
@@ -492,15 +444,13 @@ does not reproduce, are listed below each table.
 SECTIONS = {False: "## Fixed sizes", True: "## Dynamic batch and length"}
 
 
-def section(results: dict[str, Any], target: str, dynamic: bool, limit: int) -> str:
+def section(found: Mapping[str, Any], target: str, dynamic: bool, command: str) -> str:
     """The part of the page that one kind of sweep owns, from its heading on."""
     import transformers
 
+    results = {name: samples["0"] for name, samples in found.items() if samples}
     counts = Counter(r["status"] for r in results.values())
     total = sum(n for s, n in counts.items() if s not in ("skip", "export"))
-    file = "build/zoo_dynamic.json" if dynamic else "build/zoo.json"
-    command = f"python tests/conformance/transformers_zoo.py --target {target} --limit {limit} --json {file} --resume"
-    command += f"{' --dynamic' if dynamic else ''} --table docs/transformers.md"
     lines = [
         SECTIONS[dynamic],
         "",
@@ -517,19 +467,14 @@ def section(results: dict[str, Any], target: str, dynamic: bool, limit: int) -> 
     ]
     for key, r in sorted(results.items()):
         if r["status"] not in ("skip", "export"):
-            reason = " ".join(r.get("reason", r.get("dims", "")).split())[:160].replace("|", "\\|")
-            lines.append(f"| {key} | {r['status']} | {reason} |")
+            lines.append(f"| {key} | {r['status']} | {cell(r.get('reason', ''))} |")
     gone = sorted(k for k, r in results.items() if r["status"] == "export")
     return "\n".join([*lines, "", f"Not taken or not reproduced by `torch.export`: {', '.join(gone) or 'none'}.", ""])
 
 
-def write_table(results: dict[str, Any], path: str, target: str, dynamic: bool, limit: int) -> None:
-    """Writes the sweep's own section of the page and keeps the other."""
-    kept = ""
-    if os.path.exists(path):
-        with open(path) as f:
-            kept = f.read()
-    mine = section(results, target, dynamic, limit)
+def page(results: Mapping[str, Any], target: str, dynamic: bool, command: str, kept: str) -> str:
+    """The page with the sweep's own section written anew, the other one as it was ``kept``."""
+    mine = section(results, target, dynamic, command)
     starts = {d: kept.find(f"\n{h}\n") for d, h in SECTIONS.items()}
     parts = [PAGE]
     for d in SECTIONS:
@@ -538,80 +483,45 @@ def write_table(results: dict[str, Any], path: str, target: str, dynamic: bool, 
         elif starts[d] >= 0:
             end = next((at for at in sorted(starts.values()) if at > starts[d]), len(kept))
             parts.append(kept[starts[d] + 1 : end].rstrip("\n") + "\n")
-    with open(path, "w") as f:
-        f.write("\n".join(parts))
+    return "\n".join(parts)
 
 
-def main(argv: list[str] | None = None) -> int:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--target", default="cpu")
-    p.add_argument("--only", default="", help="comma-separated class names or modeling modules (their last part)")
-    p.add_argument("--dynamic", action="store_true")
-    p.add_argument("--limit", type=int, default=150, help="stop after this many architectures that count")
-    p.add_argument("--shard", default="1/1")
-    p.add_argument("--json", default="")
-    p.add_argument("--resume", action="store_true")
-    p.add_argument("--retry", default="")
-    p.add_argument("--table", default="")
-    p.add_argument("--timeout", type=float, default=240)
-    p.add_argument("--worker", action="store_true")
-    a = p.parse_args(argv)
-    if a.worker:
-        worker(a.target, a.dynamic)
-        return 0
-    from worker_pool import sweep
+@functools.cache
+def architectures() -> dict[str, str]:
+    """The module of each class to try, in the order of the modeling files."""
+    return {name: module for module, path in modeling_files() if (name := architecture(path))}
 
-    wanted = [w for w in a.only.split(",") if w]
-    results: dict[str, Any] = {}
-    retried: set[str] = set()
-    if a.resume and a.json and os.path.exists(a.json):
-        with open(a.json) as f:
-            results = json.load(f)["results"]
-        retried = {k for k, v in results.items() if v["status"] in a.retry.split(",")}
-    i, n = (int(x) for x in a.shard.split("/"))
-    requests = []
-    for module, path in itertools.islice(modeling_files(), i - 1, None, n):
-        name = architecture(path)
-        short = module.rpartition(".")[2].removeprefix("modeling_")
-        if name and (not wanted or name in wanted or short in wanted) and (name not in results or name in retried):
-            requests.append({"module": module, "name": name})
 
-    def on_case(request: dict[str, Any], said: dict[str, Any]) -> None:
-        if request["name"] in retried:
-            retried.discard(request["name"])
-            del results[request["name"]]
-        results.setdefault(request["name"], {k: v for k, v in said.items() if k != "case"})
+@dataclass(frozen=True)
+class Zoo(Suite):
+    """One architecture per modeling file."""
 
-    def counted() -> int:
-        return sum(r["status"] not in ("skip", "export") for r in results.values())
+    timeout: ClassVar[float] = 240.0
+    restart_every: ClassVar[int] = 40
+    needs: ClassVar[Mapping[str, str]] = {"torch": "'effc[torch]'", "transformers": "'effc[models]'"}
 
-    def save() -> None:
-        if a.json:
-            os.makedirs(os.path.dirname(os.path.abspath(a.json)), exist_ok=True)
-            with open(a.json + ".part", "w") as f:
-                json.dump({"target": a.target, "dynamic": a.dynamic, "results": results}, f, indent=1)
-            os.replace(a.json + ".part", a.json)
+    dynamic: bool = field(default=False, metadata={"help": "batch and sequence length are dynamic"})
 
-    if counted() >= a.limit:
-        requests = [r for r in requests if r["name"] in retried]
-    me = [os.path.abspath(__file__), "--target", a.target, *(["--dynamic"] if a.dynamic else [])]
-    for request in sweep(me, requests, on_case, a.timeout, restart_every=40):
-        r = results.get(request["name"], {"status": "skip", "reason": "no answer"})
-        print(
-            f"{r['status']:8} {request['name']}:",
-            " ".join(r.get("reason", r.get("dims", "")).split())[:260],
-            r.get("seconds", ""),
-            flush=True,
-        )
-        save()
-        if counted() >= a.limit and not retried:
-            break
-    counts = Counter(r["status"] for r in results.values())
-    print(dict(counts), f"counted {counted()}")
-    if a.table:
-        write_table(results, a.table, a.target, a.dynamic, a.limit)
-    return 0 if not any(counts[b] for b in ("wrong", "crash", "hang")) else 1
+    def identity(self) -> dict[str, Any]:
+        return {"dynamic": self.dynamic}
+
+    def cases(self) -> Sequence[str]:
+        return list(architectures())
+
+    def prepare(self, backend: str) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+
+    def judgements(self, backend: str, case: str) -> Iterator[Judge]:
+        yield lambda: run_architecture(architectures()[case], case, backend, self.dynamic)
+
+    @staticmethod
+    def page(runs: Sequence[Run], command: str, kept: str) -> str:
+        """docs/transformers.md."""
+        (run,) = runs
+        return page(run.results, run.backend, run.suite.identity()["dynamic"], command, kept)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("tests.conformance.transformers_zoo:Zoo"))

@@ -18,7 +18,7 @@ from effc.ir import OPS
 from effc.ir.text import parse, to_text
 from effc.passes.flip_twice import FlipTwice
 from effc.passes.manager import PassReport
-from tests.conformance.harness import run_op, samples
+from effc.conformance.ops import run_op, samples
 
 for name in ("softsign", "alternating_sum"):
     chosen = samples(OPS[name])
@@ -49,8 +49,6 @@ print("recipes work")
 def test_recipes(tmp_path: Path) -> None:
     ignore = shutil.ignore_patterns("__pycache__", "*.so")
     shutil.copytree(ROOT / "effc", tmp_path / "effc", ignore=ignore)
-    shutil.copytree(ROOT / "tests" / "conformance", tmp_path / "tests" / "conformance", ignore=ignore)
-    (tmp_path / "tests" / "__init__.py").touch()
     blocks = BLOCK.findall((ROOT / "CONTRIBUTING.md").read_text())
     assert len(blocks) == 6
     for action, name, anchor, code in blocks:

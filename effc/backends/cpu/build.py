@@ -181,7 +181,9 @@ def unit_object(source: str, target: CpuTarget) -> Future[None] | None:
             return _running[out]
         if out.exists():
             return None
-        _running[out] = _pool().submit(_compile, KERNELS / source, out, target, f"kernel unit {source}", level_of(source))
+        _running[out] = _pool().submit(
+            _compile, KERNELS / source, out, target, f"kernel unit {source}", level_of(source)
+        )
         return _running[out]
 
 

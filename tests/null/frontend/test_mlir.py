@@ -11,7 +11,7 @@ from torch import nn
 from torch.export import Dim
 
 import effc
-from tests.conformance.harness import compare
+from effc.conformance.compare import difference
 from tests.models import zoo
 
 fx = pytest.importorskip("torch_mlir.fx")
@@ -60,8 +60,8 @@ def check(compiled: Any, model: nn.Module, args: tuple[Any, ...]) -> None:
     assert len(got) == len(want) > 0
     for a, b in zip(got, want, strict=True):
         assert a.dtype == b.dtype
-        problem = compare(a.numpy(), b.numpy(), 1e-4)
-        assert problem is None, problem
+        problem = difference(a.numpy(), b.numpy(), 1e-4)
+        assert not problem, problem
 
 
 @pytest.mark.parametrize("target", ["reference", "cpu"])

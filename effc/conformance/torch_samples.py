@@ -1,45 +1,33 @@
-"""PyTorch's own operator samples (``op_db``) through effc: the figures of docs/torch-ops.md.
+"""The suite ``torch``: PyTorch's own operator samples (``op_db``).
 
-    python tests/conformance/torch_opdb.py --dtypes float32,int64,bool,bfloat16,complex64 --json build/opdb.json \\
-        --resume --table docs/torch-ops.md
-
-For each operator and dtype the first 20 samples are taken, seeded. All their tensors are arguments of the compiled
+For each operator and dtype the first samples are taken, seeded. All their tensors are arguments of the compiled
 program, so that nothing can be folded. A sample counts if ``torch.export`` takes it and its program reproduces eager;
-then effc compiles the same exported program.
-
-Status of a sample: ``right``, ``wrong``, ``refused`` (an EffcError at compile time), ``crash`` (any other exception,
-or the process ended), ``hang``, ``export`` (torch.export does not take or reproduce it), ``skip`` (eager itself
-refuses). ``random`` operators are compared by dtype and shape. ``constant`` marks samples whose expectation has one
-value only.
+then effc compiles the same exported program. Statuses are those of ``suite.Result``: ``export``, torch.export does not
+take or reproduce it, ``skip``, eager itself refuses. ``random`` operators are compared by dtype and shape.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import os
-import sys
 import textwrap
-import time
-import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(os.path.dirname(HERE))
-sys.path[:0] = [HERE, ROOT]
+from ..runtime.errors import EffcError
+from .compare import difference, is_constant
+from .report import Run
+from .suite import Judge, Result, Suite, classify
 
 DTYPES = ("float32", "int64", "bool", "bfloat16", "complex64")
 SEED = 20260
 SEEDS = 16  # runs of the exported program that must agree before a sample of a random operator is compared by value
-UNINITIALISED = (
-    "empty",
-    "new_empty",
-    "resize_",
-)  # operators whose values torch does not define: dtype and shape are compared
+# operators whose values torch does not define: dtype and shape are compared
+UNINITIALISED = ("empty", "new_empty", "resize_")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def operators() -> dict[str, Any]:
@@ -86,7 +74,7 @@ def _arrays(out: Any) -> list[Any]:
     import torch
     import torch.utils._pytree as pytree
 
-    from effc.frontend.torch.dtypes import to_numpy
+    from ..frontend.torch.dtypes import to_numpy
 
     result = []
     for x in pytree.tree_leaves(out):
@@ -99,47 +87,8 @@ def _arrays(out: Any) -> list[Any]:
     return result
 
 
-def _run_reference(program: Any, inputs: tuple[Any, ...], clock: dict[str, float]) -> list[Any]:
-    from effc.frontend.torch import import_model
-    from effc.frontend.torch.dtypes import to_numpy
-    from effc.ir.interp import run
-
-    t = time.perf_counter()
-    g = import_model(program)
-    clock["import"] += time.perf_counter() - t
-    t = time.perf_counter()
-    results = iter(run(g.graph, [to_numpy(x).copy() for x in inputs]))
-    clock["run"] += time.perf_counter() - t
-    return list(_leaves(g.out_tree, results))
-
-
-def _leaves(tree: dict[str, Any], results: Any) -> Any:
-    kind = tree["t"]
-    if kind == "leaf":
-        a = next(results)
-        yield {"int": int, "float": float, "bool": bool}[tree["py"]](a) if "py" in tree else a
-    elif kind == "const":
-        yield tree["value"]
-    elif kind != "none":
-        for c in tree["c"]:
-            yield from _leaves(c, results)
-
-
-def _run_compiled(program: Any, inputs: tuple[Any, ...], clock: dict[str, float], target: str) -> list[Any]:
-    import effc
-
-    t = time.perf_counter()
-    m = effc.compile(program, inputs, target=target)
-    clock["import"] += time.perf_counter() - t
-    t = time.perf_counter()
-    out = m(*inputs)
-    clock["run"] += time.perf_counter() - t
-    return _arrays(out)
-
-
 def _compare(got: list[Any], want: list[Any], random: bool) -> str:
     import numpy as np
-    from compare import difference
 
     if len(got) != len(want):
         return f"{len(got)} outputs, expected {len(want)}"
@@ -191,12 +140,11 @@ class Prepared:
         return [x.astype(w.dtype) if f else w for x, w, f in zip(out, self.want, floats, strict=True)]
 
 
-def prepare(op: Any, sample: Any, clock: dict[str, float]) -> Prepared | dict[str, Any]:
-    """The exported sample, or the status that says why it does not count."""
+def prepare(op: Any, sample: Any) -> Prepared | Result:
+    """The exported sample, or the result that says why it does not count."""
     import torch
-    from compare import is_constant
 
-    from effc.frontend.torch.export import tracing
+    from ..frontend.torch.export import tracing
 
     def seeded(run: Callable[..., Any], seed: int) -> list[Any]:
         torch.manual_seed(seed)
@@ -207,12 +155,10 @@ def prepare(op: Any, sample: Any, clock: dict[str, float]) -> Prepared | dict[st
         want = seeded(case.module, 1)
         random = bool(_compare(seeded(case.module, 2), want, False)) or op.name.startswith(UNINITIALISED)
     except Exception as e:
-        return {"status": "skip", "reason": f"{type(e).__name__}: {str(e)[:200]}"}
-    t = time.perf_counter()
+        return Result("skip", f"{type(e).__name__}: {str(e)[:200]}")
     try:
         with tracing():
             program = torch.export.export(case.module, case.fresh(), strict=False)
-            clock["export"] += time.perf_counter() - t
             module = program.module()
             got = seeded(module, 1)
             if not random and any(
@@ -223,133 +169,134 @@ def prepare(op: Any, sample: Any, clock: dict[str, float]) -> Prepared | dict[st
                 random = any(_compare(seeded(module, seed), got, False) for seed in range(2, 2 + SEEDS))
             said = _compare(got, want, random)
     except Exception as e:
-        return {
-            "status": "export",
-            "reason": f"{type(e).__name__}: {str(e).strip().splitlines()[0][:200] if str(e).strip() else ''}",
-        }
+        return Result("export", f"{type(e).__name__}: {str(e).strip().splitlines()[0][:200] if str(e).strip() else ''}")
     if said:
-        return {"status": "export", "reason": f"not reproduced: {said}"}
-    clock["check"] += time.perf_counter() - t
+        return Result("export", f"not reproduced: {said}")
     flags = {k: True for k, v in (("random", random), ("constant", is_constant(want))) if v}
     return Prepared(case, program, want, random, flags)
 
 
-def judge(p: Prepared, run: Callable[[tuple[Any, ...]], list[Any]]) -> dict[str, Any]:
-    """Status and reason of what ``run`` makes of the sample's inputs."""
-    from effc.runtime.errors import EffcError
-
+def judge(p: Prepared, run: Callable[[tuple[Any, ...]], list[Any]]) -> Result:
+    """What ``run`` makes of the sample's inputs."""
     try:
         why = _compare(run(p.case.fresh()), p.want, p.random)
     except EffcError as e:
         internal = "internal" in str(e) or e.message.startswith(
             ("the reference of", "IndexError", "ValueError", "TypeError")
         )
-        return {"status": "crash" if internal else "refused", "reason": str(e)[:600], **p.flags}
+        return Result("crash" if internal else "refused", str(e)[:600], **p.flags)
     except Exception as e:
-        return {"status": "crash", "reason": f"{type(e).__name__}: {str(e)[:400]}", **p.flags}
+        return Result("crash", f"{type(e).__name__}: {str(e)[:400]}", **p.flags)
     if why and not p.random and not _compare(run(p.case.fresh()), p.exact(), False):
-        return {"status": "right", "float64": why, **p.flags}
-    return {"status": "wrong", "reason": why, **p.flags} if why else {"status": "right", **p.flags}
+        return Result("right", float64=why, **p.flags)
+    return Result("wrong", why, **p.flags) if why else Result("right", **p.flags)
 
 
-def run_case(op: Any, sample: Any, target: str, clock: dict[str, float]) -> dict[str, Any]:
-    """Status and reason of one sample."""
-    p = prepare(op, sample, clock)
-    if isinstance(p, dict):
-        return p
-    program = p.program
-    if target == "reference":
-        return judge(p, lambda inputs: _run_reference(program, inputs, clock))
-    return judge(p, lambda inputs: _run_compiled(program, inputs, clock, target))
-
-
-def run_batch(op: Any, samples: list[Any], target: str, say: Callable[[dict[str, Any]], None]) -> bool:
-    """All samples as entry points of one artifact: one compiler call. False if that does not work; nothing is said
-    then.
-    """
+def run_case(op: Any, sample: Any, target: str) -> Result:
+    """What becomes of one sample on a target."""
     import effc
 
-    say({"begin": -1})
-    clock: dict[str, float] = Counter()  # type: ignore[assignment]
-    start = time.perf_counter()
-    prepared = [prepare(op, s, clock) for s in samples]
+    p = prepare(op, sample)
+    if isinstance(p, Result):
+        return p
+    return judge(p, lambda inputs: _arrays(effc.compile(p.program, inputs, target=target)(*inputs)))
+
+
+def run_together(op: Any, samples: Sequence[Any], target: str) -> list[Result] | None:
+    """All samples as entry points of one artifact: one compiler call. None if they do not compile together."""
+    import effc
+
+    prepared = [prepare(op, s) for s in samples]
     good = {i: p for i, p in enumerate(prepared) if isinstance(p, Prepared)}
-    results: dict[int, dict[str, Any]] = {i: p for i, p in enumerate(prepared) if isinstance(p, dict)}
+    results: dict[int, Result] = {i: p for i, p in enumerate(prepared) if isinstance(p, Result)}
     if good:
-        t = time.perf_counter()
         try:
             m = effc.compile_entries(
                 {f"s{i}": effc.Entry(p.program, p.case.inputs) for i, p in good.items()}, target=target
             )
-        except Exception:
-            return False
-        clock["import"] += time.perf_counter() - t
-        t = time.perf_counter()
+        except Exception:  # some sample's, and on its own it says which
+            return None
         for i, p in good.items():
             results[i] = judge(p, lambda inputs, i=i: _arrays(m.entry(f"s{i}")(*inputs)))
-        clock["run"] += time.perf_counter() - t
-    clock["all"] = time.perf_counter() - start
-    for i in sorted(results):
-        share = {k: round(v / len(results), 4) for k, v in clock.items()}
-        say({"case": i, **results[i], "seconds": share})
-    return True
+    return [results[i] for i in sorted(results)]
 
 
-def worker(limit: int, target: str) -> None:
-    import logging
+@dataclass(frozen=True)
+class Samples(Suite):
+    """The operators of op_db at some dtypes, so many samples of each."""
 
-    import torch
-    from worker_pool import serve
+    timeout: ClassVar[float] = 300.0
+    restart_every: ClassVar[int] = 200
+    needs: ClassVar[Mapping[str, str]] = {"torch": "'effc[torch]'"}
 
-    warnings.simplefilter("ignore")
-    logging.disable(logging.CRITICAL)
-    torch.set_num_threads(1)
-    table = operators()
+    dtypes: str = "float32"
+    samples: int = 20
 
-    def run(request: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
+    def check(self, backend: str) -> None:
+        super().check(backend)
+        import torch
+
+        for name in self.dtypes.split(","):
+            if not isinstance(getattr(torch, name, None), torch.dtype):
+                raise EffcError(f"torch has no dtype {name!r}", hint=f"for example {','.join(DTYPES)}")
+
+    def identity(self) -> dict[str, Any]:
+        return {"samples": self.samples}
+
+    def cases(self) -> list[str]:
+        import torch
+
+        table = sorted(operators().items())
+        return [
+            f"{key}@{dtype}"
+            for dtype in self.dtypes.split(",")
+            for key, op in table
+            if getattr(torch, dtype) in op.supported_dtypes("cpu")
+        ]
+
+    def prepare(self, backend: str) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+
+    def _drawn(self, case: str) -> tuple[Any, list[Any]]:
+        """The operator, and its samples from fixed seeds."""
         import random
 
         import numpy as np
+        import torch
 
-        op, dtype = table[request["op"]], getattr(torch, request["dtype"])
+        key, _, dtype = case.partition("@")
+        op = operators()[key]
         torch.manual_seed(SEED)
         np.random.seed(SEED)
         random.seed(SEED)
+        made = op.sample_inputs("cpu", getattr(torch, dtype), requires_grad=False)
+        return op, list(itertools.islice(made, self.samples))
+
+    def together(self, backend: str, cases: Sequence[str]) -> dict[tuple[int, int], Result] | None:
+        (case,) = cases
         try:
-            samples = list(itertools.islice(op.sample_inputs("cpu", dtype, requires_grad=False), limit))
+            op, drawn = self._drawn(case)
+        except Exception:  # judgements() says so
+            return None
+        results = run_together(op, drawn, backend) if len(drawn) > 1 else None
+        return None if results is None else {(0, k): r for k, r in enumerate(results)}
+
+    def judgements(self, backend: str, case: str) -> Iterator[Judge]:
+        try:
+            op, drawn = self._drawn(case)
         except Exception as e:
-            say({"case": 0, "status": "skip", "reason": f"no samples: {e}"[:300]})
+            yield lambda why=f"no samples: {e}"[:300]: Result("skip", why)
             return
-        if (
-            target != "reference"
-            and len(samples) > 1
-            and not request.get("single")
-            and run_batch(op, samples, target, say)
-        ):
-            return
-        for i, sample in enumerate(samples):
-            if i < request["start"]:
-                continue
-            say({"begin": i})
-            clock: dict[str, float] = Counter()  # type: ignore[assignment]
-            t = time.perf_counter()
-            result = run_case(op, sample, target, clock)
-            clock["all"] = time.perf_counter() - t
-            say({"case": i, **result, "seconds": {k: round(v, 4) for k, v in clock.items()}})
+        for sample in drawn:
+            yield lambda sample=sample: run_case(op, sample, backend)
 
-    serve(run)
-
-
-def classify(cases: dict[str, dict[str, Any]]) -> str:
-    """Status of an operator at a dtype, from its samples: the worst that counts."""
-    states = Counter(c["status"] for c in cases.values())
-    counted = [c for c in cases.values() if c["status"] not in ("skip", "export")]
-    if not counted:
-        return "export" if states["export"] else "skip"
-    for bad in ("crash", "hang", "wrong", "refused"):
-        if states[bad]:
-            return bad
-    return "right"
+    @staticmethod
+    def page(runs: Sequence[Run], command: str, kept: str) -> str:
+        """docs/torch-ops.md."""
+        (run,) = runs
+        return page(run.results, run.backend, run.suite.identity()["samples"], command)
 
 
 def summary(results: dict[str, Any]) -> dict[str, Any]:
@@ -379,8 +326,8 @@ def summary(results: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def write_table(results: dict[str, Any], path: str, target: str, samples: int) -> None:
-    """docs/torch-ops.md."""
+def page(results: dict[str, Any], target: str, samples: int, command: str) -> str:
+    """The page of docs on these results."""
     import torch
 
     said = summary(results)
@@ -395,9 +342,7 @@ def write_table(results: dict[str, Any], path: str, target: str, samples: int) -
         f"`torch.testing._internal.common_methods_invocations`), the first {samples} of each operator, seeded, on "
         f"target `{target}`. Written by",
         "",
-        f"    python tests/conformance/torch_opdb.py --target {target} --samples {samples} "
-        f"--dtypes {','.join(said)} \\",
-        "        --json build/opdb.json --resume --table docs/torch-ops.md",
+        f"    {command}",
         "",
         "All tensors of a sample are arguments of the compiled program: nothing can be folded. An operator counts when",
         "`torch.export` takes at least one of its samples and the exported program reproduces eager; it is right when",
@@ -442,7 +387,9 @@ def write_table(results: dict[str, Any], path: str, target: str, samples: int) -
             lines.append("Not right: none.")
         for name, state, cases in bad:
             those = [c for c in cases.values() if c["status"] == state]
-            reason = textwrap.shorten(those[0].get("reason", "").replace(ROOT + os.sep, ""), 160, placeholder=" ...")
+            reason = textwrap.shorten(
+                those[0].get("reason", "").replace(f"{ROOT}{os.sep}", ""), 160, placeholder=" ..."
+            )
             reason = reason.replace("|", "\\|")
             lines.append(f"| {name} | {state} | {len(those)} of {len(cases)} | {reason} |")
         lines += ["", f"Every sample compared by dtype and shape only: {names(s['random'])}.", ""]
@@ -450,87 +397,4 @@ def write_table(results: dict[str, Any], path: str, target: str, samples: int) -
         lines += [f"Right by torch's values in float64: {names(s['float64'])}.", ""]
         lines += [f"Right, but every sample is constant: {names(s['constant'])}.", ""]
         lines.append(f"Not taken or not reproduced by `torch.export`: {names(s['export'])}.")
-    with open(path, "w") as f:
-        f.write("\n".join(lines) + "\n")
-
-
-def main(argv: list[str] | None = None) -> int:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--target", default="cpu")
-    p.add_argument("--dtypes", default="float32")
-    p.add_argument("--ops", default="", help="comma-separated names; a trailing * matches a prefix")
-    p.add_argument("--samples", type=int, default=20)
-    p.add_argument("--shard", default="1/1", help="i/n: every n-th operator from the i-th")
-    p.add_argument("--json", default="")
-    p.add_argument("--resume", action="store_true", help="keep what --json holds already")
-    p.add_argument("--retry", default="", help="with --resume: statuses to run again, e.g. refused,crash")
-    p.add_argument("--table", default="", help="write the Markdown table here")
-    p.add_argument("--timeout", type=float, default=300)
-    p.add_argument("--worker", action="store_true")
-    p.add_argument("--quiet", action="store_true")
-    a = p.parse_args(argv)
-    if a.worker:
-        worker(a.samples, a.target)
-        return 0
-    import torch
-    from worker_pool import sweep
-
-    table = operators()
-    wanted = [w for w in a.ops.split(",") if w]
-    i, n = (int(x) for x in a.shard.split("/"))
-    results: dict[str, Any] = {}
-    if a.resume and a.json and os.path.exists(a.json):
-        with open(a.json) as f:
-            results = json.load(f)["results"]
-        again = set(a.retry.split(","))
-        results = {k: v for k, v in results.items() if classify(v) not in again}
-    requests = []
-    for dtype in a.dtypes.split(","):
-        for key, op in itertools.islice(sorted(table.items()), i - 1, None, n):
-            hit = not wanted or any(key == w or (w.endswith("*") and key.startswith(w[:-1])) for w in wanted)
-            if hit and getattr(torch, dtype) in op.supported_dtypes("cpu") and f"{key}@{dtype}" not in results:
-                requests.append({"op": key, "dtype": dtype})
-    begun = time.perf_counter()
-
-    def on_case(request: dict[str, Any], said: dict[str, Any]) -> None:
-        case = {k: v for k, v in said.items() if k != "case"}
-        results.setdefault(f"{request['op']}@{request['dtype']}", {})[str(said["case"])] = case
-
-    def save() -> None:
-        if a.json:
-            os.makedirs(os.path.dirname(os.path.abspath(a.json)), exist_ok=True)
-            with open(a.json + ".part", "w") as f:
-                json.dump({"target": a.target, "samples": a.samples, "results": results}, f)
-            os.replace(a.json + ".part", a.json)
-
-    me = [os.path.abspath(__file__), "--samples", str(a.samples), "--target", a.target]
-    for done, request in enumerate(sweep(me, requests, on_case, a.timeout), 1):
-        key = f"{request['op']}@{request['dtype']}"
-        state = classify(results.setdefault(key, {}))
-        if not a.quiet and state not in ("right", "skip", "export"):
-            why = next((c.get("reason", "") for c in results[key].values() if c["status"] == state), "")
-            print(f"{state:8} {key}: {' '.join(why.split())[:300]}", flush=True)
-        if done % 50 == 0:
-            save()
-            print(f"-- {done}/{len(requests)} operators, {time.perf_counter() - begun:.0f} s", flush=True)
-    save()
-    spent: Counter[str] = Counter()
-    for cases in results.values():
-        for c in cases.values():
-            spent.update(c.get("seconds", {}))
-    said = summary(results)
-    for dtype, s in said.items():
-        print(
-            dtype,
-            s["counts"],
-            f"exportable {s['exportable']} (all samples: {s['exportable_all_samples']}),",
-            f"constant only {len(s['constant'])}",
-        )
-    print("seconds:", {k: round(v, 1) for k, v in spent.items()})
-    if a.table:
-        write_table(results, a.table, a.target, a.samples)
-    return 0 if not any(s["counts"].get(b) for s in said.values() for b in ("wrong", "crash", "hang")) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return "\n".join(lines) + "\n"
