@@ -22,10 +22,12 @@ DOMAINS = ("standard", "ort")
 
 def compile_graphs(
     imported: Mapping[str, Any], num_threads: int | None = None, domain: str = "standard", disable: Sequence[str] = (),
-    verify: bool = False,
+    verify: bool = False, nan_wins: bool = True,
 ) -> OnnxModel:  # fmt: skip
-    """The ONNX model of one entry point; ``domain`` "ort": with onnxruntime's contributed ops too. EffcError for
-    several entry points (an ONNX file has one), an unknown domain, or ops that have no ONNX form, all of them listed.
+    """The ONNX model of one entry point; ``domain`` "ort": with onnxruntime's contributed ops too; ``nan_wins``:
+    maxima over NaN are NaN, which onnxruntime's own are not (a model that came as ONNX is held to onnxruntime's).
+    EffcError for several entry points (an ONNX file has one), an unknown domain, or ops that have no ONNX form, all of
+    them listed.
     """
     if domain not in DOMAINS:
         raise EffcError(f"onnx_domain {domain!r} is not available in this version", hint="one of " + ", ".join(DOMAINS))
@@ -40,7 +42,7 @@ def compile_graphs(
         verify=verify or bool(os.environ.get("EFFC_VERIFY")),
     )  # fmt: skip
     graph = pipeline.run(im.graph, report)
-    built = build(graph, im.input_names, im.output_names, name, domain == "ort")
+    built = build(graph, im.input_names, im.output_names, name, domain == "ort", nan_wins)
     news = {
         "target": "onnx",
         "onnx_domain": domain,

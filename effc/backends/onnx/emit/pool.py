@@ -59,7 +59,7 @@ def max_pool(cx: Cx, node: Node, x: str) -> Any:
     if a["indices"] or dtype in (DType.i16, DType.u16, DType.i32, DType.u32, DType.i64, DType.u64):
         return _max_with_places(cx, node, x)
     y = cx.many("MaxPool", [x], 1, **_attrs(node))[0]
-    if not dtype.is_float:
+    if not dtype.is_float or not cx.shared.nan_wins:
         return y
     # onnxruntime overlooks NaN. Looking for one costs a pass; the second pooling is done only if there is one.
     any_nan = cx.op("ReduceMax", cx.op("IsNaN", x), keepdims=0)
