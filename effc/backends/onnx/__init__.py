@@ -10,12 +10,15 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...passes.canonical import Canonicalise
+from ...passes.cleanup import Cse, Dce
 from ...passes.manager import PassReport, Pipeline
 from ...passes.pipeline import Options, default
 from ...runtime.errors import EffcError
 from .build import build, why_not
 from .emit import native
 from .model import OnnxModel
+from .shapes import DropUnitDims, FoldPermutes
 
 DOMAINS = ("standard", "ort")
 
@@ -38,7 +41,8 @@ def compile_graphs(
     ((name, im),) = imported.items()
     report = PassReport()
     pipeline = Pipeline(
-        default(Options(native=native, kernels=False)), disabled=tuple(disable),
+        (*default(Options(native=native, kernels=False)), DropUnitDims(), Canonicalise(), FoldPermutes(), Cse(), Dce()),
+        disabled=tuple(disable),
         verify=verify or bool(os.environ.get("EFFC_VERIFY")),
     )  # fmt: skip
     graph = pipeline.run(im.graph, report)
