@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from tests.models.zoo import Entry, Loaded
 from torch import nn
+
+from tests.models.zoo import Entry, Loaded
 
 
 class LongConvolution(nn.Module):

@@ -2,8 +2,8 @@
 
     python -m bench.worker MODEL ENGINE THREADS WORK_DIR [EXPECTED.npz]
 
-MODEL is a name in tests/models/zoo.py or bench/spectral.py. Prints one JSON line when ready: preparation time, first outputs compared
-with EXPECTED.
+MODEL is a name in tests/models/zoo.py or bench/spectral.py. Prints one JSON line when ready: preparation time, first
+outputs compared with EXPECTED.
 """
 
 from __future__ import annotations
@@ -58,9 +58,8 @@ def flops_of(module: Any, args: tuple[Any, ...]) -> float:
 
 def entry(name: str) -> Any:
     """A model by name, from the zoo or of the spectral ones."""
-    from tests.models import zoo
-
     from bench.spectral import SPECTRAL
+    from tests.models import zoo
 
     return {**zoo.ZOO, **SPECTRAL}[name]
 

@@ -85,8 +85,8 @@ TYPED: dict[str, tuple[int, ...]] = {
     "ScatterND": (0, 2),
     **dict.fromkeys(
         (
-            "ReduceSum ReduceMean ReduceL2 ReduceProd ReduceMax ReduceMin Reshape Expand Slice Split Gather GatherElements "
-            "GatherND Compress Squeeze Unsqueeze Tile CumSum CumProd TopK Resize Col2Im DFT Shape Trilu"
+            "ReduceSum ReduceMean ReduceL2 ReduceProd ReduceMax ReduceMin Reshape Expand Slice Split Gather "
+            "GatherElements GatherND Compress Squeeze Unsqueeze Tile CumSum CumProd TopK Resize Col2Im DFT Shape Trilu"
         ).split(),
         (0,),
     ),

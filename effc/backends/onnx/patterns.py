@@ -261,7 +261,7 @@ def gemm(cx: Cx, n: Node) -> str | None:
         if y.node.op != "matmul" or y.rank != 2 or len(cx.shared.users.get(y, ())) != 1:
             continue
         a, b = y.node.operands
-        # onnxruntime's Gemm takes no C that is broadcast both ways, and what it makes of an inner size of 0 is left open
+        # Gemm's C is broadcast to the product, never the product to C; an inner size of 0 is left to MatMul.
         if n.types[0].shape != y.shape or c.shape not in ((y.shape[1],), (1, y.shape[1]), y.shape):
             continue
         if a.rank != 2 or b.rank != 2 or cx.low(a.shape[1]) <= 0 or 0 in y.shape:

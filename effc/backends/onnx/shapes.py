@@ -94,8 +94,8 @@ def _narrow(attrs: Any, dim: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class FoldPermutes(Pass):
-    """``reshape(permute(x), [N, K]) @ w`` with a constant w becomes ``reshape(x, [N, K]) @ w'``, w' being w with its rows
-    in another order: nothing is moved while running."""
+    """``reshape(permute(x), [N, K]) @ w`` with a constant w becomes ``reshape(x, [N, K]) @ w'``, w' being w with its
+    rows in another order: nothing is moved while running."""
 
     name: ClassVar[str] = "fold_permutes"
 

@@ -141,8 +141,8 @@ def conv_transpose(cx: Cx, node: Node, x: Any, w: Any, bias: str | None = None) 
         plain = all(isinstance(e, int) and e < s for e, s in zip(extra, a["stride"], strict=True))
         if cx.dtype(xv) is DType.f32 and pads is not None and plain:
             return cx.op(
-                "ConvTranspose", xv, wv, *_given(bias), strides=list(a["stride"]), dilations=list(a["dilation"]), group=groups,
-                pads=pads, output_padding=list(extra),
+                "ConvTranspose", xv, wv, *_given(bias), strides=list(a["stride"]), dilations=list(a["dilation"]),
+                group=groups, pads=pads, output_padding=list(extra),
             )  # fmt: skip
         size = list(shape)
         for d in range(nd):  # zeros between the elements, then a convolution with the mirrored window
