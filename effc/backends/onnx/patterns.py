@@ -283,9 +283,9 @@ def batch_norm(cx: Cx, n: Node) -> str | None:
             x = d
             if d.node.op == "sub" and _channels(d.node.operands[1], d):
                 x, mean = d.node.operands
-            if x.shape != n.types[0].shape or not isinstance(x.shape[1], int) or x.shape[1] == 0:
+            if x.shape != n.types[0].shape or not _channels(bias, x) or not _channels(scale, x):
                 continue
-            if not _channels(bias, x) or not _channels(scale, x):
+            if not isinstance(x.shape[1], int) or x.shape[1] == 0:
                 continue
             zero, one = (cx.const(np.full(x.shape[1], k), DType.f32) for k in (0, 1))
             ins = [_read(cx, x), _flat(cx, scale), _flat(cx, bias), zero if mean is None else _flat(cx, mean), one]
