@@ -200,8 +200,8 @@ def _compile_onnx(
     except ImportError as e:
         raise EffcError(f"target 'onnx' needs the onnx package: {e}", hint="pip install 'effc[torch,onnx]'") from e
     imported = {n: import_entry(e) for n, e in entries.items()}
-    nan_wins = any(model_kind(e.model) != "onnx" for e in entries.values())
-    return onnx.compile_graphs(imported, num_threads, domain, disable, verify, nan_wins)
+    strict_nan = any(model_kind(e.model) != "onnx" for e in entries.values())
+    return onnx.compile_graphs(imported, num_threads, domain, disable, verify, strict_nan)
 
 
 def _compile_tvm(entries: Mapping[str, Entry], target: str, disable: Sequence[str], verify: bool) -> Any:

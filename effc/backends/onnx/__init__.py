@@ -25,10 +25,11 @@ DOMAINS = ("standard", "ort")
 
 def compile_graphs(
     imported: Mapping[str, Any], num_threads: int | None = None, domain: str = "standard", disable: Sequence[str] = (),
-    verify: bool = False, nan_wins: bool = True,
+    verify: bool = False, strict_nan: bool = True,
 ) -> OnnxModel:  # fmt: skip
-    """The ONNX model of one entry point; ``domain`` "ort": with onnxruntime's contributed ops too; ``nan_wins``:
-    maxima over NaN are NaN, which onnxruntime's own are not (a model that came as ONNX is held to onnxruntime's).
+    """The ONNX model of one entry point; ``domain`` "ort": with onnxruntime's contributed ops too; ``strict_nan``:
+    maxima over NaN and means of nothing are NaN, which onnxruntime's own are not (a model that came as ONNX is held to
+    onnxruntime's).
     EffcError for several entry points (an ONNX file has one), an unknown domain, or ops that have no ONNX form, all of
     them listed.
     """
@@ -46,7 +47,7 @@ def compile_graphs(
         verify=verify or bool(os.environ.get("EFFC_VERIFY")),
     )  # fmt: skip
     graph = pipeline.run(im.graph, report)
-    built = build(graph, im.input_names, im.output_names, name, domain == "ort", nan_wins)
+    built = build(graph, im.input_names, im.output_names, name, domain == "ort", strict_nan)
     news = {
         "target": "onnx",
         "onnx_domain": domain,

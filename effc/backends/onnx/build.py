@@ -141,15 +141,15 @@ def build(
     output_names: Sequence[str] | None = None,
     name: str = "main",
     contributed: bool = False,
-    nan_wins: bool = True,
+    strict_nan: bool = True,
 ) -> Built:
     """Writes ``graph``, which has been through the passes of this target; ``contributed``: with onnxruntime's own ops
-    where they keep every value; ``nan_wins``: the largest of values with a NaN among them is NaN, as in torch.
+    where they keep every value; ``strict_nan``: maxima over NaN and means of nothing are NaN, as in torch.
     EffcError lists every node that ONNX, or onnxruntime, has no form for."""
     load()
     random = any(get(n.op).effects == "random" for n in graph.walk())
     shared = Shared(graph.symbols, opset=OPSET_WITH_RANDOM if random else OPSET, contributed=contributed,
-                    nan_wins=nan_wins)  # fmt: skip
+                    strict_nan=strict_nan)  # fmt: skip
     shared.users = graph.uses()
     cx = Cx(shared)
     given = list(input_names or [n.name or f"x{i}" for i, n in enumerate(graph.inputs)])

@@ -73,9 +73,9 @@ class Shared:
     refused: list[tuple[Node, str]] = field(default_factory=list)
     opset: int = OPSET
     contributed: bool = False  # whether onnxruntime's own ops (domain com.microsoft) may be written
-    # Whether the maximum of a window, or of a dim, that holds NaN is NaN. So it is in torch. ONNX does not say, and a
-    # file that came as ONNX keeps what its own MaxPool and ReduceMax do in the engine that runs it.
-    nan_wins: bool = True
+    # Whether the maximum of values with a NaN among them, and the mean of nothing, are NaN, as in torch. ONNX does not
+    # say, and a file that came as ONNX keeps what its own MaxPool, ReduceMax and ReduceMean do in onnxruntime.
+    strict_nan: bool = True
     users: Mapping[Value, Sequence[Node | None]] = field(default_factory=dict)  # in the main graph
     form: bool = True  # whether groups of ops become one op of ONNX
     cuts: dict[Value, int] = field(default_factory=dict)  # of what is only read in part along its last dim, that part

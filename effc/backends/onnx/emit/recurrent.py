@@ -59,6 +59,8 @@ def all_zero(v: Value) -> bool:
     """Whether v is zeros, moved about."""
     while v.node.op in ("slice", "reshape", "broadcast_to", "permute"):
         v = v.node.operands[0]
+    if v.node.op == "full":
+        return bool(v.node.attrs["value"] == 0)
     return v.node.op == "constant" and v.dtype.is_float and not np.any(v.node.attrs["data"])
 
 
