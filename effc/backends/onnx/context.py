@@ -374,11 +374,11 @@ class Cx:
         from .patterns import formed
 
         for n in nodes:
-            if self.shared.form and (whole := formed(self, n)) is not None:
-                self.values[n[0]] = whole
-                continue
             ins = [None if v is None else self.find(v) for v in n.inputs]
             try:
+                if self.shared.form and (whole := formed(self, n)) is not None:
+                    self.values[n[0]] = whole
+                    continue
                 outs = emit(self, n, ins)
             except Refuse as e:
                 self.shared.refused.append((n, str(e)))

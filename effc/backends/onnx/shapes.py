@@ -77,7 +77,7 @@ def _drop(shape: Sequence[Dim], dim: int) -> tuple[Dim, ...]:
 def _unit(n: Node) -> int | None:
     """The spatial dim of an image that is 1 before and after n, and under its window."""
     x, a = n.operands[0], n.attrs
-    if x.rank != 4:
+    if x.rank != 4 or x.shape[2:] == (1, 1):  # one pixel has no row
         return None
     kernel = a["kernel"] if n.op in AFTER else n.operands[1].shape[2:]
     for dim in (3, 2):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -73,28 +73,40 @@ MOVES: dict[str, Callable[..., Array]] = {
 
 
 def _fold(cx: Cx) -> None:
-    """Moves of constants are done here: once, and not at each start of an engine. A constant that is read elsewhere too
-    stays as it is, so that no weight is held twice."""
-    shared = cx.shared
+    """Moves of constants are done here: once, and not at each start of an engine."""
     reads = Counter(x for n in _every(cx.nodes) for x in n.input)
     kept = []
     for n in cx.nodes:
-        ins = [x for x in n.input if x]
-        data = [shared.initializers.get(x) for x in ins]
-        given = {a.name: onnx.helper.get_attribute_value(a) for a in n.attribute}
-        move = None if n.domain or "allowzero" in given else MOVES.get(n.op_type)
-        if move is None or any(a is None for a in data) or not data:
+        value = _moved(cx, n, reads)
+        if value is None:
             kept.append(n)
-            continue
-        moved = ins if n.op_type == "Concat" else ins[:1]
-        if (
-            not all(reads[x] == 1 or x in shared.values for x in moved)
-            or sum(a.nbytes for a in data if a is not None) > FOLD_LIMIT
-        ):
-            kept.append(n)
-            continue
-        shared.initializers[n.output[0]] = move(*data, **given)
+        else:
+            cx.shared.initializers[n.output[0]] = value
     cx.nodes[:] = kept
+
+
+def _moved(cx: Cx, n: onnx.NodeProto, reads: Mapping[str, int]) -> Array | None:
+    """What n makes of constants, or None. A constant that is read elsewhere too stays as it is, so that no weight is
+    held twice; so does one that would grow."""
+    shared = cx.shared
+    given = {a.name: onnx.helper.get_attribute_value(a) for a in n.attribute}
+    move = None if n.domain or "allowzero" in given else MOVES.get(n.op_type)
+    data = [shared.initializers[x] for x in n.input if x in shared.initializers]
+    if move is None or not data or len(data) != len(n.input):
+        return None
+    size = sum(a.nbytes for a in data)
+    if size > FOLD_LIMIT or any(
+        reads[x] > 1 and x not in shared.values for x in (n.input if n.op_type == "Concat" else n.input[:1])
+    ):
+        return None
+    if n.op_type == "Gather" and not _inside(data[1], data[0].shape[given.get("axis", 0)]):
+        return None  # an error of the model's, for when it is run
+    value = move(*data, **given)
+    return value if value.nbytes <= size else None
+
+
+def _inside(index: Array, size: int) -> bool:
+    return bool(((index >= -size) & (index < size)).all())
 
 
 def _every(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
