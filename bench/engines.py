@@ -70,17 +70,27 @@ def _onnx(module: Any, args: tuple[Any, ...], work: Path) -> Path:
     return path
 
 
-def onnxruntime(module: Any, args: tuple[Any, ...], threads: int, work: Path) -> Run:
+def _onnx_session(path: Path, args: tuple[Any, ...], threads: int) -> Run:
+    """The file in onnxruntime at its highest level of optimisation."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    session = ort.InferenceSession(str(_onnx(module, args, work)), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [i.name for i in session.get_inputs()]
     feed = dict(zip(names, [t.numpy() for t in _tensors(args)], strict=True))
     return lambda: session.run(None, feed)
+
+
+def onnxruntime(module: Any, args: tuple[Any, ...], threads: int, work: Path) -> Run:
+    return _onnx_session(_onnx(module, args, work), args, threads)
+
+
+def _onnx_file(name: str) -> Callable[[Any, tuple[Any, ...], int, Path], Run]:
+    """An engine for a file that lies in the work folder already."""
+    return lambda module, args, threads, work: _onnx_session(work / f"{name}.onnx", args, threads)
 
 
 def openvino(module: Any, args: tuple[Any, ...], threads: int, work: Path) -> Run:
@@ -117,12 +127,15 @@ def effc(module: Any, args: tuple[Any, ...], threads: int, work: Path) -> Run:
     return lambda: _leaves(model(*args))
 
 
+ONNX_FILES = ("torch.onnx", "effc.onnx", "effc.onnx.ort")  # which bench.onnx_out writes
+
 ENGINES: dict[str, Callable[[Any, tuple[Any, ...], int, Path], Run]] = {
     "effc": effc,
     "eager": eager,
     "torch.compile": torch_compile,
     "onnxruntime": onnxruntime,
     "openvino": openvino,
+    **{name: _onnx_file(name) for name in ONNX_FILES},
 }
 
 

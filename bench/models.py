@@ -113,10 +113,12 @@ class Worker:
 
 
 def measure(
-    model: str, engines: list[str], threads: int, rounds: int, block: float, peak: dict[str, Any]
-) -> dict[str, Any]:
-    """One model on all engines; {"model", "flops", "bytes", "engines": {name: figures}}."""
-    work = Path(tempfile.mkdtemp(prefix=f"effc-bench-{model}-"))
+    model: str, engines: list[str], threads: int, rounds: int, block: float, peak: dict[str, Any],
+    prepared: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """One model on all engines; {"model", "flops", "bytes", "engines": {name: figures}}. ``peak``: what bench.machine
+    measured, or nothing; ``prepared``: the work folder, with files that engines need, which the caller removes."""
+    work = prepared or Path(tempfile.mkdtemp(prefix=f"effc-bench-{model}-"))
     workers: list[Worker] = []
     result: dict[str, Any] = {"model": model, "threads": threads, "engines": {}}
     try:
@@ -146,7 +148,7 @@ def measure(
                 "prepare_s": w.info["prepare_s"],
                 "error": w.info["error"],
             }
-            if result["flops"]:
+            if result["flops"] and peak:
                 figures["gflops"] = result["flops"] / median / 1e9
                 figures["share_of_peak"] = figures["gflops"] / peak["gflops"]
                 figures["share_of_bandwidth"] = result["bytes"] / median / 1e9 / peak["gbytes"]
@@ -156,7 +158,8 @@ def measure(
     finally:
         for w in workers:
             w.close()
-        shutil.rmtree(work, ignore_errors=True)
+        if prepared is None:
+            shutil.rmtree(work, ignore_errors=True)
     return result
 
 

@@ -1,153 +1,159 @@
 """The ONNX that effc writes beside the ONNX that torch.onnx writes, both run by onnxruntime, and eager torch.
 
-    python -m bench.onnx_out [--models longconv,stft,irfft2,minilm] [--threads 2] [--rounds 15]
+    python -m bench.onnx_out [--models minilm,crepe,...] [--static] [--threads 2] [--rounds 8] [--block 0.25]
+                             [--out bench/results] [--json]
 
-The engines take turns run by run, so that a change of the machine's speed meets all of them. Reported are medians and
-minima in milliseconds, the largest error against eager relative to the largest value, and the size of the weights.
+Models of the zoo are exported by torch.onnx, with dynamic sizes unless --static is given, and that file is compiled, in
+the standard domain and with onnxruntime's own operators; spectral models, which torch.onnx cannot always export, are
+compiled from torch. Each file runs in a process of its own at onnxruntime's highest level of optimisation; blocks of
+runs alternate as in bench.models. Reported: nodes, with local functions inlined (of the input, of onnxslim's output for
+it, of effc's), medians in milliseconds, times faster than the input file, and the largest error against eager.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import json
+import math
+import os
+import shutil
+import sys
 import tempfile
-import time
-from collections.abc import Callable
+import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import onnx
 import torch
-from torch import nn
 
 import effc
 
+from . import machine
+from .engines import ONNX_FILES
+from .models import ROOT, measure
+from .spectral import SPECTRAL
+from .worker import entry
 
-class LongConvolution(nn.Module):
-    """A gated convolution as long as its input, through the spectrum (as in Hyena)."""
-
-    def __init__(self, dims: int = 64, length: int = 8192) -> None:
-        super().__init__()
-        self.taps = nn.Parameter(torch.randn(dims, length) / length**0.5)
-        self.skip = nn.Parameter(torch.randn(dims))
-        self.into, self.out = nn.Linear(dims, 2 * dims), nn.Linear(dims, dims)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        u, gate = self.into(x).transpose(1, 2).chunk(2, 1)
-        n = u.shape[-1]
-        spectrum = torch.fft.rfft(u, n=2 * n) * torch.fft.rfft(self.taps, n=2 * n)
-        y = torch.fft.irfft(spectrum, n=2 * n)[..., :n] + u * self.skip[:, None]
-        return self.out((y * nn.functional.silu(gate)).transpose(1, 2))
+INPUT, STANDARD, ORT = ONNX_FILES
+ZOO = ("minilm", "efficientnet_lite0", "mobilenet_v2", "crepe", "resemblyzer", "mtcnn_pnet", "mtcnn_rnet", "mtcnn_onet")
 
 
-class LogMel(nn.Module):
-    """A speech recogniser's front end."""
+def node_count(model: onnx.ModelProto) -> int:
+    """Nodes of a model, those inside control flow too, local functions inlined."""
+    import onnx.inliner
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("window", torch.hann_window(400))
-        self.register_buffer("mel", torch.rand(80, 201))
+    def count(g: onnx.GraphProto) -> int:
+        inner = (a.g for n in g.node for a in n.attribute if a.type == onnx.AttributeProto.GRAPH)
+        return len(g.node) + sum(map(count, inner))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        s = torch.view_as_real(torch.stft(x, 400, 160, window=self.window, return_complex=True))
-        return torch.log(torch.clamp(self.mel @ s.pow(2).sum(-1), min=1e-10))
+    return count(onnx.inliner.inline_local_functions(model).graph if model.functions else model.graph)
 
 
-class SpectralFilter(nn.Module):
-    """A two-dimensional filter in the frequency domain."""
+def prepare(name: str, folder: Path, static: bool) -> dict[str, int]:
+    """Writes the model's ONNX files into ``folder``, checked by onnx.checker; {file or "onnxslim": nodes}."""
+    e = entry(name)
+    loaded = e.load()
+    source = folder / f"{INPUT}.onnx"
+    dynamic = None if static else loaded.dynamic_shapes
+    nodes: dict[str, int] = {}
+    try:
+        args = e.bench() if dynamic is None else loaded.args
+        torch.onnx.export(
+            loaded.module, args, source, dynamo=True, external_data=False, verbose=False, dynamic_shapes=dynamic
+        )
+    except Exception:
+        if name not in SPECTRAL:
+            raise
+        source.unlink(missing_ok=True)
+        print(f"  {name}: torch.onnx: {traceback.format_exc(limit=0).strip().splitlines()[-1][:200]}", file=sys.stderr)
+    else:
+        nodes[INPUT] = node_count(onnx.load(source))
+        try:
+            import onnxslim
+        except ImportError:
+            print("  onnxslim is not installed: its count is left out", file=sys.stderr)
+        else:
+            nodes["onnxslim"] = node_count(onnxslim.slim(str(source)))
+    for kind, domain in ((STANDARD, "standard"), (ORT, "ort")):
+        if name in SPECTRAL:
+            made = effc.compile(loaded.module, e.bench(), target="onnx", onnx_domain=domain)
+        else:
+            made = effc.compile(source, target="onnx", onnx_domain=domain)
+        onnx.checker.check_model(made.model, full_check=True)
+        made.save(folder / f"{kind}.onnx")
+        nodes[kind] = node_count(made.model)
+    return nodes
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.randn(64, 33, dtype=torch.complex64))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.fft.irfft2(torch.fft.rfft2(x, norm="ortho") * self.w, s=x.shape[-2:], norm="ortho")
-
-
-def minilm() -> tuple[nn.Module, tuple[Any, ...]]:
-    from tests.models import zoo
-
-    loaded = zoo.load("minilm")
-    return loaded.module, loaded.args
-
-
-MODELS: dict[str, Callable[[], tuple[nn.Module, tuple[Any, ...]]]] = {
-    "longconv": lambda: (LongConvolution(), (torch.randn(1, 8192, 64),)),
-    "stft": lambda: (LogMel(), (torch.randn(1, 160000),)),
-    "irfft2": lambda: (SpectralFilter(), (torch.randn(8, 16, 64, 64),)),
-    "minilm": minilm,
-}
+def one(name: str, a: argparse.Namespace) -> dict[str, Any]:
+    """Nodes and figures of one model."""
+    print(f"  {name}: exporting and compiling", file=sys.stderr, flush=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"effc-onnx-{name}-"))
+    try:
+        nodes = prepare(name, folder, a.static)
+        engines = ["eager", *(k for k in ONNX_FILES if (folder / f"{k}.onnx").exists())]
+        result = measure(name, engines, a.threads, a.rounds, a.block, {}, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    result["nodes"] = nodes
+    times = {k: f["median_ms"] for k, f in result["engines"].items() if "failed" not in f}
+    if INPUT in times:
+        result["faster"] = {k: times[INPUT] / times[k] for k in (STANDARD, ORT) if k in times}
+    return result
 
 
-def session(path: Path, threads: int) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def measure(name: str, threads: int, rounds: int) -> dict[str, Any]:
-    torch.manual_seed(0)
-    model, args = MODELS[name]()
-    model.eval()
-    runs: dict[str, Callable[[], Any]] = {"eager": lambda: model(*args)}
-    sizes: dict[str, float] = {}
-    why = ""
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        for kind in ("effc", "torch.onnx"):
-            path = Path(folder) / f"{kind}.onnx"
-            try:
-                if kind == "effc":
-                    effc.compile(model, args, target="onnx").save(path)
-                else:
-                    torch.onnx.export(model, args, path, dynamo=True, verbose=False)
-            except Exception as e:  # what the peer cannot export is a result too
-                if kind == "effc":
-                    raise
-                why = f"torch.onnx: {type(e).__name__}"
-                continue
-            sizes[kind] = sum(p.stat().st_size for p in Path(folder).glob(f"{kind}.onnx*")) / 1e6
-            s = session(path, threads)
-            feeds = {i.name: a.numpy() for i, a in zip(s.get_inputs(), args)}
-            runs[kind] = lambda s=s, feeds=feeds: s.run(None, feeds)  # type: ignore[misc]
-        leaves = [t.numpy() for t in torch.utils._pytree.tree_leaves(runs["eager"]()) if isinstance(t, torch.Tensor)]
-        out: dict[str, Any] = {"model": name, "note": why}
-        times: dict[str, list[float]] = {k: [] for k in runs}
-        for kind in runs.keys() - {"eager"}:
-            got = runs[kind]()
-            out[f"{kind} error"] = max(
-                float(np.abs(g - w).max() / np.abs(w).max()) for g, w in zip(got, leaves, strict=False)
+def table(results: list[dict[str, Any]], a: argparse.Namespace) -> str:
+    """The figures as Markdown."""
+    sizes = "the benchmark's own sizes" if a.static else "dynamic sizes"
+    head = (
+        "model", "nodes: torch.onnx", "onnxslim", "effc", "effc, ort", "ms: eager", "torch.onnx", "effc", "effc, ort",
+        "times faster: effc", "effc, ort", "error: torch.onnx", "effc", "effc, ort",
+    )  # fmt: skip
+    lines = [
+        f"{machine.cpu_name()}, {os.cpu_count()} CPUs, {a.threads} threads, {datetime.date.today()}; {sizes}", "",
+        f"| {' | '.join(head)} |", "|---" * len(head) + "|",
+    ]  # fmt: skip
+    for r in results:
+        figures = {k: f for k, f in r["engines"].items() if "failed" not in f}
+        cells = [r["model"], *(str(r["nodes"].get(k, "-")) for k in (INPUT, "onnxslim", STANDARD, ORT))]
+        cells += [f"{figures[k]['median_ms']:.2f}" if k in figures else "-" for k in ("eager", *ONNX_FILES)]
+        cells += [f"{r['faster'][k]:.2f}" if k in r.get("faster", {}) else "-" for k in (STANDARD, ORT)]
+        cells += [f"{figures[k]['error']:.1e}" if k in figures else "-" for k in ONNX_FILES]
+        lines.append(f"| {' | '.join(cells)} |")
+    zoo = [r for r in results if r["model"] not in SPECTRAL and "faster" in r]
+    for kind in (STANDARD, ORT):
+        gains = [r["faster"][kind] for r in zoo if kind in r["faster"]]
+        if gains:
+            mean = math.exp(sum(map(math.log, gains)) / len(gains))
+            within = sum(r["nodes"][kind] <= r["nodes"].get("onnxslim", math.inf) for r in zoo)
+            lines.append(
+                f"\n{kind}: {len(gains)} models of the zoo, geometric mean {mean:.3f} times faster than the input, "
+                f"least {min(gains):.3f}; nodes not above onnxslim's in {within} of {len(zoo)}."
             )
-        for f in runs.values():
-            f()
-        for _ in range(rounds):
-            for kind, f in runs.items():
-                start = time.perf_counter()
-                f()
-                times[kind].append((time.perf_counter() - start) * 1e3)
-    for kind, ts in times.items():
-        out[f"{kind} ms"] = (float(np.median(ts)), min(ts))
-    out["MB"] = sizes
-    return out
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--models", default=",".join(MODELS))
-    p.add_argument("--threads", type=int, default=2)
-    p.add_argument("--rounds", type=int, default=15)
+    p.add_argument("--models", default=",".join((*ZOO, *SPECTRAL)))
+    p.add_argument("--static", action="store_true", help="export with the benchmark's sizes instead of dynamic ones")
+    p.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    p.add_argument("--rounds", type=int, default=8)
+    p.add_argument("--block", type=float, default=0.25, help="seconds of a block")
+    p.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
+    p.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
     a = p.parse_args()
     torch.set_num_threads(a.threads)
-    print("| model | eager | torch.onnx | effc | effc / torch.onnx | error of torch.onnx | error of effc | MB |")
-    print("|---|---|---|---|---|---|---|---|")
-    for name in a.models.split(","):
-        r = measure(name, a.threads, a.rounds)
-        ms = {k: r.get(f"{k} ms") for k in ("eager", "torch.onnx", "effc")}
-        cells = [f"{v[0]:.1f} ({v[1]:.1f})" if v else r["note"] for v in ms.values()]
-        ratio = f"{ms['torch.onnx'][0] / ms['effc'][0]:.2f}x faster" if ms["torch.onnx"] and ms["effc"] else "-"
-        errors = [f"{r[k]:.1e}" if k in r else "-" for k in ("torch.onnx error", "effc error")]
-        size = " / ".join(f"{r['MB'].get(k, 0):.1f}" for k in ("torch.onnx", "effc"))
-        print(f"| {name} | {' | '.join(cells)} | {ratio} | {' | '.join(errors)} | {size} |", flush=True)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter's own
+        results = [one(m, a) for m in a.models.split(",")]
+    text = table(results, a)
+    a.out.mkdir(parents=True, exist_ok=True)
+    (a.out / "onnx_out.md").write_text(text)
+    (a.out / "onnx_out.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(json.dumps(results) if a.json else text)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python -m bench.worker MODEL ENGINE THREADS WORK_DIR [EXPECTED.npz]
 
-MODEL is a name in tests/models/zoo.py. Prints one JSON line when ready: preparation time, first outputs compared
-with EXPECTED.
+MODEL is a name in tests/models/zoo.py or bench/spectral.py. Prints one JSON line when ready: preparation time, first
+outputs compared with EXPECTED.
 """
 
 from __future__ import annotations
@@ -56,6 +56,14 @@ def flops_of(module: Any, args: tuple[Any, ...]) -> float:
     return float(counter.get_total_flops()) + extra
 
 
+def entry(name: str) -> Any:
+    """A model by name, from the zoo or of the spectral ones."""
+    from bench.spectral import SPECTRAL
+    from tests.models import zoo
+
+    return {**zoo.ZOO, **SPECTRAL}[name]
+
+
 def main() -> None:
     name, engine, threads, work = sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
     expected = Path(sys.argv[5])
@@ -69,11 +77,10 @@ def main() -> None:
     import torch
 
     from bench.engines import ENGINES
-    from tests.models import zoo
 
     try:
-        entry = zoo.ZOO[name]
-        module, args = entry.load().module, entry.bench()
+        chosen = entry(name)
+        module, args = chosen.load().module, chosen.bench()
         start = time.perf_counter()
         run = ENGINES[engine](module, args, threads, work)
         out = run()

@@ -103,8 +103,10 @@ def _reference_graph(graph: Any, target: str) -> RunGraph:
 
 def _onnx_compile(entries: Mapping[str, Any], o: CompileOptions) -> Any:
     from .backends import onnx
+    from .compiler import model_kind
 
-    return onnx.compile_graphs(_imported(entries), o.num_threads, o.onnx_domain, o.disable_passes, o.verify)
+    strict_nan = any(model_kind(e.model) != "onnx" for e in entries.values())
+    return onnx.compile_graphs(_imported(entries), o.num_threads, o.onnx_domain, o.disable_passes, o.verify, strict_nan)
 
 
 def _onnx_graph(graph: Any, target: str) -> RunGraph:

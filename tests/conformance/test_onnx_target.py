@@ -442,6 +442,74 @@ def test_contributed_ops() -> None:
     assert {o.domain for o in plain.model.opset_import} == {""}
 
 
+def test_groups_of_ops_are_one_node() -> None:
+    """What convolutional networks are made of, each in one node, also for NaN and infinity."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.up = nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 6, 2, stride=2)
+            self.prelu, self.norm = nn.PReLU(8), nn.BatchNorm2d(8)
+            self.head = nn.Linear(6, 5)
+            with torch.no_grad():
+                self.prelu.weight.copy_(torch.linspace(-0.9, 1.0, 8))
+                self.norm.running_mean.uniform_(-1, 1), self.norm.running_var.uniform_(0.5, 2)
+                self.norm.weight.uniform_(0.5, 2), self.norm.bias.uniform_(-1, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = nn.functional.relu6(self.up(self.norm(self.prelu(self.conv(x)))))
+            a, b = nn.functional.leaky_relu(y - 1, 0.3).split([2, 4], 1)
+            y = torch.cat([b, a], 1).mean((2, 3))
+            return self.head(y / torch.linalg.vector_norm(y, dim=1, keepdim=True))
+
+    torch.manual_seed(11)
+    gen = torch.Generator().manual_seed(11)
+    cases = [(torch.randn(n, 3, h, h + 3, generator=gen),) for n, h in ((2, 7), (1, 5))]
+    odd = torch.randn(3, 3, 6, 9, generator=gen)
+    odd[0, 1, 2, 3], odd[1, 0, 4, 4], odd[1, 2, 1, 7] = math.nan, math.inf, -math.inf
+    dynamic = {"x": {0: Dim("n", max=9), 2: Dim("h", min=4, max=99), 3: Dim("w", min=4, max=99)}}
+    plain = check(Net().eval(), [*cases, (odd,)], dynamic_shapes=dynamic)
+    want = "BatchNormalization Clip Concat Conv ConvTranspose Div Gemm LeakyRelu PRelu ReduceL2 ReduceMean Split Sub"
+    assert plain.report["ops"] == dict.fromkeys(want.split(), 1)
+    fast = check(Net().eval(), [*cases, (odd,)], dynamic_shapes=dynamic, onnx_domain="ort")
+    assert "PRelu" not in fast.report["ops"]
+
+
+def test_images_one_pixel_wide() -> None:
+    """Their convolutions are written in one dimension, and what is permuted before a constant weight in no node."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(1, 8, (9, 1), stride=(2, 1), padding=(4, 0)), nn.Conv2d(8, 4, (3, 1))
+            self.norm, self.head = nn.BatchNorm2d(8), nn.Linear(4 * 7, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.norm(self.one(x[:, None, :, None]).relu())
+            y = nn.functional.max_pool2d(y, (2, 1), (2, 1))
+            y = nn.functional.avg_pool2d(self.two(y), (2, 1), (1, 1))
+            return self.head(y.permute(0, 2, 1, 3).flatten(1))
+
+    torch.manual_seed(12)
+    gen = torch.Generator().manual_seed(12)
+    cases = [(torch.randn(n, 40, generator=gen),) for n in (3, 1, 0)]
+    m = check(Net().eval(), cases, dynamic_shapes={"x": {0: Dim("n", max=9)}})
+    shapes = {i.name: len(i.dims) for i in m.model.graph.initializer}
+    convs = [n for n in m.model.graph.node if n.op_type == "Conv"]
+    assert [shapes[n.input[1]] for n in convs] == [3, 3] and "Transpose" not in m.report["ops"]
+
+
+def test_constants_are_moved_here() -> None:
+    """Weights whose gates are sorted are initializers, and a first state of zeros is none."""
+    torch.manual_seed(13)
+    m = check(nn.LSTM(4, 6, batch_first=True), [(torch.randn(2, 5, 4),), (torch.randn(1, 5, 4),)],
+              dynamic_shapes={"input": {0: Dim("n", max=9)}})  # fmt: skip
+    assert not {"Gather", "Concat", "Expand"} & set(m.report["ops"])
+    lstm = next(n for n in m.model.graph.node if n.op_type == "LSTM")
+    assert len(lstm.input) == 4
+    assert [o.name for o in m.model.graph.output] == m.output_names and "Identity" not in m.report["ops"]
+
+
 def test_options() -> None:
     x = torch.randn(2, 6)
     assert {"name": "onnx", "runs_here": True, "missing": []} in effc.targets()

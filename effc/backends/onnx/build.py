@@ -21,6 +21,7 @@ from ...runtime.errors import EffcError
 from .context import ONNX_TYPE, Array, Cx, Pair, Ref, Refuse, Shared
 from .emit import emit, load
 from .kernels import IR_VERSION, OPSET, OPSET_WITH_RANDOM
+from .tidy import all_nodes, tidy, used
 
 INLINE_LIMIT = 1_900_000_000  # a protobuf message may hold 2 GiB
 
@@ -140,12 +141,15 @@ def build(
     output_names: Sequence[str] | None = None,
     name: str = "main",
     contributed: bool = False,
+    strict_nan: bool = True,
 ) -> Built:
     """Writes ``graph``, which has been through the passes of this target; ``contributed``: with onnxruntime's own ops
-    where they keep every value. EffcError lists every node that ONNX, or onnxruntime, has no form for."""
+    where they keep every value; ``strict_nan``: maxima over NaN and means of nothing are NaN, as in torch.
+    EffcError lists every node that ONNX, or onnxruntime, has no form for."""
     load()
     random = any(get(n.op).effects == "random" for n in graph.walk())
-    shared = Shared(graph.symbols, opset=OPSET_WITH_RANDOM if random else OPSET, contributed=contributed)
+    shared = Shared(graph.symbols, opset=OPSET_WITH_RANDOM if random else OPSET, contributed=contributed,
+                    strict_nan=strict_nan)  # fmt: skip
     shared.users = graph.uses()
     cx = Cx(shared)
     given = list(input_names or [n.name or f"x{i}" for i, n in enumerate(graph.inputs)])
@@ -177,11 +181,11 @@ def build(
             written[c.input] = _give(cx, c.value, f"{inputs[c.input]}.next", outs)
     for s in graph.states:
         states[s] = (shared.state_names[s], after.get(s))
-    _drop_unused(cx)
+    tidy(cx, [*outputs, *after.values(), *written.values()])
     proto = helper.make_graph(cx.nodes, name, infos, outs)
-    used = _used(proto)
-    initializers = {n: a for n, a in shared.initializers.items() if n in used}
-    counts = Counter(n.op_type for n in _all_nodes(proto))
+    read = used(proto)
+    initializers = {n: a for n, a in shared.initializers.items() if n in read}
+    counts = Counter(n.op_type for n in all_nodes(proto))
     report = {
         "opset": shared.opset,
         "nodes": sum(counts.values()),
@@ -194,7 +198,7 @@ def build(
     bounds = {s: list(b) for s, b in graph.symbols.items()}
     checks = [[str(c.lhs), c.op, str(c.rhs), c.message] for c in graph.checks]
     metadata = {"effc.symbols": json.dumps(bounds), "effc.checks": json.dumps(checks)}
-    domains = {"": shared.opset, **dict.fromkeys(sorted({n.domain for n in _all_nodes(proto)} - {""}), 1)}
+    domains = {"": shared.opset, **dict.fromkeys(sorted({n.domain for n in all_nodes(proto)} - {""}), 1)}
     return Built(proto, initializers, shared.dtypes, inputs, outputs, states, written, metadata, report, domains)
 
 
@@ -295,37 +299,3 @@ def _refuse(shared: Shared, total: int) -> None:
         op=first.op, loc=first.loc, shapes=[str(v.type) for v in first.operands],
         hint="replace the operation in the model, or compile with target='cpu'",
     )  # fmt: skip
-
-
-def _all_nodes(g: onnx.GraphProto) -> list[onnx.NodeProto]:
-    out = []
-    for n in g.node:
-        out.append(n)
-        for a in n.attribute:
-            if a.type == onnx.AttributeProto.GRAPH:
-                out += _all_nodes(a.g)
-    return out
-
-
-def _used(g: onnx.GraphProto) -> set[str]:
-    return {x for n in _all_nodes(g) for x in n.input} | {o.name for n in _all_nodes(g) for o in _graph_outputs(n)}
-
-
-def _graph_outputs(n: onnx.NodeProto) -> list[onnx.ValueInfoProto]:
-    return [o for a in n.attribute if a.type == onnx.AttributeProto.GRAPH for o in a.g.output]
-
-
-def _drop_unused(cx: Cx) -> None:
-    """Leaves out nodes whose results nothing takes; the last Identity nodes are the outputs."""
-    needed: set[str] = set()
-    keep = []
-    for n in reversed(cx.nodes):
-        final = n.op_type == "Identity" and n.output[0] not in cx.shared.internal and not n.name
-        if not final and not any(o in needed for o in n.output):
-            continue
-        keep.append(n)
-        needed.update(n.input)
-        for a in n.attribute:
-            if a.type == onnx.AttributeProto.GRAPH:
-                needed |= _used(a.g)
-    cx.nodes[:] = reversed(keep)

@@ -73,6 +73,9 @@ class Shared:
     refused: list[tuple[Node, str]] = field(default_factory=list)
     opset: int = OPSET
     contributed: bool = False  # whether onnxruntime's own ops (domain com.microsoft) may be written
+    # Whether the maximum of values with a NaN among them, and the mean of nothing, are NaN, as in torch. ONNX does not
+    # say, and a file that came as ONNX keeps what its own MaxPool, ReduceMax and ReduceMean do in onnxruntime.
+    strict_nan: bool = True
     users: Mapping[Value, Sequence[Node | None]] = field(default_factory=dict)  # in the main graph
     form: bool = True  # whether groups of ops become one op of ONNX
     cuts: dict[Value, int] = field(default_factory=dict)  # of what is only read in part along its last dim, that part
@@ -371,11 +374,11 @@ class Cx:
         from .patterns import formed
 
         for n in nodes:
-            if self.shared.form and (whole := formed(self, n)) is not None:
-                self.values[n[0]] = whole
-                continue
             ins = [None if v is None else self.find(v) for v in n.inputs]
             try:
+                if self.shared.form and (whole := formed(self, n)) is not None:
+                    self.values[n[0]] = whole
+                    continue
                 outs = emit(self, n, ins)
             except Refuse as e:
                 self.shared.refused.append((n, str(e)))

@@ -24,13 +24,14 @@ _TABLE: dict[str, str] = {
     "Neg": "i8 i16 i32 i64 f32 f64",
     "Sign": f"{_INTS} f16 bf16 f32 f64",
     "Ceil Floor Exp Log Sqrt Reciprocal Sigmoid Tanh Sin Cos Softmax LogSoftmax Gemm GridSample DFT LSTM GRU": _REAL,
+    "BatchNormalization": _REAL,
     "Round": "f16 f32 f64",
     "Tan Sinh Cosh Asin Acos Atan Asinh Acosh Atanh Erf Softplus Gelu": "f32",
-    "Conv ConvTranspose AveragePool Col2Im RNN": "f32",
+    "Conv ConvTranspose AveragePool Col2Im RNN PRelu LeakyRelu": "f32",
     "Relu": "i8 i32 f32 f64",
     "Mod": f"{_INTS} f16 f32 f64",
-    "Pow ReduceSum ReduceMean ReduceProd CumSum Einsum": "i32 i64 f32 f64",
-    "Max Min": "i8 i32 i64 u8 u32 u64 f16 f32 f64",
+    "Pow ReduceSum ReduceMean ReduceL2 ReduceProd CumSum Einsum": "i32 i64 f32 f64",
+    "Max Min Clip": "i8 i32 i64 u8 u32 u64 f16 f32 f64",
     "And Or Xor Not": "bool",
     "BitwiseAnd BitwiseOr BitwiseXor BitwiseNot": _INTS,
     "BitShift": "u8 u32 u64",
@@ -84,8 +85,8 @@ TYPED: dict[str, tuple[int, ...]] = {
     "ScatterND": (0, 2),
     **dict.fromkeys(
         (
-            "ReduceSum ReduceMean ReduceProd ReduceMax ReduceMin Reshape Expand Slice Split Gather GatherElements "
-            "GatherND Compress Squeeze Unsqueeze Tile CumSum CumProd TopK Resize Col2Im DFT Shape Trilu"
+            "ReduceSum ReduceMean ReduceL2 ReduceProd ReduceMax ReduceMin Reshape Expand Slice Split Gather "
+            "GatherElements GatherND Compress Squeeze Unsqueeze Tile CumSum CumProd TopK Resize Col2Im DFT Shape Trilu"
         ).split(),
         (0,),
     ),

@@ -1,4 +1,4 @@
-"""Groups of the IR's ops that are one op of ONNX: means, softmax, layer and RMS normalisation, GELU.
+"""Groups of the IR's ops that are one op of ONNX: means, softmax, normalisations, GELU, Clip, PRelu, Gemm, biases.
 
 A pattern is tried at the last node of its group. What matches is written as the one op; the other nodes of the group
 are written as always, and left out of the model if nothing else reads them.
@@ -7,11 +7,13 @@ are written as always, and left out of the model if nothing else reads them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from ...ir import dims as D
+from ...ir.dims import Dim
 from ...ir.dtypes import DType
 from ...ir.graph import Node, Value
 from .context import Cx
@@ -85,13 +87,36 @@ def mean(cx: Cx, n: Node) -> str | None:
         return None
     r = n.operands[0].node
     x, dims = r.operands[0], r.attrs["dims"]
-    sizes = [x.shape[d] for d in dims]
-    if not dims or not all(isinstance(s, int) for s in sizes) or x.dtype not in (DType.f32, DType.f64):
+    count = D.product([x.shape[d] for d in dims])
+    if not dims or x.dtype not in (DType.f32, DType.f64) or count == 0 or _count(n.operands[1]) != count:
         return None
-    if 0 in sizes or number(n.operands[1]) != float(np.prod(sizes)):  # type: ignore[arg-type]
+    if cx.shared.strict_nan and any(cx.low(x.shape[d]) <= 0 for d in dims):  # onnxruntime's mean of nothing is 0
         return None
     name = _read(cx, x)
     return None if name is None else cx.op("ReduceMean", name, cx.ints(*dims), keepdims=int(r.attrs["keepdims"]))
+
+
+def _count(v: Value) -> Dim | None:
+    """The whole number or the size that a float scalar holds."""
+    if v.node.op == "dim_value":
+        d: Dim = v.node.attrs["value"]
+        return d
+    x = number(v)
+    return int(x) if x is not None and x == int(x) else None
+
+
+def norm(cx: Cx, n: Node) -> str | None:
+    """sqrt(sum(x * x)) over any dims."""
+    if n.op != "sqrt" or n.types[0].dtype not in (DType.f32, DType.f64):
+        return None
+    r = n.operands[0].node
+    if r.op != "reduce" or r.attrs["kind"] != "sum" or not r.attrs["dims"] or r.operands[0].node.op != "mul":
+        return None
+    a, b = r.operands[0].node.operands
+    name = _read(cx, a) if a == b else None
+    return (
+        None if name is None else cx.op("ReduceL2", name, cx.ints(*r.attrs["dims"]), keepdims=int(r.attrs["keepdims"]))
+    )
 
 
 def softmax(cx: Cx, n: Node) -> str | None:
@@ -193,6 +218,189 @@ def _residual(cx: Cx, x: Value) -> list[str] | None:
     return None if a.shape != b.shape or a.shape != x.shape or None in names else [n for n in names if n is not None]
 
 
+def _channels(v: Value, x: Value) -> bool:
+    """Whether v is a constant with one value for each channel of x, which is [N, C, ...] with a spatial dim."""
+    if v.node.op == "reshape":  # of a shared constant
+        return _channels_shape(v, x) and v.node.operands[0].node.op == "constant"
+    return _channels_shape(v, x) and v.node.op == "constant"
+
+
+def _channels_shape(v: Value, x: Value) -> bool:
+    ones = (1,) * (x.rank - 2)
+    return x.rank > 2 and v.dtype is x.dtype and v.shape in ((x.shape[1], *ones), (1, x.shape[1], *ones))
+
+
+def _flat(cx: Cx, v: Value) -> str | None:
+    """A constant as a vector."""
+    x = _read(cx, v)
+    return None if x is None else cx.reshape(x, v.shape, (D.product(v.shape),))
+
+
+def biased(cx: Cx, n: Node) -> str | None:
+    """A convolution and its bias, if only the bias reads it."""
+    from .emit.contraction import conv, conv_transpose
+
+    if n.op != "add" or n.types[0].dtype is not DType.f32:
+        return None
+    for y, b in commuted(n[0], "add"):
+        c = y.node
+        if c.op not in ("conv", "conv_transpose") or not _channels(b, y) or len(cx.shared.users.get(y, ())) != 1:
+            continue
+        if y.shape != n.types[0].shape or 0 in y.shape or 0 in c.operands[1].shape:
+            continue
+        x, w, bias = _read(cx, c.operands[0]), _read(cx, c.operands[1]), _flat(cx, b)
+        if x is not None and w is not None and bias is not None:
+            written: str = (conv if c.op == "conv" else conv_transpose)(cx, c, x, w, bias)
+            return written
+    return None
+
+
+def gemm(cx: Cx, n: Node) -> str | None:
+    """A product of matrices and its bias, if only the bias reads it."""
+    if n.op != "add" or n.types[0].dtype is not DType.f32:
+        return None
+    for y, c in commuted(n[0], "add"):
+        if y.node.op != "matmul" or y.rank != 2 or len(cx.shared.users.get(y, ())) != 1:
+            continue
+        a, b = y.node.operands
+        # Gemm's C is broadcast to the product, never the product to C; an inner size of 0 is left to MatMul.
+        if n.types[0].shape != y.shape or c.shape not in ((y.shape[1],), (1, y.shape[1]), y.shape):
+            continue
+        if a.rank != 2 or b.rank != 2 or cx.low(a.shape[1]) <= 0 or 0 in y.shape:
+            continue
+        turned = b.node.op == "permute" and b.node.attrs["dims"] == (1, 0)
+        ins = [_read(cx, v) for v in (a, b.node.operands[0] if turned else b, c)]
+        if None not in ins:
+            return cx.op("Gemm", *ins, **({"transB": 1} if turned else {}))
+    return None
+
+
+def batch_norm(cx: Cx, n: Node) -> str | None:
+    """(x - mean) * scale + bias by channel; a variance of 1 and no epsilon leave the scale as it is."""
+    if n.op != "add" or n.types[0].dtype is not DType.f32:
+        return None
+    for y, bias in commuted(n[0], "add"):
+        for d, scale in commuted(y, "mul"):
+            mean: Value | None = None
+            x = d
+            if d.node.op == "sub" and _channels(d.node.operands[1], d):
+                x, mean = d.node.operands
+            if x.shape != n.types[0].shape or not _channels(bias, x) or not _channels(scale, x):
+                continue
+            if not isinstance(x.shape[1], int) or x.shape[1] == 0:
+                continue
+            zero, one = (cx.const(np.full(x.shape[1], k), DType.f32) for k in (0, 1))
+            ins = [_read(cx, x), _flat(cx, scale), _flat(cx, bias), zero if mean is None else _flat(cx, mean), one]
+            if None not in ins:
+                return cx.op("BatchNormalization", *ins, epsilon=0.0)
+    return None
+
+
+def clip(cx: Cx, n: Node) -> str | None:
+    """min(max(x, low), high) for two numbers in order; NaN stays."""
+    if n.op != "minimum" or n.types[0].dtype is not DType.f32:
+        return None
+    for y, high in commuted(n[0], "minimum"):
+        for x, low in commuted(y, "maximum"):
+            lo, hi = number(low), number(high)
+            if lo is None or hi is None or not lo <= hi or x.shape != n.types[0].shape:
+                continue
+            if (name := _read(cx, x)) is not None:
+                return cx.op("Clip", name, cx.like(lo, name), cx.like(hi, name))
+    return None
+
+
+def prelu(cx: Cx, n: Node) -> str | None:
+    """x where it is positive, else x * slope, for constant slopes."""
+    if n.op != "where" or n.types[0].dtype is not DType.f32 or n.operands[0].node.op not in ("lt", "le", "gt", "ge"):
+        return None
+    test = n.operands[0].node
+    below, above = n.operands[1:] if test.op in ("lt", "le") else n.operands[:0:-1]
+    x = test.operands[0]
+    if number(test.operands[1]) != 0 or above != x or x.shape != n.types[0].shape:
+        return None
+    for y, slope in commuted(below, "mul"):
+        data = slope.node.attrs["data"] if slope.node.op == "constant" else None
+        if y != x or data is None or not np.isfinite(data).all():
+            continue
+        name, by = _read(cx, x), _read(cx, slope)
+        if name is None or by is None:
+            continue
+        if data.size == 1:
+            return cx.op("LeakyRelu", name, alpha=float(data.reshape(-1)[0]))
+        if slope.rank > x.rank:
+            continue
+        by = cx.reshape(by, slope.shape, _trimmed(slope.shape))
+        # onnxruntime's PRelu branches at each element. For slopes up to 1 it is max(x, x * slope), ten times faster at
+        # one node more; a slope of 0 would make NaN of infinity.
+        if cx.shared.contributed and (data <= 1).all() and (data != 0).all():
+            return cx.op("Max", name, cx.op("Mul", name, by))
+        return cx.op("PRelu", name, by)
+    return None
+
+
+def _trimmed(shape: Sequence[Dim]) -> tuple[Dim, ...]:
+    """A shape without ones in front: [1, C, 1, 1] as [C, 1, 1], for which onnxruntime has a path of its own."""
+    ones = next((i for i, d in enumerate(shape) if d != 1), len(shape))
+    return tuple(shape[ones:])
+
+
+def unwrapped(v: Value, size: Dim) -> Value:
+    """i of where(i < 0, i + size, i): Gather counts negative indices from the end by itself."""
+    n = v.node
+    if n.op != "where" or n.operands[0].node.op != "lt" or number(n.operands[0].node.operands[1]) != 0:
+        return v
+    i = n.operands[0].node.operands[0]
+    for a, s in commuted(n.operands[1], "add"):
+        same = n.operands[2] == i or (i.node.op == "broadcast_to" and i.node.operands[0] == n.operands[2])
+        if a == i and same and i.shape == v.shape and _count(s) == size:
+            return i
+    return v
+
+
+def gather(cx: Cx, n: Node) -> str | None:
+    """Entries by indices that were made positive first."""
+    x, dim = n.operands[0], n.attrs["dim"]
+    i = unwrapped(n.operands[1], x.shape[dim])
+    if i == n.operands[1] or x.dtype.is_complex or 0 in n.types[0].shape:
+        return None
+    data, at = _read(cx, x), _read(cx, i)
+    if data is None or at is None:
+        return None
+    return cx.op("Gather" if n.op == "take" else "GatherElements", data, at, axis=dim)
+
+
+def split(cx: Cx, n: Node) -> str | None:
+    """One part of a tensor of which all parts along one dim are taken."""
+    x = n.operands[0]
+    parts: dict[tuple[int, int, int], None] = {}
+    for u in cx.shared.users.get(x, ()):
+        part = None if u is None or u.op != "slice" else _part(u)
+        if part is None:
+            return None
+        parts[part] = None
+    mine = _part(n)
+    rows = sorted(parts)
+    if mine is None or x.dtype.is_complex or len(rows) < 2 or len({dim for dim, *_ in rows}) != 1:
+        return None
+    dim = mine[0]
+    edges = [0, *(hi for _, _, hi in rows)]
+    if [lo for _, lo, _ in rows] != edges[:-1] or edges[-1] != x.shape[dim] or (name := _read(cx, x)) is None:
+        return None
+    sizes = cx.ints(*(hi - lo for _, lo, hi in rows))
+    return cx.many("Split", [name, sizes], len(rows), axis=dim)[rows.index(mine)]
+
+
+def _part(n: Node) -> tuple[int, int, int] | None:
+    """(dim, start, stop) if n takes a constant range of one dim."""
+    a, shape = n.attrs, n.operands[0].shape
+    cut = [d for d, size in enumerate(shape) if (a["starts"][d], a["stops"][d]) != (0, size)]
+    if len(cut) != 1 or set(a["steps"]) != {1}:
+        return None
+    lo, hi = a["starts"][cut[0]], a["stops"][cut[0]]
+    return (cut[0], lo, hi) if isinstance(lo, int) and isinstance(hi, int) and 0 <= lo < hi else None
+
+
 def silu(cx: Cx, n: Node) -> str | None:
     """x * sigmoid(x), for which onnxruntime has an op of its own."""
     if not cx.shared.contributed or n.types[0].dtype is not DType.f32:
@@ -224,7 +432,15 @@ def gelu(cx: Cx, n: Node) -> str | None:
 
 
 PATTERNS: tuple[tuple[tuple[str, ...], Pattern], ...] = (
+    (("add",), biased),
+    (("add",), gemm),
     (("add", "mul"), normalisation),
+    (("add",), batch_norm),
+    (("minimum",), clip),
+    (("where",), prelu),
+    (("take", "gather"), gather),
+    (("slice",), split),
+    (("sqrt",), norm),
     (("mul",), gelu),
     (("mul",), silu),
     (("div", "sub"), softmax),

@@ -72,7 +72,8 @@ def _explicit_padding(cx: Cx, x: str, shape: Sequence[Dim], padding: Sequence[An
 
 
 @emits("conv", wide=True, complex=True)
-def conv(cx: Cx, node: Node, x: Any, w: Any) -> Any:
+def conv(cx: Cx, node: Node, x: Any, w: Any, bias: str | None = None) -> Any:
+    """``bias``: f32 [channels], for f32 alone; given by the pattern that found one behind the convolution."""
     a = node.attrs
     shape, kernel = node.operands[0].shape, node.operands[1].shape
 
@@ -85,13 +86,18 @@ def conv(cx: Cx, node: Node, x: Any, w: Any) -> Any:
                 xv, _ = _explicit_padding(cx, xv, shape, a["padding"])
                 pads = [0] * (2 * len(a["padding"]))
             return cx.op(
-                "Conv", xv, wv, strides=list(a["stride"]), dilations=list(a["dilation"]), group=a["groups"], pads=pads
-            )
+                "Conv", xv, wv, *_given(bias), strides=list(a["stride"]), dilations=list(a["dilation"]),
+                group=a["groups"], pads=pads,
+            )  # fmt: skip
         padded, size = _explicit_padding(cx, xv, shape, a["padding"])
         return windows_product(cx, padded, size, wv, kernel, a["stride"], a["dilation"], a["groups"],
                                node.types[0].shape)  # fmt: skip
 
     return _bilinear(cx, one, x, w)
+
+
+def _given(bias: str | None) -> tuple[str, ...]:
+    return () if bias is None else (bias,)
 
 
 def windows_product(
@@ -121,7 +127,8 @@ def windows_product(
 
 
 @emits("conv_transpose", wide=True, complex=True)
-def conv_transpose(cx: Cx, node: Node, x: Any, w: Any) -> Any:
+def conv_transpose(cx: Cx, node: Node, x: Any, w: Any, bias: str | None = None) -> Any:
+    """``bias`` as in :func:`conv`."""
     a = node.attrs
     shape, kernel = node.operands[0].shape, node.operands[1].shape
     nd, groups = len(shape) - 2, a["groups"]
@@ -134,8 +141,8 @@ def conv_transpose(cx: Cx, node: Node, x: Any, w: Any) -> Any:
         plain = all(isinstance(e, int) and e < s for e, s in zip(extra, a["stride"], strict=True))
         if cx.dtype(xv) is DType.f32 and pads is not None and plain:
             return cx.op(
-                "ConvTranspose", xv, wv, strides=list(a["stride"]), dilations=list(a["dilation"]), group=groups,
-                pads=pads, output_padding=list(extra),
+                "ConvTranspose", xv, wv, *_given(bias), strides=list(a["stride"]), dilations=list(a["dilation"]),
+                group=groups, pads=pads, output_padding=list(extra),
             )  # fmt: skip
         size = list(shape)
         for d in range(nd):  # zeros between the elements, then a convolution with the mirrored window
@@ -155,7 +162,7 @@ def conv_transpose(cx: Cx, node: Node, x: Any, w: Any) -> Any:
         mirrored = (groups * per, group_in, *taps)
         wv = cx.reshape(wv, None, mirrored)
         if cx.dtype(xv) is DType.f32:
-            return cx.op("Conv", xv, wv, dilations=list(a["dilation"]), group=groups)
+            return cx.op("Conv", xv, wv, *_given(bias), dilations=list(a["dilation"]), group=groups)
         return windows_product(cx, xv, size, wv, mirrored, (1,) * nd, a["dilation"], groups, node.types[0].shape)
 
     return _bilinear(cx, one, x, w)

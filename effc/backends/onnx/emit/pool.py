@@ -59,17 +59,19 @@ def max_pool(cx: Cx, node: Node, x: str) -> Any:
     if a["indices"] or dtype in (DType.i16, DType.u16, DType.i32, DType.u32, DType.i64, DType.u64):
         return _max_with_places(cx, node, x)
     y = cx.many("MaxPool", [x], 1, **_attrs(node))[0]
-    if not dtype.is_float:
+    if not dtype.is_float or not cx.shared.strict_nan:
         return y
     # onnxruntime overlooks NaN. Looking for one costs a pass; the second pooling is done only if there is one.
-    any_nan = cx.op("ReduceMax", cx.op("IsNaN", x), keepdims=0)
+    nans = cx.op("IsNaN", x)
+    if any(cx.low(d) <= 0 for d in v.shape):  # onnxruntime has no maximum of no booleans
+        nans = cx.op("Concat", cx.op("Reshape", nans, cx.ints(-1)), cx.const(np.zeros(1, np.bool_)), axis=0)
+    any_nan = cx.op("ReduceMax", nans, keepdims=0)
     inner = cx.sub()
     flags = inner.cast(inner.op("IsNaN", x), DType.f32)
     where = inner.op("Greater", inner.many("MaxPool", [flags], 1, **_attrs(node))[0], inner.like(0, flags))
     found = inner.op("Where", where, inner.const(np.asarray(math.nan), dtype), y)
     then = cx.body(inner, (), [found], "with_nan")
     orelse = cx.body(cx.sub(), (), [y], "without_nan")
-    del v
     return cx.raw("If", [any_nan], [dtype], pure=False, then_branch=then, else_branch=orelse)[0]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ....ir.dtypes import DType
-from ....ir.graph import Node
+from ....ir.graph import Node, Value
 from ....ir.interp import decomposed
 from ..context import Cx, Ref
 from . import emits
@@ -55,6 +55,15 @@ def rnn(cx: Cx, node: Node, x: str, h0: str, *rest: str | None) -> tuple[Ref, ..
     return _layer(cx, node, "RNN", x, [h0], [*rest, None, None][:4], activations=[kind])
 
 
+def all_zero(v: Value) -> bool:
+    """Whether v is zeros, moved about."""
+    while v.node.op in ("slice", "reshape", "broadcast_to", "permute"):
+        v = v.node.operands[0]
+    if v.node.op == "full":
+        return bool(v.node.attrs["value"] == 0)
+    return v.node.op == "constant" and v.dtype.is_float and not np.any(v.node.attrs["data"])
+
+
 def _layer(
     cx: Cx, node: Node, op: str, x: str, states: Sequence[str], weights: Sequence[str | None], **attrs: object
 ) -> tuple[Ref, ...]:  # fmt: skip
@@ -79,9 +88,10 @@ def _layer(
         none = cx.const(np.zeros(len(rows)), wide)
         parts = [none if b is None else sorted_rows(b) for b in (b_ih, b_hh)]
         bias = cx.unsqueeze(cx.op("Concat", *parts, axis=0), 0)
+    zero = all(all_zero(v) for v in node.operands[1 : 1 + len(states)])  # which is what no state means
     ins = [
         cx.cast(x, wide), cx.unsqueeze(sorted_rows(w_ih), 0), cx.unsqueeze(sorted_rows(w_hh), 0), bias, None,
-        *(cx.unsqueeze(cx.cast(s, wide), 0) for s in states),
+        *(None if zero else cx.unsqueeze(cx.cast(s, wide), 0) for s in states),
     ]  # fmt: skip
     direction = "reverse" if node.attrs["reverse"] else "forward"
     outs = cx.raw(op, ins, [wide] * (1 + len(states)), hidden_size=units, direction=direction, **attrs)

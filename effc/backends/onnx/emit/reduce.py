@@ -26,7 +26,7 @@ def reduce(cx: Cx, node: Node, x: Any) -> Any:
     if kind in ("argmax", "argmin"):
         return _place(cx, kind, x, dims[0], keep)
     y = _plain(cx, kind, x, dims, keep)
-    if kind in ("max", "min") and cx.dtype(x).is_float and dims:  # onnxruntime overlooks NaN
+    if kind in ("max", "min") and cx.dtype(x).is_float and dims and cx.shared.strict_nan:  # onnxruntime overlooks NaN
         y = cx.op("Where", _plain(cx, "any", cx.op("IsNaN", x), dims, keep), cx.like(math.nan, y), y)
     return y
 
