@@ -529,3 +529,14 @@ def test_equal_nodes_are_written_once() -> None:
     assert [n.op_type for n in model.graph.node].count("Exp") == 1
     buffer = io.BytesIO(model.SerializeToString())
     assert onnx.load_model(buffer).opset_import[0].version == 26
+
+
+def test_any_and_all_of_nothing() -> None:
+    """onnxruntime has no maximum of an empty set of bools."""
+
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return (x > 0).any(0), (x > 0).all(0)
+
+    gen = torch.Generator().manual_seed(13)
+    check(Net(), [(torch.randn(n, 5, generator=gen),) for n in (3, 1, 0)], dynamic_shapes={"x": {0: Dim("n", max=9)}})

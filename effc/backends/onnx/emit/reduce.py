@@ -25,13 +25,16 @@ def reduce(cx: Cx, node: Node, x: Any) -> Any:
         raise Refuse(f"{kind} of complex numbers")
     if kind in ("argmax", "argmin"):
         return _place(cx, kind, x, dims[0], keep)
-    y = _plain(cx, kind, x, dims, keep)
+    full = all(isinstance(n := node.operands[0].shape[d], int) and n > 0 for d in dims)
+    y = _plain(cx, kind, x, dims, keep, not full)
     if kind in ("max", "min") and cx.dtype(x).is_float and dims and cx.shared.strict_nan:  # onnxruntime overlooks NaN
         y = cx.op("Where", _plain(cx, "any", cx.op("IsNaN", x), dims, keep), cx.like(math.nan, y), y)
     return y
 
 
-def _plain(cx: Cx, kind: str, x: str, dims: tuple[int, ...], keep: bool) -> str:
+def _plain(cx: Cx, kind: str, x: str, dims: tuple[int, ...], keep: bool, empty: bool = False) -> str:
+    if empty and kind in ("any", "all") and dims:  # of no bools onnxruntime knows no maximum, of no integers it does
+        return cx.cast(_plain(cx, kind, cx.cast(x, DType.u8), dims, keep), DType.bool)
     return x if not dims else cx.op(OPS[kind], x, cx.ints(*dims), keepdims=int(keep))
 
 
