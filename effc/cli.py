@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import importlib.util
 import json
 import os
 import shlex
@@ -73,7 +74,7 @@ def resolve(source: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     if not colon:
         raise EffcError(
             f"{source!r} is neither a model file nor package.module:factory",
-            hint="give a .pt2 file, or a callable that returns (model, args)",
+            hint="give a .pt2, .onnx or .mlir file, or a callable that returns (model, args)",
         )
     sys.path.insert(0, os.getcwd())
     try:
@@ -261,7 +262,7 @@ def cmd_compile(a: argparse.Namespace) -> None:
     model, args, kwargs = resolve(a.source)
     shapes = dynamic_shapes(model, args, kwargs, a.dynamic) if not isinstance(model, str) else None
     if a.dynamic and isinstance(model, str):
-        raise EffcError("--dynamic needs a module; a .pt2 file already carries its dynamic dims")
+        raise EffcError("--dynamic needs a module; a model file already carries its dynamic dims")
     out = Path(a.source).stem if isinstance(model, str) else a.source.rpartition(":")[2]
     out = a.out or out + {"onnx": ".onnx", "mlir": ".mlir"}.get(a.target, ".effc")
     with progress(f"compiling {a.source} for {a.target}"):
@@ -272,6 +273,7 @@ def cmd_compile(a: argparse.Namespace) -> None:
             target=a.target,
             dynamic_shapes=shapes,
             num_threads=a.threads,
+            onnx_domain=a.onnx_domain,
             disable_passes=a.disable_pass,
             verify=a.verify,
             selftest=not a.no_selftest,
@@ -421,7 +423,7 @@ def cmd_verify(a: argparse.Namespace) -> None:
     if a.source:
         problems += _against(a, name, entry, inputs, first)
     else:
-        print("not compared with the model itself: give --source package.module:factory or a .pt2 file")
+        print("not compared with the model itself: give --source package.module:factory or a model file")
     if not graph:
         print("the artifact carries no graph")
     if problems:
@@ -441,7 +443,29 @@ def _without_selftest(reader: Any) -> dict[str, str]:
 def _against(
     a: argparse.Namespace, name: str, entry: Mapping[str, Any], inputs: Mapping[str, Any], got: Mapping[str, Any]
 ) -> list[str]:
-    """Compares with torch and with the reference interpreter."""
+    """Compares with the engine that the model is of, where it is installed, and with the reference interpreter."""
+    from .runtime.selftest import difference
+
+    problems = []
+    if Path(a.source).suffix in (".onnx", ".mlir"):
+        results = _of_file(a, inputs)
+    else:
+        results = _of_torch(a, entry, inputs)
+    for who, values in results.items():
+        if len(values) != len(got):
+            problems.append(f"{who}: {len(values)} outputs, the artifact has {len(got)}")
+            continue
+        worst = 0.0
+        for (key, mine), theirs in zip(got.items(), values, strict=True):
+            error, problem = difference(mine, theirs)
+            worst = max(worst, error)
+            if problem:
+                problems.append(f"{key} against {who}: {problem}")
+        print(f"against {who}: max error {worst:.2e}")
+    return problems
+
+
+def _of_torch(a: argparse.Namespace, entry: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, list[Any]]:
     import torch
 
     import effc
@@ -449,9 +473,6 @@ def _against(
     model, _args, _kwargs = resolve(a.source)
     module = torch.export.load(model).module() if isinstance(model, str) else model
     call = _as_call(entry, {k: np.array(v) for k, v in inputs.items()})
-    from .runtime.selftest import difference
-
-    problems = []
     with progress("running torch"):
         want = [x for x in torch.utils._pytree.tree_leaves(_no_grad(module, call)) if x is not None]
     results = {"torch": [_numpy(x) for x in want]}
@@ -466,18 +487,30 @@ def _against(
             again = _as_call(entry, {k: np.array(v) for k, v in inputs.items()})
             leaves = torch.utils._pytree.tree_leaves(reference(*again[0], **again[1]))
             results["reference"] = [_numpy(x) for x in leaves if x is not None]
-    for who, values in results.items():
-        if len(values) != len(got):
-            problems.append(f"{who}: {len(values)} outputs, the artifact has {len(got)}")
-            continue
-        worst = 0.0
-        for (key, mine), theirs in zip(got.items(), values, strict=True):
-            error, problem = difference(mine, theirs)
-            worst = max(worst, error)
-            if problem:
-                problems.append(f"{key} against {who}: {problem}")
-        print(f"against {who}: max error {worst:.2e}")
-    return problems
+    return results
+
+
+def _of_file(a: argparse.Namespace, inputs: Mapping[str, Any]) -> dict[str, list[Any]]:
+    import effc
+
+    source, _, _ = resolve(a.source)
+    results: dict[str, list[Any]] = {}
+    if Path(a.source).suffix == ".onnx":
+        if importlib.util.find_spec("onnxruntime") is None:
+            print("not compared with onnxruntime: it is not installed")
+        else:
+            import onnxruntime
+
+            with progress("running onnxruntime"):
+                session = onnxruntime.InferenceSession(str(source), providers=["CPUExecutionProvider"])
+                results["onnxruntime"] = list(session.run(None, dict(inputs)))
+    if not a.no_reference:
+        with progress("running the reference interpreter"):
+            copies = {k: np.array(v) for k, v in inputs.items()}
+            results["reference"] = [
+                np.asarray(v) for v in effc.compile(source, target="reference").run(copies).values()
+            ]
+    return results
 
 
 def _numpy(x: Any) -> Any:
@@ -649,7 +682,9 @@ def parser() -> argparse.ArgumentParser:
 
     p = add("compile", cmd_compile, "compile a model to an artifact")
     p.add_argument(
-        "source", metavar="SRC", help="a .pt2 file, or package.module:factory returning (model, args[, kwargs])"
+        "source",
+        metavar="SRC",
+        help="a .pt2, .onnx or .mlir file, or package.module:factory returning (model, args[, kwargs])",
     )
     p.add_argument("-o", "--out", metavar="OUT.effc")
     p.add_argument("--target", default="cpu", help="see `effc targets`; default: this machine's CPU")
@@ -661,6 +696,12 @@ def parser() -> argparse.ArgumentParser:
         help="a dim that may vary; may be repeated",
     )
     p.add_argument("--threads", type=int, help="default number of threads at run time")
+    p.add_argument(
+        "--onnx-domain",
+        choices=("standard", "ort"),
+        default="standard",
+        help="target onnx: standard operators alone, or also those that ONNX Runtime contributes",
+    )
     p.add_argument("--disable-pass", action="append", default=[], metavar="PASS")
     p.add_argument("--verify", action="store_true", help="run the IR verifier after every pass")
     p.add_argument("--no-selftest", action="store_true", help="keep no inputs and results for `effc verify`")

@@ -103,6 +103,7 @@ def compile_entries(
         options = {
             "target": target,
             "num_threads": num_threads,
+            "onnx_domain": onnx_domain,
             "disable_passes": list(disable_passes),
             "verify": verify,
             "selftest": selftest,

@@ -134,6 +134,26 @@ def test_errors_in_words(args: tuple[str, ...], words: str) -> None:
     assert done.stderr.startswith(("error: ", "compiling")) and words in done.stderr
 
 
+def test_onnx_in_and_out(tmp_path: Path) -> None:
+    """An ONNX file as source; as result one for each domain, which differ and agree with PyTorch."""
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    model, args = small()
+    for domain in ("standard", "ort"):
+        effc("compile", SRC, "--target", "onnx", "--onnx-domain", domain, "-o", tmp_path / f"{domain}.onnx")
+        made = onnx.load(tmp_path / f"{domain}.onnx")
+        assert {n.domain for n in made.graph.node} <= {"", "com.microsoft"}
+        assert domain == "ort" or {n.domain for n in made.graph.node} == {""}
+        session = runtime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+        got = session.run(None, {i.name: a.numpy() for i, a in zip(session.get_inputs(), args, strict=True)})
+        with torch.no_grad():
+            for g, w in zip(got, model(*args).values(), strict=True):
+                np.testing.assert_allclose(g, w.numpy(), rtol=1e-4, atol=1e-5)
+    effc("compile", tmp_path / "standard.onnx", "-o", tmp_path / "back.effc")
+    said = effc("verify", tmp_path / "back.effc", "--source", tmp_path / "standard.onnx").stdout
+    assert "against onnxruntime: max error" in said and "against reference: max error" in said and "ok" in said
+    assert "target 'onnx' alone" in effc("compile", SRC, "--onnx-domain", "ort", "-o", tmp_path / "x", code=1).stderr
+
+
 def test_errors_about_inputs(artifact: Path) -> None:
     assert "no such symbol" in effc("run", artifact, "--size", "q=3", code=1).stderr
     assert "1 to 64" in effc("run", artifact, "--size", "x.0=65", code=1).stderr

@@ -78,8 +78,23 @@ class ReferenceEntry:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         im = self._imported
-        graph: Graph = im.graph
-        leaves = tree.bind_arguments(im.in_tree, args, kwargs)
+        return tree.unflatten(im.out_tree, self._results(tree.bind_arguments(im.in_tree, args, kwargs)))
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Results by name from arrays by name. EffcError for a name that is missing or unknown."""
+        im = self._imported
+        for what, names in (
+            ("misses", set(im.input_names) - set(inputs)),
+            ("has no", set(inputs) - set(im.input_names)),
+        ):
+            if names:
+                raise EffcError(
+                    f"the call {what} input {', '.join(sorted(names))}", hint="inputs: " + ", ".join(im.input_names)
+                )
+        return dict(zip(im.output_names, self._results([inputs[n] for n in im.input_names]), strict=True))
+
+    def _results(self, leaves: list[Any]) -> list[Any]:
+        graph: Graph = self._imported.graph
         torch = sys.modules.get("torch")
         as_torch = torch is not None and (
             any(isinstance(x, torch.Tensor) for x in leaves) or not any(isinstance(x, np.ndarray) for x in leaves)
@@ -94,7 +109,7 @@ class ReferenceEntry:
                         leaves[c.input].copy_(from_numpy(run_on[c.input], True))
                 else:
                     leaves[c.input][...] = run_on[c.input]
-        return tree.unflatten(im.out_tree, [from_numpy(a, as_torch) for a in outs])
+        return [from_numpy(a, as_torch) for a in outs]
 
 
 class ReferenceSession:
@@ -110,6 +125,10 @@ class ReferenceSession:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.entry(next(iter(self._entries)))(*args, **kwargs)
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Results by name of the first entry point."""
+        return self.entry(next(iter(self._entries))).run(inputs)
 
 
 class ReferenceModel:
@@ -131,6 +150,10 @@ class ReferenceModel:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._default(*args, **kwargs)
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Results by name of the first entry point."""
+        return self._default.run(inputs)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         raise EffcError(
