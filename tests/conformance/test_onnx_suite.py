@@ -14,7 +14,7 @@ PARTS = 4
 ROUNDINGS = {
     "test_dft_inverse": "1.9e-7 of noise in numpy's f32 transform where the exact result is 0; the tolerance is 1e-7",
     "test_dft_inverse_opset19": "the same; onnxruntime fails on both as well",
-    "test_attention_4d_causal_fp16_expanded": "softmax in halves, rounded at each step; the interpreter rounds once (cpu is right)",
+    "test_attention_4d_causal_fp16_expanded": "softmax in halves; the interpreter rounds it once (cpu is right)",
 }
 
 
