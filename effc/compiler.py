@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,10 @@ class Entry:
     kwargs: Mapping[str, Any] | None = None
     dynamic_shapes: Any = None
 
-    def imported(self) -> Any:
-        """The model as a graph with its signature. EffcError names what no frontend takes."""
-        return import_entry(self)
+    def imported(self, foreseen: Callable[[Any], object] | None = None) -> Any:
+        """The model as a graph with its signature. EffcError names what no frontend takes. ``foreseen`` may be called
+        with the graph nearly as it will be, while it is still made."""
+        return import_entry(self, foreseen)
 
 
 def compile(
@@ -153,7 +154,7 @@ def interruptible() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def import_entry(e: Entry) -> Any:
+def import_entry(e: Entry, foreseen: Callable[[Any], object] | None = None) -> Any:
     """The imported graph of an entry's model."""
     model = e.model
     kind = model_kind(model)
@@ -168,7 +169,8 @@ def import_entry(e: Entry) -> Any:
         name = {"onnx": "onnx", "torch": "PyTorch", "mlir": "torch-mlir"}[kind]
         raise EffcError(f"compiling this model needs {name}: {e2}", hint=f"pip install 'effc[{kind}]'") from e2
     args = tuple(e.args) if isinstance(e.args, (list, tuple)) else (e.args,)
-    return import_model(model, args, dict(e.kwargs or {}), e.dynamic_shapes)
+    more = {"foreseen": foreseen} if kind == "torch" else {}  # the others read a model once
+    return import_model(model, args, dict(e.kwargs or {}), e.dynamic_shapes, **more)
 
 
 def model_kind(model: Any) -> str:
@@ -214,7 +216,7 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
         )
     build.warm(t)
     seconds: dict[str, float] = {}
-    imported = {n: e.imported() for n, e in entries.items()}
+    imported = {n: e.imported(lambda g: build.foresee((x.op for x in g.nodes), t)) for n, e in entries.items()}
     seconds["frontend"] = time.perf_counter() - started
     reports: dict[str, PassReport] = {}
     graphs = {}

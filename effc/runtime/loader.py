@@ -9,7 +9,7 @@ import os
 import struct
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -309,12 +309,15 @@ class _Entry:
         ):
             result: Any = None  # without a description: the runtime allocates
             if packed:
-                if use_torch:
-                    result = torch.empty(shape, dtype=self._torch[k])  # type: ignore[union-attr]
-                    data = result.data_ptr()
-                else:
-                    result = np.empty(shape, self._numpy[k])
-                    data = result.__array_interface__["data"][0]
+                try:
+                    if use_torch:
+                        result = torch.empty(shape, dtype=self._torch[k])  # type: ignore[union-attr]
+                        data = result.data_ptr()
+                    else:
+                        result = np.empty(shape, self._numpy[k])
+                        data = result.__array_interface__["data"][0]
+                except (MemoryError, ValueError, RuntimeError) as e:  # numpy's two, torch's
+                    raise self._no_room(k, shape) from e
                 arrays[offset : offset + size] = packed
                 # A size-0 result may have no address; NULL would ask the runtime to allocate.
                 _ADDRESS.pack_into(arrays, offset, data or at)
@@ -368,17 +371,29 @@ class _Entry:
             )
         return records
 
+    def _no_room(self, k: int, shape: Sequence[int]) -> EffcError:
+        io = self.outputs[k]
+        size = math.prod(shape) * _ITEM[_CODE[io.dtype]]
+        return EffcError(
+            f"there is no memory for the result {io.name}, {io.dtype}{list(shape)}: {size} bytes",
+            hint="give the model smaller inputs, or run it where there is more memory",
+        )
+
     def _adopt(self, k: int, arrays: bytearray, offset: int, address: int, torch: Any) -> Any:
         """A copy of an output that the runtime allocated, which is then freed."""
         io = self.outputs[k]
         data, _, rank = _HEAD.unpack_from(arrays, offset)
         shape = _SHAPE[rank].unpack_from(arrays, offset + 16)
-        if torch is not None:
-            result = torch.empty(shape, dtype=getattr(torch, _TORCH_OF[io.dtype]))
-            to = result.data_ptr()
-        else:
-            result = np.empty(shape, self._numpy[k])
-            to = result.ctypes.data
+        try:
+            if torch is not None:
+                result = torch.empty(shape, dtype=getattr(torch, _TORCH_OF[io.dtype]))
+                to = result.data_ptr()
+            else:
+                result = np.empty(shape, self._numpy[k])
+                to = result.ctypes.data
+        except (MemoryError, ValueError, RuntimeError) as e:
+            _rt.lib().effc_array_free(address)
+            raise self._no_room(k, shape) from e
         nbytes = math.prod(shape) * _ITEM[_CODE[io.dtype]]
         if nbytes:
             ctypes.memmove(to, data, nbytes)

@@ -252,7 +252,7 @@ def test_interrupt_that_is_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A KeyboardInterrupt that falls into a finalizer or a callback is printed and forgotten by Python."""
     from effc import compiler
 
-    def swallows(entry: Any) -> Any:
+    def swallows(*_: Any) -> Any:
         with contextlib.suppress(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(5)
@@ -337,3 +337,14 @@ def test_results_for_nan_and_infinity_only() -> None:
         got = m(x, BIAS)
         for k in want:
             np.testing.assert_array_equal(np.isnan(got[k].numpy()), np.isnan(want[k].numpy()))
+
+
+class Huge(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.expand(1 << 16, 1 << 16, 1 << 10).contiguous()
+
+
+@pytest.mark.parametrize("x", [torch.zeros(1), np.zeros(1, np.float32)], ids=["torch", "numpy"])
+def test_a_result_larger_than_memory(x: Any) -> None:
+    model = effc.compile(Huge(), (torch.zeros(1),), selftest=False)
+    refused(lambda: model(x), "no memory for the result", "[65536, 65536, 1024]", "17592186044416 bytes", "try:")

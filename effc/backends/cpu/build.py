@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ...runtime.errors import EffcError
-from .library import INCLUDE, KERNELS, MOVEMENT, unit_of
+from .library import INCLUDE, KERNELS, MOVEMENT, ROUNDED, unit_of
 from .target import CpuTarget
 
 FLAGS = (
@@ -27,14 +27,20 @@ FLAGS = (
     "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections", "-w",
 )  # fmt: skip
 LIBRARY = ("-O3",)
-# What generated loops and data movement need of -O3 is its vectoriser and loop peeling; the rest is a quarter to a half
-# of the time to compile them and makes none of them faster.
-GENERATED = ("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-fpeel-loops")
+# What data movement needs of -O3 is its vectoriser, and generated loops need its loop peeling, too; the rest is half of
+# the time to compile them and makes none of them faster.
+MOVING = ("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic")
+GENERATED = (*MOVING, "-fpeel-loops")
 # Two objects may hold the same generated kernel (made by two compilations at the same time): either will do.
 LINK = ("-Wl,--gc-sections", "-Wl,-z,muldefs", "-Wl,--build-id=none", "-Wl,-s", "-Wl,-O1", "-lm")
 PREAMBLE = '#include "loop.hpp"\n'
 PER_UNIT = 24  # generated kernels compiled together
 COMMON = ("copy.cpp", "gemm_f32.cpp")  # units that nearly every artifact links
+# Ops whose presence in a graph as imported tells a unit that its artifact will most likely link.
+LIKELY = {
+    "attention": "attention_f32.cpp", "conv": "conv_f32.cpp", "gather": "index.cpp", "gru_layer": "rnn_f32.cpp",
+    "index": "index.cpp", "lstm_layer": "rnn_f32.cpp", "take": "index.cpp",
+}  # fmt: skip
 
 
 def cache_dir() -> Path:
@@ -118,7 +124,8 @@ def _source_key(path: Path) -> str:
 
 def level_of(source: str) -> tuple[str, ...]:
     """The optimisation level of a library unit."""
-    return GENERATED if source in MOVEMENT else LIBRARY
+    level = MOVING if source in MOVEMENT else LIBRARY
+    return (*level, "-ffp-contract=off") if source in ROUNDED else level
 
 
 def flags_for(target: CpuTarget, level: Sequence[str] = LIBRARY, sanitize: bool = False) -> tuple[str, ...]:
@@ -198,6 +205,13 @@ def warm(target: CpuTarget) -> None:
     _pool().submit(build_rt.library)
 
 
+def foresee(ops: Iterable[str], target: CpuTarget) -> None:
+    """Starts compiling units that these ops will most likely need, while the frontend traces the model once more. What
+    was guessed wrong is kept for another model."""
+    for source in dict.fromkeys(LIKELY[op] for op in ops if op in LIKELY):
+        unit_object(source, target)
+
+
 def generated_objects(kernels: Mapping[str, str], target: CpuTarget) -> tuple[list[Path], list[Callable[[], None]]]:
     """Objects for generated kernels, and the compilations still to be run to make them."""
     folder = cache_dir() / "generated"
@@ -216,15 +230,25 @@ def generated_objects(kernels: Mapping[str, str], target: CpuTarget) -> tuple[li
             pass
         missing.append(name)
     jobs: list[Callable[[], None]] = []
-    workers = max(1, os.cpu_count() or 1)
-    per = min(PER_UNIT, max(1, -(-len(missing) // workers)))
-    for i in range(0, len(missing), per):
-        part = missing[i : i + per]
+    for part in _shares(missing, kernels):
         text = PREAMBLE + "\n".join(kernels[n] for n in part)
         out = folder / f"{_digest(key, text)}.o"
         found[out] = None
         jobs.append(_job(text, out, part, folder, key, target))
     return list(found), jobs
+
+
+def _shares(names: Sequence[str], kernels: Mapping[str, str]) -> list[list[str]]:
+    """Kernels divided among translation units of about the same length, two for each core: the last one to be compiled
+    is waited for by all."""
+    units = max(min(len(names), 2 * (os.cpu_count() or 1)), -(-len(names) // PER_UNIT))
+    shares: list[list[str]] = [[] for _ in range(units)]
+    lengths = [0] * units
+    for n in sorted(names, key=lambda n: (-len(kernels[n]), n)):
+        k = lengths.index(min(lengths))
+        shares[k].append(n)
+        lengths[k] += len(kernels[n])
+    return shares
 
 
 def _job(text: str, out: Path, names: Sequence[str], folder: Path, key: str, target: CpuTarget) -> Callable[[], None]:

@@ -6,7 +6,7 @@ import functools
 import operator
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from ...ir import dims as D
 from ...ir.dims import Dim, SymExpr
 from ...ir.dtypes import DType
-from ...ir.graph import Builder, Check, Commit, Loc, State, Value
+from ...ir.graph import Builder, Check, Commit, Graph, Loc, State, Value
 from ...ir.op import OPS
 from ...ir.types import TensorType
 from ...runtime.errors import EffcError
@@ -31,9 +31,15 @@ from .shapes import NotADim, SymNumber, is_sym, to_dim
 from .state import Weights
 
 
-def import_model(model: Any, args: Any = (), kwargs: Any = None, dynamic_shapes: Any = None) -> ImportedGraph:
+def import_model(
+    model: Any,
+    args: Any = (),
+    kwargs: Any = None,
+    dynamic_shapes: Any = None,
+    foreseen: Callable[[Graph], object] | None = None,
+) -> ImportedGraph:
     """The IR of an ``nn.Module``, an ``ExportedProgram`` or a ``.pt2`` file; EffcError lists everything that cannot
-    be taken.
+    be taken. ``foreseen`` is called with a graph that is nearly the result where a second trace follows.
     """
     from .export import to_program
 
@@ -43,6 +49,9 @@ def import_model(model: Any, args: Any = (), kwargs: Any = None, dynamic_shapes:
     if dynamic_shapes is None or isinstance(model, (str, os.PathLike, torch.export.ExportedProgram)):
         return imported  # nothing is dynamic, or there is no model to trace again
     from .ones import relax
+
+    if foreseen is not None:
+        foreseen(imported.graph)
 
     args = (args,) if isinstance(args, (torch.Tensor, np.ndarray)) else tuple(args)
     graph = relax(imported.graph, args, kwargs, lambda a, k: convert_program(*to_program(model, a, k, None)).graph)

@@ -55,10 +55,15 @@ def _irfft_infer(x: TensorType, *, dims: tuple[int, ...], last_size: Dim, scale:
 def _fft(x: Array, *, dims: tuple[int, ...], inverse: bool, scale: float) -> Array:
     if x.size == 0:
         return x.copy()
-    y = x.astype(np.complex128)
+    y: Array = x
+    rest = scale
     for d in dims:
-        y = np.fft.ifft(y, axis=d, norm="forward") if inverse else np.fft.fft(y, axis=d)
-    return (y * scale).astype(x.dtype)
+        if inverse:  # numpy's own factor included: without one it computes in double precision, and rounds otherwise
+            y, rest = np.fft.ifft(y, axis=d), rest * x.shape[d]
+        else:
+            y = np.fft.fft(y, axis=d)
+    done: Array = y * x.real.dtype.type(rest)
+    return done.astype(x.dtype)
 
 
 def _rfft(x: Array, *, dims: tuple[int, ...], scale: float) -> Array:

@@ -51,11 +51,13 @@ Box canonical(const char* src, char* dst, int size, int rank, const int64_t* sha
 }
 
 typedef uint8_t v16 __attribute__((vector_size(16)));
+typedef uint8_t v32 __attribute__((vector_size(32)));
 
 /* Interleaves the low (or high) halves of two vectors of elements of Size bytes. */
 template <int Size, bool High>
 EFFC_INLINE v16 zip(v16 a, v16 b) {
   v16 m;
+#pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) {
     int e = i / Size, w = i % Size;
     m[i] = (uint8_t)(((e & 1) ? 16 : 0) + (High ? 8 : 0) + (e / 2) * Size + w);
@@ -67,13 +69,18 @@ EFFC_INLINE v16 zip(v16 a, v16 b) {
 template <class T>
 EFFC_INLINE void transpose_block(const char* src, int64_t src_row, char* dst, int64_t dst_row) {
   constexpr int N = 16 / (int)sizeof(T);
-  v16 a[N], b[N];
+  v16 a[N], b[N]; /* in registers, once every loop here is unrolled */
+#pragma GCC unroll 16
   for (int i = 0; i < N; ++i) a[i] = peek<v16>(src + i * src_row);
+#pragma GCC unroll 4
   for (int step = 1; step < N; step *= 2) {
+#pragma GCC unroll 8
     for (int i = 0; i < N / 2; ++i)
       b[2 * i] = zip<sizeof(T), false>(a[i], a[i + N / 2]), b[2 * i + 1] = zip<sizeof(T), true>(a[i], a[i + N / 2]);
+#pragma GCC unroll 16
     for (int i = 0; i < N; ++i) a[i] = b[i];
   }
+#pragma GCC unroll 16
   for (int i = 0; i < N; ++i) poke(dst + i * dst_row, a[i]);
 }
 
@@ -123,6 +130,15 @@ void copy_line(const char* src, int64_t s, char* dst, int64_t d, int64_t n) {
   constexpr int64_t z = sizeof(T);
   if (d == z && s == 0) {
     T v = peek<T>(src);
+    if (n * z >= 32) { /* whole vectors, the last one over what is there already */
+      char some[32];
+#pragma GCC unroll 32
+      for (int64_t i = 0; i < 32 / z; ++i) poke(some + i * z, v);
+      const v32 all = peek<v32>(some);
+      for (int64_t at = 0; at < n * z - 32; at += 32) poke(dst + at, all);
+      poke(dst + n * z - 32, all);
+      return;
+    }
     for (int64_t i = 0; i < n; ++i) poke(dst + i * z, v);
   } else if (d == z && s == -z) {
     for (int64_t i = 0; i < n; ++i) poke(dst + i * z, peek<T>(src - i * z));
