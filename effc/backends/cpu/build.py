@@ -176,22 +176,34 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=max(1, os.cpu_count() or 1), thread_name_prefix="effc-cxx")
 
 
+@lru_cache(maxsize=1)
+def _early_pool() -> ThreadPoolExecutor:
+    """For what is compiled while the frontend works: that one is waited for, so a core is left to it."""
+    return ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="effc-cxx-early")
+
+
 _running: dict[Path, Future[None]] = {}
+_early: dict[Path, Future[None]] = {}  # nobody waits for these
 _running_lock = threading.Lock()
 
 
-def unit_object(source: str, target: CpuTarget) -> Future[None] | None:
-    """Compiles a library unit for a target, unless that has been done; the compilation that is under way, or None."""
+def unit_object(source: str, target: CpuTarget, early: bool = False) -> Future[None] | None:
+    """Compiles a library unit for a target, unless that has been done; the compilation that is under way, or None.
+    ``early``: with the cores that are left, until the unit is asked for without."""
     out = unit_path(source, target)
     with _running_lock:
+        begun = _early.get(out) if early else _early.pop(out, None)
+        if begun is not None and not begun.done() and not (not early and begun.cancel()):
+            if not early:
+                _running[out] = begun
+            return begun
         if out in _running and not _running[out].done():
             return _running[out]
         if out.exists():
             return None
-        _running[out] = _pool().submit(
-            _compile, KERNELS / source, out, target, f"kernel unit {source}", level_of(source)
-        )
-        return _running[out]
+        pool, table = (_early_pool(), _early) if early else (_pool(), _running)
+        table[out] = pool.submit(_compile, KERNELS / source, out, target, f"kernel unit {source}", level_of(source))
+        return table[out]
 
 
 def warm(target: CpuTarget) -> None:
@@ -201,7 +213,7 @@ def warm(target: CpuTarget) -> None:
 
     compiler_version()
     for source in COMMON:
-        unit_object(source, target)
+        unit_object(source, target, early=True)
     _pool().submit(build_rt.library)
 
 
@@ -209,7 +221,7 @@ def foresee(ops: Iterable[str], target: CpuTarget) -> None:
     """Starts compiling units that these ops will most likely need, while the frontend traces the model once more. What
     was guessed wrong is kept for another model."""
     for source in dict.fromkeys(LIKELY[op] for op in ops if op in LIKELY):
-        unit_object(source, target)
+        unit_object(source, target, early=True)
 
 
 def generated_objects(kernels: Mapping[str, str], target: CpuTarget) -> tuple[list[Path], list[Callable[[], None]]]:
@@ -276,7 +288,7 @@ def shared_object(kernels: Iterable[str], generated: Mapping[str, str], target: 
     units = sorted({unit_of(k) for k in names if k not in generated})
     objects, jobs = generated_objects({k: generated[k] for k in names if k in generated}, target)
     # Generated code first: it takes longest.
-    started = [_pool().submit(j) for j in jobs] + [f for u in units if (f := unit_object(u, target)) is not None]
+    started = [f for u in units if (f := unit_object(u, target)) is not None] + [_pool().submit(j) for j in jobs]
     for f in started:
         f.result()
     objects = [*sorted(objects), *(unit_path(u, target) for u in units)]
