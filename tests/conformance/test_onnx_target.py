@@ -540,3 +540,20 @@ def test_any_and_all_of_nothing() -> None:
 
     gen = torch.Generator().manual_seed(13)
     check(Net(), [(torch.randn(n, 5, generator=gen),) for n in (3, 1, 0)], dynamic_shapes={"x": {0: Dim("n", max=9)}})
+
+
+def test_pooled_heads_with_computed_biases() -> None:
+    """A mean over an image is a pooling, a softmax may sum over more dims of size 1, a bias need not be a constant."""
+
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            y = nn.functional.conv2d(x, w, b * 2, padding=1).relu().mean((2, 3), keepdim=True)
+            e = torch.exp(y - y.amax((1, 2, 3), keepdim=True))
+            return e / e.sum((1, 2, 3), keepdim=True)
+
+    gen = torch.Generator().manual_seed(13)
+    cases = [tuple(torch.randn(*s, generator=gen) for s in ((n, 3, 9, 7), (11, 3, 3, 3), (11,))) for n in (2, 1, 5)]
+    m = check(Net(), cases, dynamic_shapes={"x": {0: Dim("n", min=1, max=9)}, "w": None, "b": None})
+    assert {k: v for k, v in m.report["ops"].items() if k != "Mul"} == dict.fromkeys(
+        ["Conv", "Relu", "GlobalAveragePool", "Softmax"], 1
+    )

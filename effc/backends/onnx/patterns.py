@@ -93,7 +93,12 @@ def mean(cx: Cx, n: Node) -> str | None:
     if cx.shared.strict_nan and any(cx.low(x.shape[d]) <= 0 for d in dims):  # onnxruntime's mean of nothing is 0
         return None
     name = _read(cx, x)
-    return None if name is None else cx.op("ReduceMean", name, cx.ints(*dims), keepdims=int(r.attrs["keepdims"]))
+    if name is None:
+        return None
+    pooled = x.rank == 4 and dims == (2, 3) and r.attrs["keepdims"] and x.dtype is DType.f32
+    if pooled and all(cx.low(d) > 0 for d in x.shape):  # onnxruntime keeps its blocked layout up to a pooling
+        return cx.op("GlobalAveragePool", name)
+    return cx.op("ReduceMean", name, cx.ints(*dims), keepdims=int(r.attrs["keepdims"]))
 
 
 def _count(v: Value) -> Dim | None:
@@ -140,14 +145,17 @@ def softmax(cx: Cx, n: Node) -> str | None:
 
 
 def _centred(v: Value, total: Node) -> tuple[Value | None, int]:
-    """(x, dim) if v is x - max(x) along the dim that ``total`` sums over."""
+    """(x, dim) if v is x - max(x) along the dim that ``total`` sums over; more dims may be, of size 1."""
     dims = total.attrs["dims"]
-    if v.node.op != "sub" or len(dims) != 1 or not total.attrs["keepdims"]:
+    if v.node.op != "sub" or not total.attrs["keepdims"]:
         return None, 0
     x, top = v.node.operands
     r = top.node
     same = r.op == "reduce" and r.attrs["kind"] == "max" and r.attrs["dims"] == dims and r.attrs["keepdims"]
-    return (x, dims[0]) if same and r.operands[0] == x else (None, 0)
+    if not same or r.operands[0] != x:
+        return None, 0
+    wide = [d for d in dims if x.shape[d] != 1] or list(dims[:1])
+    return (x, wide[0]) if len(wide) == 1 else (None, 0)
 
 
 def _normalised(v: Value) -> tuple[str, Value, float] | None:
@@ -231,7 +239,9 @@ def _channels_shape(v: Value, x: Value) -> bool:
 
 
 def _flat(cx: Cx, v: Value) -> str | None:
-    """A constant as a vector."""
+    """One value for each channel, as a vector."""
+    if v.node.op == "reshape" and v.node.operands[0].rank == 1:
+        return _read(cx, v.node.operands[0])
     x = _read(cx, v)
     return None if x is None else cx.reshape(x, v.shape, (D.product(v.shape),))
 
@@ -244,7 +254,10 @@ def biased(cx: Cx, n: Node) -> str | None:
         return None
     for y, b in commuted(n[0], "add"):
         c = y.node
-        if c.op not in ("conv", "conv_transpose") or not _channels(b, y) or len(cx.shared.users.get(y, ())) != 1:
+        if c.op not in ("conv", "conv_transpose") or len(cx.shared.users.get(y, ())) != 1:
+            continue
+        made = b.node.op == "reshape" and b.node.operands[0].rank == 1 and _channels_shape(b, y)
+        if not (made or _channels(b, y)):
             continue
         if y.shape != n.types[0].shape or 0 in y.shape or 0 in c.operands[1].shape:
             continue
