@@ -25,11 +25,27 @@ Run = Callable[[str, Sequence[Array]], Sequence[Array]]
 
 
 class Sessions:
-    """Entry points: their graphs, and their signatures (trees and names; None where there are none)."""
+    """Entry points: their graphs, their signatures (trees and names; None where there are none), and ``names``, of an
+    entry point's inputs and outputs, where those are not the graph's and the signature's."""
 
-    def __init__(self, graphs: Mapping[str, Graph], signatures: Mapping[str, Any] | None, run: Run) -> None:
+    def __init__(
+        self,
+        graphs: Mapping[str, Graph],
+        signatures: Mapping[str, Any] | None,
+        run: Run,
+        names: Mapping[str, tuple[Sequence[str], Sequence[str]]] | None = None,
+    ) -> None:
         self.graphs, self.signatures, self.engine = dict(graphs), signatures, run
         self.default = Session(self)
+        self._names = dict(names or {})
+
+    def names(self, entry: str) -> tuple[Sequence[str], Sequence[str]]:
+        """What an entry point calls its inputs and outputs; outputs without names are ``y0``, ``y1`` ..."""
+        if entry in self._names:
+            return self._names[entry]
+        graph = self.graphs[entry]
+        outputs = self.signatures[entry].output_names if self.signatures else None
+        return [n.name for n in graph.inputs], outputs or [f"y{i}" for i in range(len(graph.outputs))]
 
 
 class Session:
@@ -48,14 +64,15 @@ class Session:
         return self.entry(next(iter(self.of.graphs)))(*args, **kwargs)
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
-        """Outputs of the first entry point (``y0``, ``y1`` ... without names of their own) from inputs by name."""
+        """Outputs of the first entry point by name, from inputs by name."""
         name, graph = next(iter(self.of.graphs.items()))
-        missing = [n.name for n in graph.inputs if n.name not in feeds]
+        inputs, outputs = self.of.names(name)
+        missing = [n for n in inputs if n not in feeds]
         if missing:
-            raise EffcError(f"missing input(s) {', '.join(missing)}")
-        outs, _ = self.entry(name).run([to_numpy(feeds[n.name], n.types[0].dtype) for n in graph.inputs])
-        names = self.of.signatures[name].output_names if self.of.signatures else None
-        return dict(zip(names or [f"y{i}" for i in range(len(outs))], outs, strict=True))
+            raise EffcError(f"missing input(s) {', '.join(missing)}", hint="inputs: " + ", ".join(inputs))
+        given = [to_numpy(feeds[n], v.types[0].dtype) for n, v in zip(inputs, graph.inputs, strict=True)]
+        outs, _ = self.entry(name).run(given)
+        return dict(zip(outputs, outs, strict=True))
 
 
 class BoundEntry:

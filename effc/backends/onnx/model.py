@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,11 +14,9 @@ from onnx import TensorProto
 
 from ...ir.dtypes import DType
 from ...ir.graph import Graph
-from ...ir.interp import bind_symbols, holds
-from ...runtime import tree
 from ...runtime.artifact import write_file_atomically
 from ...runtime.errors import EffcError
-from ..reference import from_numpy, to_numpy
+from ..calling import BoundEntry, Session, Sessions
 from .build import INLINE_LIMIT, Built, tensor
 from .context import ONNX_TYPE
 
@@ -46,7 +42,9 @@ class OnnxModel:
         self._threads = num_threads
         self._engine: Any = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._default = OnnxSession(self)
+        name = built.graph.name
+        names = {name: (list(built.inputs), list(built.outputs))}
+        self._sessions = Sessions({name: graph}, None if signature is None else {name: signature}, self._run, names)
 
     @property
     def model(self) -> onnx.ModelProto:
@@ -124,78 +122,34 @@ class OnnxModel:
                 raise EffcError(f"onnxruntime does not take the model: {e}") from e
         return self._engine
 
-    def session(self) -> OnnxSession:
+    def session(self) -> Session:
         """Buffers of its own for a model with state."""
-        return OnnxSession(self)
+        return Session(self._sessions)
 
-    def entry(self, name: str = "main") -> OnnxSession:
-        if name != self.built.graph.name:
-            raise EffcError(f"there is no entry point {name!r}", hint=f"entry points: {self.built.graph.name}")
-        return self._default
+    def entry(self, name: str = "main") -> BoundEntry:
+        """The entry point; EffcError for a name that it does not have."""
+        return self._sessions.default.entry(name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own output structure; torch tensors for torch inputs, numpy for numpy."""
-        return self._default(*args, **kwargs)
+        return self._sessions.default(*args, **kwargs)
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         """Outputs by name from inputs by name, as numpy arrays (complex ones as complex)."""
-        return self._default.run(feeds)
+        return self._sessions.default.run(feeds)
 
-
-class OnnxSession:
-    """The buffers of one run after the other."""
-
-    def __init__(self, model: OnnxModel) -> None:
-        self._model = model
-        self.states: dict[str, Array] = {}
-
-    def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
-        m = self._model
-        missing = [n for n in m.built.inputs if n not in feeds]
-        if missing:
-            raise EffcError(f"missing input(s) {', '.join(missing)}", hint="inputs: " + ", ".join(m.built.inputs))
-        arrays = [to_numpy(feeds[n], g.types[0].dtype) for n, g in zip(m.built.inputs, m.graph.inputs, strict=True)]
-        outs, _ = self._run(arrays)
-        return dict(zip(m.built.outputs, outs, strict=True))
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        m = self._model
-        leaves = tree.bind_arguments(m._signature.in_tree, args, kwargs)
-        torch = sys.modules.get("torch")
-        as_torch = torch is not None and (
-            any(isinstance(x, torch.Tensor) for x in leaves) or not any(isinstance(x, np.ndarray) for x in leaves)
-        )
-        arrays = [to_numpy(x, n.types[0].dtype) for x, n in zip(leaves, m.graph.inputs, strict=True)]
-        outs, written = self._run(arrays)
-        for i, a in written.items():
-            if torch is not None and isinstance(leaves[i], torch.Tensor):
-                with torch.no_grad():
-                    leaves[i].copy_(from_numpy(a, True))
-            else:
-                leaves[i][...] = a
-        return tree.unflatten(m._signature.out_tree, [from_numpy(a, as_torch) for a in outs])
-
-    def _run(self, arrays: Sequence[Array]) -> tuple[list[Array], dict[int, Array]]:
-        m = self._model
-        env = bind_symbols(m.graph, arrays)
-        for c in m.graph.checks:
-            with contextlib.suppress(KeyError):  # a size that the run itself finds out
-                if not holds(c.lhs, c.op, c.rhs, env):
-                    raise EffcError(c.message or f"{c.lhs} {c.op} {c.rhs} does not hold for {env}")
-        for s, st in m.graph.states.items():
-            if s not in self.states:
-                shape = tuple(int(d) for d in st.type.shape)  # type: ignore[arg-type]
-                self.states[s] = np.zeros(shape, st.type.dtype.np) if st.init is None else np.array(st.init)
-        feeds = {n: (a, g.types[0].dtype) for n, a, g in zip(m.built.inputs, arrays, m.graph.inputs, strict=True)}
-        feeds.update({m.built.states[s][0]: (a, m.graph.states[s].type.dtype) for s, a in self.states.items()})
-        results = list(zip(m.built.outputs, (v.dtype for v in m.graph.outputs), strict=True))
-        extra = [(out, m.graph.states[s].type.dtype) for s, (_, out) in m.built.states.items() if out is not None]
-        changed = [(name, m.graph.inputs[i].types[0].dtype) for i, name in m.built.written.items()]
-        got = run_engine(m.engine(), feeds, [*results, *extra, *changed])
-        for s, (_, out) in m.built.states.items():
-            if out is not None:
-                self.states[s] = got[out]
-        return [got[n] for n in m.built.outputs], {i: got[n] for i, n in m.built.written.items()}
+    def _run(self, _: str, arrays: Sequence[Array]) -> list[Array]:
+        g, built = self.graph, self.built
+        given = [*built.inputs, *(built.states[s][0] for s in g.states)]
+        dtypes = [*(n.types[0].dtype for n in g.inputs), *(st.type.dtype for st in g.states.values())]
+        feeds = {n: (a, t) for n, a, t in zip(given, arrays, dtypes, strict=True)}
+        wanted = list(zip(built.outputs, (v.dtype for v in g.outputs), strict=True))
+        for c in g.commits:
+            name = built.states[c.state][1] if c.state is not None else built.written[c.input or 0]
+            assert name is not None
+            wanted.append((name, c.value.dtype))
+        got = run_engine(self.engine(), feeds, wanted)
+        return [got[n] for n, _ in wanted]
 
 
 def run_engine(
