@@ -183,7 +183,12 @@ register(
         needs=("onnx",), runs_with=("onnxruntime",), install="'effc[torch,onnx]' onnxruntime",
     )
 )  # fmt: skip
-register(Backend("tvm", _tvm_compile, _tvm_graph, _tvm_passes, needs=("tvm",), install="'effc[torch,tvm]'"))
+register(
+    Backend(
+        "tvm", _tvm_compile, _tvm_graph, _tvm_passes,
+        needs=("tvm",), install="'effc[torch,tvm]'", targets=lambda: ("tvm",),
+    )
+)  # fmt: skip
 register(
     Backend(
         "mlir", _mlir_compile, _mlir_graph, _mlir_passes, needs=("torch_mlir", "torch"), install="'effc[torch,mlir]'"

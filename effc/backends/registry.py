@@ -48,7 +48,8 @@ class Backend:
     graph's function of arrays, with no pass before but what the backend cannot do without: the conformance suite
     judges ops by it. ``passes()`` are the options of the pipeline that ``compile`` runs. ``needs`` are the packages it
     imports, ``runs_with`` those that running takes besides, ``install`` what to give pip. ``targets()`` lists targets
-    for ``effc targets``, ``missing(target)`` what this machine lacks to run one.
+    for ``effc targets`` (a backend without it has one, its name; one with it says itself what a target may have after
+    the colon), ``missing(target)`` what this machine lacks to run one.
     """
 
     name: str
@@ -112,7 +113,7 @@ def find(target: str) -> Backend:
     if kind not in _known:
         for point in entry_points(group=GROUP, name=kind):
             _load(point)
-    if kind not in _known:
+    if kind not in _known or (target != kind and _known[kind].targets is None):
         raise EffcError(
             f"target {target!r} is not available in this version",
             hint="targets: " + ", ".join(t["name"] for b in backends().values() for t in b.listed()),

@@ -280,6 +280,8 @@ def test_registering_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     registry.register(registry.Backend("few", reference.compile, lambda graph, target: lambda arrays: []))
     with pytest.raises(effc.EffcError, match="already"):
         registry.register(registry.Backend("mine", reference.compile, lambda graph, target: lambda arrays: []))
+    with pytest.raises(effc.EffcError, match="'mine:other' is not available"):
+        registry.find("mine:other")  # it lists no targets, so it has one
     chosen = [(OPS["tanh"], s) for s in samples(OPS["tanh"])]
     assert {r.status for r in judged(chosen, "mine")} == {"right"}
     (result,) = judged(chosen[:1], "few")
