@@ -287,7 +287,7 @@ def shared_object(kernels: Iterable[str], generated: Mapping[str, str], target: 
     names = sorted(set(kernels))
     units = sorted({unit_of(k) for k in names if k not in generated})
     objects, jobs = generated_objects({k: generated[k] for k in names if k in generated}, target)
-    # Generated code first: it takes longest.
+    # Whole library units first: one of them takes longer than one share of the generated code.
     started = [f for u in units if (f := unit_object(u, target)) is not None] + [_pool().submit(j) for j in jobs]
     for f in started:
         f.result()

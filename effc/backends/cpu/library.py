@@ -18,8 +18,8 @@ _DECLARED: dict[str, str] = {}  # kernel -> unit
 # Units that move data and compute nothing: the compiler's last optimisation level doubles the time to compile them and
 # makes no loop of theirs faster.
 MOVEMENT = frozenset({"copy.cpp", "index.cpp"})
-# Units that round each product and sum as written, never fused: a transform of a length with factors 2, 3, 5 is then
-# equal to numpy's in every bit, and no slower, since it waits for memory.
+# Units that round each product and sum as written, never fused: an inverse transform of a short length with factors 2,
+# 3, 5 is then numpy's in every bit, which ONNX's suite expects; no slower was seen, at lengths from 15 to 8192.
 ROUNDED = frozenset({"fft.cpp"})
 
 
