@@ -122,10 +122,12 @@ onnx_op("ArgMax")(_arg("argmax"))
 onnx_op("ArgMin")(_arg("argmin"))
 
 
+
 def softmax_over(cx: Context, x: Value, dims: tuple[int, ...]) -> Value:
-    v = cx.opmath(x)
-    e = cx.op("exp", cx.op("sub", v, extreme(cx, "max", v, dims, True)))
-    return cx.convert(cx.op("div", e, cx.reduce("sum", e, dims, True)), x.dtype)
+    """The standard's own function body in the operand's type: halves are rounded after each step. Passes raise that to
+    f32 and one rounding (``passes/softmax.py``)."""
+    e = cx.op("exp", cx.op("sub", x, extreme(cx, "max", x, dims, True)))
+    return cx.op("div", e, cx.reduce("sum", e, dims, True))  # type: ignore[no-any-return]
 
 
 def log_softmax_over(cx: Context, x: Value, dims: tuple[int, ...]) -> Value:
