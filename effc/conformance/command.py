@@ -29,7 +29,9 @@ def add_arguments(p: argparse.ArgumentParser, suites: str = "ops,onnx,torch") ->
     p.add_argument("--limit", type=int, metavar="N", help="stop a suite after so many cases that count")
     p.add_argument("--timeout", type=float, metavar="SECONDS", help="for one sample; default: the suite's own")
     p.add_argument("--json", default="", metavar="FILE", help="keep the results here, while it runs, too")
-    p.add_argument("--resume", default="", metavar="FILE", help="take results from here, run what it lacks")
+    p.add_argument(
+        "--resume", nargs="+", default=[], metavar="FILE", help="take results from here (shards' files too), run the rest"
+    )
     p.add_argument("--retry", default="", metavar="STATUS", help="with --resume: statuses to run again (refused,crash)")
     p.add_argument(
         "--table", default="", metavar="FILE", help="write the table here too, between its marks if it has any"
@@ -55,14 +57,16 @@ def run(a: argparse.Namespace, command: str) -> int:
     from ..compiler import require_extras
     from . import report
     from .report import Run
-    from .runner import Keeper, Selection, execute, read, save, take_up
+    from .runner import Keeper, Selection, execute, read_all, save, take_up
 
     require_extras()
     if a.limit is not None and a.limit < 1:
         raise EffcError(f"--limit {a.limit}: it must be 1 or more")
     names, backends = ([x for x in text.split(",") if x] for text in (a.suite, a.backend))
     selection = Selection(a.only, _shard(a.shard), a.limit, tuple(filter(None, a.retry.split(","))))
-    held = read(a.resume, names) if a.resume else []
+    held = read_all(a.resume, names)
+    if len(a.resume) > 1 and not a.json:
+        raise EffcError("--resume takes several files only to write another", hint="name it with --json")
     runs: list[Run] = []
     for name in names:
         cls = resolve(name)
@@ -75,7 +79,7 @@ def run(a: argparse.Namespace, command: str) -> int:
     pages = {type(r.suite).page for r in runs}
     if a.page and (len(pages) != 1 or None in pages):
         raise EffcError("--page: these suites have no page in common", hint="run one suite at a time")
-    keeper = Keeper(a.json or a.resume, runs, held)
+    keeper = Keeper(a.json or "".join(a.resume), runs, held)
     shown = [*runs, *(Run(h["suite"], Suite(), h["target"], h["results"]) for h in held)]
     try:
         for r in runs:

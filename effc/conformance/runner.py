@@ -107,6 +107,18 @@ def read(path: str, suites: Sequence[str]) -> list[dict[str, Any]]:
     return list(runs)
 
 
+def read_all(paths: Sequence[str], suites: Sequence[str]) -> list[dict[str, Any]]:
+    """The runs of several files, such as those of shards. Runs of one suite on one backend with the same options become
+    one, in which a later file's results replace an earlier one's. EffcError for a file that holds none.
+    """
+    merged: dict[tuple[tuple[str, str], ...], dict[str, Any]] = {}
+    for path in paths:
+        for run in read(path, suites):
+            key = tuple(sorted((k, repr(v)) for k, v in run.items() if k != "results"))
+            merged.setdefault(key, {**run, "results": {}})["results"].update(run["results"])
+    return list(merged.values())
+
+
 class Keeper:
     """Writes results to a file: now and then, and at the end."""
 

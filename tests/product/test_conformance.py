@@ -93,6 +93,21 @@ def test_selecting_and_resuming(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert said.startswith("error: ") and words in said
 
 
+def test_shards_are_put_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = [str(tmp_path / f"{i}.json") for i in (1, 2)]
+    odd, args = f"{SUITES}:Odd", ["--backend", "reference", "--only", "right|drawn|refused|skipped|last"]
+    for i, part in enumerate(parts):
+        assert main(odd, [*args, "--shard", f"{i + 1}/2", "--json", part]) == 0
+    each = [set(statuses(Path(p))) for p in parts]
+    whole = tmp_path / "whole.json"
+    capsys.readouterr()
+    assert main(odd, [*args, "--resume", *parts, "--json", str(whole)]) == 0
+    assert "of 0 cases" in capsys.readouterr().err
+    assert set(statuses(whole)) == each[0] | each[1] and not each[0] & each[1]
+    assert main(odd, [*args, "--resume", *parts]) == 1
+    assert "--json" in capsys.readouterr().err
+
+
 def test_interrupt_keeps_what_was_done(tmp_path: Path) -> None:
     out = tmp_path / "slow.json"
     args = [sys.executable, "-m", "effc.cli", "conformance", "--suite", f"{SUITES}:Slow", "--backend", "reference"]
