@@ -30,7 +30,11 @@ def add_arguments(p: argparse.ArgumentParser, suites: str = "ops,onnx,torch") ->
     p.add_argument("--timeout", type=float, metavar="SECONDS", help="for one sample; default: the suite's own")
     p.add_argument("--json", default="", metavar="FILE", help="keep the results here, while it runs, too")
     p.add_argument(
-        "--resume", nargs="+", default=[], metavar="FILE", help="take results from here (shards' files too), run the rest"
+        "--resume",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="take results from here (shards' files too), run the rest",
     )
     p.add_argument("--retry", default="", metavar="STATUS", help="with --resume: statuses to run again (refused,crash)")
     p.add_argument(

@@ -87,7 +87,7 @@ def conv(cx: Cx, node: Node, x: Any, w: Any, bias: str | None = None) -> Any:
                 pads = [0] * (2 * len(a["padding"]))
             return cx.op(
                 "Conv", xv, wv, *_given(bias), strides=list(a["stride"]), dilations=list(a["dilation"]),
-                group=a["groups"], pads=pads,
+                group=a["groups"], pads=pads, **_window(kernel[2:]),
             )  # fmt: skip
         padded, size = _explicit_padding(cx, xv, shape, a["padding"])
         return windows_product(cx, padded, size, wv, kernel, a["stride"], a["dilation"], a["groups"],
@@ -98,6 +98,12 @@ def conv(cx: Cx, node: Node, x: Any, w: Any, bias: str | None = None) -> Any:
 
 def _given(bias: str | None) -> tuple[str, ...]:
     return () if bias is None else (bias,)
+
+
+def _window(taps: Sequence[Dim]) -> dict[str, list[int]]:
+    """The attribute that may be left out, and that every exporter writes, where the window's size is known."""
+    sizes = [k for k in taps if isinstance(k, int)]
+    return {"kernel_shape": sizes} if len(sizes) == len(taps) else {}
 
 
 def windows_product(
@@ -142,7 +148,7 @@ def conv_transpose(cx: Cx, node: Node, x: Any, w: Any, bias: str | None = None) 
         if cx.dtype(xv) is DType.f32 and pads is not None and plain:
             return cx.op(
                 "ConvTranspose", xv, wv, *_given(bias), strides=list(a["stride"]), dilations=list(a["dilation"]),
-                group=groups, pads=pads, output_padding=list(extra),
+                group=groups, pads=pads, output_padding=list(extra), **_window(kernel[2:]),
             )  # fmt: skip
         size = list(shape)
         for d in range(nd):  # zeros between the elements, then a convolution with the mirrored window

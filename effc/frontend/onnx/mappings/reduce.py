@@ -122,7 +122,6 @@ onnx_op("ArgMax")(_arg("argmax"))
 onnx_op("ArgMin")(_arg("argmin"))
 
 
-
 def softmax_over(cx: Context, x: Value, dims: tuple[int, ...]) -> Value:
     """The standard's own function body in the operand's type: halves are rounded after each step. Passes raise that to
     f32 and one rounding (``passes/softmax.py``)."""
