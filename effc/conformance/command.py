@@ -34,7 +34,7 @@ def add_arguments(p: argparse.ArgumentParser, suites: str = "ops,onnx,torch") ->
         nargs="+",
         default=[],
         metavar="FILE",
-        help="take results from here (shards' files too), run the rest",
+        help="take results from here, as of shards; run the rest",
     )
     p.add_argument("--retry", default="", metavar="STATUS", help="with --resume: statuses to run again (refused,crash)")
     p.add_argument(
