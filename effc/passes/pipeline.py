@@ -9,6 +9,7 @@ from .attention import FormAttention
 from .attention_refine import RefineAttention
 from .canonical import Canonicalise
 from .cleanup import Cse, Dce, Fold
+from .fuse.chains import FuseChains
 from .fuse.epilogue import FuseEpilogues
 from .fuse.regions import FuseRegions
 from .fuse.views import PrepareFusion
@@ -49,5 +50,6 @@ def default(options: Options | None = None) -> tuple[Pass, ...]:
         Canonicalise(),
         Cse(),
         *((RotateHalf(), FuseEpilogues(), PrepareFusion(), Canonicalise(), Cse(), FuseRegions()) if o.kernels else ()),
+        *((FuseChains(),) if o.kernels and o.native("conv_chain") else ()),
         Dce(),
     )

@@ -15,7 +15,7 @@ from .. import dims
 from ..dims import Dim
 from ..dtypes import DType
 from ..graph import Graph
-from ..op import Cost, Sample, op, require, same_dim
+from ..op import Cost, Sample, get, op, require, same_dim
 from ..types import TensorType
 from .elementwise import random_array
 
@@ -277,4 +277,24 @@ op(
     doc="conv (conv_transpose where output_padding is given) followed by ``body``: elementwise ops on the "
     "result, body's first "
     "input, and on the extra operands, which broadcast to it.",
+)
+
+
+def _chain_cost(ins: Any, outs: Any, attrs: Any) -> Cost:
+    flops: Dim = 0
+    for n in attrs["body"].nodes:
+        flops = flops + get(n.op).cost_of([None if v is None else v.type for v in n.inputs], n.types, n.attrs).flops
+    return Cost(flops, sum((t.nbytes for t in [*ins, *outs]), 0))
+
+
+op(
+    "conv_chain",
+    "xs*",
+    {"body": Graph},
+    infer=lambda *xs, body: tuple(v.type for v in body.outputs),
+    category="contraction",
+    level="macro",
+    decompose=lambda b, *xs, body: body.inline(b, xs),
+    cost=_chain_cost,
+    doc="[A convolution,] a depthwise and a pointwise one, with epilogues, as one kernel; ``body`` holds them.",
 )

@@ -275,7 +275,7 @@ struct Conv {
   int64_t run; /* contiguous k values inside the image */
   bool innermost, direct, transposed;
   const T* bias;
-  const effc_tensor* residual;
+  const effc_tensor *result, *residual; /* rank 4: (N, 1, pixels, O) */
   bool clamp;
   T lo, hi;
   int nv, panels, mr;
@@ -423,8 +423,7 @@ struct Work {
 };
 
 template <class T>
-Work<T> carve(const Conv<T>& v, int32_t worker) {
-  char* p = v.call->thread_scratch + worker * v.call->thread_scratch_bytes;
+Work<T> carve(const Conv<T>& v, char* p) {
   Work<T> w;
   const int64_t segs = v.a[kBlockK] / 8 + 3, rows = v.a[kBlockRows], tiles = rows / v.mr + 2;
   w.pixels = (Pixel<T>*)p, p += align64(rows * (int64_t)sizeof(Pixel<T>));
@@ -471,7 +470,7 @@ template <class T>
 int64_t list_rows(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, T* acc, int64_t ld, int64_t n0, int64_t* inner) {
   const int64_t *sp = v.sp, *a = v.a;
   const int64_t b = r0 / v.pixels, m_end = r1 - b * v.pixels, stride = v.st[2], step = stride * v.xs[4];
-  const effc_tensor& out = v.call->out[0];
+  const effc_tensor& out = *v.result;
   int64_t m = r0 - b * v.pixels, ow = m % sp[2], oh = m / sp[2] % sp[1], od = m / (sp[1] * sp[2]);
   /* output columns [lo, hi) have all their taps inside the row */
   const int64_t reach = (a[kKernel + 2] - 1) * a[kDilation + 2];
@@ -510,7 +509,7 @@ int64_t list_pixels(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, int64_
   const int64_t b0 = r0 / v.pixels, b1 = (r1 - 1) / v.pixels;
   if (b0 == b1 && !v.transposed) return list_rows(v, w, r0, r1, acc, ld, n0, inner);
   *inner = 0;
-  const effc_tensor& out = v.call->out[0];
+  const effc_tensor& out = *v.result;
   int64_t m_begin = b0 == b1 ? r0 - b0 * v.pixels : 0, m_end = b0 == b1 ? r1 - b0 * v.pixels : v.pixels, count = 0;
   int64_t at[3] = {m_begin / (sp[1] * sp[2]), m_begin / sp[2] % sp[1], m_begin % sp[2]};
   for (int64_t m = m_begin; m < m_end; ++m) {
@@ -622,7 +621,7 @@ void finish(const Conv<T>& v, const T* acc, int64_t ld, int64_t r0, int64_t r1, 
     if (v.call->epilogue) {
       v.call->epilogue(v.call, b, 0, m0, m1, n0, n1, acc, ld);
     } else {
-      const effc_tensor& out = v.call->out[0];
+      const effc_tensor& out = *v.result;
       with_real(out.dtype, [&](auto tag) {
         using To = decltype(tag);
         for (int64_t m = m0; m < m1; ++m) {
@@ -728,7 +727,7 @@ void run_block(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, 
 template <class T>
 void run_blocks(void* arg, int64_t begin, int64_t end, int32_t worker) {
   const Conv<T>& v = *(const Conv<T>*)arg;
-  Work<T> w = carve(v, worker);
+  Work<T> w = carve(v, v.call->thread_scratch + worker * v.call->thread_scratch_bytes);
   const int64_t cols = v.groups * v.col_blocks;
   for (int64_t i = begin; i < end; ++i) {
     int64_t col = v.cols_outer ? i / v.row_blocks : i % cols, row = v.cols_outer ? i % v.row_blocks : i / cols;
@@ -753,19 +752,15 @@ inline void even_out(int64_t threads, int64_t groups, int64_t panels, int64_t ti
   }
 }
 
-/* The kernel: in x [N, C, *S], w (packed or not), then the epilogue's; out rank 4 (N, 1, pixels, O). */
+/* Reads the attributes `a` and the operands: x [N, C, *S], w (packed or not), and where the result goes. `s`: what is left
+ * of the call's scratch, for taps, zeros, offsets, [copy of x], [packed weights]; the new rest is returned. */
 template <class T>
-int32_t conv_kernel(const effc_call* call) {
-  if (call->n_attr < kAttrs || call->n_own < 2 || call->n_out < 1) {
-    call->api->fail(call, "conv: wrong number of operands or attributes");
-    return 1;
-  }
-  Conv<T> v;
+char* set_up(Conv<T>& v, const effc_call* call, const int64_t* a, const effc_tensor& x, const effc_tensor& w, const effc_tensor& out,
+             char* s) {
   memset(&v, 0, sizeof v);
-  const int64_t* a = call->attr; /* an epilogue's come last */
-  v.call = call, v.a = a;
+  v.call = call, v.a = a, v.result = &out;
   int64_t shape[5];
-  spatial_view(call->in[0], shape, v.xs);
+  spatial_view(x, shape, v.xs);
   v.batch = shape[0], v.channels = shape[1], v.groups = a[kGroups], v.out = a[kOut];
   v.cg = v.channels / v.groups, v.og = v.out / v.groups;
   for (int d = 0; d < 3; ++d) v.in[d] = shape[2 + d];
@@ -774,27 +769,25 @@ int32_t conv_kernel(const effc_call* call) {
   v.pixels = a[kSpatial] * a[kSpatial + 1] * a[kSpatial + 2];
   v.transposed = a[kTransposed] != 0;
   v.rows = v.batch * v.pixels;
-  if (v.rows <= 0 || v.og <= 0) return 0;
+  if (v.rows <= 0 || v.og <= 0) return s;
   v.nv = (int)a[kNv];
   constexpr int lanes = Simd<T>::lanes;
-  const int64_t wide = v.nv * lanes;
-  v.panels = (int)ceil_div(v.og, wide);
+  v.panels = (int)ceil_div(v.og, v.nv * lanes);
   v.group_elems = ceil_div(v.og, lanes) * lanes * v.k;
   v.mr = max_rows(v.nv);
+  v.block_k = v.k > a[kBlockK] ? a[kBlockK] : max64(v.k, 1);
 
-  /* Scratch: taps, zeros, offsets, [copy of x], [packed weights]. */
-  char* s = (char*)call->scratch;
   v.tap = (Tap*)s, s += align64(v.taps * (int64_t)sizeof(Tap));
   T* zeros = (T*)s;
   s += align64(v.cg * (int64_t)sizeof(T));
   v.offsets = (int64_t*)s, s += align64(v.k * 8);
   for (int64_t c = 0; c < v.cg; ++c) zeros[c] = T(0);
   v.zeros = zeros;
-  v.x = (const T*)call->in[0].data;
+  v.x = (const T*)x.data;
   if (a[kCopyX]) {
     CopyArg<T> arg;
-    arg.src = &call->in[0], arg.dst = (T*)s;
-    spatial_view(call->in[0], arg.shape, arg.strides);
+    arg.src = &x, arg.dst = (T*)s;
+    spatial_view(x, arg.shape, arg.strides);
     v.x = (const T*)s;
     int64_t n = 1;
     const int order[5] = {1, 4, 3, 2, 0};
@@ -807,10 +800,10 @@ int32_t conv_kernel(const effc_call* call) {
   int64_t t = 0;
   for (int64_t d = 0; d < a[kKernel]; ++d)
     for (int64_t h = 0; h < a[kKernel + 1]; ++h)
-      for (int64_t w = 0; w < a[kKernel + 2]; ++w, ++t) {
+      for (int64_t u = 0; u < a[kKernel + 2]; ++u, ++t) {
         Tap& tap = v.tap[t];
         tap.at[0] = (int32_t)(d * a[kDilation]), tap.at[1] = (int32_t)(h * a[kDilation + 1]);
-        tap.at[2] = (int32_t)(w * a[kDilation + 2]), tap.used = 1;
+        tap.at[2] = (int32_t)(u * a[kDilation + 2]), tap.used = 1;
         tap.offset = tap.at[0] * v.xs[2] + tap.at[1] * v.xs[3] + tap.at[2] * v.xs[4];
         for (int64_t c = 0; c < v.cg; ++c) v.offsets[t * v.cg + c] = tap.offset + c * v.xs[1];
       }
@@ -822,14 +815,14 @@ int32_t conv_kernel(const effc_call* call) {
   }
 
   if (a[kPacked]) {
-    v.packed = (const T*)((const char*)call->in[1].data + kHeader);
+    v.packed = (const T*)((const char*)w.data + kHeader);
   } else {
-    PackArg<T> arg = {&v, &call->in[1], (T*)s};
+    PackArg<T> arg = {&v, &w, (T*)s};
     v.packed = (const T*)s;
+    s += align64(v.groups * v.group_elems * (int64_t)sizeof(T));
     call->api->parallel_for(call->run, v.groups * v.panels, 1, pack_panels<T>, &arg);
   }
 
-  const effc_tensor& out = call->out[0];
   constexpr bool is_float = __is_same(T, float) || __is_same(T, double);
   const bool same = is_float ? out.dtype == (__is_same(T, float) ? EFFC_F32 : EFFC_F64) : out.dtype <= EFFC_I64;
   for (int d = 0; d < 3; ++d) v.sp[d] = a[kSpatial + d], v.st[d] = a[kStride + d], v.pad[d] = a[kPad + d];
@@ -840,23 +833,47 @@ int32_t conv_kernel(const effc_call* call) {
     v.sp[0] = v.sp[1] = v.in[0] = v.in[1] = 1;
   }
   v.direct = !call->epilogue && same && (out.strides[3] == 1 || v.out == 1);
+  return s;
+}
 
-  if (a[kSteps]) {
-    int operand = 2;
-    if (a[kSteps] & kAddBias) v.bias = (const T*)call->in[operand++].data;
-    if (a[kSteps] & kAddResidual) v.residual = &call->in[operand++];
-    v.clamp = (a[kSteps] & kClamp) != 0;
-    if (v.clamp && call->n_fattr == 2) v.lo = (T)call->fattr[0], v.hi = (T)call->fattr[1];
-    if (!v.direct || operand != call->n_own || (v.clamp && call->n_fattr != 2) ||
-        (v.residual && v.residual->strides[3] != 1 && v.out != 1)) {
-      call->api->fail(call, "conv: bias, residual and clamp need a plain result and their operands");
-      return 1;
-    }
+/* What the kernel does after the sum: operands from in[*operand] on, clamp's bounds from fattr[*limits] on. False if they do
+ * not fit. */
+template <class T>
+bool take_steps(Conv<T>& v, int* operand, int* limits) {
+  const effc_call* call = v.call;
+  const int64_t steps = v.a[kSteps];
+  if (!steps) return true;
+  if (*operand + (steps & kAddBias) + ((steps & kAddResidual) != 0) > call->n_own) return false;
+  if (steps & kAddBias) v.bias = (const T*)call->in[(*operand)++].data;
+  if (steps & kAddResidual) v.residual = &call->in[(*operand)++];
+  v.clamp = (steps & kClamp) != 0;
+  if (v.clamp) {
+    if (call->n_fattr < *limits + 2) return false;
+    v.lo = (T)call->fattr[*limits], v.hi = (T)call->fattr[*limits + 1], *limits += 2;
   }
+  return v.direct && (!v.residual || v.residual->strides[3] == 1 || v.out == 1);
+}
+
+/* The kernel: in x [N, C, *S], w (packed or not), then the epilogue's; out rank 4 (N, 1, pixels, O). */
+template <class T>
+int32_t conv_kernel(const effc_call* call) {
+  if (call->n_attr < kAttrs || call->n_own < 2 || call->n_out < 1) {
+    call->api->fail(call, "conv: wrong number of operands or attributes");
+    return 1;
+  }
+  Conv<T> v;
+  const int64_t* a = call->attr; /* an epilogue's come last */
+  set_up(v, call, a, call->in[0], call->in[1], call->out[0], (char*)call->scratch);
+  if (v.rows <= 0 || v.og <= 0) return 0;
+  int operand = 2, limits = 0;
+  if (!take_steps(v, &operand, &limits) || (a[kSteps] && operand != call->n_own)) {
+    call->api->fail(call, "conv: bias, residual and clamp need a plain result and their operands");
+    return 1;
+  }
+  const int64_t wide = v.nv * Simd<T>::lanes;
 
   /* Blocks of tiles by panels of nearly equal size, no larger than the scratch allows: a few for every thread, and as
    * many for one thread as for another. */
-  v.block_k = v.k > a[kBlockK] ? a[kBlockK] : max64(v.k, 1);
   v.tiles = ceil_div(v.rows, v.mr);
   v.row_blocks = ceil_div(v.tiles, max64(1, a[kBlockRows] / v.mr));
   v.col_blocks = ceil_div(v.panels, max64(1, a[kBlockCols] / wide));

@@ -266,6 +266,26 @@ void repeat_rows(void* arg, int64_t begin, int64_t end, int32_t) {
   });
 }
 
+/* From attributes and the size of x: which output columns have all their taps inside the row, and how those are done. */
+template <class T>
+void dw_columns(Depthwise<T>& v) {
+  const int64_t* a = v.a;
+  v.width_in = v.in[2];
+  int64_t reach = (a[kKernel + 2] - 1) * a[kDilation + 2];
+  v.lo = min64(a[kSpatial + 2], (a[kPad + 2] + a[kStride + 2] - 1) / a[kStride + 2]);
+  if (a[kPad + 2] < 0) v.lo = 0;
+  int64_t room = v.width_in - 1 - reach + a[kPad + 2];
+  v.hi = room < 0 ? v.lo : max64(v.lo, min64(a[kSpatial + 2], room / a[kStride + 2] + 1));
+  if constexpr (__is_same(T, float)) {
+    constexpr int L = Simd<T>::lanes;
+    const int64_t k = a[kKernel + 2], stride = a[kStride + 2];
+    if (a[kDilation + 2] == 1) {
+      if (k == 3) v.slide = stride == 1 ? dw_slide<T, L, 3, 1> : stride == 2 ? dw_slide<T, L, 3, 2> : nullptr;
+      if (k == 5) v.slide = stride == 1 ? dw_slide<T, L, 5, 1> : stride == 2 ? dw_slide<T, L, 5, 2> : nullptr;
+    }
+  }
+}
+
 /* The kernel: in x [N, C, *S], w (packed: [tap][O] after a header; else [O, 1, *K]), then the epilogue's; out rank 4
  * (N, 1, pixels, O). O is a multiple of C = groups. Attributes as for conv.hpp; kBlockCols is the length of the thread's
  * accumulators. */
@@ -337,12 +357,7 @@ int32_t depthwise_kernel(const effc_call* call) {
       return 1;
     }
   }
-  v.width_in = v.in[2];
-  int64_t reach = (a[kKernel + 2] - 1) * a[kDilation + 2];
-  v.lo = min64(a[kSpatial + 2], (a[kPad + 2] + a[kStride + 2] - 1) / a[kStride + 2]);
-  if (a[kPad + 2] < 0) v.lo = 0;
-  int64_t room = v.width_in - 1 - reach + a[kPad + 2];
-  v.hi = room < 0 ? v.lo : max64(v.lo, min64(a[kSpatial + 2], room / a[kStride + 2] + 1));
+  dw_columns(v);
 
   /* Blocks of channels: enough for every thread, no wider than the accumulators allow for 8 pixels. */
   v.lines = v.batch * a[kSpatial] * a[kSpatial + 1];
@@ -357,14 +372,6 @@ int32_t depthwise_kernel(const effc_call* call) {
   if (!v.direct && widest > room_elems) {
     call->api->fail(call, "depthwise conv: %lld channels do not fit the scratch", (long long)widest);
     return 1;
-  }
-  if constexpr (__is_same(T, float)) {
-    constexpr int L = Simd<T>::lanes;
-    const int64_t k = a[kKernel + 2], stride = a[kStride + 2];
-    if (a[kDilation + 2] == 1) {
-      if (k == 3) v.slide = stride == 1 ? dw_slide<T, L, 3, 1> : stride == 2 ? dw_slide<T, L, 3, 2> : nullptr;
-      if (k == 5) v.slide = stride == 1 ? dw_slide<T, L, 5, 1> : stride == 2 ? dw_slide<T, L, 5, 2> : nullptr;
-    }
   }
   /* A thread gets what it wrote: a part of the image or of the channels, as a pointwise convolution before deals them. */
   v.cols_outer = v.channels > v.batch * v.in[0] * v.in[1] * v.in[2];

@@ -7,14 +7,13 @@ channels).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ....ir.dims import Dim, product
 from ....ir.dtypes import DType
-from ....ir.graph import Graph, Node, Value
+from ....ir.graph import Graph, Node
+from ....passes.fuse.steps import Steps, steps_of
 from ....runtime.errors import EffcError
 from ..packing import conv as packing
 from . import Buf, Lowering, fused, lowers, views
@@ -54,64 +53,34 @@ def _constant_sizes(node: Node, w: Buf) -> tuple[int, ...]:
     return sizes
 
 
-@dataclass(frozen=True)
-class Steps:
-    """What the kernel itself does after the sum: bias per channel, residual, clamp (Step in conv.hpp)."""
-
-    bias: Value | None = None
-    residual: Value | None = None
-    clamp: tuple[float, float] | None = None
-
-    @property
-    def bits(self) -> int:
-        return (self.bias is not None) + 2 * (self.residual is not None) + 4 * (self.clamp is not None)
+def geometry(node: Node, sizes: Sequence[int], channels: int, spatial: Sequence[Dim]) -> list[Dim]:
+    """Attributes kGroups to kSpatial of conv.hpp, for weights of ``sizes`` and a result of ``channels``."""
+    a = node.attrs
+    low = [p[0] for p in a["padding"]]
+    sides = ((sizes[2:], 1), (a["stride"], 1), (low, 0), (a["dilation"], 1), (spatial, 1))
+    return [a["groups"], channels, *(d for values, fill in sides for d in _three(values, fill))]
 
 
-def _scalar(v: Value) -> float | None:
-    if v.node.op == "constant" and v.node.attrs["data"].size == 1:
-        return float(v.node.attrs["data"].reshape(-1)[0])
-    return None
+def readable(cx: Lowering, x: Buf, cg: int, pointwise: bool) -> Buf:
+    """``x`` as the kernel for ``cg`` channels a group reads it: channels innermost, unless they are few, or it is
+    pointwise."""
+    return x if innermost(x) or cg < 8 or pointwise else cx.in_order(x, channels_last(x.rank))
 
 
-def steps_of(body: Graph, operands: Sequence[Value]) -> Steps | None:
-    """``body`` as steps: acc, plus at most one operand per channel and one of the result's shape, then limits;
-    else None.
+def is_pointwise(node: Node, taps: int) -> bool:
+    """Each result comes from one pixel."""
+    return taps == 1 and all(p == 0 for both in node.attrs["padding"] for p in both)
 
-    ``operands``: the fused node's extra operands, in the order of the body's inputs after the accumulator."""
-    acc = body.inputs[0][0]
-    full = acc.type
-    if len(body.outputs) != 1 or body.outputs[0].type != full:
-        return None
-    outer = {n[0]: v for n, v in zip(body.inputs[1:], operands, strict=True)}
-    bias: Value | None = None
-    residual: Value | None = None
-    lo, hi = -math.inf, math.inf
-    clamped, value = False, acc
-    for n in body.nodes:
-        if n.op == "constant":
-            continue
-        if len(n.operands) != 2 or value not in n.operands or n[0].type != full:
-            return None
-        other = n.operands[1] if n.operands[0] == value else n.operands[0]
-        limit = _scalar(other)
-        if n.op == "add" and other in outer and not clamped:
-            shape = (1,) * (full.rank - other.type.rank) + other.type.shape
-            if bias is None and all(d == 1 for i, d in enumerate(shape) if i != 1) and shape[1] == full.shape[1]:
-                bias = outer[other]
-            elif residual is None and shape == full.shape:
-                residual = outer[other]
-            else:
-                return None
-        elif n.op == "maximum" and limit is not None and limit <= hi:
-            lo, clamped = max(lo, limit), True
-        elif n.op == "minimum" and limit is not None and limit >= lo:
-            hi, clamped = min(hi, limit), True
-        else:
-            return None
-        value = n[0]
-    if value != body.outputs[0]:
-        return None
-    return Steps(bias, residual, (lo, hi) if clamped else None)
+
+def step_operands(cx: Lowering, steps: Steps, channels: int, rank: int) -> list[Buf | None]:
+    """Bias and residual as the kernels take them (take_steps of conv.hpp)."""
+    own: list[Buf | None] = []
+    if steps.bias is not None:
+        bias = views.reshape(cx, cx.strided(steps.bias), (channels,))
+        own.append(bias if bias.strides[0] == 1 else cx.in_order(bias, None))
+    if steps.residual is not None:
+        own.append(as_rows(cx, cx.in_order(cx.strided(steps.residual), channels_last(rank))))
+    return own
 
 
 def _emit(
@@ -132,8 +101,7 @@ def _emit(
     oc = sizes[1] * groups if transposed else sizes[0]
     cg = sizes[0] // groups if transposed else sizes[1]
     compute = x.dtype.compute
-    common = [groups, oc, *_three(kernel, 1), *_three(attrs["stride"], 1), *_three([p[0] for p in attrs["padding"]], 0)]
-    common += [*_three(attrs["dilation"], 1), *_three(spatial, 1)]
+    common = geometry(node, sizes, oc, spatial)
     if compute not in (DType.f32, DType.f64):
         scratch = groups * taps * cg * (oc // groups) * compute.itemsize
         cx.call(
@@ -149,11 +117,11 @@ def _emit(
     packed = weights is not None
     depthwise = cg == 1 and groups > 1 and not transposed
     convert = x.dtype is not compute
-    pointwise = taps == 1 and not transposed and all(p == 0 for lo_hi in attrs["padding"] for p in lo_hi)
     if depthwise and oc != groups:
         convert = True
-    elif not convert and not innermost(x) and not (not depthwise and not transposed and (cg < 8 or pointwise)):
-        x = cx.in_order(x, channels_last(x.rank))
+    elif not convert:
+        plain = not depthwise and not transposed
+        x = readable(cx, x, cg if plain else 8, plain and is_pointwise(node, taps))
     elems = x.numel * (oc // groups if depthwise else 1) if convert else 0
     vlen = cx.target.vlen
     if depthwise:
@@ -180,13 +148,7 @@ def _emit(
         )
     steps = steps or Steps()
     symbol, values = fused.epilogue(cx, body, compute, extras, outs) if body is not None else (None, [])
-    own: list[Buf | None] = [x, w]
-    if steps.bias is not None:
-        own.append(views.reshape(cx, cx.strided(steps.bias), (oc,)))
-        if own[2] is not None and own[2].strides[0] != 1:
-            own[2] = cx.in_order(own[2], None)
-    if steps.residual is not None:
-        own.append(as_rows(cx, cx.in_order(cx.strided(steps.residual), channels_last(x.rank))))
+    own = [x, w, *step_operands(cx, steps, oc, x.rank)]
     cx.call(
         name,
         [*own, *extras],

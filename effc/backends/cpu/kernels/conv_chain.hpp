@@ -1,0 +1,206 @@
+/* A convolution, a depthwise convolution of its result and a pointwise convolution of that one's, as one kernel: the inverted
+ * bottleneck of MobileNetV2 (Sandler et al., 2018) and EfficientNet, and the stem that precedes the first one. What is between
+ * them is many times larger than input and result, and never leaves the cache of the core that makes it.
+ *
+ * A thread makes steps of a few output rows, from top to bottom. It keeps the rows of the first convolution's result that
+ * the depthwise window reaches in a buffer, makes those that a step lacks, then the step's depthwise rows in a second buffer,
+ * then the step's output. Rows that two threads' windows share are made twice. Each element is summed in the order in which
+ * the kernels conv.hpp and conv_dw.hpp sum it: the result is theirs, bit for bit.
+ *
+ * Without a first convolution the depthwise one reads x itself.
+ */
+#ifndef EFFC_CONV_CHAIN_HPP
+#define EFFC_CONV_CHAIN_HPP
+#include "conv_dw.hpp"
+
+namespace effc {
+namespace conv {
+
+/* Attributes; see lower/conv_chain.py. After them those of each convolution (Attr of conv.hpp). */
+enum ChainAttr {
+  kChainFirst = 0, /* there is a first convolution */
+  kChainRows = 1,  /* output rows of a step */
+  kChainKept = 2,  /* rows of the first buffer */
+  kChainWork = 3,  /* bytes of a convolution's own thread scratch */
+  kChainAttrs = 4
+};
+
+/* What a thread's first buffer holds: rows [first, end) of an image; image -1: nothing. On a cache line of its own. */
+struct alignas(64) Kept {
+  int64_t image, first, end;
+};
+
+template <class T>
+struct Chain {
+  const effc_call* call;
+  bool first;
+  Conv<T> wide, narrow; /* the first convolution, the pointwise one */
+  Depthwise<T> dw;
+  int64_t rows, steps, kept_rows, work_bytes; /* rows of a step, steps of an image */
+  int64_t height, width;                      /* of the first convolution's result (without one, of x) */
+  Kept* kept;
+};
+
+/* Rows of a convolution's result (pixels [r0, r1) of all images) to `out`: all column blocks, as many pixels at a time as its
+ * scratch takes. */
+template <class T>
+void chain_rows(const Conv<T>& v, const effc_tensor& out, char* scratch, int64_t r0, int64_t r1) {
+  Conv<T> mine = v;
+  mine.result = &out;
+  Work<T> w = carve(mine, scratch);
+  const int64_t most = max64(1, mine.a[kBlockRows] / mine.mr) * mine.mr, parts = ceil_div(r1 - r0, most), tiles = ceil_div(r1 - r0, mine.mr);
+  const int64_t wide = mine.nv * Simd<T>::lanes, cols = max64(1, mine.a[kBlockCols] / wide) * wide;
+  for (int64_t p = 0; p < parts; ++p) {
+    const int64_t from = r0 + tiles * p / parts * mine.mr, to = min64(r1, r0 + tiles * (p + 1) / parts * mine.mr);
+    for (int64_t c = 0; c < mine.og; c += cols) run_block(mine, w, 0, c, min64(c + cols, mine.og), from, to);
+  }
+}
+
+/* Where row 0 of an image would be if `data` held rows from `row` on, for a tensor of pixels (N, 1, pixels, channels). */
+template <class T>
+effc_tensor chain_window(const effc_tensor& like, T* data, int64_t row, int64_t width, int64_t channels, int64_t* strides) {
+  effc_tensor t = like;
+  strides[0] = strides[1] = 0, strides[2] = channels, strides[3] = 1;
+  t.strides = strides;
+  t.data = data - row * width * channels;
+  return t;
+}
+
+template <class T>
+void chain_step(const Chain<T>& v, int64_t image, int64_t o0, int64_t o1, Kept& kept, char* scratch) {
+  const int64_t *a = v.dw.a, channels = v.dw.channels, width = a[kSpatial + 2];
+  int64_t strides[4];
+  T* made = (T*)(scratch + v.work_bytes);
+  T* deep = made + (v.first ? v.kept_rows * v.width * channels : 0);
+  const effc_tensor& out = v.call->out[0];
+
+  Depthwise<T> dw = v.dw;
+  int64_t origin = 0; /* the row of the image that `rows` points to */
+  const T* rows;
+  if (v.first) {
+    const int64_t reach = (a[kKernel + 1] - 1) * a[kDilation + 1] + 1;
+    const int64_t i0 = max64(0, min64(v.height, o0 * a[kStride + 1] - a[kPad + 1]));
+    const int64_t i1 = max64(i0, min64(v.height, (o1 - 1) * a[kStride + 1] - a[kPad + 1] + reach));
+    if (kept.image != image || i0 < kept.first || i0 > kept.end) kept = {image, i0, i0};
+    if (i1 - kept.first > v.kept_rows) {
+      const int64_t held = max64(0, kept.end - i0);
+      memmove(made, made + (i0 - kept.first) * v.width * channels, held * v.width * channels * sizeof(T));
+      kept.first = i0, kept.end = i0 + held;
+    }
+    if (i1 > kept.end) {
+      const effc_tensor t = chain_window(out, made, kept.first, v.width, channels, strides);
+      const int64_t base = image * v.height;
+      chain_rows(v.wide, t, scratch, (base + kept.end) * v.width, (base + i1) * v.width);
+      kept.end = i1;
+    }
+    rows = made, origin = kept.first;
+  } else {
+    rows = v.dw.x + image * v.dw.xs[0];
+  }
+
+  for (int64_t o = o0; o < o1; ++o) {
+    const int64_t dil = a[kDilation + 1], kernel = a[kKernel + 1], at = o * a[kStride + 1] - a[kPad + 1];
+    DwRow<T> row;
+    row.d0 = 0, row.d1 = 1;
+    row.h0 = at < 0 ? min64(kernel, (-at + dil - 1) / dil) : 0;
+    row.h1 = min64(kernel, max64(row.h0, (v.height - at + dil - 1) / dil));
+    row.x = rows + (at - origin) * dw.xs[3] - a[kPad + 2] * dw.xs[4];
+    dw_channels<T, Simd<T>::lanes>(dw, row, 0, width, 0, channels, deep + (o - o0) * width * channels, channels);
+  }
+
+  Conv<T> narrow = v.narrow;
+  narrow.x = deep - o0 * width * channels; /* pixel m of the image is at m * channels */
+  const int64_t base = image * narrow.pixels;
+  chain_rows(narrow, out, scratch, base + o0 * width, base + o1 * width);
+}
+
+template <class T>
+void chain_steps(void* arg, int64_t begin, int64_t end, int32_t worker) {
+  const Chain<T>& v = *(const Chain<T>*)arg;
+  char* scratch = v.call->thread_scratch + worker * v.call->thread_scratch_bytes;
+  const int64_t height = v.dw.a[kSpatial + 1];
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t o0 = i % v.steps * v.rows;
+    chain_step(v, i / v.steps, o0, min64(o0 + v.rows, height), v.kept[worker], scratch);
+  }
+}
+
+/* The kernel: in x [N, C, H, W]; then of each convolution its packed weights and its steps' operands; out (N, 1, pixels, O),
+ * channels innermost. Float attributes: the bounds of the clamps, in order. */
+template <class T>
+int32_t chain_kernel(const effc_call* call) {
+  auto bad = [&](const char* what) {
+    call->api->fail(call, "conv chain: %s", what);
+    return 1;
+  };
+  if (call->n_attr < kChainAttrs || call->n_out != 1) return bad("wrong number of results or attributes");
+  Chain<T> v;
+  memset(&v, 0, sizeof v);
+  v.call = call, v.first = call->attr[kChainFirst] != 0;
+  v.rows = call->attr[kChainRows], v.kept_rows = call->attr[kChainKept], v.work_bytes = call->attr[kChainWork];
+  if (call->n_attr < kChainAttrs + kAttrs * (2 + v.first) || call->n_own < 3 + v.first) return bad("wrong number of operands or attributes");
+  const effc_tensor &x = call->in[0], &out = call->out[0];
+  char* s = (char*)call->scratch;
+  v.kept = (Kept*)s;
+  const int64_t threads = call->api->num_threads(call->run);
+  s += threads * (int64_t)sizeof(Kept);
+  for (int64_t t = 0; t < threads; ++t) v.kept[t].image = -1;
+  int operand = 1, limits = 0;
+  const int64_t* a = call->attr + kChainAttrs;
+  int64_t shape[5], strides[5];
+  spatial_view(x, shape, strides);
+
+  if (v.first) {
+    s = set_up(v.wide, call, a, x, call->in[operand++], out, s);
+    v.wide.direct = true;
+    if (!take_steps(v.wide, &operand, &limits)) return bad("steps of the first convolution");
+    v.height = a[kSpatial + 1], v.width = a[kSpatial + 2];
+    a += kAttrs;
+  } else {
+    v.height = shape[3], v.width = shape[4];
+  }
+
+  Depthwise<T>& dw = v.dw;
+  dw.call = call, dw.a = a, dw.x = (const T*)x.data, dw.direct = true;
+  dw.batch = shape[0], dw.channels = a[kOut], dw.taps = a[kKernel + 1] * a[kKernel + 2];
+  dw.in[0] = 1, dw.in[1] = v.height, dw.in[2] = v.width;
+  if (operand >= call->n_own) return bad("the depthwise weights are missing");
+  dw.w = (const T*)((const char*)call->in[operand++].data + kHeader);
+  if (a[kSteps] & kAddBias) {
+    if (operand >= call->n_own) return bad("the depthwise bias is missing");
+    dw.bias = (const T*)call->in[operand++].data;
+  }
+  dw.clamp = (a[kSteps] & kClamp) != 0;
+  if (dw.clamp) {
+    if (call->n_fattr < limits + 2) return bad("the depthwise limits are missing");
+    dw.limit[0] = (T)call->fattr[limits], dw.limit[1] = (T)call->fattr[limits + 1], limits += 2;
+  }
+  if (v.first) {
+    dw.xs[1] = 1, dw.xs[4] = dw.channels, dw.xs[3] = v.width * dw.channels;
+  } else {
+    memcpy(dw.xs, strides, sizeof dw.xs);
+    if (dw.xs[1] != 1 && dw.channels != 1) return bad("x must have its channels innermost");
+  }
+  dw_columns(dw);
+  a += kAttrs;
+
+  /* The pointwise convolution reads the second buffer, one row of pixels. */
+  effc_tensor between = x;
+  int64_t size[4] = {shape[0], dw.channels, dw.a[kSpatial + 1], dw.a[kSpatial + 2]};
+  int64_t step[4] = {0, 1, size[3] * dw.channels, dw.channels};
+  between.rank = 4, between.shape = size, between.strides = step, between.dtype = out.dtype;
+  if (operand >= call->n_own) return bad("the pointwise weights are missing");
+  s = set_up(v.narrow, call, a, between, call->in[operand++], out, s);
+  if (!v.narrow.direct || v.narrow.taps != 1 || !take_steps(v.narrow, &operand, &limits) || operand != call->n_own)
+    return bad("steps of the pointwise convolution");
+
+  const int64_t height = dw.a[kSpatial + 1];
+  if (shape[0] * height * dw.a[kSpatial + 2] <= 0 || v.narrow.out <= 0) return 0;
+  v.steps = ceil_div(height, v.rows);
+  call->api->parallel_for(call->run, shape[0] * v.steps, 1, chain_steps<T>, &v);
+  return 0;
+}
+
+}  // namespace conv
+}  // namespace effc
+#endif

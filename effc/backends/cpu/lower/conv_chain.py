@@ -1,0 +1,89 @@
+"""``conv_chain``: a convolution, a depthwise and a pointwise one as one kernel (kernels/conv_chain.hpp)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ....ir.dims import Dim
+from ....ir.dtypes import DType
+from ....ir.graph import Graph, Node, Value
+from ....passes.fuse.chains import Plan, plan
+from ....passes.fuse.steps import Steps, steps_of
+from ..packing import conv as packing
+from . import Buf, Lowering, lowers
+from .conv import as_rows, channels_last, geometry, innermost, is_pointwise, readable, step_operands
+
+
+@dataclass
+class _Stage:
+    """One convolution of the chain: its node in the body, its weights and steps as values of the outer graph."""
+
+    node: Node
+    weights: Value
+    steps: Steps
+
+
+def _stages(cx: Lowering, node: Node) -> list[_Stage]:
+    body: Graph = node.attrs["body"]
+    outer = {n[0]: v for n, v in zip(body.inputs, node.operands, strict=True)}
+    stages = []
+    for n in body.nodes:
+        if n.op not in ("conv", "conv_fused"):
+            continue  # a scalar that a body holds
+        extras = [outer.get(v, v) for v in n.operands[2:]]
+        steps = steps_of(n.attrs["body"], extras) if n.op == "conv_fused" else Steps()
+        assert steps is not None  # the pass took nothing else
+        stages.append(_Stage(n, outer[n.operands[1]], steps))
+    return stages
+
+
+@lowers("conv_chain")
+def lower_conv_chain(cx: Lowering, node: Node) -> None:
+    stages = _stages(cx, node)
+    weights = [cx.constant_of(s.weights) for s in stages]
+    chosen = plan([s.node for s in stages])
+    x = cx.strided(node.operands[0])
+    first = len(stages) == 3
+    if any(w is None for w in weights) or isinstance(chosen, str) or (not first and not innermost(x)):
+        cx.note(node, chosen if isinstance(chosen, str) else "weights that are no constants, or channels not innermost")
+        cx.lower_decomposed(node)
+        return
+    if first:
+        w = weights[0]
+        assert w is not None
+        taps = w[0, 0].size
+        x = readable(cx, x, w.shape[1], is_pointwise(stages[0].node, taps))
+    out = cx.out(node, order=channels_last(4))
+    _emit(cx, stages, [w for w in weights if w is not None], x, as_rows(cx, out), chosen)
+
+
+def _emit(
+    cx: Lowering, stages: Sequence[_Stage], weights: Sequence[packing.Array], x: Buf, out: Buf, chosen: Plan
+) -> None:
+    vlen, itemsize = cx.target.vlen, DType.f32.itemsize
+    attrs: list[Dim | bool] = [len(stages) == 3, chosen.rows, chosen.kept]
+    own: list[Buf | None] = [x]
+    limits: list[float] = []
+    scratch: Dim = 64 * 256  # a Kept of conv_chain.hpp for each thread that a pool may have
+    work, described = 0, []
+    for s, w in zip(stages, weights, strict=True):
+        oc, cg = w.shape[:2]
+        spatial = s.node.types[0].shape[2:]
+        depthwise = s.node.attrs["groups"] > 1
+        if depthwise:
+            blocks = packing.depthwise_blocks(oc, w[0, 0].size, itemsize, packed=True)
+            packed = packing.pack_depthwise(w)
+        else:
+            wide = s is not stages[0] or innermost(x)
+            blocks = packing.choose_blocks(oc, cg, 1, w[0, 0].size, itemsize, vlen, innermost=wide, packed=True)
+            packed = packing.pack_conv(w, 1, vlen)
+            work = max(work, blocks.thread_scratch)
+            scratch = scratch + blocks.scratch
+        described += [True, False, False, *geometry(s.node, w.shape, oc, spatial), *blocks.attrs, s.steps.bits]
+        own += [cx.const(packed), *step_operands(cx, s.steps, oc, 4)]
+        limits += s.steps.clamp or ()
+    cx.call(
+        "effc_conv_chain_f32", own, [out], [*attrs, work, *described], limits, scratch=scratch,
+        thread_scratch=work + chosen.buffers,
+    )  # fmt: skip

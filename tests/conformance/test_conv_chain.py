@@ -1,0 +1,152 @@
+"""Convolution, depthwise and pointwise convolution as one kernel: equal, bit for bit, to the three that it replaces, and
+right against eager."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import effc
+from effc.passes.fuse import chains
+
+
+@pytest.fixture(autouse=True)
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chains are formed for small images too."""
+    monkeypatch.setattr(chains, "LARGE", 0)
+
+
+class Block(torch.nn.Module):
+    """An inverted bottleneck; ``first`` is the kernel and stride of its first convolution, None for a block without."""
+
+    def __init__(
+        self, c: int, e: int, o: int, k: int, stride: int, first: tuple[int, int] | None = (1, 1), dilation: int = 1,
+        padding: int | None = None, act: Callable[[Any], Any] = torch.nn.functional.relu6, residual: bool = False,
+        bias: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        k1, s1 = first or (1, 1)
+        self.expand = torch.nn.Conv2d(c, e, k1, s1, k1 // 2, bias=bias) if first else None
+        pad = (k - 1) * dilation // 2 if padding is None else padding
+        self.deep = torch.nn.Conv2d(e, e, k, stride, pad, dilation, groups=e, bias=bias)
+        self.narrow = torch.nn.Conv2d(e, o, 1, bias=bias)
+        self.act, self.residual = act, residual
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x if self.expand is None else self.act(self.expand(x))
+        y = self.narrow(self.act(self.deep(y)))
+        return x + y if self.residual else y
+
+
+CASES = {
+    "expand, 3x3": (Block(8, 48, 12, 3, 1), (2, 8, 14, 17)),
+    "stride 2": (Block(16, 96, 24, 3, 2), (1, 16, 31, 29)),
+    "5x5, stride 2": (Block(24, 72, 40, 5, 2), (3, 24, 13, 18)),
+    "residual": (Block(20, 60, 20, 3, 1, residual=True), (2, 20, 9, 11)),
+    "channels that are no vectors": (Block(5, 13, 7, 3, 1), (2, 5, 10, 9)),
+    "many output channels": (Block(9, 33, 300, 3, 1), (1, 9, 8, 7)),
+    "dilation": (Block(8, 24, 8, 3, 1, dilation=2), (1, 8, 15, 12)),
+    "7x7": (Block(8, 16, 8, 7, 1), (1, 8, 11, 13)),
+    "no padding": (Block(8, 24, 8, 3, 1, padding=0), (2, 8, 12, 9)),
+    "much padding": (Block(8, 24, 8, 3, 2, padding=4), (1, 8, 6, 5)),
+    "window larger than the image": (Block(8, 24, 8, 5, 1), (2, 8, 2, 3)),
+    "one pixel": (Block(8, 24, 8, 3, 1), (1, 8, 1, 1)),
+    "no bias, no clamp": (Block(8, 24, 8, 3, 1, act=lambda x: x, bias=False), (1, 8, 12, 12)),
+    "stem before it": (Block(3, 32, 16, 3, 1, first=(3, 2)), (2, 3, 33, 31)),
+    "large first window": (Block(12, 32, 16, 3, 2, first=(5, 1)), (1, 12, 17, 16)),
+    "no first": (Block(32, 32, 16, 3, 1, first=None), (2, 32, 14, 13)),
+    "no first, stride 2": (Block(40, 40, 24, 5, 2, first=None), (1, 40, 15, 13)),
+}  # fmt: skip
+
+
+def stats(m: Any) -> dict[str, int]:
+    found: dict[str, int] = m.report["entries"]["main"]["passes"]["stats"]
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equal_to_the_kernels_it_replaces(name: str) -> None:
+    net, shape = CASES[name]
+    torch.manual_seed(len(name))
+    net.eval()
+    x = torch.randn(shape).to(memory_format=torch.channels_last)
+    apart = effc.compile(net, (x,), disable_passes=("fuse_chains",))
+    want = apart(x)
+    with torch.no_grad():
+        real = net(x)
+    assert "fuse_chains.formed" not in stats(apart)
+    assert (want - real).abs().max() <= 1e-5 * real.abs().max()
+    for threads in (1, 2, 5):
+        m = effc.compile(net, (x,), num_threads=threads)
+        assert stats(m)["fuse_chains.formed"] == 1 and stats(m)["fuse_chains.convs"] == 2 + (net.expand is not None)
+        for _ in range(2):
+            assert torch.equal(m(x), want), threads
+    # not channels-last, and a slice of something larger
+    m = effc.compile(net, (x,))
+    wide = torch.randn((shape[0], shape[1] + 2, shape[2], shape[3] + 3))
+    for y in (x.contiguous(), wide[:, 1:-1, :, 2:-1]):
+        assert torch.equal(m(y), apart(y))
+
+
+def test_dynamic_batch() -> None:
+    net = Block(16, 64, 24, 3, 2).eval()
+    x = torch.randn(3, 16, 20, 23)
+    m = effc.compile(net, (x,), dynamic_shapes=({0: torch.export.Dim("n", min=1, max=64)},))
+    assert stats(m)["fuse_chains.formed"] == 1
+    for n in (1, 2, 7, 64):
+        x = torch.randn(n, 16, 20, 23)
+        with torch.no_grad():
+            want = net(x)
+        assert (m(x) - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+def test_nan_and_infinity_stay_where_they_are() -> None:
+    net = Block(8, 24, 8, 3, 1).eval()
+    x = torch.randn(1, 8, 12, 12)
+    x[0, 3, 5, 6], x[0, 1, 9, 2] = float("nan"), float("inf")
+    m = effc.compile(net, (x,))
+    with torch.no_grad():
+        want = net(x)
+    assert stats(m)["fuse_chains.formed"] == 1 and want.isnan().any()
+    np.testing.assert_array_equal(m(x).isnan(), want.isnan())
+
+
+def reasons(m: Any) -> str:
+    return " ".join(str(d) for d in m.report["entries"]["main"]["passes"]["declined"])
+
+
+def test_what_is_left_apart_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(1, 8, 12, 12)
+    m = effc.compile(Block(8, 24, 8, 3, 1, act=torch.nn.functional.silu).eval(), (x,))
+    assert "fuse_chains.formed" not in stats(m) and "more than a bias, a residual and a clamp" in reasons(m)
+    m = effc.compile(Block(8, 24, 8, 3, 1).eval(), (x,), dynamic_shapes=({2: torch.export.Dim("h", min=4, max=64)},))
+    assert "fuse_chains.formed" not in stats(m) and "sizes of its images are not constant" in reasons(m)
+    monkeypatch.setattr(chains, "LARGE", 1 << 20)
+    m = effc.compile(Block(8, 24, 8, 3, 1).eval(), (x,))
+    assert "fuse_chains.formed" not in stats(m) and "13 KiB are between the convolutions" in reasons(m)
+    monkeypatch.setattr(chains, "CACHE", 1 << 10)
+    m = effc.compile(Block(8, 24, 8, 3, 1).eval(), (x,))
+    assert "fuse_chains.formed" not in stats(m) and "does not fit a core's cache" in reasons(m)
+
+
+class Twice(Block):
+    """The first result is used once more: only depthwise and pointwise convolution are joined."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.act(self.expand(x))  # type: ignore[misc]
+        return self.narrow(self.act(self.deep(y))), y
+
+
+def test_a_result_that_is_used_elsewhere() -> None:
+    net = Twice(8, 24, 8, 3, 1).eval()
+    x = torch.randn(2, 8, 12, 12)
+    m = effc.compile(net, (x,))
+    assert stats(m)["fuse_chains.convs"] == 2
+    with torch.no_grad():
+        want = net(x)
+    for a, b in zip(m(x), want, strict=True):
+        assert (a - b).abs().max() <= 1e-5 * b.abs().max()
