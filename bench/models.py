@@ -1,7 +1,7 @@
 """effc beside the engines people use, on models with their real weights.
 
-    python -m bench.models [--models minilm,crepe] [--engines effc,eager,...] [--threads 2] [--rounds 12] [--block 0.4]
-                           [--out bench/results] [--json]
+    python -m bench.models [--models minilm,crepe | dense] [--engines effc,eager,...] [--threads 2] [--rounds 12]
+                           [--block 0.4] [--out bench/results] [--json]
 
 One process per engine. Blocks of runs alternate round by round, all other engines' processes being stopped
 meanwhile, so
@@ -30,6 +30,8 @@ from typing import Any
 import numpy as np
 
 from bench import machine
+from bench.dense import DENSE
+from bench.worker import entries
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINES = ("eager", "torch.compile", "onnxruntime", "openvino", "effc")
@@ -210,7 +212,7 @@ def table(results: list[dict[str, Any]], peaks: dict[int, dict[str, Any]]) -> st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--models", default=",".join(MODELS), help="comma-separated; dense: those of bench/dense.py")
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--rounds", type=int, default=12)
@@ -218,10 +220,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
     parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
     a = parser.parse_args()
+    known = entries()
+    names = [n for m in a.models.split(",") for n in (DENSE if m == "dense" else [m])]
+    if unknown := [n for n in names if n not in known]:
+        parser.error(f"no model {', '.join(unknown)}; there are dense, {', '.join(known)}")
+    if unknown := [e for e in a.engines.split(",") if e not in ENGINES]:
+        parser.error(f"no engine {', '.join(unknown)}; there are {', '.join(ENGINES)}")
     peaks = {n: machine.measure(n) for n in sorted({1, a.threads})}
-    results = [
-        measure(m, a.engines.split(","), a.threads, a.rounds, a.block, peaks[a.threads]) for m in a.models.split(",")
-    ]
+    results = [measure(m, a.engines.split(","), a.threads, a.rounds, a.block, peaks[a.threads]) for m in names]
     text = table(results, peaks)
     data = {
         "cpu": machine.cpu_name(),

@@ -56,12 +56,21 @@ def flops_of(module: Any, args: tuple[Any, ...]) -> float:
     return float(counter.get_total_flops()) + extra
 
 
-def entry(name: str) -> Any:
-    """A model by name, from the zoo or of the spectral ones."""
+def entries() -> dict[str, Any]:
+    """All models by name: the zoo, the dense ones at the sizes that are compared, the spectral ones."""
+    from bench.dense import DENSE
     from bench.spectral import SPECTRAL
     from tests.models import zoo
 
-    return {**zoo.ZOO, **SPECTRAL}[name]
+    return {**DENSE, **zoo.ZOO, **SPECTRAL}
+
+
+def entry(name: str) -> Any:
+    """A model by name; SystemExit for a name that there is not."""
+    all_of_them = entries()
+    if name not in all_of_them:
+        raise SystemExit(f"no model {name!r}; there are {', '.join(all_of_them)}")
+    return all_of_them[name]
 
 
 def main() -> None:
