@@ -1,4 +1,4 @@
-"""Convolution, depthwise and pointwise convolution as one kernel: equal, bit for bit, to the three that it replaces, and
+"""Convolution, depthwise and pointwise convolution as one kernel: equal, bit for bit, to the three it replaces, and
 right against eager."""
 
 from __future__ import annotations
