@@ -87,35 +87,37 @@ EFFC_INLINE V clamp_vec(V v, V lo, V hi) {
   return v > hi ? hi : v;
 }
 
-/* Adds what is there already, does the sink's last steps and stores the tile. */
-template <class T, int MR, int NV>
-EFFC_INLINE void finish_tile(typename Simd<T>::vec (&acc)[MR][NV], const Sink<T>& s) {
+/* Adds what is there already, does the sink's last steps and stores the tile; `Whole`: all lanes of the last vector. */
+template <class T, int MR, int NV, bool Whole>
+EFFC_INLINE void finish_lanes(typename Simd<T>::vec (&acc)[MR][NV], const Sink<T>& s) {
   using S = Simd<T>;
   typedef typename S::vec V;
+  auto get = [&](const T* p, int j) __attribute__((always_inline)) {
+    if constexpr (Whole)
+      return S::load(p + j * S::lanes);
+    else
+      return load_part<T>(p + j * S::lanes, j + 1 < NV ? S::lanes : s.tail);
+  };
   if (s.accumulate) {
     EFFC_UNROLL
-    for (int j = 0; j < NV; ++j) {
-      const int64_t lanes = j + 1 < NV ? S::lanes : s.tail;
+    for (int j = 0; j < NV; ++j)
       EFFC_UNROLL
-      for (int i = 0; i < MR; ++i) acc[i][j] += load_part<T>(s.px[i].c + s.at + j * S::lanes, lanes);
-    }
+      for (int i = 0; i < MR; ++i) acc[i][j] += get(s.px[i].c + s.at, j);
   }
   if (s.last) {
     if (s.bias) {
       EFFC_UNROLL
       for (int j = 0; j < NV; ++j) {
-        const V b = load_part<T>(s.bias + j * S::lanes, j + 1 < NV ? S::lanes : s.tail);
+        const V b = get(s.bias, j);
         EFFC_UNROLL
         for (int i = 0; i < MR; ++i) acc[i][j] += b;
       }
     }
     if (s.residual) {
       EFFC_UNROLL
-      for (int j = 0; j < NV; ++j) {
-        const int64_t lanes = j + 1 < NV ? S::lanes : s.tail;
+      for (int j = 0; j < NV; ++j)
         EFFC_UNROLL
-        for (int i = 0; i < MR; ++i) acc[i][j] += load_part<T>(s.px[i].r + s.at + j * S::lanes, lanes);
-      }
+        for (int i = 0; i < MR; ++i) acc[i][j] += get(s.px[i].r + s.at, j);
     }
     if (s.clamp) {
       const V lo = V{} + s.lo, hi = V{} + s.hi;
@@ -125,21 +127,31 @@ EFFC_INLINE void finish_tile(typename Simd<T>::vec (&acc)[MR][NV], const Sink<T>
         for (int i = 0; i < MR; ++i) acc[i][j] = clamp_vec<V>(acc[i][j], lo, hi);
     }
   }
-  const bool whole = s.tail == S::lanes;
   EFFC_UNROLL
   for (int i = 0; i < MR; ++i) {
     T* c = s.px[i].c + s.at;
     EFFC_UNROLL
-    for (int j = 0; j + 1 < NV; ++j) S::store(c + j * S::lanes, acc[i][j]);
-    if (whole) S::store(c + (NV - 1) * S::lanes, acc[i][NV - 1]);
+    for (int j = 0; j + 1 < NV || (Whole && j < NV); ++j) S::store(c + j * S::lanes, acc[i][j]);
+    if constexpr (!Whole)
+      for (int64_t l = 0; l < s.tail; ++l) c[(NV - 1) * S::lanes + l] = acc[i][NV - 1][l];
   }
-  if (!whole) {
-    T tmp[MR][S::lanes];
+}
+
+/* Columns that end within a vector. Apart, so that the accumulators of all other tiles stay in registers. */
+template <class T, int MR, int NV>
+__attribute__((noinline)) void finish_part(typename Simd<T>::vec (&acc)[MR][NV], const Sink<T>& s) {
+  finish_lanes<T, MR, NV, false>(acc, s);
+}
+
+template <class T, int MR, int NV>
+EFFC_INLINE void finish_tile(typename Simd<T>::vec (&acc)[MR][NV], const Sink<T>& s) {
+  if (__builtin_expect(s.tail == Simd<T>::lanes, 1)) return finish_lanes<T, MR, NV, true>(acc, s);
+  typename Simd<T>::vec kept[MR][NV];
+  EFFC_UNROLL
+  for (int i = 0; i < MR; ++i)
     EFFC_UNROLL
-    for (int i = 0; i < MR; ++i) S::store(tmp[i], acc[i][NV - 1]);
-    for (int i = 0; i < MR; ++i)
-      for (int64_t l = 0; l < s.tail; ++l) s.px[i].c[s.at + (NV - 1) * S::lanes + l] = tmp[i][l];
-  }
+    for (int j = 0; j < NV; ++j) kept[i][j] = acc[i][j];
+  finish_part<T, MR, NV>(kept, s);
 }
 
 /* acc += sum over segs of rows[seg][i][0..len) * panel[seg.k ..][nv * lanes]. Meanwhile the part of the next weights that
