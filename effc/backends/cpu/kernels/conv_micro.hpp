@@ -1,0 +1,235 @@
+/* The micro-kernels of convolution: a tile of output pixels by vectors of output channels, its accumulators in registers, and
+ * what is done to it after the sum. conv.hpp says how their operands are laid out. */
+#ifndef EFFC_CONV_MICRO_HPP
+#define EFFC_CONV_MICRO_HPP
+#include <stdint.h>
+
+#include "types.hpp"
+
+namespace effc {
+namespace conv {
+
+#define EFFC_UNROLL _Pragma("GCC unroll 16")
+
+template <class T>
+struct Simd {
+  static constexpr int lanes = EFFC_VLEN / (int)sizeof(T);
+  typedef T vec __attribute__((vector_size(EFFC_VLEN)));
+  typedef T loose __attribute__((vector_size(EFFC_VLEN), aligned(alignof(T)), may_alias));
+  EFFC_INLINE vec load(const T* p) { return *(const loose*)p; }
+  EFFC_INLINE void store(T* p, vec v) { *(loose*)p = v; }
+};
+
+/* The most rows of a tile that is nv vectors wide. */
+constexpr int max_rows(int nv) {
+  return EFFC_VLEN >= 64 ? (nv == 1 ? 12 : nv == 2 ? 12 : nv == 3 ? 8 : 6) : (nv == 1 ? 10 : nv == 2 ? 6 : nv == 3 ? 4 : 3);
+}
+constexpr int kMaxRows = 12;
+constexpr int kMaxNv = 4;
+constexpr int64_t kHeader = 64; /* bytes before packed data */
+
+/* len values of k from weight row k on. */
+struct Seg {
+  int64_t k, len;
+};
+
+/* One output pixel of a block. */
+template <class T>
+struct Pixel {
+  int64_t base;   /* offset of the window's origin (transposed: of the image) */
+  int32_t at[3];  /* window's origin in the image, may be negative (transposed: position + padding) */
+  int32_t inside; /* the whole window is inside the image */
+  T* c;           /* output row */
+  const T* r;     /* residual's row */
+};
+
+/* Where a tile goes: columns from `at` on of its pixels' rows. `tail` of the last vector's lanes are stored.
+ * With `last`, what the kernel itself can do after the sum: add a bias per column, add a residual, clamp. */
+template <class T>
+struct Sink {
+  const Pixel<T>* px;
+  int64_t at, tail;
+  const T* bias; /* or null */
+  bool accumulate, last, residual, clamp;
+  T lo, hi;
+};
+
+/* The first `tail` lanes at p, the rest zero. */
+template <class T>
+EFFC_INLINE typename Simd<T>::vec load_part(const T* p, int64_t tail) {
+  if (tail == Simd<T>::lanes) return Simd<T>::load(p);
+  T tmp[Simd<T>::lanes] = {};
+  for (int64_t l = 0; l < tail; ++l) tmp[l] = p[l];
+  return Simd<T>::load(tmp);
+}
+
+/* NaN stays: a comparison with it is false. */
+template <class V>
+EFFC_INLINE V clamp_vec(V v, V lo, V hi) {
+  v = v < lo ? lo : v;
+  return v > hi ? hi : v;
+}
+
+/* Adds what is there already, does the sink's last steps and stores the tile; `Whole`: all lanes of the last vector. */
+template <class T, int MR, int NV, bool Whole>
+EFFC_INLINE void finish_lanes(typename Simd<T>::vec (&acc)[MR][NV], const Sink<T>& s) {
+  using S = Simd<T>;
+  typedef typename S::vec V;
+  auto get = [&](const T* p, int j) __attribute__((always_inline)) {
+    if constexpr (Whole)
+      return S::load(p + j * S::lanes);
+    else
+      return load_part<T>(p + j * S::lanes, j + 1 < NV ? S::lanes : s.tail);
+  };
+  if (s.accumulate) {
+    EFFC_UNROLL
+    for (int j = 0; j < NV; ++j)
+      EFFC_UNROLL
+      for (int i = 0; i < MR; ++i) acc[i][j] += get(s.px[i].c + s.at, j);
+  }
+  if (s.last) {
+    if (s.bias) {
+      EFFC_UNROLL
+      for (int j = 0; j < NV; ++j) {
+        const V b = get(s.bias, j);
+        EFFC_UNROLL
+        for (int i = 0; i < MR; ++i) acc[i][j] += b;
+      }
+    }
+    if (s.residual) {
+      EFFC_UNROLL
+      for (int j = 0; j < NV; ++j)
+        EFFC_UNROLL
+        for (int i = 0; i < MR; ++i) acc[i][j] += get(s.px[i].r + s.at, j);
+    }
+    if (s.clamp) {
+      const V lo = V{} + s.lo, hi = V{} + s.hi;
+      EFFC_UNROLL
+      for (int j = 0; j < NV; ++j)
+        EFFC_UNROLL
+        for (int i = 0; i < MR; ++i) acc[i][j] = clamp_vec<V>(acc[i][j], lo, hi);
+    }
+  }
+  EFFC_UNROLL
+  for (int i = 0; i < MR; ++i) {
+    T* c = s.px[i].c + s.at;
+    EFFC_UNROLL
+    for (int j = 0; j + 1 < NV || (Whole && j < NV); ++j) S::store(c + j * S::lanes, acc[i][j]);
+    if constexpr (!Whole)
+      for (int64_t l = 0; l < s.tail; ++l) c[(NV - 1) * S::lanes + l] = acc[i][NV - 1][l];
+  }
+}
+
+/* Columns that end within a vector. Apart, so that the accumulators of all other tiles stay in registers. */
+template <class T, int MR, int NV>
+__attribute__((noinline)) void finish_part(typename Simd<T>::vec (&acc)[MR][NV], const Sink<T>& s) {
+  finish_lanes<T, MR, NV, false>(acc, s);
+}
+
+template <class T, int MR, int NV>
+EFFC_INLINE void finish_tile(typename Simd<T>::vec (&acc)[MR][NV], const Sink<T>& s) {
+  if (__builtin_expect(s.tail == Simd<T>::lanes, 1)) return finish_lanes<T, MR, NV, true>(acc, s);
+  typename Simd<T>::vec kept[MR][NV];
+  EFFC_UNROLL
+  for (int i = 0; i < MR; ++i)
+    EFFC_UNROLL
+    for (int j = 0; j < NV; ++j) kept[i][j] = acc[i][j];
+  finish_part<T, MR, NV>(kept, s);
+}
+
+/* acc += sum over segs of rows[seg][i][0..len) * panel[seg.k ..][nv * lanes]. Meanwhile the part of the next weights that
+ * falls to this tile is fetched into L2: `next` moves by `step` bytes with every k. */
+template <class T, int MR, int NV>
+void micro_rows(const Seg* segs, int64_t nseg, const T* const* rows, const T* panel, const char* next, int64_t step,
+                const Sink<T>* sink) {
+  using S = Simd<T>;
+  typename S::vec acc[MR][NV];
+  EFFC_UNROLL
+  for (int i = 0; i < MR; ++i)
+    EFFC_UNROLL
+    for (int j = 0; j < NV; ++j) acc[i][j] = typename S::vec{};
+  for (int64_t s = 0; s < nseg; ++s) {
+    const T* p[MR];
+    EFFC_UNROLL
+    for (int i = 0; i < MR; ++i) p[i] = rows[i];
+    rows += MR;
+    const T* b = panel + segs[s].k * (NV * S::lanes);
+    const int64_t len = segs[s].len;
+    for (int64_t k = 0; k < len; ++k, b += NV * S::lanes) {
+      typename S::vec w[NV];
+      EFFC_UNROLL
+      for (int j = 0; j < NV; ++j) w[j] = S::load(b + j * S::lanes);
+      __builtin_prefetch(next, 0, 2);
+      next += step;
+      EFFC_UNROLL
+      for (int i = 0; i < MR; ++i) {
+        const T a = p[i][k];
+        EFFC_UNROLL
+        for (int j = 0; j < NV; ++j) acc[i][j] += a * w[j];
+      }
+    }
+  }
+  finish_tile<T, MR, NV>(acc, *sink);
+}
+
+/* acc += sum over k in [k0, k1) of rows[i][offsets[k]] * panel[k][nv * lanes]. */
+template <class T, int MR, int NV>
+void micro_offsets(const int64_t* offsets, int64_t k0, int64_t k1, const T* const* rows, const T* panel, const char* next,
+                   int64_t step, const Sink<T>* sink) {
+  using S = Simd<T>;
+  typename S::vec acc[MR][NV];
+  EFFC_UNROLL
+  for (int i = 0; i < MR; ++i)
+    EFFC_UNROLL
+    for (int j = 0; j < NV; ++j) acc[i][j] = typename S::vec{};
+  const T* p[MR];
+  EFFC_UNROLL
+  for (int i = 0; i < MR; ++i) p[i] = rows[i];
+  const T* b = panel + k0 * (NV * S::lanes);
+  for (int64_t k = k0; k < k1; ++k, b += NV * S::lanes) {
+    const int64_t o = offsets[k];
+    typename S::vec w[NV];
+    EFFC_UNROLL
+    for (int j = 0; j < NV; ++j) w[j] = S::load(b + j * S::lanes);
+    __builtin_prefetch(next, 0, 2);
+    next += step;
+    EFFC_UNROLL
+    for (int i = 0; i < MR; ++i) {
+      const T a = p[i][o];
+      EFFC_UNROLL
+      for (int j = 0; j < NV; ++j) acc[i][j] += a * w[j];
+    }
+  }
+  finish_tile<T, MR, NV>(acc, *sink);
+}
+
+template <class T>
+struct Micro {
+  typedef void (*Rows)(const Seg*, int64_t, const T* const*, const T*, const char*, int64_t, const Sink<T>*);
+  typedef void (*Offsets)(const int64_t*, int64_t, int64_t, const T* const*, const T*, const char*, int64_t, const Sink<T>*);
+  Rows rows[kMaxNv][kMaxRows];
+  Offsets offsets[kMaxNv][kMaxRows];
+
+  template <int NV, int MR>
+  constexpr void fill() {
+    if constexpr (MR <= max_rows(NV)) {
+      rows[NV - 1][MR - 1] = micro_rows<T, MR, NV>;
+      offsets[NV - 1][MR - 1] = micro_offsets<T, MR, NV>;
+      fill<NV, MR + 1>();
+    }
+  }
+  constexpr Micro() : rows(), offsets() {
+    fill<1, 1>();
+    fill<2, 1>();
+    fill<3, 1>();
+    fill<4, 1>();
+  }
+};
+template <class T>
+struct MicroTable {
+  static constexpr Micro<T> table{};
+};
+
+}  // namespace conv
+}  // namespace effc
+#endif
