@@ -1,0 +1,230 @@
+/* Tiles of products of bytes: c[rows][16 P] += a[rows][k] b[k][16 P], a unsigned, b signed, c 32 bits modulo 2^32, exact.
+ *
+ * B is in panels of 16 columns, [k / 4][16][4]: four steps of the reduction lie side by side for each column, which is what
+ * every byte instruction of x86 wants. A is row-major. One of these is compiled, by the target's flags:
+ *
+ *   AMX-INT8     tdpbusd on tiles of 16 rows, 64 steps and 16 columns; 2 x 2 tiles of accumulators
+ *   AVX512-VNNI  vpdpbusd on 64 bytes: 4 steps of 16 columns
+ *   AVX-VNNI     vpdpbusd on 32 bytes: 4 steps of 8 columns
+ *   AVX2         vpmaddubsw, vpmaddwd, vpaddd. vpmaddubsw adds two products into 16 bits and saturates, so the packer
+ *                (packing/int8.py) keeps the sum of the positive weights of a pair at 128 or less, and that of the negative
+ *                ones at -128 or more: 255 * 128 = 32640 < 2^15. A pair beyond that is split in two halves, w = w' + w'',
+ *                and the blocks of 4 steps by 8 columns that hold a w'' are listed as "extras" and multiplied in a loop of
+ *                their own. Nothing saturates, whatever the data.
+ *
+ * Intrinsics, because no compiler finds these instructions in loops; tests/null/test_int8_twins.py builds this very text
+ * for AVX512-VNNI, AVX-VNNI and AMX with functions that do what Intel's manual says, and runs it on any machine. */
+#ifndef EFFC_DOT_I8_HPP
+#define EFFC_DOT_I8_HPP
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "simd.hpp"
+
+namespace effc {
+namespace i8 {
+
+constexpr int kNR = 16;       /* columns of a panel */
+constexpr int kGroup = 4;     /* steps of a group */
+constexpr int kAlign = 64;    /* steps that K and its blocks are padded to */
+
+/* The blocks of one vector of 8 columns that hold second halves, within the tile's reduction steps. */
+struct Extras {
+  const uint32_t* group; /* which group of 4 steps, counted as the tile's `a` counts */
+  const int8_t* data;    /* [8][4] each */
+  int64_t count;
+};
+
+struct Tile {
+  const uint8_t* a;
+  int64_t lda;
+  const int8_t* b;
+  int64_t panel_stride; /* bytes between panels */
+  int64_t steps;        /* a multiple of kAlign */
+  int32_t* c;
+  int64_t ldc;
+  int64_t first_group; /* what extras' groups are counted from */
+  Extras extra[2];
+};
+typedef void (*Micro)(const Tile*);
+
+EFFC_INLINE int32_t four(const uint8_t* p) {
+  int32_t x;
+  memcpy(&x, p, 4);
+  return x;
+}
+
+#if defined(__AMX_INT8__)
+/* ---- AMX: rows are computed in full tiles of 16; A and C have room for them ---- */
+#define EFFC_I8_VARIANT "amx_int8"
+constexpr int kRows = 32, kPanels = 2, kWholeRows = 16;
+constexpr bool kSplit = false;
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+/* Around the tiles of a task; the state is the thread's. */
+EFFC_INLINE void begin() {
+  const TileConfig config;
+  _tile_loadconfig(&config);
+}
+EFFC_INLINE void end() { _tile_release(); }
+
+template <int R, int P>
+void micro(const Tile* t) {
+  const int64_t lda = t->lda, ldc = t->ldc * 4;
+  const uint8_t* a = t->a;
+  const int8_t *b0 = t->b, *b1 = t->b + t->panel_stride;
+  int32_t* c = t->c;
+  _tile_loadd(0, c, ldc);
+  if (P > 1) _tile_loadd(1, c + kNR, ldc);
+  if (R > 16) _tile_loadd(2, c + 16 * t->ldc, ldc);
+  if (R > 16 && P > 1) _tile_loadd(3, c + 16 * t->ldc + kNR, ldc);
+  for (int64_t k = 0; k < t->steps; k += 64) {
+    _tile_loadd(4, a + k, lda);
+    _tile_loadd(6, b0 + k * kNR, 64);
+    _tile_dpbusd(0, 4, 6);
+    if (P > 1) {
+      _tile_loadd(7, b1 + k * kNR, 64);
+      _tile_dpbusd(1, 4, 7);
+    }
+    if (R > 16) {
+      _tile_loadd(5, a + 16 * lda + k, lda);
+      _tile_dpbusd(2, 5, 6);
+      if (P > 1) _tile_dpbusd(3, 5, 7);
+    }
+  }
+  _tile_stored(0, c, ldc);
+  if (P > 1) _tile_stored(1, c + kNR, ldc);
+  if (R > 16) _tile_stored(2, c + 16 * t->ldc, ldc);
+  if (R > 16 && P > 1) _tile_stored(3, c + 16 * t->ldc + kNR, ldc);
+}
+
+#elif defined(__AVX512VNNI__) && EFFC_VLEN >= 64
+#define EFFC_I8_VARIANT "avx512vnni"
+constexpr int kRows = 12, kPanels = 2, kWholeRows = 1;
+constexpr bool kSplit = false;
+EFFC_INLINE void begin() {}
+EFFC_INLINE void end() {}
+
+template <int R, int P>
+void micro(const Tile* t) {
+  __m512i acc[R][P];
+  const int64_t lda = t->lda, ldc = t->ldc, groups = t->steps / kGroup;
+  EFFC_UNROLL_ALL
+  for (int i = 0; i < R; ++i)
+    EFFC_UNROLL_ALL
+    for (int j = 0; j < P; ++j) acc[i][j] = _mm512_loadu_si512(t->c + i * ldc + j * kNR);
+  const uint8_t* a = t->a;
+  const int8_t* b = t->b;
+  for (int64_t g = 0; g < groups; ++g, a += kGroup, b += kGroup * kNR) {
+    __m512i w[P];
+    EFFC_UNROLL_ALL
+    for (int j = 0; j < P; ++j) w[j] = _mm512_loadu_si512(b + j * t->panel_stride);
+    EFFC_UNROLL_ALL
+    for (int i = 0; i < R; ++i) {
+      const __m512i x = _mm512_set1_epi32(four(a + i * lda));
+      EFFC_UNROLL_ALL
+      for (int j = 0; j < P; ++j) acc[i][j] = _mm512_dpbusd_epi32(acc[i][j], x, w[j]);
+    }
+  }
+  EFFC_UNROLL_ALL
+  for (int i = 0; i < R; ++i)
+    EFFC_UNROLL_ALL
+    for (int j = 0; j < P; ++j) _mm512_storeu_si512(t->c + i * ldc + j * kNR, acc[i][j]);
+}
+
+#else
+/* ---- 32-byte vectors, two to a panel ---- */
+constexpr int kPanels = 1, kWholeRows = 1;
+EFFC_INLINE void begin() {}
+EFFC_INLINE void end() {}
+
+#if defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
+#define EFFC_I8_VARIANT "avxvnni"
+constexpr bool kSplit = false;
+constexpr int kRows = 6;
+EFFC_INLINE __m256i dot(__m256i acc, __m256i a, __m256i b) {
+#if defined(__AVXVNNI__)
+  return _mm256_dpbusd_avx_epi32(acc, a, b);
+#else
+  return _mm256_dpbusd_epi32(acc, a, b);
+#endif
+}
+#else
+#define EFFC_I8_VARIANT "avx2"
+constexpr bool kSplit = true;
+constexpr int kRows = 4;
+EFFC_INLINE __m256i dot(__m256i acc, __m256i a, __m256i b) {
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1)));
+}
+#endif
+
+template <int R, int P>
+void micro(const Tile* t) {
+  __m256i acc[R][2];
+  const int64_t lda = t->lda, ldc = t->ldc, groups = t->steps / kGroup;
+  EFFC_UNROLL_ALL
+  for (int i = 0; i < R; ++i)
+    EFFC_UNROLL_ALL
+    for (int j = 0; j < 2; ++j) acc[i][j] = _mm256_loadu_si256((const __m256i*)(t->c + i * ldc + j * 8));
+  const uint8_t* a = t->a;
+  const int8_t* b = t->b;
+  for (int64_t g = 0; g < groups; ++g, a += kGroup, b += kGroup * kNR) {
+    const __m256i w0 = _mm256_loadu_si256((const __m256i*)b), w1 = _mm256_loadu_si256((const __m256i*)(b + 32));
+    EFFC_UNROLL_ALL
+    for (int i = 0; i < R; ++i) {
+      const __m256i x = _mm256_set1_epi32(four(a + i * lda));
+      acc[i][0] = dot(acc[i][0], x, w0);
+      acc[i][1] = dot(acc[i][1], x, w1);
+    }
+  }
+  if constexpr (kSplit) {
+    EFFC_UNROLL_ALL
+    for (int j = 0; j < 2; ++j) {
+      const Extras& e = t->extra[j];
+      for (int64_t s = 0; s < e.count; ++s) {
+        const __m256i w = _mm256_loadu_si256((const __m256i*)(e.data + s * 32));
+        const uint8_t* p = t->a + (e.group[s] - t->first_group) * kGroup;
+        EFFC_UNROLL_ALL
+        for (int i = 0; i < R; ++i) acc[i][j] = dot(acc[i][j], _mm256_set1_epi32(four(p + i * lda)), w);
+      }
+    }
+  }
+  EFFC_UNROLL_ALL
+  for (int i = 0; i < R; ++i)
+    EFFC_UNROLL_ALL
+    for (int j = 0; j < 2; ++j) _mm256_storeu_si256((__m256i*)(t->c + i * ldc + j * 8), acc[i][j]);
+}
+#endif
+
+/* Rows of the next tile where `left` are left: as even as can be, or whole hardware tiles. */
+inline int64_t tile_rows(int64_t left) {
+  if (kWholeRows > 1) return left < kRows ? left : kRows;
+  const int64_t tiles = (left + kRows - 1) / kRows;
+  return (left + tiles - 1) / tiles;
+}
+
+struct Table {
+  Micro fn[kRows / kWholeRows][kPanels]; /* [(rows - 1) / kWholeRows][panels - 1] */
+};
+template <int I>
+constexpr void fill_table(Table& t) {
+  if constexpr (I < kRows / kWholeRows) {
+    t.fn[I][0] = micro<(I + 1) * kWholeRows, 1>;
+    if constexpr (kPanels > 1) t.fn[I][1] = micro<(I + 1) * kWholeRows, 2>;
+    fill_table<I + 1>(t);
+  }
+}
+constexpr Table make_table() {
+  Table t{};
+  fill_table<0>(t);
+  return t;
+}
+
+}  // namespace i8
+}  // namespace effc
+#endif

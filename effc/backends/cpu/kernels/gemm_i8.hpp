@@ -1,0 +1,225 @@
+/* Sums of products of bytes with zero points, for matrices and convolutions:
+ *
+ *   c[m][n] = sum over k of (a[m][k] - za[m]) (b[k][n] - zb[n]),   32 bits modulo 2^32, exact
+ *
+ * a is u8 or i8, b a constant that packing/int8.py has laid out: signed bytes in panels (dot_i8.hpp), with the sums of its
+ * columns and its zero points. With a' = a as unsigned bytes (i8 + 128, and za + 128 with it) the sum is
+ *
+ *   sum a' b  -  za' * sum(b - zb)  -  zb * sum a'
+ *
+ * The first term is the micro-kernel's, the second is what the accumulators start from, the third is added at the end where
+ * a column has a zero point at all.
+ *
+ * A task is a block of rows of one batch by a group of panels. A loader copies the block's rows of A as unsigned bytes into
+ * thread scratch, kKC steps at a time: rows of a matrix, or the windows of a convolution, whose padding is za. Results go
+ * through the epilogue (scale, bias, activation, rounding to bytes: a generated loop) or are stored as they are.
+ */
+#ifndef EFFC_GEMM_I8_HPP
+#define EFFC_GEMM_I8_HPP
+#include "dot_i8.hpp"
+#include "effc_kernel.h"
+
+namespace effc {
+namespace i8 {
+
+constexpr int64_t kMC = 96;    /* rows of a task; a multiple of every kRows */
+constexpr int64_t kNC = 256;   /* columns of a task */
+constexpr int64_t kKC = 1024;  /* steps of a block; its panel stays in L1 */
+constexpr int64_t kLda = kKC + 64; /* not a multiple of 4096, so that rows do not share cache sets */
+constexpr int64_t kHeader = 64;
+/* Mirrored by packing/int8.py. */
+constexpr int64_t kThreadScratch = kMC * kNC * 4 + kMC * kLda + kMC * 4;
+
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* The packed constant: its header, and where its sections start. Each section starts at a multiple of 64 bytes. */
+struct Weights {
+  struct Header {
+    char magic[8];
+    uint32_t format, version, nr, split, has_zeros, extras;
+    int32_t groups, k, n, reserved;
+    uint64_t checksum, reserved2;
+  } h;
+  int64_t panels, steps;   /* of a group: panels, and k padded to kAlign */
+  const int32_t *sums;     /* [groups][panels * 16]: sum of b - zb */
+  const int32_t *zeros;    /* the same shape */
+  const int8_t *data;      /* [groups][panels][steps / 4][16][4] */
+  const uint32_t *starts;  /* [groups][panels][2] + 1: each vector's first extra */
+  const uint32_t *where;   /* [extras] */
+  const int8_t *extra;     /* [extras][8][4] */
+
+  /* Null, or what is wrong with it. */
+  const char* open(const effc_tensor& t) {
+    if (t.rank != 1 || t.shape[0] < kHeader) return "the packed operand is no packed buffer";
+    const char* p = (const char*)t.data;
+    memcpy(&h, p, sizeof h);
+    static_assert(sizeof(Header) == kHeader, "");
+    if (memcmp(h.magic, "EFFCPACK", 8) != 0 || h.format != 3 || h.version != 1 || h.nr != kNR)
+      return "the packed operand has another layout";
+    if (kSplit && !h.split) return "the packed operand was made for a machine with VNNI";
+    if (!kSplit && h.split) return "the packed operand was made for a machine without VNNI";
+    panels = ceil_div(h.n, kNR), steps = ceil_div(h.k, kAlign) * kAlign;
+    const char* end = p + t.shape[0];
+    p += kHeader;
+    auto take = [&](int64_t bytes) {
+      const char* at = p;
+      p += ceil_div(bytes, 64) * 64;
+      return at;
+    };
+    sums = (const int32_t*)take(h.groups * panels * kNR * 4);
+    zeros = (const int32_t*)take(h.groups * panels * kNR * 4);
+    data = (const int8_t*)take(h.groups * panels * steps * kNR);
+    starts = (const uint32_t*)take(h.split ? (h.groups * panels * 2 + 1) * 4 : 0);
+    where = (const uint32_t*)take((int64_t)h.extras * 4);
+    extra = (const int8_t*)take((int64_t)h.extras * 32);
+    return p == end ? nullptr : "the packed operand has another size";
+  }
+};
+
+/* dst = src as unsigned bytes; flip is 0 for u8, 0x80 for i8. */
+EFFC_INLINE void copy_bytes(uint8_t* dst, const uint8_t* src, int64_t n, uint8_t flip) {
+  for (int64_t i = 0; i < n; ++i) dst[i] = src[i] ^ flip;
+}
+
+/* L (a loader) has:
+ *   void rows(int64_t b0, int64_t b1, int64_t group, int64_t m0, int64_t m1, int64_t k0, int64_t k1, uint8_t* dst) const
+ *     dst[m - m0][k - k0], rows kLda apart
+ *   int32_t zero(int64_t b0, int64_t b1, int64_t m) const     za of a row, as an unsigned byte */
+template <class L>
+struct Driver {
+  const effc_call* call;
+  const L& loader;
+  const Weights& w;
+  int64_t b0, b1, m; /* batches, rows of one */
+  const effc_tensor& out; /* rank 4 (b0, b1, m, groups * n), i32 if there is no epilogue */
+
+  int64_t row_blocks = 0, col_groups = 0;
+
+  void task(int64_t i0, int64_t i1, int64_t group, int64_t r0, int64_t r1, int64_t p0, int64_t p1, int32_t worker) const {
+    static constexpr Table table = make_table();
+    char* scratch = call->thread_scratch + worker * call->thread_scratch_bytes;
+    int32_t* acc = (int32_t*)scratch;
+    uint8_t* a = (uint8_t*)(acc + kMC * kNC);
+    uint32_t* row_sums = (uint32_t*)(a + kMC * kLda);
+    const int64_t rows = r1 - r0, cols = (p1 - p0) * kNR, first = (group * w.panels + p0) * kNR;
+    const int32_t* sums = w.sums + first;
+    for (int64_t i = 0; i < rows; ++i) {
+      const uint32_t z = (uint32_t)loader.zero(i0, i1, r0 + i);
+      for (int64_t j = 0; j < cols; ++j) acc[i * cols + j] = (int32_t)(0u - z * (uint32_t)sums[j]);
+      row_sums[i] = 0;
+    }
+    begin();
+    const int64_t blocks = ceil_div(w.steps, kKC);
+    for (int64_t kb = 0; kb < blocks; ++kb) {
+      /* Equal parts of whole lines. */
+      const int64_t lines = w.steps / kAlign, ks = lines * kb / blocks * kAlign, ke = lines * (kb + 1) / blocks * kAlign;
+      const int64_t k1 = min(ke, w.h.k);
+      loader.rows(i0, i1, group, r0, r1, ks, k1, a);
+      for (int64_t i = 0; i < rows && k1 < ke; ++i) memset(a + i * kLda + (k1 - ks), 0, ke - k1);
+      if (w.h.has_zeros)
+        for (int64_t i = 0; i < rows; ++i) {
+          uint32_t s = 0;
+          for (int64_t k = 0; k < k1 - ks; ++k) s += a[i * kLda + k];
+          row_sums[i] += s;
+        }
+      for (int64_t p = p0; p < p1;) {
+        const int64_t taken = min(kPanels, p1 - p), panel = group * w.panels + p;
+        Tile t;
+        t.lda = kLda, t.ldc = cols, t.steps = ke - ks, t.first_group = ks / kGroup;
+        t.panel_stride = w.steps * kNR;
+        t.b = w.data + panel * w.steps * kNR + ks * kNR;
+        if (kSplit)
+          for (int v = 0; v < 2; ++v) {
+            const uint32_t* s = w.starts + panel * 2 + v;
+            const uint32_t lo = bound(s[0], s[1], (uint32_t)(ks / kGroup)), hi = bound(lo, s[1], (uint32_t)(ke / kGroup));
+            t.extra[v] = Extras{w.where + lo, w.extra + (int64_t)lo * 32, (int64_t)hi - lo};
+          }
+        for (int64_t i = 0; i < rows;) {
+          const int64_t mr = tile_rows(rows - i);
+          t.a = a + i * kLda, t.c = acc + i * cols + (p - p0) * kNR;
+          table.fn[(mr - 1) / kWholeRows][taken - 1](&t);
+          i += mr;
+        }
+        p += taken;
+      }
+    }
+    end();
+    if (w.h.has_zeros)
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = 0; j < cols; ++j)
+          acc[i * cols + j] = (int32_t)((uint32_t)acc[i * cols + j] - row_sums[i] * (uint32_t)w.zeros[first + j]);
+    const int64_t n0 = group * w.h.n + p0 * kNR, n1 = group * w.h.n + min(w.h.n, p1 * kNR);
+    if (call->epilogue) {
+      call->epilogue(call, i0, i1, r0, r1, n0, n1, acc, cols);
+      return;
+    }
+    const int64_t* s = out.strides;
+    for (int64_t i = 0; i < rows; ++i) {
+      int32_t* dst = (int32_t*)out.data + i0 * s[0] + i1 * s[1] + (r0 + i) * s[2] + n0 * s[3];
+      if (s[3] == 1)
+        memcpy(dst, acc + i * cols, (n1 - n0) * 4);
+      else
+        for (int64_t j = 0; j < n1 - n0; ++j) dst[j * s[3]] = acc[i * cols + j];
+    }
+  }
+
+  /* The first of the extras [lo, hi) whose group is not below `group`. */
+  uint32_t bound(uint32_t lo, uint32_t hi, uint32_t group) const {
+    while (lo < hi) {
+      const uint32_t mid = (lo + hi) / 2;
+      if (w.where[mid] < group)
+        lo = mid + 1;
+      else
+        hi = mid;
+    }
+    return lo;
+  }
+
+  int32_t run() {
+    if (b0 == 0 || b1 == 0 || m == 0 || w.h.n == 0 || w.h.groups == 0) return 0;
+    if (call->thread_scratch_bytes < kThreadScratch) {
+      call->api->fail(call, "int8 product: scratch is too small");
+      return 1;
+    }
+    const int64_t batches = b0 * b1 * w.h.groups, threads = call->api->num_threads(call->run);
+    row_blocks = ceil_div(m, kMC), col_groups = ceil_div(w.panels, kNC / kNR);
+    /* Enough tasks for the threads: thinner blocks of columns first (rows are copied anew for each), then of rows. */
+    const int64_t want = threads > 1 ? 4 * threads : 1, count = batches * row_blocks * col_groups;
+    if (count < want) col_groups = min(ceil_div(w.panels, kPanels), max(col_groups, col_groups * ceil_div(want, count)));
+    if (batches * row_blocks * col_groups < threads) row_blocks = min(ceil_div(m, kRows), row_blocks * threads);
+    const int64_t tasks = batches * row_blocks * col_groups;
+    const double work = (double)batches * m * w.h.k * w.panels * kNR;
+    const int64_t grain = max(1, min(tasks, (int64_t)(100000.0 * tasks / (work + 1))));
+    call->api->parallel_for(
+        call->run, tasks, grain,
+        [](void* arg, int64_t begin, int64_t end, int32_t worker) {
+          const Driver& d = *(const Driver*)arg;
+          for (int64_t i = begin; i < end; ++i) {
+            int64_t r = i;
+            const int64_t row = r % d.row_blocks;
+            r /= d.row_blocks;
+            const int64_t col = r % d.col_groups;
+            r /= d.col_groups;
+            const int64_t group = r % d.w.h.groups, batch = r / d.w.h.groups;
+            d.task(batch / d.b1, batch % d.b1, group, d.m * row / d.row_blocks, d.m * (row + 1) / d.row_blocks,
+                   d.w.panels * col / d.col_groups, d.w.panels * (col + 1) / d.col_groups, worker);
+          }
+        },
+        (void*)this);
+    return 0;
+  }
+};
+
+inline int32_t bad(const effc_call* call, const char* what) {
+  call->api->fail(call, "int8 product: %s", what);
+  return 1;
+}
+inline bool is_byte(const effc_tensor& t) { return t.dtype == EFFC_U8 || t.dtype == EFFC_I8; }
+/* What turns a byte of this type into an unsigned one. */
+inline uint8_t flip_of(const effc_tensor& t) { return t.dtype == EFFC_I8 ? 0x80 : 0; }
+
+}  // namespace i8
+}  // namespace effc
+#endif

@@ -1,0 +1,163 @@
+"""Constant right-hand sides of products of bytes, and filters of byte convolutions (kernels/dot_i8.hpp, gemm_i8.hpp).
+
+Packed buffer: 64 bytes of header, then sections that each start at a multiple of 64 bytes. The values are those of
+``b`` as signed bytes: unsigned ones minus 128, and their zero points with them.
+
+    header   magic "EFFCPACK", format id 3, version, columns of a panel (16), split, has_zeros, extras (6 x u32),
+             groups, k, n (3 x i32), 4 bytes zero, 64-bit BLAKE2b of what follows
+    sums     i32 [group][panel * 16]: sum of b - zero of each column, modulo 2^32
+    zeros    i32 [group][panel * 16]
+    data     i8 [group][panel][steps / 4][16][4]; steps is k rounded up to 64, what is beyond k or n is 0
+    starts   u32 [group][panel][2], and the end: where the extras of each vector of 8 columns start (if split)
+    where    u32 [extras]: their groups of 4 steps, ascending for each vector
+    extra    i8 [extras][8][4]
+
+``split`` is for machines whose instruction adds two products in 16 bits with saturation (AVX2's vpmaddubsw). For two
+neighbouring steps (k, k + 1 with k even) of a column, 255 times the sum of the positive weights, or of the negative
+ones, must fit in 16 bits. Where it does not, w is stored as ``w >> 1`` in the data and ``w - (w >> 1)`` in an extra
+block: both halves fit, and every product is exact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .conv import PackingError
+
+Array = np.ndarray[Any, Any]
+
+MAGIC = b"EFFCPACK"
+FORMAT, VERSION = 3, 1
+HEADER = struct.Struct("<8s6I3i4xQ8x")
+assert HEADER.size == 64
+PANEL, GROUP, STEPS, VECTOR = 16, 4, 64, 8  # kNR, kGroup, kAlign of dot_i8.hpp; columns of 32 bytes
+LIMIT = 128  # 255 * 128 <= 32767
+_ROWS, _COLS, _BLOCK = 96, 256, 1024  # kMC, kNC, kKC of gemm_i8.hpp
+THREAD_SCRATCH = _ROWS * _COLS * 4 + _ROWS * (_BLOCK + 64) + _ROWS * 4
+
+
+def signed(b: Array, zero: Array) -> tuple[Array, Array]:
+    """u8 or i8 values and their zero points as i8 values and i32 zero points with equal differences."""
+    if b.dtype == np.int8:
+        return b, zero.astype(np.int32)
+    if b.dtype != np.uint8:
+        raise PackingError(f"only u8 and i8 can be packed, not {b.dtype}")
+    return (b ^ 0x80).view(np.int8), zero.astype(np.int32) - 128
+
+
+def _layout(b: Array) -> Array:
+    """[groups, k, n] to [groups, panels, steps / 4, 16, 4], zero padded."""
+    groups, k, n = b.shape
+    panels, steps = -(-n // PANEL), -(-k // STEPS) * STEPS
+    padded = np.zeros((groups, steps, panels * PANEL), np.int8)
+    padded[:, :k, :n] = b
+    split = padded.reshape(groups, steps // GROUP, GROUP, panels, PANEL)
+    return np.ascontiguousarray(split.transpose(0, 3, 1, 4, 2))
+
+
+def _halves(data: Array) -> tuple[Array, Array]:
+    """``data`` as a sum of two arrays, both safe for 16-bit pairs; the second is zero for pairs that are safe."""
+    pairs = data.reshape(*data.shape[:-1], 2, 2).astype(np.int16)
+    up, down = np.maximum(pairs, 0).sum(-1), np.minimum(pairs, 0).sum(-1)
+    unsafe = (up > LIMIT) | (down < -LIMIT)
+    main = np.where(unsafe[..., None], pairs >> 1, pairs)
+    return main.astype(np.int8).reshape(data.shape), (pairs - main).astype(np.int8).reshape(data.shape)
+
+
+def pack(b: Array, zero: Array, *, split: bool) -> Array:
+    """``b`` [groups, k, n] u8 or i8 and ``zero`` of the same dtype, [groups, n] or what broadcasts to it, as a uint8
+    vector. ``split``: for instructions that saturate."""
+    if b.ndim != 3:
+        raise PackingError(f"b must have rank 3, not {b.ndim}")
+    values, zeros = signed(b, np.asarray(zero))
+    groups, k, n = b.shape
+    columns = -(-n // PANEL) * PANEL
+    zeros = np.broadcast_to(zeros, (groups, n))
+    padded = np.zeros((2, groups, columns), np.int32)
+    sums = values.sum(1, dtype=np.int64) - k * zeros.astype(np.int64)
+    padded[0, :, :n] = (sums & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
+    padded[1, :, :n] = zeros
+    data = _layout(values)
+    sections: list[Array] = [padded[0], padded[1], data]
+    extras = 0
+    if split:
+        sections[2], second = _halves(data)
+        # [group, panel, vector, steps / 4, 8, 4]: blocks in the order of the index
+        blocks = second.reshape(*second.shape[:3], 2, VECTOR, GROUP).transpose(0, 1, 3, 2, 4, 5)
+        used = blocks.any((-1, -2))
+        counts = used.sum(-1).reshape(-1)
+        extras = int(counts.sum())
+        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint32)
+        sections += [starts, np.nonzero(used)[-1].astype(np.uint32), blocks[used]]
+    raw = b"".join(_padded(s) for s in sections)
+    digest = int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
+    head = HEADER.pack(MAGIC, FORMAT, VERSION, PANEL, int(split), int(zeros.any()), extras, groups, k, n, digest)
+    return np.frombuffer(head + raw, np.uint8)
+
+
+def _padded(section: Array) -> bytes:
+    raw = np.ascontiguousarray(section).tobytes()
+    return raw + bytes(-len(raw) % 64)
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """What a packed buffer holds: signed values [groups, k, n], zero points and sums of columns [groups, n] (i32), and
+    the share of blocks that are multiplied in two halves."""
+
+    values: Array
+    zeros: Array
+    sums: Array
+    split_share: float
+
+
+def unpack(packed: Array) -> Unpacked:
+    """PackingError if magic, version, size or checksum do not fit."""
+    raw = packed.tobytes()
+    if len(raw) < HEADER.size:
+        raise PackingError("shorter than a header")
+    magic, fmt, version, nr, split, _, extras, groups, k, n, digest = HEADER.unpack(raw[: HEADER.size])
+    if magic != MAGIC or fmt != FORMAT or version != VERSION or nr != PANEL or min(groups, k, n) < 0:
+        raise PackingError("not packed bytes of a known version")
+    body = raw[HEADER.size :]
+    panels, steps = -(-n // PANEL), -(-k // STEPS) * STEPS
+    vectors = groups * panels * 2
+    shapes: list[tuple[Any, tuple[int, ...]]] = [
+        (np.int32, (groups, panels * PANEL)),
+        (np.int32, (groups, panels * PANEL)),
+        (np.int8, (groups, panels, steps // GROUP, PANEL, GROUP)),
+    ]
+    if split:
+        shapes += [(np.uint32, (vectors + 1,)), (np.uint32, (extras,)), (np.int8, (extras, VECTOR, GROUP))]
+    sizes = [-(-int(np.prod(s)) * np.dtype(d).itemsize // 64) * 64 for d, s in shapes]
+    if len(body) != sum(sizes):
+        raise PackingError("size does not match the header")
+    if int.from_bytes(hashlib.blake2b(body, digest_size=8).digest(), "little") != digest:
+        raise PackingError("checksum does not match")
+    parts, at = [], 0
+    for (dtype, shape), size in zip(shapes, sizes, strict=True):
+        count = int(np.prod(shape))
+        parts.append(np.frombuffer(body, dtype, count, at).reshape(shape))
+        at += size
+    data = parts[2].astype(np.int16)
+    if split:
+        starts, where, blocks = parts[3:]
+        vector = np.repeat(np.arange(vectors), np.diff(starts.astype(np.int64)))
+        view = data.reshape(groups * panels, steps // GROUP, 2, VECTOR, GROUP)
+        view[vector // 2, where, vector % 2] += blocks
+    values = data.transpose(0, 2, 4, 1, 3).reshape(groups, steps, panels * PANEL)[:, :k, :n].astype(np.int8)
+    share = extras / max(1, vectors * -(-k // GROUP))
+    return Unpacked(values, parts[1][:, :n], parts[0][:, :n], share)
+
+
+def filters(w: Array, groups: int) -> Array:
+    """Weights [O, C / groups, *K] of a convolution as [groups, (tap, channel), O / groups]."""
+    out, channels = w.shape[:2]
+    taps = int(np.prod(w.shape[2:]))
+    grouped = w.reshape(groups, out // groups, channels, taps)
+    return grouped.transpose(0, 3, 2, 1).reshape(groups, taps * channels, out // groups)
