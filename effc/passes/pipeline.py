@@ -16,6 +16,7 @@ from .fuse.views import PrepareFusion
 from .legalise import Legalise, everything_core
 from .manager import Pass
 from .pads import FoldPads
+from .quantized import FormQuantized
 from .rotary import RotateHalf
 from .softmax import RaiseSoftmax
 from .weights import FoldAffine, MergeMatmuls, UnflattenMatmuls
@@ -36,6 +37,7 @@ def default(options: Options | None = None) -> tuple[Pass, ...]:
     o = options or Options()
     return (
         Legalise(o.native),
+        *((FormQuantized(),) if o.native("qmatmul") else ()),
         Canonicalise(),
         Fold(o.fold_limit),
         Canonicalise(),  # now that conditions and masks are numbers

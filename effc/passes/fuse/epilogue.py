@@ -19,7 +19,11 @@ from ..manager import Pass, PassReport, in_subgraphs
 from .kinds import is_map, is_scalar
 from .regions import body_of, fits_in
 
-FUSED = {"matmul": "matmul_fused", "conv": "conv_fused", "conv_transpose": "conv_fused"}
+FUSED = {
+    "matmul": "matmul_fused", "conv": "conv_fused", "conv_transpose": "conv_fused", "qmatmul": "qmatmul_fused",
+    "qconv": "qconv_fused",
+}  # fmt: skip
+QUANTIZED = ("qmatmul", "qconv")
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class FuseEpilogues(Pass):
         for n in graph.nodes:
             if n.op not in FUSED or FUSED[n.op] not in OPS:
                 continue
-            if n.types[0].dtype.compute not in (DType.f32, DType.f64):
+            if n.op not in QUANTIZED and n.types[0].dtype.compute not in (DType.f32, DType.f64):
                 report.decline(self.name, f"no epilogues on {n.types[0].dtype} contractions", n)
                 continue
             chain, reason = self.chain(n, uses, position, taken)

@@ -151,8 +151,7 @@ def unpack(packed: Array) -> Unpacked:
         view = data.reshape(groups * panels, steps // GROUP, 2, VECTOR, GROUP)
         view[vector // 2, where, vector % 2] += blocks
     values = data.transpose(0, 2, 4, 1, 3).reshape(groups, steps, panels * PANEL)[:, :k, :n].astype(np.int8)
-    share = extras / max(1, vectors * -(-k // GROUP))
-    return Unpacked(values, parts[1][:, :n], parts[0][:, :n], share)
+    return Unpacked(values, parts[1][:, :n], parts[0][:, :n], split_share(packed))
 
 
 def filters(w: Array, groups: int) -> Array:
@@ -161,3 +160,9 @@ def filters(w: Array, groups: int) -> Array:
     taps = int(np.prod(w.shape[2:]))
     grouped = w.reshape(groups, out // groups, channels, taps)
     return grouped.transpose(0, 3, 2, 1).reshape(groups, taps * channels, out // groups)
+
+
+def split_share(packed: Array) -> float:
+    """The share of blocks of 4 steps by 8 columns that are multiplied in two halves, from the header."""
+    *_, extras, groups, k, n, _ = HEADER.unpack(packed[: HEADER.size].tobytes())
+    return float(extras / max(1, groups * -(-n // PANEL) * 2 * -(-k // GROUP)))

@@ -1,0 +1,112 @@
+"""Products and convolutions of bytes (kernels/gemm_i8.cpp, conv_i8.cpp): constant weights are packed, a body of
+elementwise ops becomes an epilogue on the i32 sums."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ....ir.dtypes import DType
+from ....ir.graph import Node, Value
+from ..packing import int8 as packing
+from . import Buf, Lowering, lowers, views
+from .contraction import _rank4, constant_matrix
+from .conv import _three, as_rows, channels_last
+
+Array = np.ndarray[Any, Any]
+VNNI = ("amx_int8", "avx512vnni", "avxvnni")  # features whose products do not saturate
+
+
+def splits(cx: Lowering) -> bool:
+    """Whether weights are packed for an instruction that saturates; kSplit of dot_i8.hpp."""
+    return not any(f in cx.target.extra for f in VNNI)
+
+
+def _weights(cx: Lowering, node: Node) -> tuple[Array, Array, tuple[Any, ...]] | None:
+    """The right-hand side and its zero points, and a key that names them, or None where they are not constant."""
+    found, zero = constant_matrix(cx, node.operands[1]), cx.constant_of(node.operands[3])
+    if found is None or zero is None:
+        cx.note(node, "the weights are not constant, so they cannot be packed: the sums are taken in i32")
+        return None
+    return found[0], zero, (*found[1], zero.tobytes())
+
+
+def _packed(cx: Lowering, node: Node, key: tuple[Any, ...], b: Array, zero: Array) -> Buf:
+    """``b`` [groups, k, n], packed once for all that use it."""
+    memo = cx.constants.__dict__.setdefault("packed_int8", {})
+    if key not in memo:
+        buffer = packing.pack(b, zero, split=splits(cx))
+        share = packing.split_share(buffer)
+        memo[key] = (b, buffer, share)
+    _, buffer, share = memo[key]
+    if share:
+        cx.note(node, f"{share:.0%} of the weights' blocks are multiplied in two halves: 16 bits do not hold their pairs")
+    return cx.const(buffer)
+
+
+def _extras(node: Node) -> Sequence[Value]:
+    return node.operands[4:]
+
+
+def _fits(cx: Lowering, node: Node) -> bool:
+    """Whether the body's results have the sums' shape."""
+    body = node.attrs.get("body")
+    if body is None or all(t.shape == body.inputs[0].types[0].shape for t in node.types):
+        return True
+    cx.note(node, "a result of another shape than the sums'")
+    return False
+
+
+@lowers("qmatmul", "qmatmul_fused")
+def lower_qmatmul(cx: Lowering, node: Node) -> None:
+    found = _weights(cx, node)
+    if found is None or not _fits(cx, node):
+        cx.lower_decomposed(node)
+        return
+    data, zero, key = found
+    k, n = data.shape
+    packed = _packed(cx, node, key, data[None], np.broadcast_to(zero, (1, n)))
+    a, za = cx.strided(node.operands[0]), cx.strided(node.operands[2])
+    body: Any = node.attrs.get("body")
+    shape = node.types[0].shape
+    extras = [views.broadcast(cx, cx.strided(v), shape) for v in _extras(node)]
+    outs = [cx.out(node, i) for i in range(len(node.types))]
+    # Zero points have one column: any view of rows fits them.
+    zeros = views.broadcast(cx, za, (*shape[:-1], 1))
+    wide = views.broadcast(cx, zeros, shape)
+    a4, _, tiles = _rank4(cx, shape[:-2], a, None, n, True, [*outs, *extras, wide])
+    z4 = cx.view(tiles[-1], (*tiles[-1].shape[:3], 1), tiles[-1].strides)
+    outs4, extras4 = tiles[: len(outs)], tiles[len(outs) : -1]
+    symbol, values = cx.epilogue(body, DType.i32, extras4, outs4) if body is not None else (None, [])
+    cx.call(
+        "effc_qmatmul", [a4, packed, z4, *extras4], outs4, [k, n, *values], n_own=3, epilogue=symbol,
+        thread_scratch=packing.THREAD_SCRATCH,
+    )  # fmt: skip
+
+
+@lowers("qconv", "qconv_fused")
+def lower_qconv(cx: Lowering, node: Node) -> None:
+    found = _weights(cx, node)
+    if found is None or not _fits(cx, node):
+        cx.lower_decomposed(node)
+        return
+    w, zero, key = found
+    attrs, oc, rank = node.attrs, w.shape[0], w.ndim
+    groups = attrs["groups"]
+    zeros = np.broadcast_to(zero, (oc,)).reshape(groups, -1)
+    packed = _packed(cx, node, ("conv", groups, *key), packing.filters(w, groups), zeros)
+    x = cx.in_order(cx.strided(node.operands[0]), channels_last(rank))
+    z = cx.strided(node.operands[2])
+    body: Any = node.attrs.get("body")
+    shape = node.types[0].shape
+    extras = [as_rows(cx, views.broadcast(cx, cx.strided(v), shape)) for v in _extras(node)]
+    outs = [as_rows(cx, cx.out(node, i, order=channels_last(rank))) for i in range(len(node.types))]
+    symbol, values = cx.epilogue(body, DType.i32, extras, outs) if body is not None else (None, [])
+    sizes = [*_three(w.shape[2:], 1), *_three(attrs["stride"], 1), *_three([p[0] for p in attrs["padding"]], 0)]
+    sizes += [*_three(attrs["dilation"], 1), *_three(shape[2:], 1)]
+    cx.call(
+        "effc_qconv", [x, packed, z, *extras], outs, [groups, oc, *sizes, *values], n_own=3, epilogue=symbol,
+        thread_scratch=packing.THREAD_SCRATCH,
+    )  # fmt: skip
