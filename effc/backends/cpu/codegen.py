@@ -78,6 +78,14 @@ class Generated:
         return name
 
 
+def limit_of(n: Node) -> Value | None:
+    """The constant operand of a maximum or minimum of floats that has one, which is not NaN."""
+    if n.op not in ("maximum", "minimum") or n.types[0].dtype not in (DType.f32, DType.f64):
+        return None
+    known = [v for v in n.operands if v.node.op == "constant"]
+    return known[0] if len(known) == 1 and not np.isnan(known[0].node.attrs["data"]).any() else None
+
+
 class Emitter:
     """Writes the expressions of body nodes; ``names`` maps values to C++ variables."""
 
@@ -85,16 +93,22 @@ class Emitter:
         self.body = body
         self.names: dict[Value, str] = {}
         self.dv: list[Dim] = []  # values of symbolic dims used in the body, passed as attributes
+        self.limits = {c for n in body.nodes if (c := limit_of(n)) is not None}
 
     def expression(self, n: Node) -> str:
         """The C++ expression of an elementwise node; rounds results of half types as a tensor between two ops would."""
         out = n.types[0].dtype
         if n.op == "constant":
-            return literal(n.attrs["data"].reshape(-1)[0], out)
+            text = literal(n.attrs["data"].reshape(-1)[0], out)
+            return f"op::opaque({text})" if n[0] in self.limits else text
         if n.op == "dim_value":
             self.dv.append(n.attrs["value"])
             return f"({compute_type(out)})dv[{len(self.dv) - 1}]"
         args = [self.names[v] for v in n.operands]
+        limit = limit_of(n)
+        if limit is not None:
+            x = n.operands[0] if n.operands[1] == limit else n.operands[1]
+            return f"op::{'at_least' if n.op == 'maximum' else 'at_most'}({self.names[x]}, {self.names[limit]})"
         if n.op == "convert":
             text = f"to_compute(convert<{STORAGE[out]}>({args[0]}))"
             return text
@@ -144,7 +158,9 @@ def map_kernel(
         if epilogue and k == 0 and acc is not n.types[0].dtype:
             load = f"to_compute(convert<{STORAGE[n.types[0].dtype]}>({load}))"
         lines.append(f"      const auto {name} = {load};")
-    lines += [f"      {e.define(n)}" for n in body.nodes]
+    # Constants before the loop: see opaque in math.hpp.
+    operands += [f"    {e.define(n)}" for n in body.nodes if not n.operands]
+    lines += [f"      {e.define(n)}" for n in body.nodes if n.operands]
     n_in = len(body.inputs)
     lines += [f"      o{n_in + k}.store(i, {e.names[v]});" for k, v in enumerate(body.outputs)]
     params = ", ".join(f"int S{k}" for k in range(len(ops)))

@@ -473,6 +473,22 @@ EFFC_INLINE T minimum(T x, T y) {
   T m = x < y ? x : y;
   return x != x ? x : m;
 }
+/* maximum(x, c) and minimum(x, c) where c is not NaN: one instruction of x86, whose second operand is what it gives for
+ * NaN. Of two zeros they give x. The compiler must not know c, or it takes the loop apart by cases: see opaque. */
+template <class T>
+EFFC_INLINE T at_least(T x, T c) {
+  return x < c ? c : x;
+}
+template <class T>
+EFFC_INLINE T at_most(T x, T c) {
+  return c < x ? c : x;
+}
+/* x, which the compiler takes for a variable. Outside of loops: it keeps the compiler from vectorising what it is in. */
+template <class T>
+EFFC_INLINE T opaque(T x) {
+  __asm__("" : "+x"(x));
+  return x;
+}
 template <class T>
 EFFC_INLINE T fmax(T x, T y) {
   T m = x > y ? x : y;
