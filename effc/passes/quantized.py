@@ -9,6 +9,8 @@ q is u8 or i8 (weights also 4 and 2 bits). The rewrite takes the zero points int
 the product of the scales. The epilogue pass then gives the op the bias, the activation and the next rounding to bytes,
 and one kernel does it all. A dequantized product is not what it was bit for bit: its sums are exact, not rounded.
 
+Rows taken from a dequantized table (an embedding) are dequantized after they are taken.
+
 Weights must be constants, with a scale and a zero point for each column or all; those of the other operand are for the
 whole tensor, or for rows of a matrix.
 """
@@ -72,7 +74,10 @@ class _Reader:
         n = v.node
         if n.op == "constant":
             return const(v)
-        if n.op not in ("convert", "reshape", "permute", "sub", "add", "mul", "div", "broadcast_to") or not v.type.is_static:
+        if (
+            n.op not in ("convert", "reshape", "permute", "sub", "add", "mul", "div", "broadcast_to")
+            or not v.type.is_static
+        ):
             return None
         arrays = [self.known(x) for x in n.operands]
         if any(a is None for a in arrays):
@@ -152,7 +157,9 @@ class _Reader:
         if zero is None or (scale is None and found.scale is not None):
             raise Declined("the weights' scale or zero point is not constant")
         return Weights(
-            q, np.broadcast_to(zero.astype(q.dtype), q.shape), None if scale is None else np.broadcast_to(scale, q.shape)
+            q,
+            np.broadcast_to(zero.astype(q.dtype), q.shape),
+            None if scale is None else np.broadcast_to(scale, q.shape),
         )
 
     def data(self, v: Value, integer: bool) -> Quantized | None:
@@ -200,13 +207,16 @@ class FormQuantized(Pass):
         memo: dict[Value, Array | None] = {}
 
         def rule(b: Builder, n: Node, ins: tuple[Value | None, ...]) -> Sequence[Value] | None:
-            if n.op not in ("matmul", "conv"):
+            if n.op not in ("matmul", "conv", "take"):
                 return None
             left, right = ins
             assert left is not None and right is not None
             b.loc, mark = n.loc, len(b.nodes)
             try:
-                out = self.formed(_Reader(b, memo), n, left, right, report)
+                if n.op == "take":
+                    out = self.taken(_Reader(b, memo), n, left, right, report)
+                else:
+                    out = self.formed(_Reader(b, memo), n, left, right, report)
             except Declined as e:
                 report.decline(self.name, str(e), n)
                 out = None
@@ -274,6 +284,20 @@ class FormQuantized(Pass):
         acc = b.op("qconv", x.q, b.constant(w.q), self.zero_of(b, x), b.constant(zero), **n.attrs)
         report.count(f"{self.name}.conv")
         return acc if scale is None else self.scaled(b, acc, x.scale, scale)  # type: ignore[no-any-return]
+
+    def taken(self, r: _Reader, n: Node, table: Value, index: Value, report: PassReport) -> Value | None:
+        """Rows of a dequantized table: bytes are taken, and only those dequantized."""
+        found, b = r.dequantized(table), r.b
+        if found is None or r.known(found.q) is None:
+            return None
+        zero, scale = r.scalar(found.zero), r.scalar(found.scale)
+        if any(p is not None and p.rank for p in (zero, scale)):
+            raise Declined("a table with more than one scale or zero point")
+        q = b.op("convert", b.op(n.op, found.q, index, **n.attrs), dtype=DType.i32)
+        if zero is not None:
+            q = b.op("sub", q, b.op("convert", zero, dtype=DType.i32))
+        report.count(f"{self.name}.take")
+        return b.op("mul", b.op("convert", q, dtype=DType.f32), scale)  # type: ignore[no-any-return]
 
     def zero_of(self, b: Builder, x: Quantized) -> Value:
         return b.constant(np.zeros((), x.q.dtype.np)) if x.zero is None else x.zero

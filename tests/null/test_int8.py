@@ -78,7 +78,9 @@ def test_every_tile_remainder(variant: Variant) -> None:
         [*range(1, 34), 95, 96, 97], [(1, 1), (15, 3), (16, 64), (17, 65), (31, 63), (33, 130), (48, 5)]
     ):
         a, b = bytes_of(rng, (1, 1, m, k), np.uint8), bytes_of(rng, (k, n), np.int8)
-        np.testing.assert_array_equal(variant.matmul(a, b, np.uint8(3), np.int8(0)), expected(a, b, 3, 0), f"{m} {n} {k}")
+        np.testing.assert_array_equal(
+            variant.matmul(a, b, np.uint8(3), np.int8(0)), expected(a, b, 3, 0), f"{m} {n} {k}"
+        )
 
 
 @pytest.mark.parametrize("types", list(itertools.product([np.uint8, np.int8], repeat=2)), ids=str)
@@ -101,7 +103,11 @@ def test_strides_batches_and_threads(variant: Variant) -> None:
     base = bytes_of(rng, (2, 130, 3, 70), np.int8)
     b = bytes_of(rng, (70, 300), np.int8)
     zb = bytes_of(rng, (300,), np.int8)
-    for a in (base.transpose(0, 2, 1, 3), base.transpose(2, 0, 1, 3)[:, :, ::-1], base[:, :, :, ::-1].transpose(0, 2, 1, 3)):
+    for a in (
+        base.transpose(0, 2, 1, 3),
+        base.transpose(2, 0, 1, 3)[:, :, ::-1],
+        base[:, :, :, ::-1].transpose(0, 2, 1, 3),
+    ):
         za = bytes_of(rng, (*a.shape[:2], 1, 1), np.int8)
         want = expected(a, b, za, zb)
         for mode, threads in (("serial", 1), ("reverse", 5), ("threads", 4)):
@@ -116,7 +122,9 @@ def test_empty(variant: Variant) -> None:
         np.testing.assert_array_equal(variant.matmul(a, b, np.uint8(7), np.int8(3)), np.zeros((1, 1, m, n)))
 
 
-def conv_reference(x: Array, w: Array, zx: int, zw: Array, stride: Any, padding: Any, dilation: Any, groups: int) -> Array:
+def conv_reference(
+    x: Array, w: Array, zx: int, zw: Array, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Array:
     nd = x.ndim - 2
     full = np.pad(x.astype(np.int64) - zx, [(0, 0), (0, 0), *padding])
     wide = w.astype(np.int64) - zw.astype(np.int64).reshape(-1, *[1] * (nd + 1))
@@ -124,11 +132,18 @@ def conv_reference(x: Array, w: Array, zx: int, zw: Array, stride: Any, padding:
     out = np.zeros((x.shape[0], w.shape[0], *size), np.int64)
     og, cg = w.shape[0] // groups, w.shape[1]
     for tap in itertools.product(*(range(k) for k in w.shape[2:])):
-        view = full[(slice(None), slice(None), *(
-            slice(t * d, t * d + (s - 1) * st + 1, st) for t, d, s, st in zip(tap, dilation, size, stride)))]
+        view = full[
+            (
+                slice(None),
+                slice(None),
+                *(slice(t * d, t * d + (s - 1) * st + 1, st) for t, d, s, st in zip(tap, dilation, size, stride)),
+            )
+        ]
         for g in range(groups):
             out[:, g * og : (g + 1) * og] += np.einsum(
-                "nc...,oc->no...", view[:, g * cg : (g + 1) * cg], wide[(slice(g * og, (g + 1) * og), slice(None), *tap)]
+                "nc...,oc->no...",
+                view[:, g * cg : (g + 1) * cg],
+                wide[(slice(g * og, (g + 1) * og), slice(None), *tap)],
             )
     return out
 
@@ -241,7 +256,14 @@ def test_instructions(tmp_path: Path, flags: str, instructions: list[str]) -> No
 
     for unit in UNITS:
         out = tmp_path / "unit.o"
-        command = [os.environ.get("CXX", "g++"), *h.FLAGS, *flags.split(), f"-I{h.INCLUDE}", "-c", str(h.KERNELS / unit)]
+        command = [
+            os.environ.get("CXX", "g++"),
+            *h.FLAGS,
+            *flags.split(),
+            f"-I{h.INCLUDE}",
+            "-c",
+            str(h.KERNELS / unit),
+        ]
         subprocess.run([*command, "-o", str(out)], check=True)
         text = subprocess.run(["objdump", "-d", "--no-show-raw-insn", str(out)], capture_output=True, text=True).stdout
         for i in instructions:

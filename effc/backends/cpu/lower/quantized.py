@@ -42,7 +42,9 @@ def _packed(cx: Lowering, node: Node, key: tuple[Any, ...], b: Array, zero: Arra
         memo[key] = (b, buffer, share)
     _, buffer, share = memo[key]
     if share:
-        cx.note(node, f"{share:.0%} of the weights' blocks are multiplied in two halves: 16 bits do not hold their pairs")
+        cx.note(
+            node, f"{share:.0%} of the weights' blocks are multiplied in two halves: 16 bits do not hold their pairs"
+        )
     return cx.const(buffer)
 
 

@@ -1,0 +1,181 @@
+"""Quantized ONNX graphs, compiled: the kernels of bytes run, with everything up to the next rounding in their epilogues;
+integers are exact, results of QDQ within one step of the output's scale against the written-out arithmetic in f64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto as T
+from onnx import helper as h
+from onnx import numpy_helper as nh
+
+import effc
+
+Array = np.ndarray[Any, Any]
+
+
+def model_of(
+    nodes: list[Any], inputs: dict[str, tuple[int, list[Any]]], output: tuple[str, int], arrays: dict[str, Any]
+) -> Any:
+    infos = [h.make_tensor_value_info(k, t, s) for k, (t, s) in inputs.items()]
+    out = h.make_tensor_value_info(output[0], output[1], None)
+    graph = h.make_graph(nodes, "g", infos, [out], [nh.from_array(np.asarray(a), k) for k, a in arrays.items()])
+    model = h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8)
+    return model
+
+
+def stats(m: Any) -> dict[str, int]:
+    return m.report["entries"]["main"]["passes"]["stats"]  # type: ignore[no-any-return]
+
+    return [c["kernel"] for c in m.report["entries"]["main"].get("code", [])]
+
+
+def quantized(x: Array, scale: Any, zero: int, dtype: Any) -> Array:
+    info = np.iinfo(dtype)
+    return np.clip(np.round(x / scale) + zero, info.min, info.max).astype(np.int64)
+
+
+@pytest.mark.parametrize("weights", [np.int8, np.uint8])
+@pytest.mark.parametrize("data", [np.int8, np.uint8])
+@pytest.mark.parametrize("sizes", [(1, 5, 3), (7, 96, 130), (130, 1030, 47)])
+def test_qdq_product(sizes: tuple[int, int, int], data: Any, weights: Any) -> None:
+    """QuantizeLinear, MatMul of dequantized operands, bias in i32, Relu, QuantizeLinear: one kernel for all but the
+    first."""
+    rows, k, n = sizes
+    rng = np.random.default_rng(sum(sizes))
+    info = np.iinfo(weights)
+    w = rng.integers(info.min, info.max, (k, n), weights, endpoint=True)
+    wz = rng.integers(info.min, info.max, n, weights, endpoint=True) if weights == np.uint8 else np.zeros(n, weights)
+    ws = rng.uniform(0.001, 0.02, n).astype(np.float32)
+    xs, xz, ys, yz = np.float32(0.02), data(11), np.float32(0.02 * np.sqrt(k)), data(-9 if data == np.int8 else 5)
+    bias = rng.integers(-2000, 2000, n).astype(np.int32)
+    arrays = {
+        "w": w, "ws": ws, "wz": wz, "xs": xs, "xz": xz, "ys": ys, "yz": yz, "b": bias, "bs": ws * xs,
+        "bz": np.zeros(n, np.int32),
+    }  # fmt: skip
+    nodes = [
+        h.make_node("QuantizeLinear", ["x", "xs", "xz"], ["xq"]),
+        h.make_node("DequantizeLinear", ["xq", "xs", "xz"], ["xd"]),
+        h.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=1),
+        h.make_node("DequantizeLinear", ["b", "bs", "bz"], ["bd"], axis=0),
+        h.make_node("MatMul", ["xd", "wd"], ["m"]),
+        h.make_node("Add", ["m", "bd"], ["a"]),
+        h.make_node("Relu", ["a"], ["r"]),
+        h.make_node("QuantizeLinear", ["r", "ys", "yz"], ["y"]),
+    ]
+    tensor = {np.int8: T.INT8, np.uint8: T.UINT8}[data]
+    m = effc.compile(model_of(nodes, {"x": (T.FLOAT, ["n", k])}, ("y", tensor), arrays))
+    assert stats(m)["form_quantized.matmul"] == 1 and stats(m)["fuse_epilogues.qmatmul"] == 1
+    x = (rng.standard_normal((rows, k)) * 3).astype(np.float32)
+    got = m(x)[0]
+    xq = quantized(x, xs, int(xz), data)
+    acc = (xq - int(xz)) @ (w.astype(np.int64) - wz.astype(np.int64))
+    real = np.maximum(acc * (ws.astype(np.float64) * xs) + bias * (ws * xs), 0)
+    want = quantized(real, ys, int(yz), data)
+    assert got.dtype == data and np.ptp(want) > 50
+    off = np.abs(got.astype(np.int64) - want)
+    assert off.max() <= 1 and (off > 0).mean() < 0.01
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_integer_product(dynamic: bool) -> None:
+    """MatMulInteger is exact at the extremes, with a zero point that is known or comes with each call."""
+    rng = np.random.default_rng(3)
+    k, n = 700, 50
+    w = rng.choice(np.array([-128, 127], np.int8), (k, n))
+    wz = rng.integers(-128, 128, n).astype(np.int8)
+    arrays = {"w": w, "wz": wz} | ({} if dynamic else {"z": np.uint8(200)})
+    inputs = {"x": (T.UINT8, ["b", "n", k])} | ({"z": (T.UINT8, [])} if dynamic else {})
+    m = effc.compile(
+        model_of([h.make_node("MatMulInteger", ["x", "w", "z", "wz"], ["y"])], inputs, ("y", T.INT32), arrays)
+    )
+    assert stats(m)["form_quantized.matmul"] == 1
+    for rows, z in ((1, 200), (13, 255), (40, 0)):
+        z = z if dynamic else 200
+        x = rng.choice(np.array([0, 255], np.uint8), (2, rows, k))
+        got = m(x, np.uint8(z))[0] if dynamic else m(x)[0]
+        want = np.matmul(x.astype(np.int64) - z, w.astype(np.int64) - wz)
+        np.testing.assert_array_equal(got, want)
+    strided = rng.integers(0, 256, (k, 2, 9), np.uint8, endpoint=False).transpose(1, 2, 0)
+    got = m(strided, np.uint8(7))[0] if dynamic else m(strided)[0]
+    want = np.matmul(strided.astype(np.int64) - (7 if dynamic else 200), w.astype(np.int64) - wz)
+    np.testing.assert_array_equal(got, want)
+
+
+def test_dynamic_quantization() -> None:
+    """DynamicQuantizeLinear, MatMulInteger, scales, bias."""
+    rng = np.random.default_rng(4)
+    k, n = 130, 70
+    w = rng.integers(-127, 128, (k, n)).astype(np.int8)
+    ws, bias = np.float32(0.01), rng.standard_normal(n).astype(np.float32)
+    nodes = [
+        h.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+        h.make_node("MatMulInteger", ["q", "w", "z"], ["i"]),
+        h.make_node("Cast", ["i"], ["f"], to=T.FLOAT),
+        h.make_node("Mul", ["s", "ws"], ["t"]),
+        h.make_node("Mul", ["f", "t"], ["g"]),
+        h.make_node("Add", ["g", "b"], ["y"]),
+    ]
+    m = effc.compile(model_of(nodes, {"x": (T.FLOAT, ["n", k])}, ("y", T.FLOAT), {"w": w, "ws": ws, "b": bias}))
+    assert stats(m)["form_quantized.matmul"] == 1 and stats(m)["fuse_epilogues.qmatmul"] == 1
+    x = rng.standard_normal((33, k)).astype(np.float32)
+    scale = np.float32((x.max() - x.min()) / np.float32(255))
+    zero = int(np.round(-x.min() / scale))
+    acc = (quantized(x, scale, zero, np.uint8) - zero) @ w.astype(np.int64)
+    want = acc * np.float64(scale * ws) + bias
+    np.testing.assert_allclose(m(x)[0], want, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_qdq_convolution_with_residual(groups: int) -> None:
+    """The zero point pads; a residual that is dequantized joins in the epilogue."""
+    rng = np.random.default_rng(5)
+    c, o = 12, 24
+    w = rng.integers(-128, 128, (o, c // groups, 3, 3)).astype(np.int8)
+    ws = rng.uniform(0.002, 0.01, o).astype(np.float32)
+    arrays = {
+        "w": w, "ws": ws, "wz": np.zeros(o, np.int8), "xs": np.float32(0.03), "xz": np.uint8(120), "ys": np.float32(0.1),
+        "yz": np.uint8(100), "bias": rng.standard_normal(o).astype(np.float32),
+    }  # fmt: skip
+    nodes = [
+        h.make_node("DequantizeLinear", ["x", "xs", "xz"], ["xd"]),
+        h.make_node("DequantizeLinear", ["r", "xs", "xz"], ["rd"]),
+        h.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=0),
+        h.make_node("Conv", ["xd", "wd", "bias"], ["c"], pads=[1, 1, 1, 1], strides=[2, 1], group=groups),
+        h.make_node("Add", ["c", "rd"], ["a"]),
+        h.make_node("Relu", ["a"], ["p"]),
+        h.make_node("QuantizeLinear", ["p", "ys", "yz"], ["y"]),
+    ]
+    inputs = {"x": (T.UINT8, ["n", c, "h", 9]), "r": (T.UINT8, ["n", o, "k", 9])}
+    m = effc.compile(model_of(nodes, inputs, ("y", T.UINT8), arrays))
+    assert stats(m)["form_quantized.conv"] == 1 and stats(m)["fuse_epilogues.qconv"] == 1
+    import torch
+
+    for n, height in ((1, 8), (3, 5)):
+        x = rng.choice(np.array([0, 120, 255], np.uint8), (n, c, height, 9))
+        r = rng.integers(0, 256, (n, o, (height + 1) // 2, 9)).astype(np.uint8)
+        xt, wt = torch.tensor(x.astype(np.float64) - 120), torch.tensor(w.astype(np.float64))
+        acc = torch.nn.functional.conv2d(xt, wt, stride=(2, 1), padding=1, groups=groups).numpy()
+        scaled = acc * (ws.astype(np.float64) * np.float32(0.03)).reshape(-1, 1, 1) + arrays["bias"].reshape(-1, 1, 1)
+        real = np.maximum(scaled + (r.astype(np.float64) - 120) * np.float32(0.03), 0)
+        off = np.abs(m(x, r)[0].astype(np.int64) - quantized(real, np.float32(0.1), 100, np.uint8))
+        assert off.max() <= 1 and (off > 0).mean() < 0.01
+
+
+def test_split_weights_are_reported() -> None:
+    """The share of weights that 16 bits do not hold in pairs is a note; small weights have none."""
+    from effc.backends.cpu.target import host
+
+    if any("vnni" in f or "amx" in f for f in host().extra):
+        pytest.skip("products do not saturate here")
+    for high, noted in ((127, True), (64, False)):
+        w = np.full((64, 32), high, np.int8)
+        model = model_of(
+            [h.make_node("MatMulInteger", ["x", "w"], ["y"])], {"x": (T.UINT8, ["n", 64])}, ("y", T.INT32), {"w": w}
+        )
+        m = effc.compile(model)
+        assert any("two halves" in n["reason"] for n in m.report["notes"]) == noted
+        x = np.full((3, 64), 255, np.uint8)
+        np.testing.assert_array_equal(m(x)[0], np.full((3, 32), 64 * 255 * high))
