@@ -94,6 +94,14 @@ def _onnx_file(name: str) -> Callable[[Any, tuple[Any, ...], int, Path], Run]:
 
 
 def openvino(module: Any, args: tuple[Any, ...], threads: int, work: Path) -> Run:
+    return _openvino_request(_onnx(module, args, work), args, threads)
+
+
+def _openvino_file(name: str) -> Callable[[Any, tuple[Any, ...], int, Path], Run]:
+    return lambda module, args, threads, work: _openvino_request(work / f"{name}.onnx", args, threads)
+
+
+def _openvino_request(path: Path, args: tuple[Any, ...], threads: int) -> Run:
     import openvino as ov
 
     config = {
@@ -102,7 +110,7 @@ def openvino(module: Any, args: tuple[Any, ...], threads: int, work: Path) -> Ru
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
     }
-    compiled = ov.Core().compile_model(str(_onnx(module, args, work)), "CPU", config)
+    compiled = ov.Core().compile_model(str(path), "CPU", config)
     request = compiled.create_infer_request()
     feed = [t.numpy() for t in _tensors(args)]
 
@@ -127,6 +135,20 @@ def effc(module: Any, args: tuple[Any, ...], threads: int, work: Path) -> Run:
     return lambda: _leaves(model(*args))
 
 
+def _effc_file(name: str) -> Callable[[Any, tuple[Any, ...], int, Path], Run]:
+    """effc on an ONNX file in the work folder."""
+
+    def engine(module: Any, args: tuple[Any, ...], threads: int, work: Path) -> Run:
+        import effc as _effc
+
+        _torch_setup(threads)
+        model = _effc.compile(work / f"{name}.onnx", num_threads=threads)
+        arrays = [t.numpy() for t in _tensors(args)]
+        return lambda: list(model(*arrays))
+
+    return engine
+
+
 ONNX_FILES = ("torch.onnx", "effc.onnx", "effc.onnx.ort")  # which bench.onnx_out writes
 
 ENGINES: dict[str, Callable[[Any, tuple[Any, ...], int, Path], Run]] = {
@@ -136,6 +158,10 @@ ENGINES: dict[str, Callable[[Any, tuple[Any, ...], int, Path], Run]] = {
     "onnxruntime": onnxruntime,
     "openvino": openvino,
     **{name: _onnx_file(name) for name in ONNX_FILES},
+    # of bench.int8, which writes int8.onnx and, for most models, f32.onnx
+    **{f"onnxruntime.{k}": _onnx_file(k) for k in ("int8", "f32")},
+    **{f"openvino.{k}": _openvino_file(k) for k in ("int8", "f32")},
+    **{f"effc.{k}": _effc_file(k) for k in ("int8", "f32")},
 }
 
 

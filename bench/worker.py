@@ -57,12 +57,13 @@ def flops_of(module: Any, args: tuple[Any, ...]) -> float:
 
 
 def entries() -> dict[str, Any]:
-    """All models by name: the zoo, the dense ones at the sizes that are compared, the spectral ones."""
+    """All models by name: the zoo, the dense ones at the sizes that are compared, the spectral ones, the quantized ones."""
     from bench.dense import DENSE
+    from bench.int8 import QUANTIZED
     from bench.spectral import SPECTRAL
     from tests.models import zoo
 
-    return {**DENSE, **zoo.ZOO, **SPECTRAL}
+    return {**DENSE, **zoo.ZOO, **SPECTRAL, **QUANTIZED}
 
 
 def entry(name: str) -> Any:

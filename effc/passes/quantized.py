@@ -283,7 +283,7 @@ class FormQuantized(Pass):
             return b.op("convert", acc, dtype=DType.i32)  # type: ignore[no-any-return]
         acc = b.op("qconv", x.q, b.constant(w.q), self.zero_of(b, x), b.constant(zero), **n.attrs)
         report.count(f"{self.name}.conv")
-        return acc if scale is None else self.scaled(b, acc, x.scale, scale)  # type: ignore[no-any-return]
+        return acc if scale is None else self.scaled(b, acc, x.scale, scale)
 
     def taken(self, r: _Reader, n: Node, table: Value, index: Value, report: PassReport) -> Value | None:
         """Rows of a dequantized table: bytes are taken, and only those dequantized."""

@@ -1,5 +1,5 @@
-"""Quantized ONNX graphs, compiled: the kernels of bytes run, with everything up to the next rounding in their epilogues;
-integers are exact, results of QDQ within one step of the output's scale against the written-out arithmetic in f64."""
+"""Quantized ONNX graphs, compiled: the kernels of bytes run, with all up to the next rounding in their epilogues; integers
+are exact, results of QDQ within one step of the output's scale against the written-out arithmetic in f64."""
 
 from __future__ import annotations
 
@@ -136,8 +136,8 @@ def test_qdq_convolution_with_residual(groups: int) -> None:
     w = rng.integers(-128, 128, (o, c // groups, 3, 3)).astype(np.int8)
     ws = rng.uniform(0.002, 0.01, o).astype(np.float32)
     arrays = {
-        "w": w, "ws": ws, "wz": np.zeros(o, np.int8), "xs": np.float32(0.03), "xz": np.uint8(120), "ys": np.float32(0.1),
-        "yz": np.uint8(100), "bias": rng.standard_normal(o).astype(np.float32),
+        "w": w, "ws": ws, "wz": np.zeros(o, np.int8), "xs": np.float32(0.03), "xz": np.uint8(120),
+        "ys": np.float32(0.1), "yz": np.uint8(100), "bias": rng.standard_normal(o).astype(np.float32),
     }  # fmt: skip
     nodes = [
         h.make_node("DequantizeLinear", ["x", "xs", "xz"], ["xd"]),

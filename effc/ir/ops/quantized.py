@@ -154,8 +154,8 @@ op(
     decompose=_qconv_decompose,
     cost=_conv_cost,
     samples=_qconv_samples,
-    doc="conv of (x - x_zero) and (w - w_zero) in i32 modulo 2^32: x[N, C, *S] and w[O, C/groups, *K] are u8 or i8 each; "
-    "padding stands for x_zero. A zero point has its operand's dtype; x_zero has rank 0, w_zero rank 0 or [O].",
+    doc="conv of (x - x_zero) and (w - w_zero) in i32 modulo 2^32: x[N, C, *S] and w[O, C/groups, *K] are u8 or i8 "
+    "each; padding stands for x_zero. A zero point has its operand's dtype; x_zero has rank 0, w_zero rank 0 or [O].",
 )
 
 

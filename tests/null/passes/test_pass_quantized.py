@@ -177,7 +177,8 @@ def test_rows_of_a_table() -> None:
     [
         (
             "%wd = mul(%wf, %s) : f32[5, 3]",
-            "%bs = constant() {data=array(f32[5, 3], @blocks), dtype=f32} : f32[5, 3]\n  %wd = mul(%wf, %bs) : f32[5, 3]",
+            "%bs = constant() {data=array(f32[5, 3], @blocks), dtype=f32} : f32[5, 3]\n"
+            "  %wd = mul(%wf, %bs) : f32[5, 3]",
             "the weights have a scale for each block of the reduction",
         ),
         ("%y = matmul(%d, %wd)", "%y = matmul(%c, %wd)", "only the weights are quantized"),
