@@ -4,12 +4,12 @@
                          [--full-range] [--out bench/results] [--json]
 
 The float model is exported by torch.onnx and quantized by onnxruntime.quantization: static, u8 activations, i8 weights
-with a scale for each channel, calibrated on random data. smart-turn comes quantized. onnxruntime and OpenVINO multiply u8
-by i8 with an instruction that saturates where a CPU has neither AVX512-VNNI nor AVX-VNNI nor AMX, so for those
-onnxruntime asks for weights of 7 bits (``reduce_range``); ``--full-range`` gives all engines 8 bits, at which peers may
-be wrong there. One process for each engine, alternating blocks, as in bench.models. ``off`` is the mean difference from the
-QDQ arithmetic as it is written (onnxruntime without optimisations), relative to the mean of that: quantized models
-round often, and each rounding that falls differently moves what follows.
+with a scale for each channel, calibrated on random data. smart-turn comes quantized. onnxruntime and OpenVINO multiply
+u8 by i8 with an instruction that saturates where a CPU has neither AVX512-VNNI nor AVX-VNNI nor AMX, so for those
+onnxruntime's documentation asks for weights of 7 bits (``reduce_range``); ``--full-range`` gives all engines 8 bits, at
+which peers may be wrong there. One process for each engine, alternating blocks, as in bench.models. ``off`` is the mean
+difference from the QDQ arithmetic as it is written (onnxruntime without optimisations), relative to the mean of that:
+quantized models round often, and each rounding that falls differently moves what follows.
 """
 
 from __future__ import annotations
@@ -210,7 +210,8 @@ def table(results: list[dict[str, Any]], a: argparse.Namespace) -> str:
     """The figures as Markdown."""
     bits = "8" if a.full_range or not saturates() else "7"
     lines = [
-        f"{machine.cpu_name()}, {os.cpu_count()} CPUs, {a.threads} threads, {datetime.date.today()}; weights of {bits} bits",
+        f"{machine.cpu_name()}, {os.cpu_count()} CPUs, {a.threads} threads, {datetime.date.today()}; "
+        f"weights of {bits} bits (smart-turn: its own)",
         "", "| model | engine | median ms | p10 | p90 | off |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for r in results:

@@ -1,5 +1,5 @@
-"""Products of bytes (gemm_i8.cpp, conv_i8.cpp), exact against numpy's 64-bit sums, in every variant: AVX2 as it is, VNNI
-and AMX through their software twins (twin_x86.hpp), and the real instructions in the object code."""
+"""Products of bytes (gemm_i8.cpp, conv_i8.cpp), exact against numpy's 64-bit sums, in every variant: AVX2 as it is,
+VNNI and AMX through their software twins (twin_x86.hpp), and the real instructions in the object code."""
 
 from __future__ import annotations
 

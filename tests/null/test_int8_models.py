@@ -1,5 +1,5 @@
-"""Quantized ONNX graphs, compiled: the kernels of bytes run, with all up to the next rounding in their epilogues; integers
-are exact, results of QDQ within one step of the output's scale against the written-out arithmetic in f64."""
+"""Quantized ONNX graphs, compiled: the kernels of bytes run, with all up to the next rounding in their epilogues;
+integers are exact, results of QDQ within one step of the output's scale against the written-out arithmetic in f64."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@
  *                and the blocks of 4 steps by 8 columns that hold a w'' are listed as "extras" and multiplied in a loop of
  *                their own. Nothing saturates, whatever the data.
  *
- * Intrinsics, because no compiler finds these instructions in loops; tests/null/test_int8_twins.py builds this very text
+ * Intrinsics, because no compiler finds these instructions in loops; tests/null/test_int8.py builds this very text
  * for AVX512-VNNI, AVX-VNNI and AMX with functions that do what Intel's manual says, and runs it on any machine. */
 #ifndef EFFC_DOT_I8_HPP
 #define EFFC_DOT_I8_HPP
