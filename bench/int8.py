@@ -21,6 +21,7 @@ import os
 import shutil
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,31 +32,6 @@ from . import machine
 ROOT = Path(__file__).resolve().parents[1]
 ENGINES = ("onnxruntime.int8", "openvino.int8", "effc.int8", "onnxruntime.f32", "openvino.f32", "effc.f32")
 SMART_TURN = "pipecat/audio/turn/smart_turn/data/smart-turn-v3.2-cpu.onnx"
-
-
-def _resnet50() -> Any:
-    import torch
-    from transformers import ResNetConfig, ResNetForImageClassification
-
-    from tests.models.zoo import Loaded
-
-    torch.manual_seed(0)
-    model = ResNetForImageClassification(ResNetConfig()).eval()
-    for layer in model.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):  # statistics as of a trained model, not 0 and 1
-            layer.running_mean.normal_(0, 0.1)
-            layer.running_var.uniform_(0.5, 1.5)
-
-    class Logits(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, pixels: Any) -> Any:
-            return self.model(pixels).logits
-
-    args = (torch.randn(1, 3, 224, 224),)
-    return Loaded(Logits(), args, None, [args])
 
 
 def _smart_turn() -> Any:
@@ -72,18 +48,14 @@ def _smart_turn() -> Any:
     return Loaded(Plain(), args, None, [args])
 
 
-def _minilm() -> Any:
-    from tests.models import zoo
-
-    return zoo.ZOO["minilm"].load()
-
-
 def _entries() -> dict[str, Any]:
     from tests.models import zoo
 
+    from .dense import DENSE
+
     return {
-        "minilm.int8": zoo.Entry("minilm.int8", _minilm, lambda: zoo.ZOO["minilm"].bench()),
-        "resnet50.int8": zoo.Entry("resnet50.int8", _resnet50, lambda: _resnet50().args),
+        "minilm.int8": replace(zoo.ZOO["minilm"], name="minilm.int8"),
+        "resnet50.int8": replace(DENSE["resnet50"], name="resnet50.int8"),
         "smart_turn.int8": zoo.Entry("smart_turn.int8", _smart_turn, lambda: _smart_turn().args),
     }
 
