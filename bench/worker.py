@@ -57,7 +57,7 @@ def flops_of(module: Any, args: tuple[Any, ...]) -> float:
 
 
 def entries() -> dict[str, Any]:
-    """All models by name: the zoo, the dense ones at the sizes that are compared, the spectral and the quantized ones."""
+    """All models by name: the zoo, the dense ones at the sizes that are compared, spectral and quantized ones."""
     from bench.dense import DENSE
     from bench.int8 import QUANTIZED
     from bench.spectral import SPECTRAL

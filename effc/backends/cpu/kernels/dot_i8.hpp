@@ -143,16 +143,12 @@ constexpr int kPanels = 1, kWholeRows = 1;
 EFFC_INLINE void begin() {}
 EFFC_INLINE void end() {}
 
-#if defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
+#if defined(__AVXVNNI__)
 #define EFFC_I8_VARIANT "avxvnni"
 constexpr bool kSplit = false;
 constexpr int kRows = 6;
 EFFC_INLINE __m256i dot(__m256i acc, __m256i a, __m256i b) {
-#if defined(__AVXVNNI__)
   return _mm256_dpbusd_avx_epi32(acc, a, b);
-#else
-  return _mm256_dpbusd_epi32(acc, a, b);
-#endif
 }
 #else
 #define EFFC_I8_VARIANT "avx2"

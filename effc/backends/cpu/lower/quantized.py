@@ -16,12 +16,12 @@ from .contraction import _rank4, constant_matrix
 from .conv import _three, as_rows, channels_last
 
 Array = np.ndarray[Any, Any]
-VNNI = ("amx_int8", "avx512vnni", "avxvnni")  # features whose products do not saturate
 
 
 def splits(cx: Lowering) -> bool:
     """Whether weights are packed for an instruction that saturates; kSplit of dot_i8.hpp."""
-    return not any(f in cx.target.extra for f in VNNI)
+    have = set(cx.target.extra)
+    return not (have & {"amx_int8", "avxvnni"} or ("avx512vnni" in have and cx.target.vlen == 64))
 
 
 def _weights(cx: Lowering, node: Node) -> tuple[Array, Array, tuple[Any, ...]] | None:
