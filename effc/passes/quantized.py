@@ -252,11 +252,10 @@ class FormQuantized(Pass):
             if w.q.ndim > n.operands[0].rank:
                 raise Declined("weights of more dims than the data")
             w = Weights(*(None if a is None else a.reshape(a.shape[-2:]) for a in (w.q, w.zero, w.scale)))  # type: ignore[arg-type]
-        b, (k, _) = r.b, w.q.shape
+        b = r.b
         for p in (x.zero, x.scale):
             if p is not None and p.rank and (p.rank != x.q.rank or p.shape[-1] != 1):
                 raise Declined("a scale or zero point along the reduction")
-        del k
         acc = b.op("qmatmul", x.q, b.constant(w.q), self.zero_of(b, x), b.constant(per_column(w.zero, 1, "zero point")))
         report.count(f"{self.name}.matmul")
         if w.scale is None:

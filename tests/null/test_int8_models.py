@@ -179,3 +179,44 @@ def test_split_weights_are_reported() -> None:
         assert any("two halves" in n["reason"] for n in m.report["notes"]) == noted
         x = np.full((3, 64), 255, np.uint8)
         np.testing.assert_array_equal(m(x)[0], np.full((3, 32), 64 * 255 * high))
+
+
+ROWS = """graph main(%x: i8[2, n, 70], %z: i8[2, n, 1]) {
+  symbol n in 0..
+  %w = constant() {data=array(u8[70, 33], @w), dtype=u8} : u8[70, 33]
+  %wz = constant() {data=array(u8[33], @wz), dtype=u8} : u8[33]
+  %y = qmatmul(%x, %w, %z, %wz) : i32[2, n, 33]
+  return %y
+}"""
+
+
+def test_zero_points_of_rows() -> None:
+    """The graph as it is: a zero point for each row, one for each column, strides that only batches can follow."""
+    from effc.builtin_backends import _cpu_graph
+    from effc.ir.text import parse
+
+    rng = np.random.default_rng(6)
+    w, wz = rng.integers(0, 256, (70, 33)).astype(np.uint8), rng.integers(0, 256, 33).astype(np.uint8)
+    run = _cpu_graph(parse(ROWS, {"w": w, "wz": wz}), "cpu")
+    for n in (1, 9, 0):
+        x = rng.integers(-128, 128, (n, 2, 70)).astype(np.int8).transpose(1, 0, 2)
+        z = rng.integers(-128, 128, (2, n, 1)).astype(np.int8)
+        (got,) = run([x, z])
+        want = np.matmul(x.astype(np.int64) - z, w.astype(np.int64) - wz)
+        np.testing.assert_array_equal(got, want)
+
+
+def test_computed_weights_are_decomposed() -> None:
+    """Without a constant to pack the sums are taken in i32, and right."""
+    from effc.builtin_backends import _cpu_graph
+    from effc.ir.text import parse
+
+    text = """graph main(%x: i8[3, 5], %w: u8[5, 4], %z: i8[], %wz: u8[4]) {
+      %y = qmatmul(%x, %w, %z, %wz) : i32[3, 4]
+      return %y
+    }"""
+    rng = np.random.default_rng(7)
+    x, w = rng.integers(-128, 128, (3, 5)).astype(np.int8), rng.integers(0, 256, (5, 4)).astype(np.uint8)
+    z, wz = np.array(-128, np.int8), rng.integers(0, 256, 4).astype(np.uint8)
+    (got,) = _cpu_graph(parse(text), "cpu")([x, w, z, wz])
+    np.testing.assert_array_equal(got, (x.astype(np.int64) + 128) @ (w.astype(np.int64) - wz))
