@@ -57,6 +57,10 @@ class Declined(Exception):
     """Why a product of quantized operands is left as it is."""
 
 
+class Computed(Exception):
+    """The weights are no constants."""
+
+
 @dataclass
 class _Reader:
     """Takes values apart. ``b`` gets the nodes that parameters need."""
@@ -135,7 +139,9 @@ class _Reader:
     def weights(self, v: Value, integer: bool) -> Weights | None:
         """A constant right-hand side, seen through views; None if it is no quantized value at all."""
         n = v.node
-        if n.op in ("permute", "reshape") and v.type.is_static:
+        if not v.type.is_static:
+            raise Computed
+        if n.op in ("permute", "reshape"):
             inner = self.weights(n.operands[0], integer)
             if inner is None:
                 return None
@@ -149,7 +155,7 @@ class _Reader:
             return None
         q = self.known(found.q)
         if q is None:
-            raise Declined("both operands are computed; only constant weights are packed")
+            raise Computed
         if found.q.dtype in SHORT:
             q = q.astype(SHORT[found.q.dtype])
         zero = np.zeros((), q.dtype) if found.zero is None else self.known(found.zero)
@@ -234,7 +240,11 @@ class FormQuantized(Pass):
         integer = n.types[0].dtype is DType.i32
         if not integer and n.types[0].dtype is not DType.f32:
             return None
-        data, weights = r.data(left, integer), r.weights(right, integer)
+        data = r.data(left, integer)
+        try:
+            weights = r.weights(right, integer)
+        except Computed:
+            return self.computed(r, n, data, r.data(right, integer), report)
         if data is None and weights is None:
             return None
         if data is None or weights is None:
@@ -261,6 +271,25 @@ class FormQuantized(Pass):
         if w.scale is None:
             return acc  # type: ignore[no-any-return]
         return self.scaled(b, acc, x.scale, per_column(w.scale, 1, "scale"))
+
+    def computed(
+        self, r: _Reader, n: Node, x: Quantized | None, y: Quantized | None, report: PassReport
+    ) -> Value | None:
+        """A product of two computed operands, as in attention."""
+        if x is None or y is None:
+            if n.types[0].dtype is DType.i32 or x is y:
+                return None
+            raise Declined("only one operand is quantized")
+        if n.op != "matmul":
+            raise Declined("the filters are computed")
+        if any(p is not None and p.rank for p in (x.zero, x.scale, y.zero, y.scale)):
+            raise Declined("two computed operands with more than one scale or zero point")
+        b = r.b
+        acc = b.op("qmatmul", x.q, y.q, self.zero_of(b, x), self.zero_of(b, y))
+        report.count(f"{self.name}.computed")
+        if x.scale is None or y.scale is None:
+            return acc  # type: ignore[no-any-return]
+        return b.op("mul", b.op("convert", acc, dtype=DType.f32), b.op("mul", x.scale, y.scale))  # type: ignore[no-any-return]
 
     def conv(self, r: _Reader, n: Node, x: Quantized, w: Weights, report: PassReport) -> Value:
         b = r.b

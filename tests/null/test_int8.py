@@ -122,6 +122,31 @@ def test_empty(variant: Variant) -> None:
         np.testing.assert_array_equal(variant.matmul(a, b, np.uint8(7), np.int8(3)), np.zeros((1, 1, m, n)))
 
 
+@pytest.mark.parametrize("types", list(itertools.product([np.uint8, np.int8], repeat=2)), ids=str)
+def test_computed_right_sides(variant: Variant, types: Any) -> None:
+    """Packed by the kernel: columns or rows side by side, other strides, batches that repeat, extremes."""
+    rng = np.random.default_rng(7)
+    ta, tb = types
+    for m, k, n, kind in (
+        (5, 64, 16, "any"),
+        (33, 70, 37, "ends"),
+        (3, 1100, 20, "small"),
+        (4, 3, 1, "low"),
+        (2, 0, 5, "any"),
+    ):
+        a = bytes_of(rng, (2, 3, m, k), ta)
+        rows, columns = bytes_of(rng, (2, 3, k, n), tb, kind), bytes_of(rng, (2, 3, n, k), tb, kind).swapaxes(2, 3)
+        wide = bytes_of(rng, (2, 3, k, 2 * n), tb, kind)[..., ::2]
+        once = np.broadcast_to(bytes_of(rng, (2, 1, k, n), tb, kind), (2, 3, k, n))
+        for b, mode in itertools.product((rows, columns, wide, once), ("serial", "threads")):
+            za, zb = bytes_of(rng, (), ta), bytes_of(rng, (1,), tb)
+            z = np.broadcast_to(za, (2, 3, m, 1))
+            out = np.zeros((2, 3, m, n), np.int32)
+            variant.lib.call("effc_qmatmul_any", [a, b, z, zb], [out], n_own=4, scratch=packing.scratch(6, k, n),
+                             thread_scratch=packing.THREAD_SCRATCH, threads=3, mode=mode)  # fmt: skip
+            np.testing.assert_array_equal(out, expected(a, b, za, zb))
+
+
 def conv_reference(
     x: Array, w: Array, zx: int, zw: Array, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Array:

@@ -206,8 +206,8 @@ def test_zero_points_of_rows() -> None:
         np.testing.assert_array_equal(got, want)
 
 
-def test_computed_weights_are_decomposed() -> None:
-    """Without a constant to pack the sums are taken in i32, and right."""
+def test_computed_weights() -> None:
+    """With a zero point for each column the sums are taken in i32; test_two_computed_operands has the kernel's case."""
     from effc.builtin_backends import _cpu_graph
     from effc.ir.text import parse
 
@@ -220,3 +220,31 @@ def test_computed_weights_are_decomposed() -> None:
     z, wz = np.array(-128, np.int8), rng.integers(0, 256, 4).astype(np.uint8)
     (got,) = _cpu_graph(parse(text), "cpu")([x, w, z, wz])
     np.testing.assert_array_equal(got, (x.astype(np.int64) + 128) @ (w.astype(np.int64) - wz))
+
+
+def test_two_computed_operands() -> None:
+    """Scores of attention: both sides quantized, one transposed; one kernel for all but the first roundings."""
+    nodes = []
+    for k in "qk":
+        nodes += [
+            h.make_node("QuantizeLinear", [k, "s", "z"], [k + "q"]),
+            h.make_node("DequantizeLinear", [k + "q", "s", "z"], [k + "d"]),
+        ]
+    nodes += [
+        h.make_node("Transpose", ["kd"], ["kt"], perm=[0, 1, 3, 2]),
+        h.make_node("MatMul", ["qd", "kt"], ["m"]),
+        h.make_node("QuantizeLinear", ["m", "ys", "yz"], ["y"]),
+    ]
+    arrays = {"s": np.float32(0.02), "z": np.uint8(117), "ys": np.float32(0.15), "yz": np.uint8(128)}
+    shape = ["b", 2, "n", 40]
+    m = effc.compile(model_of(nodes, {"q": (T.FLOAT, shape), "k": (T.FLOAT, shape)}, ("y", T.UINT8), arrays))
+    assert stats(m)["form_quantized.computed"] == 1 and stats(m)["fuse_epilogues.qmatmul"] == 1
+    rng = np.random.default_rng(8)
+    for b, n in ((1, 5), (3, 50)):
+        q, k = (rng.standard_normal((b, 2, n, 40)).astype(np.float32) for _ in range(2))
+        xq, xk = (quantized(v, np.float32(0.02), 117, np.uint8) - 117 for v in (q, k))
+        want = quantized(
+            np.matmul(xq, xk.swapaxes(2, 3)) * np.float64(np.float32(0.02)) ** 2, np.float32(0.15), 128, np.uint8
+        )
+        off = np.abs(m(q, k)[0].astype(np.int64) - want)
+        assert off.max() <= 1 and (off > 0).mean() < 0.01

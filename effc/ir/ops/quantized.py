@@ -37,7 +37,6 @@ def _sum32(a: Array) -> Array:
 
 def _qmatmul(a: TensorType, b: TensorType, a_zero: TensorType, b_zero: TensorType) -> TensorType:
     _check(a, a_zero, b, b_zero)
-    require(a.rank >= 2 and b.rank == 2, f"a must have rank 2 or more, b rank 2, not {a.rank} and {b.rank}")
     acc = _matmul(a.with_dtype(DType.i32), b.with_dtype(DType.i32))
     if a_zero.rank:
         require(
@@ -46,8 +45,8 @@ def _qmatmul(a: TensorType, b: TensorType, a_zero: TensorType, b_zero: TensorTyp
             f"a_zero must have rank 0 or broadcast to {(*a.shape[:-1], 1)}, not shape {a_zero.shape}",
         )  # fmt: skip
     require(
-        b_zero.rank == 0 or (b_zero.rank == 1 and same_dim(b_zero.shape[0], b.shape[1])),
-        f"b_zero must have rank 0 or shape ({b.shape[1]},), not {b_zero.shape}",
+        b_zero.rank == 0 or (b_zero.rank == 1 and same_dim(b_zero.shape[0], b.shape[-1])),
+        f"b_zero must have rank 0 or shape ({b.shape[-1]},), not {b_zero.shape}",
     )
     return acc
 
@@ -82,6 +81,8 @@ def _qmatmul_samples(rng: np.random.Generator) -> Iterator[Sample]:
                 ((5, 7), (7, 3), (), (), "one tile"),
                 ((2, 3, 17, 70), (70, 33), (2, 1, 17, 1), (33,), "zero points of rows and columns"),
                 ((1, 1300), (1300, 17), (), (17,), "one row, two blocks of steps"),
+                ((2, 3, 17, 70), (3, 70, 33), (), (), "batches of both"),
+                ((2, 1, 5, 9), (4, 9, 6), (2, 1, 5, 1), (), "broadcast batches"),
                 ((0, 4), (4, 3), (), (), "no rows"),
                 ((3, 0), (0, 4), (), (4,), "an empty reduction gives zeros"),
             ]:
@@ -100,8 +101,9 @@ op(
     decompose=_qmatmul_decompose,
     cost=_matmul_cost,
     samples=_qmatmul_samples,
-    doc="sum of (a - a_zero) (b - b_zero) in i32 modulo 2^32: a[..., M, K] and b[K, N] are u8 or i8 each. A zero point "
-    "has its operand's dtype; a_zero has rank 0 or broadcasts to [..., M, 1], b_zero has rank 0 or is [N].",
+    doc="sum of (a - a_zero) (b - b_zero) in i32 modulo 2^32: a[..., M, K] and b[..., K, N] are u8 or i8 each; "
+    "leading dims broadcast. A zero point has its operand's dtype; a_zero has rank 0 or broadcasts to [..., M, 1], "
+    "b_zero has rank 0 or is [N].",
 )
 
 

@@ -1,5 +1,5 @@
 /* Matrix products of bytes with zero points (gemm_i8.hpp). */
-#include "gemm_i8.hpp"
+#include "pack_i8.hpp"
 
 using namespace effc;
 using namespace effc::i8;
@@ -37,5 +37,23 @@ EFFC_EXPORT int32_t effc_qmatmul(const effc_call* call) {
     return bad(call, "sizes differ from the packed operand's");
   const Rows loader{a, z, flip_of(a)};
   Driver<Rows> d{call, loader, w, a.shape[0], a.shape[1], a.shape[2], out};
+  return d.run();
+}
+
+/* The same with a computed b: (b0, b1, K, N) u8 or i8 of any strides, and its zero point, one element of b's type. */
+EFFC_EXPORT int32_t effc_qmatmul_any(const effc_call* call) {
+  if (call->n_own != 4) return bad(call, "four operands expected");
+  const effc_tensor &a = call->in[0], &b = call->in[1], &z = call->in[2], &zb = call->in[3], &out = call->out[0];
+  if (a.rank != 4 || b.rank != 4 || z.rank != 4 || out.rank != 4 || !is_byte(a) || z.dtype != a.dtype || !is_byte(b) ||
+      zb.dtype != b.dtype)
+    return bad(call, "wrong operands");
+  if (a.shape[3] != b.shape[2] || b.shape[2] > INT32_MAX || b.shape[3] > INT32_MAX) return bad(call, "sizes do not fit");
+  if (a.shape[0] == 0 || a.shape[1] == 0 || a.shape[2] == 0 || b.shape[3] == 0) return 0;
+  const uint8_t zero = *(const uint8_t*)zb.data;
+  Packer packer{call, b, b.dtype == EFFC_U8 ? (int32_t)zero - 128 : (int32_t)(int8_t)zero, {}};
+  if (!packer.place()) return bad(call, "scratch is too small");
+  packer.run();
+  const Rows loader{a, z, flip_of(a)};
+  Driver<Rows> d{call, loader, packer.w, a.shape[0], a.shape[1], a.shape[2], out, packer.slot0(), packer.slot1()};
   return d.run();
 }

@@ -2,7 +2,7 @@
  *
  *   c[m][n] = sum over k of (a[m][k] - za[m]) (b[k][n] - zb[n]),   32 bits modulo 2^32, exact
  *
- * a is u8 or i8, b a constant that packing/int8.py has laid out: signed bytes in panels (dot_i8.hpp), with the sums of its
+ * a is u8 or i8, b a constant that packing/int8.py has laid out, or one that pack_i8.hpp lays out in scratch: signed bytes in panels (dot_i8.hpp), with the sums of its
  * columns and its zero points. With a' = a as unsigned bytes (i8 + 128, and za + 128 with it) the sum is
  *
  *   sum a' b  -  za' * sum(b - zb)  -  zb * sum a'
@@ -46,7 +46,7 @@ struct Weights {
   const int32_t *sums;     /* [groups][panels * 16]: sum of b - zb */
   const int32_t *zeros;    /* the same shape */
   const int8_t *data;      /* [groups][panels][steps / 4][16][4] */
-  const uint32_t *starts;  /* [groups][panels][2] + 1: each vector's first extra */
+  const uint32_t *starts, *ends; /* [groups][panels][2]: each vector's extras */
   const uint32_t *where;   /* [extras] */
   const int8_t *extra;     /* [extras][8][4] */
 
@@ -71,7 +71,7 @@ struct Weights {
     sums = (const int32_t*)take(h.groups * panels * kNR * 4);
     zeros = (const int32_t*)take(h.groups * panels * kNR * 4);
     data = (const int8_t*)take(h.groups * panels * steps * kNR);
-    starts = (const uint32_t*)take(h.split ? (h.groups * panels * 2 + 1) * 4 : 0);
+    starts = (const uint32_t*)take(h.split ? (h.groups * panels * 2 + 1) * 4 : 0), ends = starts + 1;
     where = (const uint32_t*)take((int64_t)h.extras * 4);
     extra = (const int8_t*)take((int64_t)h.extras * 32);
     return p == end ? nullptr : "the packed operand has another size";
@@ -94,6 +94,7 @@ struct Driver {
   const Weights& w;
   int64_t b0, b1, m; /* batches, rows of one */
   const effc_tensor& out; /* rank 4 (b0, b1, m, groups * n), i32 if there is no epilogue */
+  int64_t slot0 = 0, slot1 = 0; /* which group of the weights a batch has: its own plus b0 * slot0 + b1 * slot1 */
 
   int64_t row_blocks = 0, col_groups = 0;
 
@@ -103,7 +104,8 @@ struct Driver {
     int32_t* acc = (int32_t*)scratch;
     uint8_t* a = (uint8_t*)(acc + kMC * kNC);
     uint32_t* row_sums = (uint32_t*)(a + kMC * kLda);
-    const int64_t rows = r1 - r0, cols = (p1 - p0) * kNR, first = (group * w.panels + p0) * kNR;
+    const int64_t slot = group + i0 * slot0 + i1 * slot1;
+    const int64_t rows = r1 - r0, cols = (p1 - p0) * kNR, first = (slot * w.panels + p0) * kNR;
     const int32_t* sums = w.sums + first;
     for (int64_t i = 0; i < rows; ++i) {
       const uint32_t z = (uint32_t)loader.zero(i0, i1, r0 + i);
@@ -125,15 +127,15 @@ struct Driver {
           row_sums[i] += s;
         }
       for (int64_t p = p0; p < p1;) {
-        const int64_t taken = min(kPanels, p1 - p), panel = group * w.panels + p;
+        const int64_t taken = min(kPanels, p1 - p), panel = slot * w.panels + p;
         Tile t;
         t.lda = kLda, t.ldc = cols, t.steps = ke - ks, t.first_group = ks / kGroup;
         t.panel_stride = w.steps * kNR;
         t.b = w.data + panel * w.steps * kNR + ks * kNR;
         if (kSplit)
           for (int v = 0; v < 2; ++v) {
-            const uint32_t* s = w.starts + panel * 2 + v;
-            const uint32_t lo = bound(s[0], s[1], (uint32_t)(ks / kGroup)), hi = bound(lo, s[1], (uint32_t)(ke / kGroup));
+            const uint32_t begin = w.starts[panel * 2 + v], end = w.ends[panel * 2 + v];
+            const uint32_t lo = bound(begin, end, (uint32_t)(ks / kGroup)), hi = bound(lo, end, (uint32_t)(ke / kGroup));
             t.extra[v] = Extras{w.where + lo, w.extra + (int64_t)lo * 32, (int64_t)hi - lo};
           }
         for (int64_t i = 0; i < rows;) {

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ....ir.dims import product
 from ....ir.dtypes import DType
 from ....ir.graph import Node, Value
 from ..packing import int8 as packing
@@ -28,6 +29,8 @@ def _weights(cx: Lowering, node: Node) -> tuple[Array, Array, tuple[Any, ...]] |
     """The right-hand side and its zero points, and a key that names them, or None where they are not constant."""
     found, zero = constant_matrix(cx, node.operands[1]), cx.constant_of(node.operands[3])
     if found is None or zero is None:
+        if node.operands[3].rank == 0 and node.op in ("qmatmul", "qmatmul_fused"):
+            return None  # packed by the kernel
         cx.note(node, "the weights are not constant, so they cannot be packed: the sums are taken in i32")
         return None
     return found[0], zero, (*found[1], zero.tobytes())
@@ -63,13 +66,11 @@ def _fits(cx: Lowering, node: Node) -> bool:
 
 @lowers("qmatmul", "qmatmul_fused")
 def lower_qmatmul(cx: Lowering, node: Node) -> None:
-    found = _weights(cx, node)
-    if found is None or not _fits(cx, node):
+    found = _weights(cx, node) if node.operands[1].rank == 2 else None
+    if (found is None and node.operands[3].rank) or not _fits(cx, node):
         cx.lower_decomposed(node)
         return
-    data, zero, key = found
-    k, n = data.shape
-    packed = _packed(cx, node, key, data[None], np.broadcast_to(zero, (1, n)))
+    k, n = node.operands[1].shape[-2:]
     a, za = cx.strided(node.operands[0]), cx.strided(node.operands[2])
     body: Any = node.attrs.get("body")
     shape = node.types[0].shape
@@ -78,10 +79,22 @@ def lower_qmatmul(cx: Lowering, node: Node) -> None:
     # Zero points have one column: any view of rows fits them.
     zeros = views.broadcast(cx, za, (*shape[:-1], 1))
     wide = views.broadcast(cx, zeros, shape)
-    a4, _, tiles = _rank4(cx, shape[:-2], a, None, n, True, [*outs, *extras, wide])
+    shared = all(d == 1 for d in node.operands[1].shape[:-2])
+    b = None if found is not None else cx.strided(node.operands[1])
+    a4, b4, tiles = _rank4(cx, shape[:-2], a, b, n, shared, [*outs, *extras, wide])
     z4 = cx.view(tiles[-1], (*tiles[-1].shape[:3], 1), tiles[-1].strides)
     outs4, extras4 = tiles[: len(outs)], tiles[len(outs) : -1]
     symbol, values = cx.epilogue(body, DType.i32, extras4, outs4) if body is not None else (None, [])
+    if b4 is not None:
+        zb = cx.strided(node.operands[3])
+        cx.call(
+            "effc_qmatmul_any", [a4, b4, z4, zb, *extras4], outs4, values, n_own=4, epilogue=symbol,
+            scratch=packing.scratch(product(b4.shape[:2]), k, n), thread_scratch=packing.THREAD_SCRATCH,
+        )  # fmt: skip
+        return
+    assert found is not None
+    data, zero, key = found
+    packed = _packed(cx, node, key, data[None], np.broadcast_to(zero, (1, data.shape[1])))
     cx.call(
         "effc_qmatmul", [a4, packed, z4, *extras4], outs4, [k, n, *values], n_own=3, epilogue=symbol,
         thread_scratch=packing.THREAD_SCRATCH,

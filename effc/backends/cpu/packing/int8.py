@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from ....ir.dims import Dim, ceildiv
 from .conv import PackingError
 
 Array = np.ndarray[Any, Any]
@@ -39,6 +40,13 @@ PANEL, GROUP, STEPS, VECTOR = 16, 4, 64, 8  # kNR, kGroup, kAlign of dot_i8.hpp;
 LIMIT = 128  # 255 * 128 <= 32767
 _ROWS, _COLS, _BLOCK = 96, 256, 1024  # kMC, kNC, kKC of gemm_i8.hpp
 THREAD_SCRATCH = _ROWS * _COLS * 4 + _ROWS * (_BLOCK + 64) + _ROWS * 4
+
+
+def scratch(batches: Dim, k: Dim, n: Dim) -> Dim:
+    """Bytes in which Packer of pack_i8.hpp lays out [batches, k, n], with room for halves of every block."""
+    panels, steps = batches * ceildiv(n, PANEL), ceildiv(k, STEPS) * STEPS
+    blocks = 2 * ceildiv(k, STEPS) * (STEPS // GROUP)
+    return panels * (2 * PANEL * 4 + steps * PANEL + 2 * 2 * 4 + blocks * (4 + VECTOR * GROUP)) + 7 * 64
 
 
 def signed(b: Array, zero: Array) -> tuple[Array, Array]:
