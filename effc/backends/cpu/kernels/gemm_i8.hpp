@@ -7,8 +7,8 @@
  *
  *   sum a' b  -  za' * sum(b - zb)  -  zb * sum a'
  *
- * The first term is the micro-kernel's, the second is what the accumulators start from, the third is added at the end where
- * a column has a zero point at all.
+ * The first term is the micro-kernel's; the accumulators start from the others, or where K takes several blocks, and a
+ * column has a zero point at all, get the third at the end.
  *
  * A task is a block of rows of one batch by a group of panels. A loader copies the block's rows of A as unsigned bytes into
  * thread scratch, kKC steps at a time: rows of a matrix, or the windows of a convolution, whose padding is za. Results go
@@ -107,25 +107,31 @@ struct Driver {
     const int64_t slot = group + i0 * slot0 + i1 * slot1;
     const int64_t rows = r1 - r0, cols = (p1 - p0) * kNR, first = (slot * w.panels + p0) * kNR;
     const int32_t* sums = w.sums + first;
-    for (int64_t i = 0; i < rows; ++i) {
-      const uint32_t z = (uint32_t)loader.zero(i0, i1, r0 + i);
-      for (int64_t j = 0; j < cols; ++j) acc[i * cols + j] = (int32_t)(0u - z * (uint32_t)sums[j]);
-      row_sums[i] = 0;
-    }
-    begin();
-    const int64_t blocks = ceil_div(w.steps, kKC);
-    for (int64_t kb = 0; kb < blocks; ++kb) {
-      /* Equal parts of whole lines. */
-      const int64_t lines = w.steps / kAlign, ks = lines * kb / blocks * kAlign, ke = lines * (kb + 1) / blocks * kAlign;
+    const int32_t* zeros = w.zeros + first;
+    const int64_t blocks = ceil_div(w.steps, kKC), lines = w.steps / kAlign;
+    for (int64_t i = 0; i < rows; ++i) row_sums[i] = 0;
+    /* A block of steps, equal parts of whole lines: the rows' bytes, and their sums where columns have zero points. */
+    auto load = [&](int64_t ks, int64_t ke) {
       const int64_t k1 = min(ke, w.h.k);
       loader.rows(i0, i1, group, r0, r1, ks, k1, a);
       for (int64_t i = 0; i < rows && k1 < ke; ++i) memset(a + i * kLda + (k1 - ks), 0, ke - k1);
-      if (w.h.has_zeros)
-        for (int64_t i = 0; i < rows; ++i) {
-          uint32_t s = 0;
-          for (int64_t k = 0; k < k1 - ks; ++k) s += a[i * kLda + k];
-          row_sums[i] += s;
-        }
+      for (int64_t i = 0; i < rows && w.h.has_zeros; ++i) {
+        uint32_t s = 0;
+        for (int64_t k = 0; k < k1 - ks; ++k) s += a[i * kLda + k];
+        row_sums[i] += s;
+      }
+    };
+    const bool early = blocks == 1; /* all is known before the products */
+    if (early) load(0, w.steps);
+    for (int64_t i = 0; i < rows; ++i) {
+      const uint32_t z = (uint32_t)loader.zero(i0, i1, r0 + i), s = row_sums[i];
+      int32_t* row = acc + i * cols;
+      for (int64_t j = 0; j < cols; ++j) row[j] = (int32_t)(0u - z * (uint32_t)sums[j] - s * (uint32_t)zeros[j]);
+    }
+    begin();
+    for (int64_t kb = 0; kb < blocks; ++kb) {
+      const int64_t ks = lines * kb / blocks * kAlign, ke = lines * (kb + 1) / blocks * kAlign;
+      if (!early) load(ks, ke);
       for (int64_t p = p0; p < p1;) {
         const int64_t taken = min(kPanels, p1 - p), panel = slot * w.panels + p;
         Tile t;
@@ -148,10 +154,10 @@ struct Driver {
       }
     }
     end();
-    if (w.h.has_zeros)
+    if (w.h.has_zeros && !early)
       for (int64_t i = 0; i < rows; ++i)
         for (int64_t j = 0; j < cols; ++j)
-          acc[i * cols + j] = (int32_t)((uint32_t)acc[i * cols + j] - row_sums[i] * (uint32_t)w.zeros[first + j]);
+          acc[i * cols + j] = (int32_t)((uint32_t)acc[i * cols + j] - row_sums[i] * (uint32_t)zeros[j]);
     const int64_t n0 = group * w.h.n + p0 * kNR, n1 = group * w.h.n + min(w.h.n, p1 * kNR);
     if (call->epilogue) {
       call->epilogue(call, i0, i1, r0, r1, n0, n1, acc, cols);
