@@ -12,7 +12,8 @@ and one kernel does it all. A dequantized product is not what it was bit for bit
 Rows taken from a dequantized table (an embedding) are dequantized after they are taken.
 
 Constant weights have a scale and a zero point for each column or all; those of the other operand are for the whole
-tensor, or for rows of a matrix. Where both operands of a matrix product are computed, all parameters are for whole tensors.
+tensor, or for rows of a matrix. Where both operands of a matrix product are computed, all
+parameters are for whole tensors.
 """
 
 from __future__ import annotations
