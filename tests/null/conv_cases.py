@@ -57,6 +57,7 @@ def run_conv(
     residual: Array | None = None,
     clamp: tuple[float, float] | None = None,
     scratch_override: tuple[int, int] | None = None,
+    blocking: tuple[int, int, int, int] | None = None,
     **call: Any,
 ) -> Array:
     """The convolution of x [N, C, *S] with w, shaped [N, O, *out]. Threads by default: two, real ones."""
@@ -86,18 +87,11 @@ def run_conv(
     else:
         copy = copy or x.dtype != compute
         inner = copy or x.strides[1] == x.itemsize or x.shape[1] == 1
-        blocks = packing.choose_blocks(
-            oc // groups,
-            cg,
-            groups,
-            taps,
-            compute.itemsize,
-            lib.vlen,
-            innermost=inner,
-            packed=packed,
-            copy_elems=x.size if copy else 0,
+        shape = packing.Shape(
+            oc // groups, cg, groups, taps, compute.itemsize, lib.vlen, inner, packed, x.size if copy else 0
         )
-        wp = packing.pack_conv(w, groups, lib.vlen, transposed=transposed) if packed else w
+        blocks = shape.rule() if blocking is None else shape.blocks(*blocking)
+        wp = packing.pack_conv(w, groups, lib.vlen, transposed=transposed, nv=blocks.nv) if packed else w
     pixels = int(np.prod(out))
     result = aligned(np.full((x.shape[0], 1, pixels, oc), 77, out_dtype))
     if packed:

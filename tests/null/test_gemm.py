@@ -73,7 +73,7 @@ def run(lib: h.KernelLibrary, a: Array, b: Array, out: Array, **kw: Any) -> None
     acc = accumulator(a.dtype)
     kw.setdefault("scratch", 1 << 20)
     lib.call(
-        f"effc_matmul_{kernel_name(a.dtype)}", [a, b], [out], thread_scratch=thread_scratch(acc, lib.vlen), **kw
+        f"effc_matmul_{kernel_name(a.dtype)}", [a, b], [out], [0, 0, 0], thread_scratch=thread_scratch(acc, lib.vlen), **kw
     )  # fmt: skip
 
 
@@ -143,7 +143,7 @@ def test_threads_do_not_change_results(lib: h.KernelLibrary, packed: bool) -> No
         out = np.zeros((1, 1, 301, 523), np.float32)
         if packed:
             p = pack_gemm_b(b[0, 0], panel_width(DType.f32, lib.vlen))
-            lib.call("effc_matmul_packed_f32", [a, p], [out], [1, 777, 523], threads=threads, mode=mode,
+            lib.call("effc_matmul_packed_f32", [a, p], [out], [1, 777, 523, 0, 0, 0], threads=threads, mode=mode,
                      thread_scratch=thread_scratch(DType.f32, lib.vlen))  # fmt: skip
         else:
             run(lib, a, b, out, threads=threads, mode=mode, scratch=8 << 20)
@@ -162,7 +162,7 @@ def test_packed(lib: h.KernelLibrary, dtype: Any, m: int) -> None:
         packed = pack_gemm_b(b, panel_width(DType.from_np(dtype), lib.vlen))
         out = np.full((2, m, 3, n), 9).astype(dtype).swapaxes(1, 2)
         lib.call(
-            f"effc_matmul_packed_{kernel_name(dtype)}", [a, packed], [out], [batches, k, n], threads=3, mode="reverse",
+            f"effc_matmul_packed_{kernel_name(dtype)}", [a, packed], [out], [batches, k, n, 0, 0, 0], threads=3, mode="reverse",
             thread_scratch=thread_scratch(accumulator(dtype), lib.vlen),
         )  # fmt: skip
         check(out, expected(a, b if batches == 1 else b.reshape(2, 3, k, n)))
@@ -176,10 +176,10 @@ def test_packed_header_is_checked(lib: h.KernelLibrary) -> None:
         bad = good.copy()
         bad[at] ^= 1
         with pytest.raises(h.KernelError, match="layout"):
-            lib.call("effc_matmul_packed_f32", [a, bad], [out], [1, 8, 9],
+            lib.call("effc_matmul_packed_f32", [a, bad], [out], [1, 8, 9, 0, 0, 0],
                      thread_scratch=thread_scratch(DType.f32, lib.vlen))  # fmt: skip
     with pytest.raises(h.KernelError, match="scratch"):
-        lib.call("effc_matmul_packed_f32", [a, good], [out], [1, 8, 9])
+        lib.call("effc_matmul_packed_f32", [a, good], [out], [1, 8, 9, 0, 0, 0])
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -199,7 +199,7 @@ def test_epilogue(lib: h.KernelLibrary, shape: tuple[int, ...], packed: bool) ->
     other = pack_gemm_b(b[0, 0], panel_width(DType.f32, lib.vlen)) if packed else b
     lib.call(
         "effc_matmul_packed_f32" if packed else "effc_matmul_f32", [a, other, bias, residual], [out],
-        [1, k, n] if packed else [], n_own=2, epilogue="test_epilogue_bias_relu", threads=3, mode="reverse",
+        [1, k, n, 0, 0, 0] if packed else [0, 0, 0], n_own=2, epilogue="test_epilogue_bias_relu", threads=3, mode="reverse",
         scratch=8 << 20, thread_scratch=thread_scratch(DType.f32, lib.vlen),
     )  # fmt: skip
     check(out, want)

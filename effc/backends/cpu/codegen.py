@@ -213,6 +213,16 @@ def describe(body: Graph) -> str:
     return " ".join(ops[:24]) + (" ..." if len(ops) > 24 else "")
 
 
+def counts(body: Graph) -> str:
+    """How often each op occurs, for the cost model: ``"add:2 exp:1"``."""
+    found: dict[str, int] = {}
+    for n in body.nodes:
+        if n.op != "constant":
+            op = n.attrs["kind"] if n.op == "reduce" else n.op
+            found[op] = found.get(op, 0) + 1
+    return " ".join(f"{op}:{k}" for op, k in sorted(found.items()))
+
+
 # Staged reductions ----------------------------------------------------------------------------------------------------
 
 

@@ -202,7 +202,7 @@ struct Tile {
   const T** rows;
 };
 
-/* Scratch of one thread. Sizes: choose_blocks() in packing/conv.py. */
+/* Scratch of one thread. Sizes: Shape.blocks() in packing/conv.py. */
 template <class T>
 struct Work {
   Pixel<T>* pixels; /* block_rows */

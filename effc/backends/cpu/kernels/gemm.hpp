@@ -15,6 +15,8 @@
  * The order of additions depends on the shape only, never on threads: KC blocks in order, and for tiny outputs with a
  * huge reduction a fixed number of partial sums ("split k") that are added in order.
  *
+ * The sizes of a block (Blocking) are three attributes of every call, 0 for the built-in ones: lower/contraction.py chooses.
+ *
  * Scratch, mirrored by lower/contraction.py: see scratch_bytes(), thread_scratch_bytes().
  */
 #ifndef EFFC_GEMM_HPP
@@ -34,6 +36,7 @@ constexpr int kNR = kNV * lanes<T>;             /* columns of a panel */
 constexpr int64_t kKC = 512;                    /* reduction steps of a block */
 constexpr int64_t kTilesMC = 24;                /* tiles of a block of rows */
 constexpr int64_t kMC = kTilesMC * kMR;
+constexpr int64_t kMaxTilesMC = 96;
 constexpr int64_t kNC = 256;                    /* most columns of a task */
 constexpr int64_t kInPlaceRows = 2 * kMR;       /* up to here an n-contiguous B is read in place */
 constexpr int64_t kSplitSteps = 4096;           /* shortest reduction that is split */
@@ -289,9 +292,27 @@ struct Format {
   void (*dot)(const Tile*, int64_t rows, int64_t n); /* null if the format has none */
 };
 
+/* Reduction steps of a block, tiles of a block of rows, most columns of a task. */
+struct Blocking {
+  int64_t steps = kKC, tiles = kTilesMC, cols = kNC;
+
+  /* From attributes [first, first + 3). False if they are no sizes. */
+  bool read(const effc_call* call, int first) {
+    if (call->n_attr < first + 3) return false;
+    const int64_t* a = call->attr + first;
+    if (a[0] < 0 || a[1] < 0 || a[1] > kMaxTilesMC || a[2] < 0) return false;
+    if (a[0]) steps = a[0];
+    if (a[1]) tiles = a[1];
+    if (a[2]) cols = a[2];
+    return true;
+  }
+};
+
+/* Mirrored by thread_scratch() of packing/gemm.py. */
 template <class T>
-int64_t thread_scratch_bytes() {
-  return (int64_t)sizeof(T) * (kMC * kNC + kMC * kKC + kKC * kNR<T>);
+int64_t thread_scratch_bytes(const Blocking& b = Blocking()) {
+  const int64_t rows = b.tiles * kMR;
+  return (int64_t)sizeof(T) * (rows * max<int64_t>(b.cols, kNR<T>) + rows * b.steps + b.steps * kNR<T>);
 }
 
 template <class T>
@@ -301,6 +322,7 @@ struct Driver {
   const Format<T>& f;
   int64_t b0 = 0, b1 = 0, m = 0, n = 0, k = 0; /* m, k in accumulator rows and steps */
   Matrix a{}, b{}, c{};
+  Blocking size;
   const char* packed = nullptr; /* panels of a packed constant, or of B in shared scratch */
   const Table* table = nullptr;
   int packed_size = 0;
@@ -320,12 +342,12 @@ struct Driver {
   /* Blocks of one matrix. Splits depend on the shape alone: they change the order of additions. */
   Grid grid(int64_t batches, int64_t group_panels) const {
     Grid g;
-    g.row_blocks = ceil_div(tiles, kTilesMC);
+    g.row_blocks = ceil_div(tiles, size.tiles);
     g.splits = splits(b0 * b1);
     const int64_t threads = call->api->num_threads(call->run);
     const int64_t want = threads == 1 ? 1 : 4 * threads;
-    int64_t width = max<int64_t>(1, kNC / kNR<T>);
-    const int64_t narrow = max<int64_t>(1, 64 / kNR<T>);
+    int64_t width = max<int64_t>(1, size.cols / kNR<T>);
+    const int64_t narrow = min(width, max<int64_t>(1, 64 / kNR<T>));
     auto tasks = [&] { return batches * g.row_blocks * ceil_div(group_panels, width) * g.splits; };
     while (width > narrow && tasks() < want) width = max(narrow, width - max<int64_t>(1, narrow));
     if (tasks() < threads && tiles > 1)
@@ -345,8 +367,9 @@ struct Driver {
     constexpr int NR = kNR<T>;
     T* scratch = (T*)(call->thread_scratch + worker * call->thread_scratch_bytes);
     T* acc_block = scratch;
-    T* a_block = scratch + kMC * kNC;
-    T* b_block = a_block + kMC * kKC;
+    const int64_t most_rows = size.tiles * kMR;
+    T* a_block = scratch + most_rows * max<int64_t>(size.cols, NR);
+    T* b_block = a_block + most_rows * size.steps;
     const int64_t r0 = row_of(t0), r1 = row_of(t1), rows = r1 - r0;
     Matrix am = a, bm = b, cm = c;
     am.data += (i0 * a.batch0 + i1 * a.batch1) * f.a_size;
@@ -354,7 +377,7 @@ struct Driver {
     cm.data += (i0 * c.batch0 + i1 * c.batch1) * f.c_size;
     const char* panels_of_batch = packed ? packed + packed_batch_of(i0, i1) * packed_batch : nullptr;
     const bool a_in_place = f.a_direct && (a.col == 1 || k == 1);
-    const int64_t blocks = max<int64_t>(1, ceil_div(k1 - k0, kKC));
+    const int64_t blocks = max<int64_t>(1, ceil_div(k1 - k0, size.steps));
     T* out;
     int64_t ldo;
     bool to_c = false;
@@ -367,7 +390,7 @@ struct Driver {
     }
     alignas(64) T edge[kMR * NR];
     const int64_t used_tiles = t1 - t0;
-    int64_t bounds[kTilesMC + 1];
+    int64_t bounds[kMaxTilesMC + 1];
     for (int64_t i = 0; i <= used_tiles; ++i) bounds[i] = row_of(t0 + i) - r0;
     for (int64_t kb = 0; kb < blocks; ++kb) {
       const int64_t ks = k0 + (k1 - k0) * kb / blocks, ke = k0 + (k1 - k0) * (kb + 1) / blocks, kc = ke - ks;
@@ -381,9 +404,9 @@ struct Driver {
       } else {
         /* An odd number of cache lines between rows, so that they do not fall into the same sets. */
         const int64_t ld = ((kc * (int64_t)sizeof(T) + 63) / 64 | 1) * 64 / (int64_t)sizeof(T);
-        f.load_a(am, k, r0, r1, ks, ke, a_block, min(ld, kKC));
+        f.load_a(am, k, r0, r1, ks, ke, a_block, min(ld, size.steps));
         a_base = (const char*)a_block;
-        t.lda = min(ld, kKC) * (int64_t)sizeof(T);
+        t.lda = min(ld, size.steps) * (int64_t)sizeof(T);
       }
       for (int64_t p = p0; p < p1;) {
         const int64_t cols = min<int64_t>(NR, n - p * NR);
@@ -532,7 +555,7 @@ struct Driver {
     direct = !call->epilogue && f.c_direct && (c.col == 1 || n == 1);
     const int64_t split = splits(b0 * b1);
     const int64_t need = split > 1 ? split * b0 * b1 * m * panels * NR * (int64_t)sizeof(T) : 0;
-    if (call->thread_scratch_bytes < thread_scratch_bytes<T>() || call->scratch_bytes < need) {
+    if (call->thread_scratch_bytes < thread_scratch_bytes<T>(size) || call->scratch_bytes < need) {
       call->api->fail(call, "matmul: scratch is too small");
       return 1;
     }
@@ -547,7 +570,7 @@ struct Driver {
     packed_size = sizeof(T);
     in_place = f.b_direct && b.col == 1 && m <= kInPlaceRows && split == 1;
     dots = f.dot && !in_place && b.row == 1 && m <= kDotRows && k >= 64;
-    const int64_t row_blocks = ceil_div(tiles, kTilesMC) * (b0 * b1 / q);
+    const int64_t row_blocks = ceil_div(tiles, size.tiles) * (b0 * b1 / q);
     const int64_t unit = k * NR * (int64_t)sizeof(T), room = unit > 0 ? call->scratch_bytes / unit : 0;
     if (in_place || dots || split > 1 || row_blocks <= 2 || room < min<int64_t>(panels, 4)) {
       compute(0, q, 0, panels);
@@ -608,12 +631,14 @@ inline int32_t bad(const effc_call* call, const char* what) {
   return 1;
 }
 
-/* in: A (b0,b1,M,K), B (b0,b1,K,N); out: C (b0,b1,M,N), or the epilogue's outputs. Sizes 1 in a batch dim broadcast. */
+/* in: A (b0,b1,M,K), B (b0,b1,K,N); out: C (b0,b1,M,N), or the epilogue's outputs. Sizes 1 in a batch dim broadcast.
+ * attrs: Blocking. */
 template <class T>
 int32_t matmul(const effc_call* call, const Format<T>& f) {
   if (call->n_own != 2) return bad(call, "two operands expected");
   const effc_tensor &ta = call->in[0], &tb = call->in[1], &tc = call->out[0];
   Driver<T> d(call, f);
+  if (!d.size.read(call, 0)) return bad(call, "the sizes of a block are no sizes");
   if (!describe(ta, &d.a) || !describe(tb, &d.b) || !describe(tc, &d.c)) return bad(call, "operands must have rank 4");
   if (ta.shape[3] != tb.shape[2]) return bad(call, "inner sizes differ");
   d.b0 = max(ta.shape[0], tb.shape[0]);
@@ -626,12 +651,13 @@ int32_t matmul(const effc_call* call, const Format<T>& f) {
   return d.run();
 }
 
-/* As matmul, but in[1] is a packed constant: rank 1, bytes. attrs: batches, K, N; the header must agree. */
+/* As matmul, but in[1] is a packed constant: rank 1, bytes. attrs: batches, K, N, Blocking; the header must agree. */
 template <class T>
 int32_t matmul_packed(const effc_call* call, const Format<T>& f, int packed_dtype) {
-  if (call->n_own != 2 || call->n_attr < 3) return bad(call, "two operands and three attributes expected");
+  if (call->n_own != 2 || call->n_attr < 6) return bad(call, "two operands and six attributes expected");
   const effc_tensor &ta = call->in[0], &tb = call->in[1], &tc = call->out[0];
   Driver<T> d(call, f);
+  if (!d.size.read(call, 3)) return bad(call, "the sizes of a block are no sizes");
   if (!describe(ta, &d.a) || !describe(tc, &d.c)) return bad(call, "operands must have rank 4");
   const int64_t batches = call->attr[0], k = call->attr[1], n = call->attr[2];
   if (ta.shape[3] != k) return bad(call, "inner sizes differ");

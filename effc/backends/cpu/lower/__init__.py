@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from ....cost.calls import Call, Tensor
+from ....cost.decide import Decision
 from ....ir import dims
 from ....ir.dims import Dim
 from ....ir.dtypes import DType
@@ -148,6 +150,8 @@ class Options:
     target: CpuTarget
     num_threads: int | None = None
     inplace: bool = True
+    # Picks one of several ways to make the same call; None: the first, which is the backend's own rule.
+    decide: Callable[[Sequence[Call]], Decision] | None = None
 
 
 class Lowering:
@@ -174,6 +178,7 @@ class Lowering:
         self._consts: dict[tuple[int, DType], Buf] = {}
         self.uses = graph.uses()
         self.notes: list[dict[str, Any]] = [] if parent is None else parent.notes
+        self.decisions: list[dict[str, Any]] = [] if parent is None else parent.decisions
 
     @property
     def target(self) -> CpuTarget:
@@ -286,9 +291,10 @@ class Lowering:
         inplace: Sequence[tuple[int, int]] = (),
         name: str | None = None,
         flops: Dim | None = None,
+        body: str = "",
     ) -> None:
         """Emits a kernel call. ``inplace`` lists (output, input) pairs that may share storage if the input dies
-        here."""
+        here; ``body`` counts the ops of a generated loop or epilogue (``codegen.counts``)."""
         self.kernels.add(kernel)
         if epilogue:
             self.kernels.add(epilogue)
@@ -301,9 +307,7 @@ class Lowering:
         if flops is not None:
             work = flops
         elif node is not None and name != "copy":
-            work = (
-                get(node.op).cost_of([None if v is None else v.type for v in node.inputs], node.types, node.attrs).flops
-            )
+            work = _work(node)
         self.code.append(
             {
                 "op": "call",
@@ -322,8 +326,38 @@ class Lowering:
                 "loc": str(node.loc) if node is not None and node.loc else "",
                 "flops": work,
                 "bytes": moved,
+                **({"body": body} if body else {}),
             }
         )
+
+    def decide(
+        self,
+        kernel: str,
+        ins: Sequence[Buf | Tensor | None],
+        outs: Sequence[Buf],
+        ways: Sequence[Sequence[Dim | bool]],
+        labels: Sequence[str],
+        **call: Any,
+    ) -> int:
+        """Which of several ways (attributes) to make a call is best: an index; 0, the backend's own rule, where no
+        cost model was given or a size is dynamic. What was decided, and the losers, go to the report under
+        ``labels``. ``call``: further fields of :class:`Call`."""
+        node, decider = self.node, self.options.decide
+        if decider is None or len(ways) < 2 or node is None:
+            return 0
+        entry: dict[str, Any] = {"op": node.op, "name": node.name or node.op, "loc": str(node.loc or "")}
+        tensors = [b if b is None or isinstance(b, Tensor) else _tensor(b) for b in [*ins, *outs]]
+        work = _work(node)
+        dynamic = any(t is None and b is not None for t, b in zip(tensors, [*ins, *outs]))
+        if dynamic or not all(isinstance(a, int) for a in [work, *ways[0]]):
+            self.decisions.append({**entry, "kernel": kernel, "chosen": labels[0], "why": "its sizes are dynamic"})
+            return 0
+        n = len(ins)
+        results = tuple(t for t in tensors[n:] if t is not None)
+        base = Call(kernel, tuple(tensors[:n]), results, flops=int(work), **call)  # type: ignore[call-overload]
+        made = decider([base.with_attrs([int(a) for a in w]) for w in ways])  # type: ignore[call-overload]
+        self.decisions.append({**entry, "kernel": kernel, **made.as_json(labels)})
+        return made.index
 
     def epilogue(self, body: Graph, acc: DType, extras: Sequence[Buf], outs: Sequence[Buf]) -> tuple[str, list[Dim]]:
         """The symbol of a fused epilogue over tiles of ``acc``, for ``call(epilogue=...)``, and the dims that must be
@@ -388,6 +422,20 @@ class Lowering:
                 continue
             self.lower_node(n)
         return finish.finish(self)
+
+
+def _work(node: Node) -> Dim:
+    """Operations of a node, as the op table declares them."""
+    return get(node.op).cost_of([None if v is None else v.type for v in node.inputs], node.types, node.attrs).flops
+
+
+def _tensor(b: Buf) -> Tensor | None:
+    """The operand as the cost model sees it; None if a size is dynamic."""
+    shape = tuple(d for d in b.shape if isinstance(d, int))
+    strides = tuple(d for d in b.strides if isinstance(d, int))
+    if len(shape) < b.rank or len(strides) < b.rank:
+        return None
+    return Tensor(b.dtype.value, shape, strides)
 
 
 def load_rules() -> None:

@@ -17,6 +17,7 @@ from ....ir.dims import Dim, ceildiv, maximum, minimum, product
 from ....ir.dtypes import DType
 from ....ir.graph import Graph, Node, Value
 from ....runtime.errors import EffcError
+from .. import codegen
 from ..packing import gemm as packing
 from . import Buf, Lowering, lowers, views
 
@@ -27,6 +28,7 @@ KERNELS = {
     **dict.fromkeys((DType.i8, DType.u8, DType.i16, DType.u16, DType.i32, DType.u32, DType.i64, DType.u64), "int"),
 }  # fmt: skip
 EPILOGUES = (DType.f32, DType.f64, DType.f16, DType.bf16)
+TUNED = ("f32", "f64")  # kernels whose blocking the cost model chooses
 SHARED_BYTES = 16 << 20  # of B packed at once, where it is not a constant
 
 
@@ -130,9 +132,9 @@ def packed_constant(cx: Lowering, node: Node, v: Value, batch: Sequence[Dim]) ->
 # matmul ---------------------------------------------------------------------------------------------------------------
 
 
-def _scratch(acc: DType, unit: int, vlen: int, a: Buf, b: Buf) -> Dim:
+def _scratch(acc: DType, unit: int, vlen: int, a: Buf, b: Buf, blocking: packing.Blocking) -> Dim:
     """Scratch of effc_matmul_*: partial sums of a split reduction, or B in panels (Driver::run of gemm.hpp)."""
-    return maximum(_partial(acc, unit, vlen, a, b.shape[3]), _shared(acc, unit, vlen, a, b))
+    return maximum(_partial(acc, unit, vlen, a, b.shape[3]), _shared(acc, unit, vlen, a, b, blocking))
 
 
 def _flag(condition: Dim) -> Dim:
@@ -150,7 +152,7 @@ def _partial(acc: DType, unit: int, vlen: int, a: Buf, n: Dim) -> Dim:
     return few * _flag(k - packing.SPLIT_STEPS + 1) * splits * rows * panels * nr * acc.itemsize
 
 
-def _shared(acc: DType, unit: int, vlen: int, a: Buf, b: Buf) -> Dim:
+def _shared(acc: DType, unit: int, vlen: int, a: Buf, b: Buf, blocking: packing.Blocking) -> Dim:
     nr = packing.panel_width(acc, vlen)
     distinct: Dim = 1
     repeat: Dim = 1
@@ -159,8 +161,8 @@ def _shared(acc: DType, unit: int, vlen: int, a: Buf, b: Buf) -> Dim:
             repeat = repeat * size
         else:
             distinct = distinct * size
-    # It starts with the third block of rows (of at most ROWS) that multiplies the same B.
-    many = _flag(ceildiv(ceildiv(a.shape[2] * unit, packing.TILE), packing.ROWS // packing.TILE) * repeat - 2)
+    # It starts with the third block of rows that multiplies the same B.
+    many = _flag(ceildiv(ceildiv(a.shape[2] * unit, packing.TILE), blocking.rows // packing.TILE) * repeat - 2)
     panel = b.shape[2] * unit * nr * acc.itemsize
     return many * minimum(distinct * ceildiv(b.shape[3], nr) * panel, maximum(SHARED_BYTES, 4 * panel))
 
@@ -177,20 +179,24 @@ def _emit(cx: Lowering, node: Node, outs: list[Buf], body: Graph | None, extras:
     a4, b4, tiles = _rank4(cx, batch, cx.strided(left), b, n, shared, [*outs, *extras])
     outs4, extras4 = tiles[: len(outs)], tiles[len(outs) :]
     symbol, values = cx.epilogue(body, acc, extras4, outs4) if body is not None else (None, [])
-    thread_scratch = packing.thread_scratch(acc, vlen)
-    if packed is not None:
-        buf, attrs = packed
-        cx.call(
-            f"effc_matmul_packed_{KERNELS[dtype]}", [a4, buf, *extras4], outs4, [*attrs, *values], n_own=2,
-            epilogue=symbol, scratch=_partial(acc, 1, vlen, a4, n), thread_scratch=thread_scratch,
-        )  # fmt: skip
-    else:
-        assert b4 is not None
-        unit = 2 if dtype.is_complex else 1
-        cx.call(
-            f"effc_matmul_{KERNELS[dtype]}", [a4, b4, *extras4], outs4, values, n_own=2, epilogue=symbol,
-            scratch=_scratch(acc, unit, vlen, a4, b4), thread_scratch=thread_scratch,
-        )  # fmt: skip
+    buf, attrs = packed if packed is not None else (b4, [])
+    assert buf is not None
+    kernel = f"effc_matmul_{'packed_' if packed is not None else ''}{KERNELS[dtype]}"
+    more = {"n_own": 2, "body": "" if body is None else codegen.counts(body)}
+    ins = [a4, buf, *extras4]
+    ways = [packing.Blocking()]
+    if cx.options.decide is not None and KERNELS[dtype] in TUNED and all(isinstance(d, int) for d in (*a4.shape, n)):
+        rows, k = int(product(a4.shape[:3])), int(a4.shape[3])  # type: ignore[call-overload]
+        ways = packing.candidates(rows, k, int(n), acc, vlen)  # type: ignore[call-overload]
+    labels = [w.label for w in ways]
+    options = [[*attrs, *w.attrs] for w in ways]
+    blocking = ways[cx.decide(kernel, ins, outs4, options, labels, epilogue=symbol is not None, **more)]
+    unit = 2 if dtype.is_complex else 1
+    scratch = _partial(acc, 1, vlen, a4, n) if packed else _scratch(acc, unit, vlen, a4, buf, blocking)
+    cx.call(
+        kernel, ins, outs4, [*attrs, *blocking.attrs, *values], epilogue=symbol, scratch=scratch,
+        thread_scratch=packing.thread_scratch(acc, vlen, blocking), **more,  # type: ignore[arg-type]
+    )  # fmt: skip
 
 
 def _check(node: Node) -> DType:

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ....cost.calls import Tensor
 from ....ir.dims import Dim, product
 from ....ir.dtypes import DType
 from ....ir.graph import Graph, Node
 from ....passes.fuse.steps import Steps, steps_of
 from ....runtime.errors import EffcError
+from .. import codegen
 from ..packing import conv as packing
 from . import Buf, Lowering, fused, lowers, views
 
@@ -125,41 +127,60 @@ def _emit(
     elems = x.numel * (oc // groups if depthwise else 1) if convert else 0
     vlen = cx.target.vlen
     if depthwise:
-        blocks = packing.depthwise_blocks(oc, taps, compute.itemsize, packed=packed, copy_elems=elems)
+        ways = [packing.depthwise_blocks(oc, taps, compute.itemsize, packed=packed, copy_elems=elems)]
         name = f"effc_conv_dw_{compute}"
     else:
-        blocks = packing.choose_blocks(
-            oc // groups,
-            cg,
-            groups,
-            taps,
-            compute.itemsize,
-            vlen,
-            innermost=convert or innermost(x),
-            packed=packed,
-            copy_elems=elems,
+        shape = packing.Shape(
+            oc // groups, cg, groups, taps, compute.itemsize, vlen, convert or innermost(x), packed, elems
         )
+        ways = shape.candidates() if cx.options.decide is not None else [shape.rule()]
         name = f"effc_conv_{compute}"
+    steps = steps or Steps()
+    symbol, values = fused.epilogue(cx, body, compute, extras, outs) if body is not None else (None, [])
+    count = "" if body is None else codegen.counts(body)
+    before = [packed, transposed, convert, *common]
+    size = 64 + -(-(oc // groups) // (vlen // compute.itemsize)) * vlen * groups * cg * taps
+    seen = Tensor("u8", (size,), (1,)) if packed else w  # the weights as the kernel will get them
+    chosen = cx.decide(
+        name,
+        [x, seen, *_operands_of(cx, steps, oc), *extras],
+        outs,
+        [[*before, *b.attrs, steps.bits] for b in ways],
+        [b.label for b in ways],
+        n_own=2 + (steps.bias is not None) + (steps.residual is not None),
+        epilogue=symbol is not None,
+        body=count,
+    )
+    blocks = ways[chosen]
     if weights is not None:
         w = cx.const(
             packing.pack_depthwise(weights)
             if depthwise
-            else packing.pack_conv(weights, groups, vlen, transposed=transposed)
+            else packing.pack_conv(weights, groups, vlen, transposed=transposed, nv=blocks.nv)
         )
-    steps = steps or Steps()
-    symbol, values = fused.epilogue(cx, body, compute, extras, outs) if body is not None else (None, [])
     own = [x, w, *step_operands(cx, steps, oc, x.rank)]
     cx.call(
         name,
         [*own, *extras],
         outs,
-        [packed, transposed, convert, *common, *blocks.attrs, steps.bits, *values],
+        [*before, *blocks.attrs, steps.bits, *values],
         steps.clamp or (),
         n_own=len(own),
         epilogue=symbol,
         scratch=blocks.scratch,
         thread_scratch=blocks.thread_scratch,
+        body=count,
     )
+
+
+def _operands_of(cx: Lowering, steps: Steps, channels: int) -> list[Tensor | Buf]:
+    """The operands of ``steps``, as a decision sees them: before any copy is made."""
+    out: list[Tensor | Buf] = []
+    if steps.bias is not None:
+        out.append(Tensor(steps.bias.dtype.value, (channels,), (1,)))
+    if steps.residual is not None:
+        out.append(cx.strided(steps.residual))
+    return out
 
 
 @lowers("conv", "conv_transpose")

@@ -76,7 +76,7 @@ def _emit(
             packed = packing.pack_depthwise(w)
         else:
             wide = s is not stages[0] or innermost(x)
-            blocks = packing.choose_blocks(oc, cg, 1, w[0, 0].size, itemsize, vlen, innermost=wide, packed=True)
+            blocks = packing.Shape(oc, cg, 1, w[0, 0].size, itemsize, vlen, wide, True).rule()
             packed = packing.pack_conv(w, 1, vlen)
             work = max(work, blocks.thread_scratch)
             scratch = scratch + blocks.scratch

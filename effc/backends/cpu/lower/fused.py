@@ -85,6 +85,7 @@ def lower_map(cx: Lowering, node: Node, body: Graph, operands: Sequence[Value]) 
         dv,
         inplace=inplace_pairs(len(outs), ins, outs),
         name=node.name or codegen.describe(body).replace(" ", "_"),
+        body=codegen.counts(body),
     )
 
 
@@ -148,7 +149,7 @@ def lower_rows(
     cx.call(
         kernel, ins, views, [len(shape), mask, columns, lead, *shape, *dv],
         scratch=partial, thread_scratch=per_thread, inplace=pairs,
-        name=node.name or codegen.describe(body).replace(" ", "_"),
+        name=node.name or codegen.describe(body).replace(" ", "_"), body=codegen.counts(body),
     )  # fmt: skip
 
 

@@ -169,39 +169,77 @@ class Blocks:
     def attrs(self) -> list[int]:
         return [self.nv, self.rows, self.cols, self.k]
 
+    @property
+    def label(self) -> str:
+        """For reports."""
+        return f"nv {self.nv}, rows {self.rows}, cols {self.cols}, k {self.k}"
 
-def choose_blocks(
-    og: int,
-    cg: int,
-    groups: int,
-    taps: int,
-    itemsize: int,
-    vlen: int,
-    *,
-    innermost: bool,
-    packed: bool,
-    copy_elems: Dim = 0,
-) -> Blocks:
-    """Block sizes: a panel's part of the range of k in L1, a block's accumulators and rows of x in L2.
-    ``copy_elems``: elements of x where the kernel copies it to channels-innermost first."""
-    lanes = vlen // itemsize
-    nv = choose_nv(og, lanes, vlen)
-    wide, k = nv * lanes, cg * taps
-    block_k = max(1, L1_PANEL // (wide * itemsize))
-    block_k = max(1, -(-k // max(1, round(k / block_k))))  # equal parts
-    cols = max(1, min(128 * 4 // itemsize // wide, -(-og // wide))) * wide
-    mr = max_rows(nv, vlen)
-    rows = max(1, min(256, 64 * 1024 // itemsize // cols) // mr) * mr
-    segs, tiles = block_k // 8 + 3, rows // mr + 2
-    thread = _align(rows * 40) + _align(tiles * 40) + _align(tiles * segs * 16) + _align(rows * segs * 8)
-    thread += _align(rows * cols * itemsize)
-    if cg < 8 or not innermost:
-        thread += _align(MAX_ROWS * k * itemsize)
-    scratch = _align(taps * 24) + _align(cg * itemsize) + _align(k * 8) + _align(copy_elems * itemsize)
-    if not packed:
-        scratch = scratch + _align(-(-og // lanes) * lanes * k * groups * itemsize)
-    assert isinstance(thread, int)
-    return Blocks(nv, rows, cols, max(block_k, 1), scratch, thread)
+
+@dataclass(frozen=True)
+class Shape:
+    """What the blocking of effc_conv_* depends on. ``og``, ``cg``: output and input channels of a group; ``innermost``:
+    x has its channels innermost; ``copy_elems``: elements of x where the kernel copies it so first."""
+
+    og: int
+    cg: int
+    groups: int
+    taps: int
+    itemsize: int
+    vlen: int
+    innermost: bool
+    packed: bool
+    copy_elems: Dim = 0
+
+    @property
+    def k(self) -> int:
+        """Steps of the reduction."""
+        return self.cg * self.taps
+
+    def blocks(self, nv: int, rows: int, cols: int, block_k: int) -> Blocks:
+        """This blocking with the scratch that it needs. ``rows`` must be a multiple of a tile's, ``cols`` of a
+        panel's width."""
+        lanes = self.vlen // self.itemsize
+        segs, tiles = block_k // 8 + 3, rows // max_rows(nv, self.vlen) + 2
+        thread = _align(rows * 40) + _align(tiles * 40) + _align(tiles * segs * 16) + _align(rows * segs * 8)
+        thread += _align(rows * cols * self.itemsize)
+        if self.cg < 8 or not self.innermost:
+            thread += _align(MAX_ROWS * self.k * self.itemsize)
+        scratch = _align(self.taps * 24) + _align(self.cg * self.itemsize) + _align(self.k * 8)
+        scratch = scratch + _align(self.copy_elems * self.itemsize)
+        if not self.packed:
+            scratch = scratch + _align(-(-self.og // lanes) * lanes * self.k * self.groups * self.itemsize)
+        assert isinstance(thread, int)
+        return Blocks(nv, rows, cols, block_k, scratch, thread)
+
+    def rule(self) -> Blocks:
+        """The built-in blocking: a panel's part of the range of k in L1, a block's accumulators and rows of x in L2."""
+        nv = choose_nv(self.og, self.vlen // self.itemsize, self.vlen)
+        wide = nv * self.vlen // self.itemsize
+        cols = max(1, min(128 * 4 // self.itemsize // wide, -(-self.og // wide))) * wide
+        mr = max_rows(nv, self.vlen)
+        rows = max(1, min(256, 64 * 1024 // self.itemsize // cols) // mr) * mr
+        return self.blocks(nv, rows, cols, self._equal_parts(L1_PANEL // (wide * self.itemsize)))
+
+    def _equal_parts(self, block_k: int) -> int:
+        block_k = max(1, block_k)
+        return max(1, -(-self.k // max(1, round(self.k / block_k))))
+
+    def candidates(self) -> list[Blocks]:
+        """The built-in blocking, then all others worth a look: a panel's part of k takes 8 to 48 KiB (L1), a block's
+        accumulators at most 256 KiB (L2), rows and columns are whole tiles and panels."""
+        lanes, found = self.vlen // self.itemsize, {}
+        vectors = max(1, -(-self.og // lanes))
+        for nv in range(1, min(4, vectors) + 1):
+            wide, mr = nv * lanes, max_rows(nv, self.vlen)
+            panels = -(-self.og // wide)
+            for block_k in sorted({self._equal_parts(kib * 1024 // (wide * self.itemsize)) for kib in (8, 16, 24, 48)}):
+                for part in sorted({min(p, panels) for p in (1, 2, 4, 8)}):
+                    for rows in (16, 32, 64, 128, 256):
+                        b = (nv, max(1, rows // mr) * mr, part * wide, block_k)
+                        if b[1] * b[2] * self.itemsize <= 256 * 1024:
+                            found[b] = None
+        own = self.rule()
+        return [own, *(self.blocks(*b) for b in found if list(b) != own.attrs)]
 
 
 def depthwise_blocks(out_channels: int, taps: int, itemsize: int, *, packed: bool, copy_elems: Dim = 0) -> Blocks:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -77,11 +78,67 @@ def unpack_gemm_b(packed: Array) -> Array:
     return np.ascontiguousarray(data.transpose(0, 2, 1, 3).reshape(batches, k, panels * nr)[:, :, :n])
 
 
-# Blocking of gemm.hpp: rows of a tile, rows and columns of a task, steps of a reduction block, shortest split one.
+# Built-in sizes of gemm.hpp: rows of a tile, rows and columns of a task, steps of a reduction block, shortest split one.
 TILE, ROWS, COLS, STEPS, SPLIT_STEPS = 6, 144, 256, 512, 4096
+MAX_TILES = 96  # kMaxTilesMC
 
 
-def thread_scratch(acc: DType, vlen: int) -> int:
+@dataclass(frozen=True)
+class Blocking:
+    """The sizes of a block, which are the last attributes of effc_matmul_* but an epilogue's: steps of the reduction,
+    tiles of rows, columns of a task. 0 is the kernel's own size. ``steps`` alone changes the order of additions."""
+
+    steps: int = 0
+    tiles: int = 0
+    cols: int = 0
+
+    @property
+    def attrs(self) -> list[int]:
+        return [self.steps, self.tiles, self.cols]
+
+    @property
+    def label(self) -> str:
+        """For reports."""
+        return f"steps {self.steps or STEPS}, rows {self.rows}, cols {self.cols or COLS}"
+
+    @property
+    def rows(self) -> int:
+        """Rows of a block."""
+        return (self.tiles or ROWS // TILE) * TILE
+
+
+def candidates(rows: int, k: int, n: int, acc: DType, vlen: int) -> list[Blocking]:
+    """The built-in sizes (no block is longer than the operands), then all others worth a look: a block of A takes at
+    most 384 KiB (L2), a block of a panel of B at most 96 KiB, results of a task at most 512 KiB."""
+    nr, size = panel_width(acc, vlen), acc.itemsize
+    own = Blocking()
+    seen = {_effective(own, rows, k, n, nr)}
+    found = [own]
+    for steps in (256, 512, 768, 1024, 1536):
+        for tiles in (4, 8, 16, 24, 48):
+            for cols in (64, 128, 256, 512):
+                b = Blocking(steps, tiles, cols)
+                real = _effective(b, rows, k, n, nr)
+                height, depth, width = real[1] * TILE, -(-k // real[0]), real[2] * nr
+                fits = height * depth * size <= 384 << 10 and depth * nr * size <= 96 << 10
+                if fits and height * width * size <= 512 << 10 and real not in seen:
+                    seen.add(real)
+                    found.append(b)
+    return found
+
+
+def _effective(b: Blocking, rows: int, k: int, n: int, nr: int) -> tuple[int, int, int]:
+    """What a blocking comes to: blocks of the reduction, tiles of a block of rows, panels of a task."""
+    tiles, panels = max(1, -(-rows // TILE)), max(1, -(-n // nr))
+    return (
+        max(1, -(-k // (b.steps or STEPS))),
+        -(-tiles // -(-tiles // (b.tiles or ROWS // TILE))),
+        min(panels, max(1, (b.cols or COLS) // nr)),
+    )
+
+
+def thread_scratch(acc: DType, vlen: int, blocking: Blocking = Blocking()) -> int:  # noqa: B008
     """Bytes per thread for accumulators of this dtype; thread_scratch_bytes() of gemm.hpp."""
     nr = vlen // acc.itemsize * (4 if vlen >= 64 else 2)
-    return acc.itemsize * (ROWS * COLS + ROWS * STEPS + STEPS * nr)
+    steps, rows, cols = blocking.steps or STEPS, blocking.rows, max(blocking.cols or COLS, nr)
+    return acc.itemsize * (rows * cols + rows * steps + steps * nr)

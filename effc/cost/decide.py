@@ -1,0 +1,40 @@
+"""A choice among ways to make one kernel call, and what the report says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+LOSERS = 4  # kept for the report
+
+
+@dataclass(frozen=True)
+class Decision:
+    """``index`` of the way taken. ``seconds``: what is predicted for each; ``gain``: predicted time of the backend's
+    own way over this one's; ``uncertainty``: one standard deviation of its logarithm."""
+
+    index: int
+    seconds: tuple[float, ...] = ()
+    gain: float = 1.0
+    uncertainty: float = 0.0
+    why: str = ""
+
+    def as_json(self, labels: Sequence[str]) -> dict[str, Any]:
+        """For the report: times in microseconds, the best few losers, and the backend's own way if it lost."""
+        out: dict[str, Any] = {"chosen": labels[self.index], "why": self.why, "ways": len(labels)}
+        if not self.seconds:
+            return out
+        order = sorted(range(len(labels)), key=lambda i: (self.seconds[i], i))
+        losers = [i for i in order if i != self.index][:LOSERS]
+        if self.index and 0 not in losers:
+            losers.append(0)
+
+        def line(i: int) -> dict[str, Any]:
+            return {"way": labels[i] + (" (rule)" if i == 0 else ""), "us": round(self.seconds[i] * 1e6, 3)}
+
+        out["predicted"] = line(self.index)
+        out["losers"] = [line(i) for i in losers]
+        out["gain"] = round(self.gain, 4)
+        out["uncertainty"] = round(self.uncertainty, 4)
+        return out
