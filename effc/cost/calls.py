@@ -25,7 +25,7 @@ class Tensor:
 
     @property
     def itemsize(self) -> int:
-        return BY_NAME[self.dtype].itemsize
+        return BY_NAME[self.dtype].size
 
     @property
     def numel(self) -> int:
@@ -173,7 +173,7 @@ def footprint(program: Mapping[str, Any], env: Mapping[str, int]) -> int:
     for i, v in enumerate(program["values"]):
         if v["k"] == "view" or "alias" in v:
             continue
-        size = _tensor(program["values"], i, known).numel * BY_NAME[v["d"]].itemsize
+        size = _tensor(program["values"], i, known).numel * BY_NAME[v["d"]].size
         if v["k"] == "temp":
             temps += size
         else:

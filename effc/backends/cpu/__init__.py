@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from ...cost.calls import Call
+from ...cost.decide import Decision
 from ...ir.dims import Dim
 from ...ir.graph import Graph
 from ...runtime import debug
@@ -25,10 +27,21 @@ class Compiled:
     code: bytes
     sources: dict[str, str]
     notes: list[dict[str, Any]] = field(default_factory=list)
+    decisions: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
-def compile_graphs(graphs: Mapping[str, Graph], target: CpuTarget, num_threads: int | None = None) -> Compiled:
-    """Lowers and compiles entry points that share constants. Programs still hold symbolic dims and constant indices."""
+Decide = Callable[[Sequence[Call]], Decision]
+
+
+def compile_graphs(
+    graphs: Mapping[str, Graph],
+    target: CpuTarget,
+    num_threads: int | None = None,
+    decide: Callable[[str], Decide] | None = None,
+) -> Compiled:
+    """Lowers and compiles entry points that share constants. Programs still hold symbolic dims and constant indices.
+    ``decide`` gives what chooses among ways to make a call, for an entry point by name (``effc.cost.model.chooser``);
+    without it every call is made as the lowering rules say."""
     from . import build
     from .lower import Constants, Lowering, Options, load_rules
     from .sources import bundle
@@ -38,15 +51,18 @@ def compile_graphs(graphs: Mapping[str, Graph], target: CpuTarget, num_threads: 
     programs: dict[str, dict[str, Any]] = {}
     kernels: set[str] = set()
     notes: list[dict[str, Any]] = []
+    decisions: dict[str, list[dict[str, Any]]] = {}
     for name, g in graphs.items():
-        cx = Lowering(g, Options(target, num_threads), constants, generated)
+        options = Options(target, num_threads, decide=None if decide is None else decide(name))
+        cx = Lowering(g, options, constants, generated)
         programs[name] = cx.run()
         kernels |= cx.kernels
         notes += [{"entry": name, **n} for n in cx.notes]
+        decisions[name] = cx.decisions
     if debug.level() >= 4:  # before they are compiled: they may not compile
         debug.show(debug.sources_text(programs, generated.kernels))
     code = build.shared_object(kernels, generated.kernels, target)
-    return Compiled(programs, constants.arrays, code, bundle(kernels, generated.kernels, target), notes)
+    return Compiled(programs, constants.arrays, code, bundle(kernels, generated.kernels, target), notes, decisions)
 
 
 __all__ = ["Compiled", "CpuTarget", "Dim", "compile_graphs"]

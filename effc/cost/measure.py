@@ -1,0 +1,263 @@
+"""Measuring: one kernel call in every way it can be made, side by side; and all calls of a model, where it makes them.
+
+Times are the runtime's own, per instruction (its profile). Ways of one call are entry points of one artifact and run in
+short blocks in turn, so that a change of the machine's speed meets all of them; a block's time is its mean, a record's
+the lower quartile over blocks: what others run on the machine only ever makes a block longer, and seldom by a little.
+What a kernel finds in the caches is controlled: ``between`` bytes of another array are read
+before every run of it (0: nothing, it finds its own operands).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from ..ir.dtypes import DType
+from ..ir.graph import Builder, Graph
+from ..ir.types import TensorType
+from ..runtime.errors import EffcError
+from .calls import Call, calls
+from .decide import Decision
+from .machine import Machine, Others
+from .records import Record
+from .space import Case
+
+BLOCKS = (6, 16)  # of each way: the more, the shorter they are
+BLOCK_SECONDS, WAY_SECONDS = 0.4e-3, 30e-3
+SWEEP_ROW = 4096
+Rng = np.random.Generator
+
+
+class Forced:
+    """A decider that takes way ``index`` and remembers the calls it was asked about."""
+
+    def __init__(self, index: int = 0) -> None:
+        self.index, self.calls = index, []  # type: tuple[int, Sequence[Call]]
+
+    def __call__(self, ways: Sequence[Call]) -> Decision:
+        self.calls = ways
+        return Decision(min(self.index, len(ways) - 1), why="forced")
+
+
+def graph_of(case: Case) -> Graph:
+    """The case's graph after the passes of the CPU backend."""
+    from .. import builtin_backends  # noqa: F401  (registers them)
+    from ..backends.registry import find
+    from ..passes.manager import PassReport, Pipeline
+    from ..passes.pipeline import default
+
+    b = Builder()
+    g = b.graph([case.build(b)])
+    return Pipeline(default(find("cpu").passes())).run(g, PassReport())
+
+
+def _wrapped(g: Graph, sweep: int) -> Graph:
+    """The graph with one element of its result as the output, so that the result itself lies in the arena as it would
+    in a model; and, if ``sweep``, with the sum of an array of that many bytes."""
+    b = Builder()
+    y = g.inline(b, [b.input(n.name, n.types[0]) for n in g.inputs])[0]
+    outs = [b.op("slice", y, starts=(0,) * y.type.rank, stops=(1,) * y.type.rank, steps=(1,) * y.type.rank)]
+    if sweep:
+        x = b.input("sweep", TensorType(DType.f32, (max(1, sweep // 4 // SWEEP_ROW), SWEEP_ROW)))
+        outs.append(b.op("reduce", x, kind="sum", dims=(1,), keepdims=False))
+    return b.graph(outs)
+
+
+class Bench:
+    """The ways of one call, compiled and loaded. ``graphs``: the same function by way; ``target``: a CpuTarget."""
+
+    def __init__(
+        self, case: Case, graph: Graph, ways: Sequence[int], sweep: int, threads: int, target: Any, folder: Path
+    ) -> None:
+        from ..backends import cpu
+        from ..compiler import write_artifact
+        from ..runtime.loader import load
+
+        g = _wrapped(graph, sweep)
+        names = {f"w{w}": Forced(w) for w in ways}
+        parts = cpu.compile_graphs(dict.fromkeys(names, g), target, threads, lambda n: names[n])
+        self.calls: dict[str, Call] = {}
+        self._at: dict[str, list[int]] = {}
+        self.ways = {n: f.index for n, f in names.items()}
+        for n, program in parts.programs.items():
+            found = [(c.bytes, i, c) for i, c in enumerate(calls(program, {})) if c.kernel.startswith(case.kernels)]
+            if sweep and case.family == "red":  # the sweep is a reduction, too, and comes last
+                found = found[:-1]
+            if not found:
+                raise EffcError(f"{case.spec} makes no call of {case.kernels}")
+            _, at, call = max(found, key=lambda f: f[0])
+            self.calls[n] = call
+            repeat = 1 if sweep else max(1, min(16, int(100e-6 / (call.flops / 30e9 + call.bytes / 10e9 + 1e-6))))
+            each = len(program["code"])
+            program["code"] = program["code"] * repeat
+            self._at[n] = [at + each * i for i in range(repeat)]
+        io = SimpleNamespace(
+            input_names=[n.name for n in g.inputs], output_names=[f"y{i}" for i in range(len(g.outputs))],
+            in_tree=None, out_tree=None,
+        )  # fmt: skip
+        path = folder / "case.effc"
+        write_artifact(path, target, dict.fromkeys(names, io), dict.fromkeys(names, g), parts, {})
+        self.model = load(path, num_threads=threads)
+        path.unlink()
+        rng = np.random.default_rng(0)
+        self.inputs = {n.name: rng.standard_normal(n.types[0].shape, np.float32) for n in g.inputs}  # type: ignore[arg-type]
+        self._index = {n: i for i, n in enumerate(self.model.entry_names)}
+
+    def _spent(self, name: str) -> tuple[int, int]:
+        """Nanoseconds and calls of the measured instruction so far."""
+        from ..runtime import _rt
+
+        lib, p, ns, count = _rt.lib(), _rt.Profile(), 0, 0
+        for i in self._at[name]:
+            _rt.check(lib.effc_profile_get(self.model._ptr, self._index[name], i, ctypes.byref(p)))
+            ns, count = ns + p.ns, count + p.calls
+        return ns, count
+
+    def block(self, name: str, runs: int) -> float:
+        """Seconds per call over this many runs."""
+        ns, count = self._spent(name)
+        run = self.model.entry(name).run
+        for _ in range(runs):
+            run(self.inputs)
+        ns2, count2 = self._spent(name)
+        return (ns2 - ns) * 1e-9 / max(1, count2 - count)
+
+    def times(self, blocks: tuple[int, int] = BLOCKS) -> dict[str, list[float]]:
+        """Seconds of each block of each way, blocks in turn: at least and at most so many."""
+        from ..runtime import _rt
+
+        _rt.lib().effc_profile_enable(self.model._ptr, 1)
+        runs, longest = {}, 0.0
+        for n in self.ways:
+            self.block(n, 1)
+            start = time.perf_counter()
+            self.block(n, 1)
+            once = time.perf_counter() - start
+            runs[n] = max(1, min(64, int(BLOCK_SECONDS / once)))
+            longest = max(longest, once * runs[n])
+        found: dict[str, list[float]] = {n: [] for n in self.ways}
+        for i in range(max(blocks[0], min(blocks[1], int(WAY_SECONDS / longest)))):
+            for n in list(self.ways)[:: 1 if i % 2 else -1]:
+                found[n].append(self.block(n, runs[n]))
+        return found
+
+
+def typical(blocks: Sequence[float]) -> float:
+    """The lower quartile of blocks' times, seconds."""
+    return float(np.percentile(blocks, 25))
+
+
+def repeat_error(blocks: Sequence[float]) -> float:
+    """|ln| of the ratio of what every other block says: how far two measurements, each half as long, differ."""
+    return abs(float(np.log(typical(blocks[::2]) / typical(blocks[1::2]))))
+
+
+def ways_of(graph: Graph, target: Any) -> int:
+    """In how many ways the backend could make the call of a case's graph."""
+    from ..backends.cpu.codegen import Generated
+    from ..backends.cpu.lower import Constants, Lowering, Options, load_rules
+
+    load_rules()
+    spy = Forced()
+    Lowering(graph, Options(target, decide=spy), Constants(), Generated()).run()
+    return max(1, len(spy.calls))
+
+
+def measure(
+    case: Case, rng: Rng, group: str, threads: int, sweep: int, target: Any, machine: Machine, folder: Path,
+    most: int = 7, source: str = "space", blocks: tuple[int, int] = BLOCKS,
+) -> list[Record]:  # fmt: skip
+    """Records of a case: the backend's own way, and up to ``most - 1`` others drawn at random."""
+    graph = graph_of(case)
+    n = ways_of(graph, target)
+    ways = [0, *(int(i) + 1 for i in rng.permutation(n - 1)[: most - 1])]
+    bench = Bench(case, graph, ways, sweep, threads, target, folder)
+    out, others = [], Others()
+    found = bench.times(blocks)
+    busy = others.share()
+    for name, times in found.items():
+        call = bench.calls[name]
+        out.append(
+            Record(
+                call, case.family, threads, max(sweep, call.bytes), typical(times), repeat_error(times), busy, group,
+                bench.ways[name], source, target.name, machine,
+            )
+        )  # fmt: skip
+    return out
+
+
+def measure_model(
+    model: Any, manifest: Mapping[str, Any], entry: str, env: Mapping[str, int], inputs: Mapping[str, Any], name: str,
+    machine: Machine, family_of: Callable[[Call], str], seconds: float = 2.0,
+) -> tuple[list[Record], list[float]]:  # fmt: skip
+    """Records of every call of a loaded model's entry point outside control flow, and the times of its runs without
+    profiling (seconds; the profile's own cost is not in them)."""
+    from ..runtime import _rt
+    from .calls import footprint
+
+    program = manifest["entries"][entry]["program"]
+    bound, lib, p = model.entry(entry), _rt.lib(), _rt.Profile()
+    index = model.entry_names.index(entry)
+    for _ in range(3):
+        bound.run(inputs)
+    plain = [c for ins, c in zip(program["code"], calls_of_top(program, env), strict=True) if ins["op"] == "call"]
+    slots = _slots(program)
+    whole: list[float] = []
+    others = Others()
+    blocks: list[list[float]] = [[] for _ in plain]
+    for _ in range(10):
+        end = time.perf_counter() + seconds / 20
+        while True:
+            start = time.perf_counter()
+            bound.run(inputs)
+            now = time.perf_counter()
+            whole.append(now - start)
+            if now > end:
+                break
+        lib.effc_profile_enable(model._ptr, 1)
+        end = time.perf_counter() + seconds / 20
+        while True:
+            bound.run(inputs)
+            if time.perf_counter() > end:
+                break
+        for b, slot in zip(blocks, slots, strict=True):
+            _rt.check(lib.effc_profile_get(model._ptr, index, slot, ctypes.byref(p)))
+            b.append(p.ns * 1e-9 / max(1, p.calls))
+        lib.effc_profile_enable(model._ptr, 0)
+    between, busy = footprint(program, env), others.share()
+    records = [
+        Record(
+            c, family_of(c), model.num_threads, max(between, c.bytes), typical(b), repeat_error(b), busy,
+            f"{name}-{i}-t{model.num_threads}", 0, name, manifest["target"], machine,
+        )
+        for i, (c, b) in enumerate(zip(plain, blocks, strict=True))
+    ]  # fmt: skip
+    return records, whole
+
+
+def calls_of_top(program: Mapping[str, Any], env: Mapping[str, int]) -> list[Call | None]:
+    """The calls of a program's own instructions; None for control flow."""
+    out: list[Call | None] = []
+    for ins in program["code"]:
+        one = {**program, "code": [ins]}
+        out.append(next(calls(one, env)) if ins["op"] == "call" else None)
+    return out
+
+
+def _slots(program: Mapping[str, Any]) -> list[int]:
+    """The numbers under which the runtime's profile has the calls outside control flow."""
+    from ..runtime.debug import instructions
+
+    return [i for i, (depth, ins) in enumerate(instructions(program)) if depth == 0 and ins["op"] == "call"]
+
+
+def temporary() -> tempfile.TemporaryDirectory[str]:
+    """A folder for the artifacts that are measured, gone afterwards."""
+    return tempfile.TemporaryDirectory(prefix="effc-tune-")
