@@ -24,12 +24,11 @@ from urllib.parse import quote
 import numpy as np
 
 from .conformance import command as conformance
+from .cost import command as cost
 from .runtime.errors import EffcError
 
 NOT_YET = {
     "report": "one HTML page of graph, memory and kernels",
-    "estimate": "predicted time and memory without compiling",
-    "tune": "measuring kernel variants on this machine",
 }
 
 
@@ -625,8 +624,20 @@ def _memory(a: argparse.Namespace, manifest: Mapping[str, Any]) -> None:
     )
 
 
+def cmd_tune(a: argparse.Namespace) -> None:
+    cost.tune(a, sizes)
+
+
+def cmd_estimate(a: argparse.Namespace) -> None:
+    cost.estimate(a, sizes)
+
+
 def cmd_explain(a: argparse.Namespace) -> None:
-    report = _manifest(a.model).get("report", {})
+    manifest = _manifest(a.model)
+    report = manifest.get("report", {})
+    if a.measure:
+        with progress(f"measuring the choices of {a.model}"):
+            cost.with_measurements(report, manifest, a.threads)
     if a.json:
         print(json.dumps(report))
         return
@@ -642,6 +653,8 @@ def cmd_explain(a: argparse.Namespace) -> None:
         print("  kernels: " + ", ".join(f"{n} {k}" for k, n in e.get("kernels", {}).items()))
         for d in passes.get("declined", []):
             print(f"  declined {d['rule']} on {d['op']} x{d['times']}: {d['reason']}  {d['loc']}")
+        for line in cost.decisions_text(e.get("decisions", [])):
+            print(line)
     for note in report.get("notes", []):
         print(f"note: {note}")
 
@@ -756,6 +769,11 @@ def parser() -> argparse.ArgumentParser:
     p = add("explain", cmd_explain, "show what the compiler decided, and what it declined and why")
     p.add_argument("model", metavar="MODEL.effc")
     p.add_argument("--json", action="store_true")
+    cost.explain_arguments(p)
+    p = add("estimate", cmd_estimate, "predict a model's latency without running it")
+    cost.estimate_arguments(p)
+    p = add("tune", cmd_tune, "measure kernels on this machine, and train a cost model on what was measured")
+    cost.tune_arguments(p)
     p = add("targets", cmd_targets, "list targets and what this machine can run")
     p.add_argument("--json", action="store_true")
     p = add("conformance", cmd_conformance, "run the conformance suites on backends and print one table")

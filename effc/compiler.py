@@ -203,7 +203,7 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
     started = time.perf_counter()
     t = parse(options.target)
     cache, uncached = ModelCache.lookup(
-        entries, t, (*options.disable_passes, "" if options.selftest else "no selftest")
+        entries, t, (*options.disable_passes, "" if options.selftest else "no selftest", decided_by(options.num_threads))
     )
     if cache is not None and (hit := cache.get()) is not None:
         path, folder = hit
@@ -230,10 +230,11 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
         graphs[n] = pipeline.run(im.graph, reports[n])
     mark = time.perf_counter()
     seconds["passes"] = mark - started - seconds["frontend"]
-    parts = cpu.compile_graphs(graphs, t, options.num_threads)
+    parts = cpu.compile_graphs(graphs, t, options.num_threads, lambda n: chooser(t.name, options.num_threads, graphs[n]))
     seconds["backend"] = time.perf_counter() - mark
     if debug.level() >= 3:
         debug.show(debug.kernels_text(parts.programs, parts.notes))
+        debug.show(debug.decisions_text(parts.decisions))
     mark = time.perf_counter()
     cases, left_out = (
         selftests(entries, imported, graphs) if options.selftest else ({}, dict.fromkeys(entries, "not asked for"))
@@ -249,6 +250,7 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
                 "passes": reports[n].as_json(),
                 "kernels": kernel_counts(parts.programs[n]),
                 "arena": parts.programs[n]["arena"],
+                "decisions": parts.decisions[n],
             }
             for n in graphs
         },
@@ -260,6 +262,22 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
     if cache is not None:
         cache.put(path)
     return _runnable(path, folder, t, options.num_threads)
+
+
+def chooser(target: str, num_threads: int | None, graph: Any) -> Any:
+    """The cost model's choice for a graph, or None without a model for the target."""
+    from .cost.model import chooser as of_model
+
+    constants = sum(n.attrs["data"].nbytes for n in graph.nodes if n.op == "constant")
+    return of_model(target, num_threads, constants)
+
+
+def decided_by(num_threads: int | None) -> str:
+    """What the choices of a compilation depend on besides effc and the target: threads, and a cost model of one's
+    own."""
+    named = os.environ.get("EFFC_COST_MODEL", "")
+    stamp = os.stat(named).st_mtime_ns if named and os.path.exists(named) else 0
+    return f"threads {num_threads or len(os.sched_getaffinity(0))} cost model {named} {stamp}"
 
 
 def selftests(
@@ -333,7 +351,7 @@ class ModelCache:
             own = [
                 f"{p.relative_to(PACKAGE)}/{p.stat().st_size}/{p.stat().st_mtime_ns}"
                 for p in sorted(PACKAGE.rglob("*"))
-                if p.suffix in (".py", ".hpp", ".cpp", ".h")
+                if p.suffix in (".py", ".hpp", ".cpp", ".h", ".npz")
             ]
             options = (target.name, tuple(disable), compiler_version(), own, *files)
             if of_torch:

@@ -31,7 +31,7 @@ class Decision:
             losers.append(0)
 
         def line(i: int) -> dict[str, Any]:
-            return {"way": labels[i] + (" (rule)" if i == 0 else ""), "us": round(self.seconds[i] * 1e6, 3)}
+            return {"way": labels[i], "index": i, "us": round(self.seconds[i] * 1e6, 3)}
 
         out["predicted"] = line(self.index)
         out["losers"] = [line(i) for i in losers]

@@ -17,6 +17,7 @@ import numpy as np
 from ..ir.dtypes import DType
 from ..ir.graph import Builder, Value
 from ..ir.types import TensorType
+from .calls import Call
 
 Rng = np.random.Generator
 MOST_FLOPS, MOST_BYTES = 8e8, 32 << 20  # of one call
@@ -282,3 +283,64 @@ def copy(rng: Rng) -> Case | None:
         return b.op("reshape", y, shape=(a * b_ * c,))  # a permutation alone is a view
 
     return Case("copy", f"copy {a}x{b_}x{c} {order}", build, ("effc_copy",))
+
+
+# Calls of models ------------------------------------------------------------------------------------------------------
+
+
+def like(call: Call) -> Case | None:
+    """A case whose lowering makes a call of these shapes, with weights and inputs made up; None for a kind of call that
+    no case is made of. Bias and clamp stay, other epilogues do not."""
+    x = call.ins[0]
+    if x is None or any(t is not None and t.dtype not in ("f32", "u8") for t in call.ins):
+        return None
+    if call.kernel == "effc_conv_f32" and call.attrs[0] and not call.attrs[1] and not call.attrs[2]:
+        return _conv_like(call)
+    if call.kernel.startswith("effc_matmul") and x.shape[:2] == (1, 1):
+        return _matmul_like(call)
+    return None
+
+
+def _conv_like(call: Call) -> Case:
+    a, x = call.attrs, call.ins[0]
+    assert x is not None
+    batch, ci, nd = x.shape[0], x.shape[1], len(x.shape) - 2
+    groups, oc, size = a[3], a[4], x.shape[2:]
+    k, s, low, dil, out = (tuple(a[i + 3 - nd : i + 3]) for i in (5, 8, 11, 14, 17))
+    high = [(o - 1) * t + d * (n - 1) + 1 - i - p for o, t, d, n, i, p in zip(out, s, dil, k, size, low)]
+    pad = tuple((p, max(0, h)) for p, h in zip(low, high))
+    tail = "relu" if a[24] & 4 else "bias" if a[24] & 1 or call.epilogue else "none"
+    inner = x.strides[1] == 1
+
+    def build(b: Builder) -> Value:
+        r = np.random.default_rng(0)
+        if inner and ci > 1:
+            v = b.op("permute", b.input("x", _type(batch, *size, ci)), dims=(0, nd + 1, *range(1, nd + 1)))
+        else:
+            v = b.input("x", _type(batch, ci, *size))
+        w = _constant(b, r, oc, ci // groups, *k)
+        y = b.op("conv", v, w, stride=s, padding=pad, dilation=dil, groups=groups)
+        return _tail(b, y, tail, r, 1)
+
+    return Case("conv", f"conv {batch}x{ci}x{size} {oc} {k} s{s} p{pad} g{groups} {tail}", build, ("effc_conv_f32",))
+
+
+def _matmul_like(call: Call) -> Case:
+    x, packed = call.ins[0], "packed" in call.kernel
+    assert x is not None
+    m, k = x.shape[2:]
+    n = call.outs[0].shape[3]
+    across = not packed and call.ins[1] is not None and call.ins[1].strides[2] == 1
+    tail = "bias" if call.epilogue else "none"
+
+    def build(b: Builder) -> Value:
+        r = np.random.default_rng(0)
+        v = b.input("x", _type(m, k))
+        if packed:
+            w = _constant(b, r, k, n)
+        else:
+            w = b.op("permute", b.input("w", _type(n, k)), dims=(1, 0)) if across else b.input("w", _type(k, n))
+        return _tail(b, b.op("matmul", v, w), tail, r, 1)
+
+    kind = "packed" if packed else "plain"
+    return Case("matmul", f"matmul {kind} {m}x{k}x{n} {tail} {int(across)}", build, ("effc_matmul_",))

@@ -23,8 +23,8 @@ from .space import SAMPLERS, Case
 
 # How often each sampler's turn comes: those with ways to choose among more often.
 TURNS = {"conv": 5, "matmul": 4, "depthwise": 1, "attention": 1, "map": 2, "reduce": 1, "copy": 1}
-# A case is measured again, after a pause, if others use more than this of a CPU meanwhile; in the end it is kept as it is.
-BUSY, ATTEMPTS, PATIENCE = 0.1, 3, 4.0
+# A case is measured again, after a pause, if others use more than ``calm`` of a CPU meanwhile; in the end it is kept.
+CALM, ATTEMPTS, PATIENCE = 0.1, 3, 4.0
 SWEEPS = (1 << 20, 48 << 20)
 
 
@@ -49,13 +49,13 @@ def case_of(kind: str, i: int, seed: int, cores: int) -> tuple[Case, int, int, n
     return case, threads, sweep, rng
 
 
-def _wait(end: float) -> None:
+def _wait(end: float, calm: float) -> None:
     """Waits a few seconds, but not beyond ``end``, for others to leave the machine alone."""
     until = min(end, time.perf_counter() + PATIENCE)
-    while time.perf_counter() < until:
+    while calm < 1 and time.perf_counter() < until:
         others = Others()
         time.sleep(0.1)
-        if others.share() <= 2 * BUSY:
+        if others.share() <= 2 * calm:
             return
 
 
@@ -68,11 +68,13 @@ def tune(
     seed: int = 0,
     blocks: tuple[int, int] = measure.BLOCKS,
     machine: Machine | None = None,
+    calm: float = CALM,
     report: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> dict[str, int]:
     """Measures for this many seconds and appends to ``out``; what is there already is not measured again. Returns how
     many records were made by sampler. ``report`` hears of each case. KeyboardInterrupt ends it; what was done is kept.
-    ``target`` is a CpuTarget that this machine can run."""
+    ``target`` is a CpuTarget that this machine can run. ``calm``: CPU seconds a second that others may use while a case
+    is measured, before it is measured again; 1 and more: any."""
     order = turns(kernels)
     machine = machine or this_machine()
     writer, made = Writer(out), dict.fromkeys(order, 0)
@@ -89,12 +91,12 @@ def tune(
                 following[kind] += 1
                 try:
                     for _ in range(ATTEMPTS):
-                        _wait(end)
+                        _wait(end, calm)
                         state = rng.bit_generator.state
                         found = measure.measure(
                             case, rng, group, threads, sweep, target, machine, Path(folder), blocks=blocks
                         )
-                        if found[0].busy <= BUSY or time.perf_counter() > end:
+                        if found[0].busy <= calm or time.perf_counter() > end:
                             break
                         disturbed += 1
                         rng.bit_generator.state = state

@@ -80,6 +80,23 @@ def kernels_text(programs: Mapping[str, Any], notes: Sequence[Mapping[str, Any]]
     return "\n".join(lines)
 
 
+def decisions_text(decisions: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """What the cost model chose for each node, by how much it is predicted to gain, and the best of the losers."""
+    lines = []
+    for name, made in decisions.items():
+        lines.append(f"choices of entry {name}" if made else f"entry {name}: nothing to choose")
+        for d in made:
+            where = f"  [{d['loc']}]" if d.get("loc") else ""
+            lines.append(f"  {d['name']}: {d['kernel']}, {d['chosen']}: {d['why']}{where}")
+            if d.get("predicted"):
+                gain = f", {d['gain']:.2f} times the rule's speed, give or take {d['uncertainty']:.0%}"
+                lines.append(f"    {d['predicted']['us']:10.1f} us predicted{gain if d['predicted']['index'] else ''}")
+            for x in d.get("losers", ()):
+                mark = ", the rule's own" if x["index"] == 0 else ""
+                lines.append(f"    {x['us']:10.1f} us  {x['way']}{mark}")
+    return "\n".join(lines)
+
+
 def sources_text(programs: Mapping[str, Any], sources: Mapping[str, str]) -> str:
     """The C++ of each generated kernel, under the nodes that it runs."""
     users: dict[str, list[str]] = {name: [] for name in sources}

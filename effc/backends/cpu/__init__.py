@@ -37,7 +37,7 @@ def compile_graphs(
     graphs: Mapping[str, Graph],
     target: CpuTarget,
     num_threads: int | None = None,
-    decide: Callable[[str], Decide] | None = None,
+    decide: Callable[[str], Decide | None] | None = None,
 ) -> Compiled:
     """Lowers and compiles entry points that share constants. Programs still hold symbolic dims and constant indices.
     ``decide`` gives what chooses among ways to make a call, for an entry point by name (``effc.cost.model.chooser``);

@@ -179,6 +179,7 @@ class Lowering:
         self.uses = graph.uses()
         self.notes: list[dict[str, Any]] = [] if parent is None else parent.notes
         self.decisions: list[dict[str, Any]] = [] if parent is None else parent.decisions
+        self._undecided: dict[str, Any] | None = None
 
     @property
     def target(self) -> CpuTarget:
@@ -298,6 +299,9 @@ class Lowering:
         self.kernels.add(kernel)
         if epilogue:
             self.kernels.add(epilogue)
+        if self._undecided is not None and self._undecided["kernel"] == kernel:
+            self._undecided["at"] = len(self.code)  # the instruction that the decision was about
+            self._undecided = None
         node = self.node
         moved: Dim = 0
         for b in [*ins, *outs]:
@@ -355,8 +359,9 @@ class Lowering:
         n = len(ins)
         results = tuple(t for t in tensors[n:] if t is not None)
         base = Call(kernel, tuple(tensors[:n]), results, flops=int(work), **call)  # type: ignore[call-overload]
-        made = decider([base.with_attrs([int(a) for a in w]) for w in ways])  # type: ignore[call-overload]
+        made: Decision = decider([base.with_attrs([int(a) for a in w]) for w in ways])  # type: ignore[call-overload]
         self.decisions.append({**entry, "kernel": kernel, **made.as_json(labels)})
+        self._undecided = self.decisions[-1] if self.parent is None else None
         return made.index
 
     def epilogue(self, body: Graph, acc: DType, extras: Sequence[Buf], outs: Sequence[Buf]) -> tuple[str, list[Dim]]:

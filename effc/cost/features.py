@@ -1,0 +1,340 @@
+"""What the cost model sees of a call: numbers, computed from the call, the machine and the threads alone.
+
+A :class:`Family` is a set of kernels that one model predicts. To teach the cost model another kernel, declare its
+family here, with :func:`family`, and a sampler in ``space.py``; nothing else needs to know. Features are logarithms
+where sizes span decades (trees split them the same, but ranges are checked on that scale), shares where a remainder
+costs, and sizes of blocks over sizes of caches. Where a kernel derives something from its attributes (how many blocks,
+how even), the features mirror it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import log2, prod
+
+from .calls import Call, Tensor
+from .roofline import Context, floor, operations, taps_inside
+
+Extract = Callable[[Call, Context], dict[str, float]]
+SLOW = frozenset(
+    "exp exp2 expm1 log log2 log10 log1p tanh sin cos tan erf erfc erfinv sigmoid pow softplus gelu silu sinh cosh asin "
+    "acos atan atan2 lgamma digamma".split()
+)
+MEDIUM = frozenset("div sqrt rsqrt reciprocal mod remainder floor_divide floordiv".split())
+
+
+@dataclass(frozen=True)
+class Family:
+    """``kernels``: prefixes of kernel names. ``extract``: features. ``depth``: the features in whose measured range a
+    call must lie for the model to be trusted."""
+
+    name: str
+    kernels: tuple[str, ...]
+    extract: Extract
+    depth: tuple[str, ...] = ("flops", "bytes", "between")
+
+    def features(self, call: Call, cx: Context) -> dict[str, float]:
+        """All features by name, in an order that depends on the family alone."""
+        return {**common(call, cx), **self.extract(call, cx)}
+
+
+FAMILIES: dict[str, Family] = {}
+
+
+def family(name: str, *kernels: str) -> Callable[[Extract], Extract]:
+    """Declares a family by its features."""
+
+    def register(f: Extract) -> Extract:
+        FAMILIES[name] = Family(name, kernels, f)
+        return f
+
+    return register
+
+
+def family_of(call: Call) -> str:
+    """The family that a call belongs to; ``other`` for a kernel that none has."""
+    best = max(
+        ((len(p), f.name) for f in FAMILIES.values() for p in f.kernels if call.kernel.startswith(p)), default=(0, "other")
+    )
+    return best[1]
+
+
+def lg(x: float) -> float:
+    """log2, of 0 as of 1."""
+    return log2(x) if x > 0 else 0.0
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def ops_of(body: str) -> dict[str, int]:
+    """The op counts of a generated body."""
+    return {op: int(n) for op, _, n in (item.partition(":") for item in body.split())}
+
+
+def common(call: Call, cx: Context) -> dict[str, float]:
+    """Features that every family has."""
+    m, size, ops = cx.machine, call.bytes, ops_of(call.body)
+    slow, medium = sum(n for o, n in ops.items() if o in SLOW), sum(n for o, n in ops.items() if o in MEDIUM)
+    return {
+        "floor": lg(floor(call, cx) * 1e9),
+        "flops": lg(operations(call)),
+        "bytes": lg(size),
+        "between": lg(max(cx.between, size)),
+        "intensity": lg(operations(call) / max(1, size)),
+        "out": lg(sum(t.nbytes for t in call.outs)),
+        "in0": lg(call.ins[0].nbytes) if call.ins and call.ins[0] is not None else 0.0,
+        "in1": lg(call.ins[1].nbytes) if len(call.ins) > 1 and call.ins[1] is not None else 0.0,
+        "extras": float(len(call.ins) - call.n_own),
+        "threads": float(cx.threads),
+        "l1": size / m.l1,
+        "l2": size / m.l2,
+        "l3": max(cx.between, size) / m.l3,
+        "epilogue": float(call.epilogue),
+        "slow": float(slow),
+        "medium": float(medium),
+        "quick": float(sum(ops.values()) - slow - medium),
+    }
+
+
+# Convolution ----------------------------------------------------------------------------------------------------------
+
+
+def _spatial(call: Call) -> tuple[int, int, tuple[int, ...]]:
+    """Batch, channels and size (depth, height, width) of a convolution's image."""
+    x = call.ins[0]
+    assert x is not None
+    return x.shape[0], x.shape[1], (1,) * (5 - len(x.shape)) + x.shape[2:]
+
+
+def even_share(threads: int, n: int) -> float:
+    """The busiest thread's part of n equal blocks, over an equal part."""
+    return ceil_div(n, threads) * threads / max(1, n)
+
+
+@family("conv", "effc_conv_f32", "effc_conv_f64")
+def conv(call: Call, cx: Context) -> dict[str, float]:
+    """effc_conv_*: see kernels/conv.hpp, whose division into blocks this mirrors."""
+    a, m = call.attrs, cx.machine
+    batch, channels, size = _spatial(call)
+    item = call.outs[0].itemsize if call.outs[0].dtype in ("f32", "f64") else 4
+    lanes = cx.vlen // item
+    groups, oc = a[3], a[4]
+    taps, pixels = prod(a[5:8]), prod(a[17:20])
+    cg, og = channels // groups, oc // groups
+    k, rows = cg * taps, batch * pixels
+    nv, block_rows, block_cols, block_k = a[20:24]
+    mr = ({1: 12, 2: 12, 3: 8, 4: 6} if cx.vlen >= 64 else {1: 10, 2: 6, 3: 4, 4: 3})[nv]
+    wide = nv * lanes
+    panels, tiles = ceil_div(og, wide), ceil_div(rows, mr)
+    row_blocks = ceil_div(tiles, max(1, block_rows // mr))
+    col_blocks = ceil_div(panels, max(1, block_cols // wide))
+    want = 4 * cx.threads if cx.threads > 1 else 1
+    while row_blocks * col_blocks * groups < want and (col_blocks < panels or row_blocks < tiles):
+        if col_blocks < panels:
+            col_blocks = min(2 * col_blocks, panels)
+        else:
+            row_blocks = min(2 * row_blocks, tiles)
+    blocks = row_blocks * col_blocks * groups
+    used_k = min(block_k, k)
+    width = a[19] if taps > 1 else pixels
+    last = og - (panels - 1) * wide
+    inside = 1.0
+    for d in range(3):
+        kernel, stride, pad, dilation, out = a[5 + d], a[8 + d], a[11 + d], a[14 + d], a[17 + d]
+        span = dilation * (kernel - 1)
+        inner = sum(0 <= o * stride - pad and o * stride - pad + span < size[d] for o in range(out))
+        inside *= inner / max(1, out)
+    x = call.ins[0]
+    assert x is not None
+    inner_c = x.strides[1] == 1 or channels == 1 or bool(a[2])
+    weights = groups * k * ceil_div(og, lanes) * lanes * item
+    return {
+        "groups": lg(groups), "og": lg(og), "cg": lg(cg), "taps": lg(taps), "k": lg(k), "rows": lg(rows),
+        "width": lg(width), "stride": float(a[10]), "dilation": float(a[16]), "inside": inside,
+        "valid": taps_inside(call), "innermost": float(inner_c), "copy": float(a[2]), "steps": float(a[24]),
+        "packed": float(a[0]), "transposed": float(a[1]), "nv": float(nv), "block_rows": lg(block_rows),
+        "block_cols": lg(block_cols), "block_k": lg(used_k), "k_blocks": float(ceil_div(k, used_k)),
+        "panels": lg(panels), "tiles": lg(tiles), "row_blocks": lg(row_blocks), "col_blocks": lg(col_blocks),
+        "blocks": lg(blocks), "even": even_share(cx.threads, blocks),
+        "fill_panels": og / (panels * wide), "fill_vectors": og / (ceil_div(og, lanes) * lanes),
+        "fill_tiles": rows / (tiles * mr), "fill_width": width / (ceil_div(width, mr) * mr),
+        "last": float(ceil_div(last, lanes)), "panel_l1": used_k * wide * item / m.l1,
+        "tile_l1": used_k * (wide + mr) * item / m.l1,
+        "block_l2": (rows / row_blocks) * (og / col_blocks) * item / m.l2,
+        "x_l2": (rows / row_blocks) * cg * a[10] * item / m.l2, "w_l2": weights / m.l2,
+        "wb_l2": weights / groups / col_blocks / m.l2, "weights": lg(weights),
+        "reload": lg((k / used_k) * rows * og * item), "latency": float(mr * nv),
+    }  # fmt: skip
+
+
+@family("depthwise", "effc_conv_dw_f32", "effc_conv_dw_f64")
+def depthwise(call: Call, cx: Context) -> dict[str, float]:
+    """effc_conv_dw_*: see kernels/conv_dw.hpp."""
+    a = call.attrs
+    batch, channels, size = _spatial(call)
+    taps, pixels = prod(a[5:8]), prod(a[17:20])
+    lanes = cx.vlen // call.outs[0].itemsize
+    return {
+        "channels": lg(channels), "taps": lg(taps), "kernel": float(a[7]), "stride": float(a[10]),
+        "dilation": float(a[16]), "pixels": lg(pixels), "width": lg(a[19]), "height": lg(a[18]), "batch": lg(batch),
+        "valid": taps_inside(call), "copy": float(a[2]), "steps": float(a[24]), "packed": float(a[0]),
+        "fill": channels / (ceil_div(channels, lanes) * lanes), "fill2": channels / (ceil_div(channels, 2 * lanes) * 2 * lanes),
+        "odd_width": float(a[19] % 8), "x_l2": channels * size[2] * a[6] * 4 / cx.machine.l2,
+    }  # fmt: skip
+
+
+# Matrix products ------------------------------------------------------------------------------------------------------
+
+
+@family("matmul", "effc_matmul_")
+def matmul(call: Call, cx: Context) -> dict[str, float]:
+    """effc_matmul_*, effc_matmul_packed_*: see kernels/gemm.hpp, whose grid this mirrors."""
+    m_, x, y = cx.machine, call.ins[0], call.outs[0]
+    assert x is not None
+    packed = "packed" in call.kernel
+    item = max(4, x.itemsize)
+    nr = cx.vlen // item * (4 if cx.vlen >= 64 else 2)
+    b0, b1, m, k = x.shape
+    w = call.ins[1]
+    if packed:
+        distinct, n, sizes = call.attrs[0], call.attrs[2], call.attrs[3:6]
+        w_row = w_col = 0
+    else:
+        assert w is not None
+        n, sizes = w.shape[3], call.attrs[0:3]
+        w_row, w_col = w.strides[2], w.strides[3]
+        distinct = prod(d for d, s in zip(w.shape[:2], w.strides[:2]) if s != 0)
+        b0, b1 = max(b0, w.shape[0]), max(b1, w.shape[1])
+    batch = b0 * b1
+    if not call.epilogue and distinct == 1 and batch > 1:  # fold_batches, as far as strides are usual
+        m, batch = m * batch, 1
+    steps, block_tiles, cols = (v or d for v, d in zip(sizes, (512, 24, 256)))
+    tiles, panels = max(1, ceil_div(m, 6)), max(1, ceil_div(n, nr))
+    splits = 1 if k < 4096 or batch * ceil_div(tiles, 4) * panels >= 8 else min(16, k // 2048)
+    row_blocks, width, narrow = ceil_div(tiles, block_tiles), max(1, cols // nr), max(1, 64 // nr)
+    narrow = min(width, narrow)
+    want = 4 * cx.threads if cx.threads > 1 else 1
+
+    def tasks() -> int:
+        return batch * row_blocks * ceil_div(panels, width) * splits
+
+    while width > narrow and tasks() < want:
+        width = max(narrow, width - narrow)
+    if tasks() < cx.threads and tiles > 1:
+        row_blocks = min(tiles, max(row_blocks, ceil_div(2 * cx.threads, max(1, tasks() // row_blocks))))
+    if tasks() < cx.threads:
+        width = 1
+    k_blocks = max(1, ceil_div(k // splits, steps))
+    depth = ceil_div(k, k_blocks * splits)
+    height = ceil_div(m, row_blocks)
+    in_place = not packed and w_col == 1 and m <= 12 and splits == 1
+    dots = not packed and not in_place and w_row == 1 and m <= 4 and k >= 64
+    shared = not (packed or in_place or dots or splits > 1 or row_blocks * (batch // max(1, distinct)) <= 2)
+    return {
+        "packed": float(packed), "in_place": float(in_place), "dots": float(dots), "shared": float(shared),
+        "batch": lg(batch), "m": lg(m), "k": lg(k), "n": lg(n), "m_small": float(min(m, 24)), "distinct": lg(distinct),
+        "a_direct": float(x.strides[3] == 1), "b_row": float(w_row == 1), "b_col": float(w_col == 1),
+        "splits": float(splits), "steps": lg(depth), "k_blocks": float(k_blocks), "tiles": lg(tiles), "panels": lg(panels),
+        "block_tiles": lg(ceil_div(tiles, row_blocks)), "width": lg(min(width, panels)), "row_blocks": lg(row_blocks),
+        "tasks": lg(tasks()), "even": even_share(cx.threads, tasks()), "fill_rows": m / (tiles * 6),
+        "fill_cols": n / (panels * nr), "last_panel": float((n - 1) % nr + 1), "panel_l1": depth * nr * item / m_.l1,
+        "a_l2": height * depth * item / m_.l2, "c_l2": height * min(width, panels) * nr * item / m_.l2,
+        "b_l2": n * k * item / m_.l2, "b_l3": n * k * item * distinct / m_.l3, "reload": lg(k_blocks * m * n * item),
+        "a_stride": float(x.strides[2] * item % 4096 == 0), "item": float(x.itemsize),
+    }  # fmt: skip
+
+
+@family("attention", "effc_attention_")
+def attention(call: Call, cx: Context) -> dict[str, float]:
+    """effc_attention_*: see kernels/attention.hpp."""
+    q, k, v = call.ins[0], call.ins[1], call.ins[2]
+    assert q is not None and k is not None and v is not None
+    heads, lq, e, lk, ev = q.shape[0] * q.shape[1], q.shape[2], q.shape[3], k.shape[2], v.shape[3]
+    blocks = heads * ceil_div(lq, 64)
+    return {
+        "heads": lg(heads), "lq": lg(lq), "lk": lg(lk), "e": lg(e), "ev": lg(ev), "causal": float(call.attrs[0]),
+        "mask": float(len(call.ins) > 3 and call.ins[3] is not None), "blocks": lg(blocks),
+        "even": even_share(cx.threads, blocks), "fill_q": lq / (ceil_div(lq, 64) * 64), "fill_k": lk / (ceil_div(lk, 96) * 96),
+        "scores": lg(heads * lq * lk), "kv_l2": lk * (e + ev) * q.itemsize / cx.machine.l2, "lq_small": float(min(lq, 16)),
+    }  # fmt: skip
+
+
+# Loops ----------------------------------------------------------------------------------------------------------------
+
+
+def _inner(t: Tensor) -> tuple[int, int]:
+    """(elements of the run that is contiguous in memory, stride of the last dim that is longer than 1)."""
+    run, last = 1, 0
+    for d, s in sorted(zip(t.shape, t.strides), key=lambda p: (p[1], p[0])):
+        if d == 1 or s == 0:
+            continue
+        if s != run:
+            break
+        run *= d
+    for d, s in zip(reversed(t.shape), reversed(t.strides)):
+        if d != 1:
+            last = s
+            break
+    return run, last
+
+
+def _loop(call: Call) -> dict[str, float]:
+    tensors = [t for t in (*call.ins, *call.outs) if t is not None]
+    out = call.outs[0]
+    runs = [_inner(t)[0] for t in tensors]
+    return {
+        "elements": lg(max(t.numel for t in tensors)), "operands": float(len(tensors)), "run": lg(min(runs)),
+        "out_run": lg(_inner(out)[0]), "rank": float(sum(d != 1 for d in out.shape)),
+        "repeated": float(sum(any(s == 0 and d > 1 for d, s in zip(t.shape, t.strides)) for t in tensors)),
+        "odd": float(sum(_inner(t)[1] not in (0, 1) for t in tensors)),
+        "last": lg(next((d for d in reversed(out.shape) if d != 1), 1)),
+        "item": float(max(t.itemsize for t in tensors)), "least_item": float(min(t.itemsize for t in tensors)),
+    }  # fmt: skip
+
+
+@family("map", "map")
+def elementwise(call: Call, cx: Context) -> dict[str, float]:
+    """Generated elementwise loops: see kernels/loop.hpp."""
+    f, ops = _loop(call), ops_of(call.body)
+    n = 2 ** f["elements"]
+    return {
+        **f, "work_slow": lg(n * sum(c for o, c in ops.items() if o in SLOW)), "exp": float(ops.get("exp", 0)),
+        "tanh": float(ops.get("tanh", 0) + ops.get("sigmoid", 0)), "erf": float(ops.get("erf", 0)),
+        "pow": float(ops.get("pow", 0) + ops.get("log", 0)), "convert": float(ops.get("convert", 0)),
+    }  # fmt: skip
+
+
+@family("red", "red")
+def reduction(call: Call, cx: Context) -> dict[str, float]:
+    """Generated reductions, norms and softmaxes. Attributes: rank, mask of reduced dims, columns, leading operand,
+    shape."""
+    f, ops = _loop(call), ops_of(call.body)
+    rank, mask, columns = call.attrs[:3]
+    shape = call.attrs[4 : 4 + rank]
+    extent = prod(d for i, d in enumerate(shape) if mask >> i & 1)
+    kept = prod(shape) // max(1, extent)
+    stages = sum(ops.get(o, 0) for o in ("sum", "max", "min", "prod", "mean", "any", "all"))
+    return {
+        **f, "extent": lg(extent), "kept": lg(kept), "columns": float(columns), "stages": float(stages),
+        "exp": float(ops.get("exp", 0)), "even": even_share(cx.threads, kept), "total": lg(extent * kept),
+        "fill": extent % 8 / 8 if extent % 8 else 1.0, "row_l1": extent * 4 / cx.machine.l1,
+    }  # fmt: skip
+
+
+@family("copy", "effc_copy")
+def copy(call: Call, cx: Context) -> dict[str, float]:
+    """effc_copy: see kernels/copy.cpp."""
+    x = call.ins[0]
+    f = _loop(call)
+    if x is None:
+        return {**f, "in_run": 0.0, "in_stride": 0.0, "page": 0.0}
+    run, last = _inner(x)
+    return {**f, "in_run": lg(run), "in_stride": lg(last), "page": float(last * x.itemsize % 4096 == 0)}
+
+
+def vector(f: Mapping[str, float], names: tuple[str, ...]) -> list[float]:
+    """Features in a given order; one that this version does not have is 0."""
+    return [f.get(n, 0.0) for n in names]

@@ -1,0 +1,223 @@
+"""Predicting a call's time, and choosing among ways to make it.
+
+A family's model is a few ensembles of trees, each trained without a part of the records, that predict the logarithm of
+time over the roofline's floor. Their mean is the prediction; their spread and the error that each made on the part it
+had not seen are its uncertainty. A second set ranks the ways of one call. Where a call lies outside of what was
+measured (another kernel or element type, larger, smaller), the roofline answers instead, and says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from math import exp, log, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..runtime.errors import EffcError
+from .calls import Call, kernel_class
+from .decide import Decision
+from .features import FAMILIES, family_of, vector
+from .machine import Machine
+from .roofline import SLACK, Context, estimate, floor, vlen_of
+from .trees import Trees
+
+Array = np.ndarray[Any, Any]
+DATA = Path(__file__).with_name("data")
+VERSION = 1
+MARGIN = 0.5  # octaves beyond what was measured in which a model is still believed
+# What the order of additions depends on: attributes of the families that have ways.
+ORDER: dict[str, Callable[[Call], int]] = {
+    "conv": lambda c: c.attrs[23],
+    "matmul": lambda c: c.attrs[3 if "packed" in c.kernel else 0],
+}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """``seconds``, and one standard deviation of its logarithm. ``source``: "model" or "roofline"; ``why`` the latter."""
+
+    seconds: float
+    uncertainty: float
+    source: str
+    why: str = ""
+
+
+@dataclass
+class FamilyModel:
+    """What was learned of one family. ``error``: standard deviation of log time on records that a member had not seen;
+    ``rank_error``: that of log ratios of two ways, less the noise of the measurement."""
+
+    names: tuple[str, ...]
+    kernels: tuple[str, ...]
+    ranges: dict[str, tuple[float, float]]
+    members: list[Trees]
+    error: float
+    rankers: list[Trees] = field(default_factory=list)
+    rank_error: float = 0.0
+
+    def log_ratio(self, x: Array) -> tuple[Array, Array]:
+        """Mean and spread over the members, of rows of features."""
+        each = np.stack([m(x) for m in self.members])
+        return each.mean(0), each.std(0)
+
+    def rank(self, x: Array) -> Array:
+        """Log times relative to one another, of the ways of one call."""
+        return np.asarray(np.mean([m(x) for m in self.rankers], 0))
+
+    def beyond(self, call: Call, features: Mapping[str, float]) -> str:
+        """Why the model does not know the call, or nothing."""
+        kind = kernel_class(call.kernel)
+        if kind not in self.kernels:
+            return f"no {kind} was measured"
+        for n, (lo, hi) in self.ranges.items():
+            if not lo - MARGIN <= features[n] <= hi + MARGIN:
+                return f"2^{features[n]:.1f} {n}: measured were 2^{lo:.1f} to 2^{hi:.1f}"
+        return ""
+
+
+class CostModel:
+    """The families' models, and the machine that they were measured on. ``info``: how it was made."""
+
+    def __init__(self, families: Mapping[str, FamilyModel], machine: Machine, target: str, info: Mapping[str, Any]) -> None:
+        self.families, self.machine, self.target, self.info = dict(families), machine, target, dict(info)
+
+    # Predictions ------------------------------------------------------------------------------------------------------
+
+    def context(self, threads: int, between: int, machine: Machine | None = None) -> Context:
+        """Where calls run: by default on the machine that was measured."""
+        return Context(machine or self.machine, vlen_of(self.target), threads, between)
+
+    def predict(self, call: Call, cx: Context) -> Prediction:
+        """Seconds of one call. Never less than the floor."""
+        name = family_of(call)
+        model = self.families.get(name)
+        if model is None:
+            return Prediction(estimate(call, cx), log(SLACK), "roofline", f"no model of family {name}")
+        f = FAMILIES[name].features(call, cx)
+        why = model.beyond(call, f)
+        if why:
+            return Prediction(estimate(call, cx), log(SLACK), "roofline", why)
+        mean, spread = model.log_ratio(np.array([vector(f, model.names)]))
+        low = floor(call, cx)
+        return Prediction(max(low, low * exp(mean[0])), sqrt(spread[0] ** 2 + model.error**2), "model")
+
+    # Choices ----------------------------------------------------------------------------------------------------------
+
+    def choose(self, ways: Sequence[Call], cx: Context) -> Decision:
+        """The way to make a call; ``ways[0]`` is the backend's own. Another is taken only if the ranking says that it
+        gains more than the ranking's error. What decides the order of additions is settled for one thread, so that it
+        does not depend on how many there are."""
+        name = family_of(ways[0])
+        model = self.families.get(name)
+        if model is None or not model.rankers:
+            return Decision(0, why=f"no model ranks {name}")
+        one = Context(cx.machine, cx.vlen, 1, cx.between)
+        first = FAMILIES[name].features(ways[0], cx)
+        why = model.beyond(ways[0], first)
+        if why:
+            return Decision(0, why=f"the rule's own: {why}")
+        rows = [vector(FAMILIES[name].features(w, one), model.names) for w in ways]
+        score = model.rank(np.array(rows))
+        index = _better(score, range(len(ways)), 0, model.rank_error)
+        if cx.threads > 1:
+            order = ORDER[name]
+            same = [i for i, w in enumerate(ways) if order(w) == order(ways[index])]
+            rows = [vector(FAMILIES[name].features(w, cx), model.names) for w in ways]
+            score = model.rank(np.array(rows))
+            index = _better(score, same, index, model.rank_error)
+        base = self.predict(ways[0], cx).seconds
+        seconds = tuple(base * exp(s - score[0]) for s in score)
+        why = "the rule: nothing beats it by more than the uncertainty" if index == 0 else "predicted to be faster"
+        return Decision(index, seconds, exp(score[0] - score[index]), model.rank_error, why)
+
+    # Files ------------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes an npz file: numbers, and one JSON text."""
+        arrays: dict[str, Array] = {}
+        meta: dict[str, Any] = {
+            "version": VERSION, "machine": self.machine.as_json(), "target": self.target, "info": self.info, "families": {},
+        }  # fmt: skip
+        for name, m in self.families.items():
+            meta["families"][name] = {
+                "names": m.names, "kernels": m.kernels, "ranges": m.ranges, "error": m.error, "members": len(m.members),
+                "rankers": len(m.rankers), "rank_error": m.rank_error,
+            }  # fmt: skip
+            for kind, trees in (("m", m.members), ("r", m.rankers)):
+                for i, t in enumerate(trees):
+                    arrays |= t.arrays(f"{name}.{kind}{i}")
+        arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+        part = Path(f"{path}.{os.getpid()}")
+        with open(part, "wb") as f:
+            np.savez_compressed(f, **arrays)  # type: ignore[arg-type]
+        part.replace(path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> CostModel:
+        """Reads what :meth:`save` wrote; EffcError for anything else."""
+        try:
+            with np.load(path, allow_pickle=False) as data:
+                arrays = {k: data[k] for k in data.files}
+            meta = json.loads(arrays["meta"].tobytes())
+            if meta["version"] != VERSION:
+                raise EffcError(f"{path} is a cost model of version {meta['version']}, not {VERSION}", hint="train it anew")
+            families = {}
+            for name, m in meta["families"].items():
+                families[name] = FamilyModel(
+                    tuple(m["names"]), tuple(m["kernels"]), {k: (v[0], v[1]) for k, v in m["ranges"].items()},
+                    [Trees.from_arrays(arrays, f"{name}.m{i}") for i in range(m["members"])], m["error"],
+                    [Trees.from_arrays(arrays, f"{name}.r{i}") for i in range(m["rankers"])], m["rank_error"],
+                )  # fmt: skip
+            return CostModel(families, Machine.from_json(meta["machine"]), meta["target"], meta["info"])
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise EffcError(f"cannot read the cost model {path}: {e}", hint="train it anew with effc tune --train") from e
+
+
+def _better(score: Array, among: Sequence[int] | range, base: int, error: float) -> int:
+    """The best of some ways if it beats ``base`` by more than the error, else ``base``."""
+    best = min(among, key=lambda i: (score[i], i))
+    return best if score[base] - score[best] > error else base
+
+
+@lru_cache(maxsize=4)
+def _loaded(path: str) -> CostModel:
+    return CostModel.load(path)
+
+
+def shipped(target: str) -> CostModel | None:
+    """The model for a target by name: the one that ``$EFFC_COST_MODEL`` names, else the shipped one for its vectors.
+    None where there is none, and where ``$EFFC_COST_MODEL`` is 0."""
+    named = os.environ.get("EFFC_COST_MODEL", "")
+    if named == "0":
+        return None
+    path = Path(named) if named else DATA / f"{'x86-64-v4' if vlen_of(target) == 64 else 'x86-64-v3'}.npz"
+    if not path.exists():
+        if named:
+            raise EffcError(f"there is no cost model {named}", hint="unset EFFC_COST_MODEL to use the shipped one")
+        return None
+    model = _loaded(str(path))
+    return model if vlen_of(model.target) == vlen_of(target) else None
+
+
+def chooser(target: str, threads: int | None, between: int) -> Callable[[Sequence[Call]], Decision] | None:
+    """What lowering asks; None without a model for the target. ``between``: bytes that a run of the program touches.
+    Answers are kept: the layers of a model repeat."""
+    model = shipped(target)
+    if model is None:
+        return None
+    count = threads or len(os.sched_getaffinity(0))
+    known: dict[Any, Decision] = {}
+
+    def decide(ways: Sequence[Call]) -> Decision:
+        key = (ways[0], len(ways))
+        if key not in known:
+            known[key] = model.choose(ways, model.context(count, between))
+        return known[key]
+
+    return decide

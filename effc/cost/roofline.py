@@ -1,0 +1,90 @@
+"""The least time that a call can take: its operations at the machine's peak, its bytes at the machine's bandwidth.
+
+It is the floor of every prediction, what learned models are ratios of, and, times :data:`SLACK`, what is predicted
+where no model knows better. (Williams, Waterman, Patterson: "Roofline", 2009.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from ..runtime.dtypes import BY_NAME
+from .calls import Call
+from .machine import Machine
+
+SLACK = 2.0  # of a call of which nothing else is known
+LAUNCH = 1e-7  # seconds that any call takes
+WAKE = 1e-6  # and one that wakes threads
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a call runs. ``vlen``: bytes of the target's vectors; ``threads`` that it may use; ``between``: bytes that
+    are touched between two runs of it."""
+
+    machine: Machine
+    vlen: int
+    threads: int
+    between: int
+
+
+def vlen_of(target: str) -> int:
+    """Bytes of a vector, by the target's name (``cpu:x86-64-v3``)."""
+    return 64 if "x86-64-v4" in target else 32
+
+
+def taps_inside(call: Call) -> float:
+    """Of a convolution's multiply-adds, the share that lies inside the image: kernels leave the others out."""
+    a, x = call.attrs, call.ins[0]
+    if len(a) < 20 or x is None or a[1]:
+        return 1.0
+    size = (1,) * (5 - len(x.shape)) + x.shape[2:]
+    share = 1.0
+    for d in range(3):
+        kernel, stride, pad, dilation, out = a[5 + d], a[8 + d], a[11 + d], a[14 + d], a[17 + d]
+        if kernel == 1 and pad == 0:
+            continue
+        inside = sum(
+            len(range(max(0, -(-(pad - o * stride) // dilation)), min(kernel, -(-(size[d] + pad - o * stride) // dilation))))
+            for o in range(out)
+        )
+        share *= inside / max(1, out * kernel)
+    return share
+
+
+def operations(call: Call) -> float:
+    """Operations that the call cannot leave out."""
+    flops = float(call.flops)
+    if call.kernel.startswith("effc_conv"):
+        flops *= taps_inside(call)
+    elif call.kernel.startswith("effc_attention") and call.attrs and call.attrs[0] and call.ins[0] is not None:
+        q, k = call.ins[0].shape[2], call.ins[1].shape[2] if call.ins[1] is not None else 1
+        flops *= (q + 1) / (2 * q) if q == k else 1.0
+    return flops
+
+
+def floor(call: Call, cx: Context) -> float:
+    """Seconds. Bytes come from memory where more lies between two runs than four times the last cache holds, else
+    from the first level: two vectors in a cycle that could do two multiply-adds of vectors. Peaks are those of all
+    threads, for a small call too."""
+    peak = cx.machine.peak(cx.threads)
+    out = call.outs[0].dtype if call.outs else "f32"
+    wide = max(1.0, BY_NAME[out].size / 4) if out[0] in "fc" else 1.0
+    near = call.bytes / (2.0 * peak)
+    far = call.bytes / cx.machine.bandwidth(cx.threads) if cx.between > 4 * cx.machine.l3 else 0.0
+    return max(operations(call) * wide / peak, near, far, 1e-9)
+
+
+def estimate(call: Call, cx: Context) -> float:
+    """Seconds where nothing was learned: the floor with some slack, bytes from the level that they most likely lie in,
+    and the cost of starting. A guess, not a bound."""
+    levels = ((cx.machine.l1, 2.0), (cx.machine.l2, 0.7), (cx.machine.l3, 0.25))
+    rate = next((cx.machine.peak(cx.threads) * f for size, f in levels if cx.between <= size), None)
+    moved = call.bytes / (rate or cx.machine.bandwidth(cx.threads))
+    return SLACK * max(floor(call, cx), moved) + LAUNCH + (WAKE if cx.threads > 1 else 0.0)
+
+
+def elements(call: Call) -> int:
+    """Elements of the largest operand or result."""
+    return max((prod(t.shape) for t in (*call.ins, *call.outs) if t is not None), default=0)

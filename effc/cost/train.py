@@ -1,0 +1,164 @@
+"""Training: records to a model. Needs LightGBM; using the model does not.
+
+Records of one group (ways of one call, measured side by side) stay together: a member of an ensemble either learned
+from a group or is judged on it. A record counts the less, the larger its own repeat error is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from math import log
+from typing import Any
+
+import numpy as np
+
+from ..runtime.errors import EffcError
+from .calls import kernel_class
+from .features import FAMILIES, vector
+from .model import CostModel, FamilyModel
+from .records import Record
+from .roofline import Context, floor, vlen_of
+from .trees import Trees
+
+Array = np.ndarray[Any, Any]
+FOLDS = 3
+LEAST = 60  # records of a family
+NOISE = 0.03  # of any measurement, as a share
+PARAMETERS: Mapping[str, Any] = {
+    "objective": "regression", "learning_rate": 0.06, "num_leaves": 31, "min_data_in_leaf": 8, "feature_fraction": 0.7,
+    "bagging_fraction": 0.8, "bagging_freq": 1, "lambda_l2": 1.0, "deterministic": True, "force_row_wise": True,
+    "num_threads": 2, "seed": 1, "verbose": -1, "use_missing": False, "max_bin": 511,
+}  # fmt: skip
+ROUNDS = 300
+
+
+def lightgbm() -> Any:
+    """The library; EffcError if it is not installed."""
+    try:
+        import lightgbm as lgb
+    except ImportError as e:
+        raise EffcError("training a cost model needs LightGBM", hint="pip install 'effc[tune]'") from e
+    return lgb
+
+
+def context_of(r: Record) -> Context:
+    return Context(r.machine, vlen_of(r.target), r.threads, r.between)
+
+
+class Table:
+    """Records of one family as numbers. ``y``: log of time over the floor; ``group`` and ``way`` as in the records."""
+
+    def __init__(self, records: Sequence[Record], names: tuple[str, ...] | None = None) -> None:
+        self.records = list(records)
+        self.family = FAMILIES[records[0].family]
+        features = [self.family.features(r.call, context_of(r)) for r in records]
+        self.names = names or tuple(features[0])
+        self.x = np.array([vector(f, self.names) for f in features])
+        self.floor = np.array([floor(r.call, context_of(r)) for r in records])
+        self.seconds = np.array([r.seconds for r in records])
+        self.y = np.log(self.seconds / self.floor)
+        self.noise = np.array([max(NOISE, min(2.0, r.repeat)) for r in records])
+        self.weight = 1 / (self.noise**2 + 0.05**2)
+        _, self.group = np.unique([r.group for r in records], return_inverse=True)
+        self.way = np.array([r.way for r in records])
+
+    def relative(self) -> Array:
+        """y less the weighted mean of its group."""
+        total = np.bincount(self.group, self.weight * self.y) / np.bincount(self.group, self.weight)
+        return np.asarray(self.y - total[self.group])
+
+    def with_ways(self) -> Array:
+        """Which records belong to a group of several ways."""
+        return np.asarray(np.bincount(self.group)[self.group] > 1)
+
+
+def grow(x: Array, y: Array, weight: Array, rounds: int = ROUNDS) -> Trees:
+    """One ensemble."""
+    lgb = lightgbm()
+    data = lgb.Dataset(x, y, weight=weight / weight.mean(), free_raw_data=False)
+    booster = lgb.train(dict(PARAMETERS), data, rounds)
+    return Trees.from_dump(booster.dump_model()["tree_info"])
+
+
+def _folds(group: Array, seed: int = 0) -> Array:
+    """A fold for each record, the same for all of a group."""
+    order = np.random.default_rng(seed).permutation(group.max() + 1)
+    return np.asarray(order[group] % FOLDS)
+
+
+def fit_family(records: Sequence[Record], rounds: int = ROUNDS) -> FamilyModel:
+    """The model of one family."""
+    t = Table(records)
+    fold = _folds(t.group)
+    members, unseen = [], np.zeros(len(t.y))
+    for f in range(FOLDS):
+        members.append(grow(t.x[fold != f], t.y[fold != f], t.weight[fold != f], rounds))
+        unseen[fold == f] = members[-1](t.x[fold == f])
+    error = _spread(t.y - unseen, t.weight, t.noise)
+    ranges = {n: (float(t.x[:, i].min()), float(t.x[:, i].max())) for i, n in enumerate(t.names) if n in t.family.depth}
+    model = FamilyModel(t.names, tuple(sorted({kernel_class(r.call.kernel) for r in records})), ranges, members, error)
+    several = t.with_ways()
+    if several.sum() >= LEAST:
+        y = t.relative()
+        ranked = np.zeros(len(y))
+        for f in range(FOLDS):
+            use = several & (fold != f)
+            model.rankers.append(grow(t.x[use], y[use], t.weight[use], rounds))
+            ranked[fold == f] = model.rankers[-1](t.x[fold == f])
+        rule = np.full(t.group.max() + 1, -1)
+        rule[t.group[t.way == 0]] = np.flatnonzero(t.way == 0)
+        pair = np.flatnonzero(several & (t.way != 0) & (rule[t.group] >= 0))
+        base = rule[t.group[pair]]
+        off = (ranked[pair] - ranked[base]) - (t.y[pair] - t.y[base])
+        model.rank_error = _spread(off, np.minimum(t.weight[pair], t.weight[base]), np.hypot(t.noise[pair], t.noise[base]))
+    return model
+
+
+def _spread(off: Array, weight: Array, noise: Array) -> float:
+    """The standard deviation that is left when the measurements' own noise is taken out, at least 0.01. Robust: from
+    the middle two thirds."""
+    scale = np.sqrt(weight / weight.mean())
+    measured = float(np.quantile(np.abs(off) * scale, 0.683))
+    return max(0.01, float(np.sqrt(max(0.0, measured**2 - float(np.median(noise * scale)) ** 2))))
+
+
+def digest(records: Sequence[Record]) -> str:
+    """Names a set of records."""
+    h = hashlib.sha256()
+    for r in records:
+        h.update(f"{r.group} {r.way} {r.seconds:.5g} {r.threads} {r.between}\n".encode())
+    return h.hexdigest()[:16]
+
+
+def fit(
+    records: Sequence[Record], rounds: int = ROUNDS, report: Callable[[str], None] | None = None
+) -> CostModel:
+    """A model of all families of which there are enough records. EffcError if there is none."""
+    families = {}
+    for name in FAMILIES:
+        own = [r for r in records if r.family == name and r.seconds > 0]
+        if len(own) < LEAST:
+            continue
+        if report is not None:
+            report(f"{name}: {len(own)} records")
+        families[name] = fit_family(own, rounds)
+    if not families:
+        raise EffcError(
+            f"{len(records)} records are too few to learn from: {LEAST} of one family are the least",
+            hint="measure longer: effc tune --seconds 600",
+        )
+    counts: dict[str, int] = {}
+    for r in records:
+        counts[r.machine.id] = counts.get(r.machine.id, 0) + 1
+    most = max(counts, key=lambda k: counts[k])
+    machine = next(r.machine for r in records if r.machine.id == most)
+    info = {
+        "records": len(records), "data": digest(records), "rounds": rounds, "folds": FOLDS,
+        "lightgbm": lightgbm().__version__, "machines": counts,
+    }  # fmt: skip
+    return CostModel(families, machine, records[0].target, info)
+
+
+def log_error(predicted: float, seconds: float) -> float:
+    return abs(log(predicted / seconds))
