@@ -110,28 +110,56 @@ class Bar:
 
 
 def add_model(path: str, out: Path, sizes: Sizes) -> None:
-    """Appends records of the calls of an artifact, with its file's name as their source."""
+    """Appends records of the calls of an artifact, where it makes them, and of the ways of those that can be made in
+    several, one by one; its file's name is their source. What is there already is not measured again."""
+    import zlib
+
+    import numpy as np
+
+    from ..backends.cpu.target import parse
     from ..cli import _entry, _manifest, random_inputs
     from ..runtime.loader import load
+    from .calls import footprint
     from .features import family_of
     from .machine import this_machine
-    from .measure import measure_model
+    from .measure import Bench, graph_of, measure, measure_model, temporary
     from .records import Writer
+    from .space import SAMPLERS, like
 
-    manifest = _manifest(path)
+    manifest, source = _manifest(path), Path(path).stem
     name, entry = _entry(manifest, None)
-    env = sizes(entry, [])
-    writer = Writer(out)
+    env, writer = sizes(entry, []), Writer(out)
+    between = footprint(entry["program"], env)
+    cases = {}
+    for c in calls(entry["program"], env):
+        case = like(c)
+        if case is not None and (key := f"{source}-{case.spec}") not in cases:
+            cases[key] = case
     try:
-        for threads in sorted({1, len(os.sched_getaffinity(0))}):
-            model = load(path, num_threads=threads)
-            inputs = random_inputs(entry, env, 0, 1)
-            found, whole = measure_model(
-                model, manifest, name, env, inputs, Path(path).stem, this_machine(), family_of
-            )
-            writer.add([r for r in found if r.group not in writer.groups])
-            whole.sort()
-            print(f"{path}, {threads} threads: {len(found)} calls, {whole[len(whole) // 2] * 1e3:.3f} ms a run")
+        with temporary() as folder:
+            for threads in sorted({1, len(os.sched_getaffinity(0))}):
+                if f"{source}-0-t{threads}" in writer.groups:
+                    continue
+                any_case = SAMPLERS["map"](np.random.default_rng(0))
+                assert any_case is not None
+                yard = Bench(any_case, graph_of(any_case), [0], 0, threads, parse(manifest["target"]), Path(folder))
+                model = load(path, num_threads=threads)
+                inputs = random_inputs(entry, env, 0, 1)
+                found, whole = measure_model(model, manifest, name, env, inputs, source, this_machine(), family_of, yard)
+                writer.add(found)
+                whole.sort()
+                print(f"{path}, {threads} threads: {len(found)} calls, {whole[len(whole) // 2] * 1e3:.3f} ms a run")
+                del model
+            for i, (key, case) in enumerate(cases.items()):
+                if key in writer.groups:
+                    continue
+                rng = np.random.default_rng(zlib.crc32(key.encode()))
+                threads = 1 + i % len(os.sched_getaffinity(0))
+                sweep = int(rng.choice([0, min(between, 16 << 20)]))
+                writer.add(
+                    measure(case, rng, key, threads, sweep, parse(manifest["target"]), this_machine(), Path(folder),
+                            source=source)
+                )  # fmt: skip
     finally:
         writer.close()
 
@@ -236,7 +264,7 @@ def with_measurements(report: dict[str, Any], manifest: Mapping[str, Any], threa
                 if case.spec not in known:
                     index = sorted({w["index"] for w in ways})
                     bench = Bench(case, graph_of(case), index, 0, count, target, Path(folder))
-                    known[case.spec] = {bench.ways[n]: typical(t) for n, t in bench.times().items()}
+                    known[case.spec] = {bench.ways[n]: typical(t) for n, t in bench.times().items() if n in bench.ways}
                 for w in ways:
                     w["measured_us"] = round(known[case.spec][w["index"]] * 1e6, 3)
 

@@ -4,7 +4,8 @@ Times are the runtime's own, per instruction (its profile). Ways of one call are
 short blocks in turn, so that a change of the machine's speed meets all of them; a block's time is its mean, a record's
 the lower quartile over blocks: what others run on the machine only ever makes a block longer, and seldom by a little.
 What a kernel finds in the caches is controlled: ``between`` bytes of another array are read
-before every run of it (0: nothing, it finds its own operands).
+before every run of it (0: nothing, it finds its own operands). A yardstick, always the same small product, runs in turn
+with the ways: it tells how fast the machine was at that time, which on a shared one changes from minute to minute.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from .space import Case
 BLOCKS = (6, 16)  # of each way: the more, the shorter they are
 BLOCK_SECONDS, WAY_SECONDS = 0.4e-3, 30e-3
 SWEEP_ROW = 4096
+YARD = "yard"
 Rng = np.random.Generator
 
 
@@ -70,6 +72,19 @@ def _wrapped(g: Graph, sweep: int) -> Graph:
     return b.graph(outs)
 
 
+def yardstick() -> Graph:
+    """12.6 million multiply-adds on 400 KB."""
+    b = Builder()
+    w = b.constant(np.full((256, 256), 0.01, np.float32))
+    y = b.op("matmul", b.input("yard", TensorType(DType.f32, (96, 256))), w)
+    return _wrapped(b.graph([y]), 0)
+
+
+def _signature(g: Graph) -> Any:
+    names = [f"y{i}" for i in range(len(g.outputs))]
+    return SimpleNamespace(input_names=[n.name for n in g.inputs], output_names=names, in_tree=None, out_tree=None)
+
+
 class Bench:
     """The ways of one call, compiled and loaded. ``graphs``: the same function by way; ``target``: a CpuTarget."""
 
@@ -82,11 +97,15 @@ class Bench:
 
         g = _wrapped(graph, sweep)
         names = {f"w{w}": Forced(w) for w in ways}
-        parts = cpu.compile_graphs(dict.fromkeys(names, g), target, threads, lambda n: names[n])
+        graphs = {**dict.fromkeys(names, g), YARD: yardstick()}
+        parts = cpu.compile_graphs(graphs, target, threads, lambda n: names.get(n))
         self.calls: dict[str, Call] = {}
         self._at: dict[str, list[int]] = {}
         self.ways = {n: f.index for n, f in names.items()}
         for n, program in parts.programs.items():
+            if n == YARD:
+                self._at[n] = [i for i, c in enumerate(calls(program, {})) if c.kernel.startswith("effc_matmul")]
+                continue
             found = [(c.bytes, i, c) for i, c in enumerate(calls(program, {})) if c.kernel.startswith(case.kernels)]
             if sweep and case.family == "red":  # the sweep is a reduction, too, and comes last
                 found = found[:-1]
@@ -98,16 +117,14 @@ class Bench:
             each = len(program["code"])
             program["code"] = program["code"] * repeat
             self._at[n] = [at + each * i for i in range(repeat)]
-        io = SimpleNamespace(
-            input_names=[n.name for n in g.inputs], output_names=[f"y{i}" for i in range(len(g.outputs))],
-            in_tree=None, out_tree=None,
-        )  # fmt: skip
         path = folder / "case.effc"
-        write_artifact(path, target, dict.fromkeys(names, io), dict.fromkeys(names, g), parts, {})
+        write_artifact(path, target, {n: _signature(x) for n, x in graphs.items()}, graphs, parts, {})
         self.model = load(path, num_threads=threads)
         path.unlink()
         rng = np.random.default_rng(0)
         self.inputs = {n.name: rng.standard_normal(n.types[0].shape, np.float32) for n in g.inputs}  # type: ignore[arg-type]
+        yard = graphs[YARD].inputs[0]
+        self.yard = {yard.name: np.ones(yard.types[0].shape, np.float32)}  # type: ignore[arg-type]
         self._index = {n: i for i, n in enumerate(self.model.entry_names)}
 
     def _spent(self, name: str) -> tuple[int, int]:
@@ -124,27 +141,28 @@ class Bench:
         """Seconds per call over this many runs."""
         ns, count = self._spent(name)
         run = self.model.entry(name).run
+        inputs = self.yard if name == YARD else self.inputs
         for _ in range(runs):
-            run(self.inputs)
+            run(inputs)
         ns2, count2 = self._spent(name)
         return (ns2 - ns) * 1e-9 / max(1, count2 - count)
 
     def times(self, blocks: tuple[int, int] = BLOCKS) -> dict[str, list[float]]:
-        """Seconds of each block of each way, blocks in turn: at least and at most so many."""
+        """Seconds of each block of each way, and of the yardstick, blocks in turn: at least and at most so many."""
         from ..runtime import _rt
 
         _rt.lib().effc_profile_enable(self.model._ptr, 1)
-        runs, longest = {}, 0.0
-        for n in self.ways:
+        runs, longest, order = {}, 0.0, [*self.ways, YARD]
+        for n in order:
             self.block(n, 1)
             start = time.perf_counter()
             self.block(n, 1)
             once = time.perf_counter() - start
             runs[n] = max(1, min(64, int(BLOCK_SECONDS / once)))
             longest = max(longest, once * runs[n])
-        found: dict[str, list[float]] = {n: [] for n in self.ways}
+        found: dict[str, list[float]] = {n: [] for n in order}
         for i in range(max(blocks[0], min(blocks[1], int(WAY_SECONDS / longest)))):
-            for n in list(self.ways)[:: 1 if i % 2 else -1]:
+            for n in order[:: 1 if i % 2 else -1]:
                 found[n].append(self.block(n, runs[n]))
         return found
 
@@ -181,12 +199,12 @@ def measure(
     bench = Bench(case, graph, ways, sweep, threads, target, folder)
     out, others = [], Others()
     found = bench.times(blocks)
-    busy = others.share()
+    busy, yard = others.share(), typical(found.pop(YARD))
     for name, times in found.items():
         call = bench.calls[name]
         out.append(
             Record(
-                call, case.family, threads, max(sweep, call.bytes), typical(times), repeat_error(times), busy, group,
+                call, case.family, threads, max(sweep, call.bytes), typical(times), repeat_error(times), yard, busy, group,
                 bench.ways[name], source, target.name, machine,
             )
         )  # fmt: skip
@@ -195,10 +213,11 @@ def measure(
 
 def measure_model(
     model: Any, manifest: Mapping[str, Any], entry: str, env: Mapping[str, int], inputs: Mapping[str, Any], name: str,
-    machine: Machine, family_of: Callable[[Call], str], seconds: float = 2.0,
+    machine: Machine, family_of: Callable[[Call], str], yard: Bench, seconds: float = 2.0,
 ) -> tuple[list[Record], list[float]]:  # fmt: skip
     """Records of every call of a loaded model's entry point outside control flow, and the times of its runs without
-    profiling (seconds; the profile's own cost is not in them)."""
+    profiling (seconds; the profile's own cost is not in them). ``yard``: a Bench with as many threads, for its
+    yardstick."""
     from ..runtime import _rt
     from .calls import footprint
 
@@ -210,6 +229,8 @@ def measure_model(
     plain = [c for ins, c in zip(program["code"], calls_of_top(program, env), strict=True) if ins["op"] == "call"]
     slots = _slots(program)
     whole: list[float] = []
+    yards: list[float] = []
+    lib.effc_profile_enable(yard.model._ptr, 1)
     others = Others()
     blocks: list[list[float]] = [[] for _ in plain]
     for _ in range(10):
@@ -231,10 +252,11 @@ def measure_model(
             _rt.check(lib.effc_profile_get(model._ptr, index, slot, ctypes.byref(p)))
             b.append(p.ns * 1e-9 / max(1, p.calls))
         lib.effc_profile_enable(model._ptr, 0)
+        yards += [yard.block(YARD, 2) for _ in range(4)]
     between, busy = footprint(program, env), others.share()
     records = [
         Record(
-            c, family_of(c), model.num_threads, max(between, c.bytes), typical(b), repeat_error(b), busy,
+            c, family_of(c), model.num_threads, max(between, c.bytes), typical(b), repeat_error(b), typical(yards), busy,
             f"{name}-{i}-t{model.num_threads}", 0, name, manifest["target"], machine,
         )
         for i, (c, b) in enumerate(zip(plain, blocks, strict=True))

@@ -8,6 +8,7 @@ comes before the records that were measured on it. Any other line is a record::
     between    bytes that were touched between two runs of it: what it finds in the caches
     seconds    lower quartile over blocks of runs
     repeat     its own repeat error: |ln(that of odd blocks / that of even blocks)|
+    yard       seconds of the yardstick (a small matrix product) measured in turn with it: how fast the machine was then
     busy       CPU seconds that others used of the machine meanwhile, for each second
     group      records of one group are ways to make one call, measured side by side; way 0 is the backend's own rule
     way        the number of this one in its group
@@ -41,6 +42,7 @@ class Record:
     between: int
     seconds: float
     repeat: float
+    yard: float
     busy: float
     group: str
     way: int
@@ -51,7 +53,8 @@ class Record:
     def as_json(self) -> dict[str, Any]:
         return {
             "family": self.family, "threads": self.threads, "between": self.between,
-            "seconds": float(f"{self.seconds:.5g}"), "repeat": float(f"{self.repeat:.3g}"), "busy": round(self.busy, 3), "group": self.group,
+            "seconds": float(f"{self.seconds:.5g}"), "repeat": float(f"{self.repeat:.3g}"), "yard": float(f"{self.yard:.4g}"), "busy": round(self.busy, 3),
+            "group": self.group,
             "way": self.way, "source": self.source, "target": self.target, "machine": self.machine.id,
             "call": self.call.as_json(),
         }  # fmt: skip
@@ -137,7 +140,7 @@ def read(paths: Sequence[str | os.PathLike[str]]) -> list[Record]:
             out.append(
                 Record(
                     Call.from_json(j["call"]), j["family"], j["threads"], j["between"], j["seconds"], j["repeat"],
-                    j["busy"], j["group"], j["way"], j["source"], j["target"], machines[j["machine"]],
+                    j.get("yard", 0.0), j["busy"], j["group"], j["way"], j["source"], j["target"], machines[j["machine"]],
                 )
             )  # fmt: skip
     return out

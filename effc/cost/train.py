@@ -28,7 +28,7 @@ NOISE = 0.03  # of any measurement, as a share
 PARAMETERS: Mapping[str, Any] = {
     "objective": "regression", "learning_rate": 0.06, "num_leaves": 31, "min_data_in_leaf": 8, "feature_fraction": 0.7,
     "bagging_fraction": 0.8, "bagging_freq": 1, "lambda_l2": 1.0, "deterministic": True, "force_row_wise": True,
-    "num_threads": 2, "seed": 1, "verbose": -1, "use_missing": False, "max_bin": 511,
+    "num_threads": 1, "seed": 1, "verbose": -1, "use_missing": False, "max_bin": 511,
 }  # fmt: skip
 ROUNDS = 300
 
@@ -78,7 +78,7 @@ def grow(x: Array, y: Array, weight: Array, rounds: int = ROUNDS) -> Trees:
     lgb = lightgbm()
     data = lgb.Dataset(x, y, weight=weight / weight.mean(), free_raw_data=False)
     booster = lgb.train(dict(PARAMETERS), data, rounds)
-    return Trees.from_dump(booster.dump_model()["tree_info"])
+    return Trees.from_text(booster.model_to_string())
 
 
 def _folds(group: Array, seed: int = 0) -> Array:

@@ -7,7 +7,7 @@ prediction.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,28 +53,25 @@ class Trees:
         return Trees(parts[0].astype(np.int64), parts[1], parts[2].astype(np.int64), parts[3], parts[4].astype(np.int64))
 
     @staticmethod
-    def from_dump(trees: Sequence[Mapping[str, Any]]) -> Trees:
-        """From LightGBM's ``dump_model()["tree_info"]``. Missing values are not provided for."""
-        feature: list[int] = []
-        threshold: list[float] = []
-        children: list[list[int]] = []
-        value: list[float] = []
-
-        def add(n: Mapping[str, Any]) -> int:
-            if "leaf_value" in n:
-                value.append(n["leaf_value"])
-                return ~(len(value) - 1)
-            if n["decision_type"] != "<=":
-                raise ValueError(f"a split of kind {n['decision_type']}")
-            i = len(feature)
-            feature.append(n["split_feature"])
-            threshold.append(n["threshold"])
-            children.append([0, 0])
-            children[i] = [add(n["left_child"]), add(n["right_child"])]
-            return i
-
-        roots = [add(t["tree_structure"]) for t in trees]
-        return Trees(
-            np.array(feature, np.int64), np.array(threshold), np.array(children, np.int64).reshape(-1, 2), np.array(value),
-            np.array(roots, np.int64),
-        )  # fmt: skip
+    def from_text(text: str) -> Trees:
+        """From LightGBM's ``model_to_string()``. Missing values and categories are not provided for."""
+        parts: list[list[Array]] = [[], [], [], [], []]
+        nodes = leaves = 0
+        for block in text.split("\nTree=")[1:]:
+            f = dict(line.split("=", 1) for line in block.split("\n\n", 1)[0].splitlines() if "=" in line)
+            value = np.array(f["leaf_value"].split(), np.float64)
+            if int(f["num_leaves"]) == 1:
+                parts[4].append(np.array([~leaves]))
+            else:
+                if any(int(d) & 13 for d in f["decision_type"].split()):
+                    raise ValueError("a split by category or of missing values")
+                pairs = np.array([f["left_child"].split(), f["right_child"].split()], np.int64).T
+                parts[0].append(np.array(f["split_feature"].split(), np.int64))
+                parts[1].append(np.array(f["threshold"].split(), np.float64))
+                parts[2].append(np.where(pairs >= 0, pairs + nodes, ~(~pairs + leaves)))
+                parts[4].append(np.array([nodes]))
+                nodes += len(pairs)
+            parts[3].append(value)
+            leaves += len(value)
+        feature, threshold, children, values, roots = (np.concatenate(p) if p else np.zeros(0, np.int64) for p in parts)
+        return Trees(feature, threshold, children.reshape(-1, 2), values, roots)

@@ -1,0 +1,231 @@
+"""The cost model's parts: records, trees, features, training, predictions, choices."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cost_calls import MACHINE, conv_call, conv_ways, made_up, map_call
+
+from effc.cost import model as cost_model
+from effc.cost import records, train
+from effc.cost.calls import Call, calls, dense_tensor, footprint
+from effc.cost.features import FAMILIES, family_of
+from effc.cost.machine import Machine
+from effc.cost.roofline import Context, estimate, floor, operations, taps_inside
+from effc.cost.trees import Trees
+from effc.runtime.errors import EffcError
+
+CX = Context(MACHINE, 32, 1, 1 << 20)
+
+
+@pytest.fixture(scope="module")
+def learned() -> cost_model.CostModel:
+    pytest.importorskip("lightgbm")
+    return train.fit(made_up(), rounds=60)
+
+
+# Records --------------------------------------------------------------------------------------------------------------
+
+
+def test_records_survive_a_cut_and_are_appended_to(tmp_path: Path) -> None:
+    file, made = tmp_path / "r.jsonl", made_up(3)
+    w = records.Writer(file)
+    w.add([r for r in made if r.group == "c0"])
+    w.close()
+    with open(file, "a") as f:
+        f.write('{"family":"conv","thre')  # the process was killed here
+    w = records.Writer(file)
+    assert w.groups == {"c0"}
+    w.add([r for r in made if r.group == "m1"])
+    w.close()
+    back = records.read([file])
+    assert [r.group for r in back] == ["c0"] * 7 + ["m1"]
+    first = next(r for r in made if r.group == "c0")
+    assert back[0].call.attrs == first.call.attrs and back[0].machine == MACHINE
+    assert back[0].seconds == pytest.approx(first.seconds, rel=1e-4)
+    assert sum('"cpu":' in line for line in file.read_text().splitlines()) == 1  # the machine is described once
+    # what features read is all there
+    for r, original in zip(back, [r for r in made if r.group in ("c0", "m1")], strict=True):
+        f = FAMILIES[r.family].features
+        assert f(r.call, CX) == f(original.call, CX)
+
+
+def test_a_record_of_an_unknown_machine_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "r.jsonl"
+    file.write_text(json.dumps({**made_up(1)[0].as_json(), "machine": "nobody"}) + "\n")
+    with pytest.raises(EffcError, match="nobody"):
+        records.read([file])
+
+
+# Trees ----------------------------------------------------------------------------------------------------------------
+
+
+def test_trees_are_lightgbms_own() -> None:
+    lgb = pytest.importorskip("lightgbm")
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((400, 5))
+    x[:, 2] = rng.integers(0, 4, 400)
+    y = np.sin(x[:, 0]) + (x[:, 2] > 1) * x[:, 1] + 0.1 * rng.standard_normal(400)
+    booster = lgb.train(dict(train.PARAMETERS), lgb.Dataset(x, y), 50)
+    trees = Trees.from_text(booster.model_to_string())
+    more = np.concatenate([x, rng.standard_normal((400, 5)) * 3, trees.threshold[: 80 - 80 % 5].reshape(-1, 5)])
+    np.testing.assert_allclose(trees(more), booster.predict(more), rtol=0, atol=1e-12)
+    again = Trees.from_arrays(trees.arrays("a"), "a")
+    np.testing.assert_array_equal(again(more), trees(more))
+
+
+def test_a_tree_without_a_split() -> None:
+    one = "num_leaves=1\nnum_cat=0\nsplit_feature=\nleaf_value={}\n\n"
+    trees = Trees.from_text("tree\n\nTree=0\n" + one.format(0.5) + "\nTree=1\n" + one.format(0.25))
+    np.testing.assert_array_equal(trees(np.zeros((3, 2))), [0.75] * 3)
+    with pytest.raises(ValueError, match="missing"):
+        Trees.from_text("\nTree=0\nnum_leaves=2\ndecision_type=10\nleaf_value=1 2\nleft_child=-1\nright_child=-2\n\n")
+
+
+# Roofline and features ------------------------------------------------------------------------------------------------
+
+
+def test_floor_counts_only_taps_inside_the_image() -> None:
+    c = conv_call(8, 8, 2, 3, [1, 10, 8, 72])
+    assert taps_inside(c) == pytest.approx((4 / 6) ** 2)  # of 3 taps, each of 2 pixels has 2 inside
+    want = sum(
+        1 for oy in range(2) for ox in range(2) for ky in range(3) for kx in range(3)
+        if 0 <= oy + ky - 1 < 2 and 0 <= ox + kx - 1 < 2
+    )  # fmt: skip
+    assert operations(c) == pytest.approx(2 * 8 * 8 * want)
+
+
+def test_floor_and_guess() -> None:
+    c = map_call(1 << 12, 1 << 12)
+    far = Context(MACHINE, 32, 1, 1 << 30)
+    assert floor(c, far) == pytest.approx(3 * 4 * 2**24 / 10e9)
+    assert floor(c, CX) < floor(c, far) and floor(c, CX) <= estimate(c, CX)
+    assert floor(c, Context(MACHINE, 32, 2, 1 << 30)) < floor(c, far)
+
+
+def test_machine_between_and_beyond_measured_threads() -> None:
+    assert MACHINE.peak(1) == 100e9 and MACHINE.peak(2) == MACHINE.peak(8) == 180e9
+    wide = Machine("b", 8, 1, 1, 1, 32, ((1, 10.0), (4, 40.0)), ((1, 1.0),))
+    assert wide.peak(2) == pytest.approx(20e9) and wide.bandwidth(3) == 1e9
+    assert Machine.from_json(json.loads(json.dumps(wide.as_json()))) == wide
+
+
+def test_families_and_their_features() -> None:
+    x, y = dense_tensor("f32", (1, 1, 7, 40)), dense_tensor("f32", (1, 1, 7, 90))
+    w = dense_tensor("u8", (64,))
+    packed = Call("effc_matmul_packed_f32", (x, w), (y,), (1, 40, 90, 0, 0, 0), 2, flops=2 * 7 * 40 * 90)
+    dw = conv_call(8, 8, 5, 3, [1, 0, 8192, 0])
+    dw = Call("effc_conv_dw_f32", dw.ins, dw.outs, dw.attrs, 2, flops=100)
+    assert [family_of(c) for c in (packed, dw, map_call(3, 4))] == ["matmul", "depthwise", "map"]
+    assert family_of(Call("effc_sort", (), ())) == "other"
+    for c in (packed, dw, map_call(3, 4), conv_call(8, 8, 5, 3, [1, 10, 8, 72])):
+        f = FAMILIES[family_of(c)].features(c, CX)
+        assert all(np.isfinite(v) for v in f.values())
+        assert f == FAMILIES[family_of(c)].features(Call.from_json(json.loads(json.dumps(c.as_json()))), CX)
+    f = FAMILIES["matmul"].features(packed, CX)
+    assert (f["m"], f["k_blocks"], f["last_panel"]) == (pytest.approx(np.log2(7)), 1.0, 10.0)
+    assert f["fill_cols"] == pytest.approx(90 / 96) and f["fill_rows"] == pytest.approx(7 / 12)
+
+
+def test_calls_of_a_program() -> None:
+    values = [
+        {"d": "f32", "shape": ["s0", 4], "k": "input", "i": 0},
+        {"d": "f32", "shape": [4, "s0"], "k": "view", "base": 0, "offset": 0, "strides": [1, 4]},
+        {"d": "f32", "shape": ["s0", ["*", 2, "s0"]], "k": "temp"},
+    ]
+    one = {"op": "call", "kernel": "effc_copy", "in": [1, -1], "out": [2], "attrs": [["+", "s0", 1]], "n_own": 1,
+           "fattrs": [], "flops": 0, "bytes": 0}  # fmt: skip
+    scan = {"op": "scan", "length": "s0", "body": {"values": values, "code": [one]}, "in": [], "out": []}
+    program = {"values": values, "code": [one, scan], "arena": {"static_bytes": None}}
+    found = list(calls(program, {"s0": 3}))
+    assert [c.times for c in found] == [1.0, 3.0]
+    assert found[0].ins == (calls_tensor("f32", (4, 3), (1, 4)), None) and found[0].attrs == (4,)
+    assert found[0].outs[0].strides == (6, 1)
+    assert footprint(program, {"s0": 3}) == 4 * (3 * 4 + 3 * 6)
+
+
+def calls_tensor(dtype: str, shape: tuple[int, ...], strides: tuple[int, ...]) -> object:
+    from effc.cost.calls import Tensor
+
+    return Tensor(dtype, shape, strides)
+
+
+# Model ----------------------------------------------------------------------------------------------------------------
+
+
+def test_learns_a_rule_and_keeps_it_in_a_file(learned: cost_model.CostModel, tmp_path: Path) -> None:
+    c = map_call(700, 64)
+    p = learned.predict(c, Context(MACHINE, 32, 1, c.bytes))
+    assert p.source == "model" and p.seconds == pytest.approx(3 * floor(c, CX), rel=0.1) and p.uncertainty < 0.2
+    learned.save(tmp_path / "m.npz")
+    back = cost_model.CostModel.load(tmp_path / "m.npz")
+    assert back.predict(c, CX) == learned.predict(c, CX)
+    ways = conv_ways(64, 96, 32, 3)
+    assert back.choose(ways, CX) == learned.choose(ways, CX)
+    assert back.machine == MACHINE and back.info["records"] == len(made_up())
+
+
+def test_out_of_its_depth_the_roofline_answers(learned: cost_model.CostModel) -> None:
+    for c, why in (
+        (map_call(1 << 20, 1 << 10), "measured were"),
+        (Call("effc_conv_f64", *_parts(conv_call(64, 64, 16, 3, [2, 6, 32, 64]))), "no effc_conv_f64"),
+        (Call("effc_sort", (dense_tensor("f32", (9,)),), (dense_tensor("f32", (9,)),)), "no model of family other"),
+    ):
+        p = learned.predict(c, CX)
+        assert p.source == "roofline" and why in p.why and p.seconds == estimate(c, CX)
+
+
+def _parts(c: Call) -> tuple[object, ...]:
+    return c.ins, c.outs, c.attrs, c.n_own
+
+
+def test_never_below_the_floor(learned: cost_model.CostModel) -> None:
+    for rows in (1, 10, 100, 1000, 1900):
+        c = map_call(rows, 64)
+        assert learned.predict(c, CX).seconds >= floor(c, CX)
+
+
+def test_chooses_what_is_faster_and_settles_the_order_for_one_thread(learned: cost_model.CostModel) -> None:
+    for ci, co, size in ((64, 96, 32), (128, 128, 16), (32, 64, 64)):
+        ways = conv_ways(ci, co, size, 3)
+        one = learned.choose(ways, CX)
+        two = learned.choose(ways, Context(MACHINE, 32, 2, 1 << 20))
+        assert ways[one.index].attrs[23] == ways[two.index].attrs[23]
+        assert one.index == 0 or one.gain > np.exp(one.uncertainty)
+        assert ways[one.index].attrs[20] == 3 or ways[0].attrs[20] == 3  # what the made-up records say is fastest
+    none = learned.choose([map_call(3, 64), map_call(3, 64)], CX)
+    assert none.index == 0 and "ranks" in none.why
+
+
+def test_a_gain_within_the_uncertainty_is_not_taken(learned: cost_model.CostModel) -> None:
+    ways = conv_ways(64, 96, 32, 3)
+    family = learned.families["conv"]
+    before = family.rank_error
+    try:
+        family.rank_error = 10.0
+        made = learned.choose(ways, CX)
+    finally:
+        family.rank_error = before
+    assert made.index == 0 and "uncertainty" in made.why and len(made.seconds) == len(ways)
+    text = made.as_json([str(c.attrs[20:24]) for c in ways])
+    assert len(text["losers"]) == 4 and text["ways"] == len(ways)
+    assert [x["us"] for x in text["losers"]] == sorted(x["us"] for x in text["losers"])
+
+
+def test_too_few_records() -> None:
+    with pytest.raises(EffcError, match="too few"):
+        train.fit(made_up(2))
+
+
+def test_a_file_that_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m.npz").write_bytes(b"nothing")
+    with pytest.raises(EffcError, match="cannot read the cost model"):
+        cost_model.CostModel.load(tmp_path / "m.npz")
+    monkeypatch.setenv("EFFC_COST_MODEL", str(tmp_path / "missing.npz"))
+    with pytest.raises(EffcError, match="there is no cost model"):
+        cost_model.shipped("cpu:x86-64-v3")
+    monkeypatch.setenv("EFFC_COST_MODEL", "0")
+    assert cost_model.shipped("cpu:x86-64-v3") is None
