@@ -51,7 +51,7 @@ class Prediction:
 @dataclass
 class FamilyModel:
     """What was learned of one family. ``error``: standard deviation of log time on records that a member had not seen;
-    ``rank_error``: that of log ratios of two ways, less the noise of the measurement."""
+    ``rank_error``: how much a way must gain by the ranking (log) to be taken, so that it paid off on such records."""
 
     names: tuple[str, ...]
     kernels: tuple[str, ...]

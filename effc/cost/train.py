@@ -1,14 +1,15 @@
 """Training: records to a model. Needs LightGBM; using the model does not.
 
 Records of one group (ways of one call, measured side by side) stay together: a member of an ensemble either learned
-from a group or is judged on it. A record counts the less, the larger its own repeat error is.
+from a group or is judged on it. A record counts the less, the larger its own repeat error is. How fast the machine was
+when a record was made, by the yardstick beside it, is a feature (:data:`PACE`) of which predictions take the calm
+value, 0.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from math import log
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ PARAMETERS: Mapping[str, Any] = {
     "num_threads": 1, "seed": 1, "verbose": -1, "use_missing": False, "max_bin": 511,
 }  # fmt: skip
 ROUNDS = 300
+PACE = "pace"
+MARGINS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, 10.0)
 
 
 def lightgbm() -> Any:
@@ -46,15 +49,31 @@ def context_of(r: Record) -> Context:
     return Context(r.machine, vlen_of(r.target), r.threads, r.between)
 
 
-class Table:
-    """Records of one family as numbers. ``y``: log of time over the floor; ``group`` and ``way`` as in the records."""
+def paces(records: Sequence[Record]) -> Array:
+    """ln of each record's yardstick over the one of a calm minute (the fastest twentieth, for as many threads); NaN for
+    a record without."""
+    yard = np.array([r.yard or np.nan for r in records])
+    kind = [(r.machine.id, r.threads) for r in records]
+    out = np.full(len(records), np.nan)
+    for k in set(kind):
+        own = np.array([x == k for x in kind])
+        if not np.isnan(yard[own]).all():
+            out[own] = np.log(yard[own] / np.nanpercentile(yard[own], 5))
+    return out
 
-    def __init__(self, records: Sequence[Record], names: tuple[str, ...] | None = None) -> None:
+
+class Table:
+    """Records of one family as numbers. ``y``: log of time over the floor; ``group`` and ``way`` as in the records.
+    ``pace``: of each record, if others than these say what calm is."""
+
+    def __init__(self, records: Sequence[Record], pace: Array | None = None) -> None:
         self.records = list(records)
         self.family = FAMILIES[records[0].family]
         features = [self.family.features(r.call, context_of(r)) for r in records]
-        self.names = names or tuple(features[0])
-        self.x = np.array([vector(f, self.names) for f in features])
+        self.pace = paces(records) if pace is None else pace
+        self.names = (*features[0], PACE)
+        known = np.nan_to_num(self.pace)
+        self.x = np.array([[*vector(f, self.names[:-1]), p] for f, p in zip(features, known, strict=True)])
         self.floor = np.array([floor(r.call, context_of(r)) for r in records])
         self.seconds = np.array([r.seconds for r in records])
         self.y = np.log(self.seconds / self.floor)
@@ -87,15 +106,20 @@ def _folds(group: Array, seed: int = 0) -> Array:
     return np.asarray(order[group] % FOLDS)
 
 
-def fit_family(records: Sequence[Record], rounds: int = ROUNDS) -> FamilyModel:
-    """The model of one family."""
-    t = Table(records)
+def fit_family(records: Sequence[Record], rounds: int = ROUNDS, pace: Array | None = None) -> FamilyModel:
+    """The model of one family. Times are learned from records with a yardstick alone, where there are enough of them;
+    ranks, within a group, from all."""
+    t = Table(records, pace)
     fold = _folds(t.group)
+    timed = ~np.isnan(t.pace)
+    if timed.sum() < LEAST:
+        timed[:] = True
     members, unseen = [], np.zeros(len(t.y))
     for f in range(FOLDS):
-        members.append(grow(t.x[fold != f], t.y[fold != f], t.weight[fold != f], rounds))
+        use = timed & (fold != f)
+        members.append(grow(t.x[use], t.y[use], t.weight[use], rounds))
         unseen[fold == f] = members[-1](t.x[fold == f])
-    error = _spread(t.y - unseen, t.weight, t.noise)
+    error = _spread((t.y - unseen)[timed], t.weight[timed], t.noise[timed])
     ranges = {n: (float(t.x[:, i].min()), float(t.x[:, i].max())) for i, n in enumerate(t.names) if n in t.family.depth}
     model = FamilyModel(t.names, tuple(sorted({kernel_class(r.call.kernel) for r in records})), ranges, members, error)
     several = t.with_ways()
@@ -106,13 +130,24 @@ def fit_family(records: Sequence[Record], rounds: int = ROUNDS) -> FamilyModel:
             use = several & (fold != f)
             model.rankers.append(grow(t.x[use], y[use], t.weight[use], rounds))
             ranked[fold == f] = model.rankers[-1](t.x[fold == f])
-        rule = np.full(t.group.max() + 1, -1)
-        rule[t.group[t.way == 0]] = np.flatnonzero(t.way == 0)
-        pair = np.flatnonzero(several & (t.way != 0) & (rule[t.group] >= 0))
-        base = rule[t.group[pair]]
-        off = (ranked[pair] - ranked[base]) - (t.y[pair] - t.y[base])
-        model.rank_error = _spread(off, np.minimum(t.weight[pair], t.weight[base]), np.hypot(t.noise[pair], t.noise[base]))
+        model.rank_error = margin(ranked, t.y, t.group, t.way)
     return model
+
+
+def margin(score: Array, y: Array, group: Array, way: Array) -> float:
+    """The predicted gain (log) that a way must have over the rule's own, so that taking it paid off most on groups that
+    the ranking had not seen. ``score``: ranks; ``y``: logs of time."""
+    best = (0.0, MARGINS[-1])
+    sets = [np.flatnonzero(group == g) for g in range(group.max() + 1)]
+    sets = [i for i in sets if len(i) > 1 and (way[i] == 0).any()]
+    for m in reversed(MARGINS):
+        total = 0.0
+        for i in sets:
+            base, top = i[np.argmin(way[i])], i[np.argmin(score[i])]
+            if score[base] - score[top] > m:
+                total += y[top] - y[base]
+        best = min(best, (total, m))
+    return best[1]
 
 
 def _spread(off: Array, weight: Array, noise: Array) -> float:
@@ -135,14 +170,14 @@ def fit(
     records: Sequence[Record], rounds: int = ROUNDS, report: Callable[[str], None] | None = None
 ) -> CostModel:
     """A model of all families of which there are enough records. EffcError if there is none."""
-    families = {}
+    families, pace = {}, paces(records)
     for name in FAMILIES:
-        own = [r for r in records if r.family == name and r.seconds > 0]
-        if len(own) < LEAST:
+        index = [i for i, r in enumerate(records) if r.family == name and r.seconds > 0]
+        if len(index) < LEAST:
             continue
         if report is not None:
-            report(f"{name}: {len(own)} records")
-        families[name] = fit_family(own, rounds)
+            report(f"{name}: {len(index)} records")
+        families[name] = fit_family([records[i] for i in index], rounds, pace[index])
     if not families:
         raise EffcError(
             f"{len(records)} records are too few to learn from: {LEAST} of one family are the least",
@@ -158,7 +193,3 @@ def fit(
         "lightgbm": lightgbm().__version__, "machines": counts,
     }  # fmt: skip
     return CostModel(families, machine, records[0].target, info)
-
-
-def log_error(predicted: float, seconds: float) -> float:
-    return abs(log(predicted / seconds))

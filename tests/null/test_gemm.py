@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import kernel_harness as h
 
 from effc.backends.cpu.packing.conv import PackingError
-from effc.backends.cpu.packing.gemm import pack_gemm_b, panel_width, thread_scratch, unpack_gemm_b
+from effc.backends.cpu.packing.gemm import Blocking, pack_gemm_b, panel_width, thread_scratch, unpack_gemm_b
+from effc.backends.cpu.packing.gemm import candidates as gemm_candidates
 from effc.ir.dtypes import DType
 
 Array = np.ndarray[Any, Any]
@@ -241,3 +242,47 @@ def test_few_rows_against_rows(lib: h.KernelLibrary, dtype: Any, m: int) -> None
         out = np.full((1, 2, m, n), 9).astype(dtype)
         run(lib, a, b, out, threads=3, mode="reverse")
         check(out, expected(a, b))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("blocking", [(1, 1, 1), (7, 2, 40), (64, 1, 16), (100, 3, 48), (9000, 96, 1000), (0, 5, 0)])
+@pytest.mark.parametrize("shape", [(1, 1, 61, 777, 71), (1, 2, 40, 130, 33), (1, 1, 1, 300, 50), (1, 1, 5, 4200, 9)])
+def test_any_sizes_of_blocks(
+    lib: h.KernelLibrary, shape: tuple[int, ...], blocking: tuple[int, int, int], packed: bool
+) -> None:
+    """Sizes that the cost model may choose, and odd ones: the product is the same, and it does not depend on threads."""
+    b0, b1, m, k, n = shape
+    rng = np.random.default_rng(1)
+    a, b = random(rng, (b0, b1, m, k), np.dtype("f4")), random(rng, (1, 1, k, n), np.dtype("f4"))
+    sizes = Blocking(*blocking)
+    other = pack_gemm_b(b[0, 0], panel_width(DType.f32, lib.vlen)) if packed else b
+    results = set()
+    for threads, mode in ((1, "serial"), (3, "reverse"), (2, "threads")):
+        out = np.full((b0, b1, m, n), np.nan, np.float32)
+        lib.call(
+            "effc_matmul_packed_f32" if packed else "effc_matmul_f32", [a, other], [out],
+            [1, k, n, *sizes.attrs] if packed else sizes.attrs, threads=threads, mode=mode, scratch=8 << 20,
+            thread_scratch=thread_scratch(DType.f32, lib.vlen, sizes),
+        )  # fmt: skip
+        check(out, expected(a, b))
+        results.add(out.tobytes())
+    assert len(results) == 1
+
+
+def test_sizes_of_blocks_that_are_none(lib: h.KernelLibrary) -> None:
+    a, b, out = np.ones((1, 1, 2, 3), np.float32), np.ones((1, 1, 3, 4), np.float32), np.zeros((1, 1, 2, 4), np.float32)
+    for bad in ([-1, 0, 0], [0, 97, 0], [0, 0, -5], [0, 0]):
+        with pytest.raises(h.KernelError, match="sizes of a block"):
+            lib.call("effc_matmul_f32", [a, b], [out], bad, thread_scratch=thread_scratch(DType.f32, lib.vlen))
+    big = Blocking(4096, 96, 4096)
+    with pytest.raises(h.KernelError, match="scratch"):
+        lib.call("effc_matmul_f32", [a, b], [out], big.attrs, thread_scratch=thread_scratch(DType.f32, lib.vlen))
+
+
+def test_candidates_fit_their_limits_and_differ() -> None:
+    for rows, k, n in ((1, 64, 32000), (128, 384, 1536), (3000, 96, 70), (7, 5000, 9)):
+        ways = gemm_candidates(rows, k, n, DType.f32, 32)
+        assert ways[0] == Blocking() and len(set(ways)) == len(ways)
+        for w in ways[1:]:
+            depth = -(-k // -(-k // w.steps))
+            assert depth * 16 * 4 <= 96 << 10 and min(w.rows, rows) * depth * 4 <= 2 * (384 << 10)

@@ -361,3 +361,36 @@ def test_panel_widths() -> None:
         for og in range(1, 700):
             nv = packing.choose_nv(og, lanes, vlen)
             assert 1 <= nv <= 4 and (nv == 1 or (nv - 1) * lanes < og)
+
+
+@pytest.mark.parametrize("nv", [1, 2, 3, 4])
+@pytest.mark.parametrize("case", range(4))
+def test_any_blocking(lib: KernelLibrary, nv: int, case: int) -> None:
+    """Blockings that the cost model may choose, and odd ones: the same sums, whatever the threads."""
+    rng = np.random.default_rng(case)
+    ci, co, groups, kernel, size = [(20, 50, 1, 3, 9), (12, 36, 2, 3, 7), (3, 70, 1, 5, 13), (70, 33, 1, 1, 11)][case]
+    x = channels_last(rng.standard_normal((2, ci, size, size)).astype(np.float32))
+    w = rng.standard_normal((co, ci // groups, kernel, kernel)).astype(np.float32)
+    pad = (kernel // 2,) * 2
+    want = run_conv(lib, x, w, (1, 1), pad, (1, 1), groups)
+    mr, wide = packing.max_rows(nv, lib.vlen), nv * lib.vlen // 4
+    for rows, cols, k in ((mr, wide, 1), (3 * mr, 2 * wide, 17), (20 * mr, 5 * wide, 4096)):
+        blocking = (nv, rows, cols, k)
+        results = {
+            run_conv(lib, x, w, (1, 1), pad, (1, 1), groups, blocking=blocking, threads=t, mode=m).tobytes()
+            for t, m in ((1, "serial"), (3, "reverse"), (2, "threads"))
+        }
+        got = run_conv(lib, x, w, (1, 1), pad, (1, 1), groups, blocking=blocking)
+        assert len(results) == 1
+        assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
+
+
+def test_candidates_begin_with_the_rule_and_are_whole_tiles() -> None:
+    for og, cg, taps, vlen in ((64, 64, 9, 32), (1000, 3, 49, 32), (7, 2000, 1, 64), (1, 1, 1, 32)):
+        shape = packing.Shape(og, cg, 1, taps, 4, vlen, True, True)
+        ways = shape.candidates()
+        assert ways[0] == shape.rule() and len({tuple(w.attrs) for w in ways}) == len(ways)
+        for w in ways:
+            wide = w.nv * vlen // 4
+            assert w.rows % packing.max_rows(w.nv, vlen) == 0 and w.cols % wide == 0 and 1 <= w.k <= max(1, cg * taps)
+            assert w.cols <= -(-og // wide) * wide and w.rows * w.cols * 4 <= 256 * 1024

@@ -1,0 +1,136 @@
+"""How good the cost model is: on shapes and on models that it has not seen.
+
+    python -m bench.cost RECORDS ... [--models held,out] [--rounds 300] [--json]
+
+A model is trained on records whose group is not held out, and asked about the rest. Held out are a fifth of the sampled
+groups (ways of one shape stay together), or all records of the named models. Times: R2 on log time and the mean of
+|predicted / measured - 1|, beside the measurement's own repeat error, and beside the roofline with the best constant
+factor. A record's prediction is for the speed that the yardstick beside it says the machine had then. Choices: time of
+the way taken over the fastest of those that were measured (a fair lot of all), beside the fixed rule, and a way drawn
+at random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from effc.cost import train
+from effc.cost.records import Record, read
+
+HELD = "mobilenet_v2,minilm,resnet18,mtcnn_onet,gpt2"
+GOOD = 0.05  # repeat error of a record that was measured well
+
+
+def times(y: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """Figures of logs of time."""
+    off = predicted - y
+    return {
+        "r2": 1 - float(np.sum(off**2) / np.sum((y - y.mean()) ** 2)),
+        "mean_error": float(np.mean(np.abs(np.expm1(off)))),
+        "median_error": float(np.median(np.abs(np.expm1(off)))),
+    }
+
+
+def family_figures(learn: Sequence[Record], judge: Sequence[Record], rounds: int) -> dict[str, Any]:
+    """Figures of one family."""
+    pace = train.paces([*learn, *judge])
+    model = train.fit_family(learn, rounds, pace[: len(learn)])
+    t = train.Table(judge, pace[len(learn) :])
+    log_t, low = np.log(t.seconds), np.log(t.floor)
+    constant = np.median([np.log(r.seconds) for r in learn]) - np.median(np.log(train.Table(learn).floor))
+    timed = ~np.isnan(t.pace)
+    out: dict[str, Any] = {"learned": len(learn), "judged": int(timed.sum()), "margin": model.rank_error}
+    if timed.sum() > 4:
+        predicted = low + model.log_ratio(t.x)[0]
+        repeat = np.array([r.repeat for r in judge])
+        well = timed & (repeat <= GOOD)
+        out["time"] = times(log_t[timed], predicted[timed])
+        out["roofline"] = times(log_t[timed], low[timed] + constant)
+        out["repeat"] = {"mean": float(repeat[timed].mean()), "median": float(np.median(repeat[timed]))}
+        if well.sum() > 4:
+            out["time_well_measured"] = {"judged": int(well.sum()), **times(log_t[well], predicted[well])}
+    if model.rankers:
+        out["choice"] = choices(t, model.rank(t.x), model.rank_error)
+    return out
+
+
+def choices(t: train.Table, score: np.ndarray, margin: float) -> dict[str, Any]:
+    """Time over the fastest way that was measured, of what would be taken."""
+    rng = np.random.default_rng(0)
+    found: dict[str, list[float]] = {"model": [], "rule": [], "random": []}
+    for g in range(t.group.max() + 1):
+        i = np.flatnonzero(t.group == g)
+        if len(i) < 3 or not (t.way[i] == 0).any():
+            continue
+        base, top = i[np.argmin(t.way[i])], i[np.argmin(score[i])]
+        best = t.seconds[i].min()
+        taken = top if score[base] - score[top] > margin else base
+        for k, x in (("model", taken), ("rule", base), ("random", rng.choice(i))):
+            found[k].append(float(t.seconds[x] / best))
+    if not found["model"]:
+        return {"groups": 0}
+    out: dict[str, Any] = {
+        k: {"mean": float(np.mean(v)), "p95": float(np.percentile(v, 95))} for k, v in found.items()
+    }
+    gain = np.log(np.array(found["rule"]) / np.array(found["model"]))
+    changed = gain != 0
+    # The best of some noisy times is too good: what the two ways of this comparison do not share.
+    return {
+        "groups": len(found["model"]), **out, "gain": float(np.exp(gain.mean())), "changed": float(changed.mean()),
+        "gain_where_changed": float(np.exp(gain[changed].mean())) if changed.any() else 1.0,
+    }  # fmt: skip
+
+
+def split(records: Sequence[Record], models: Sequence[str]) -> tuple[list[Record], list[Record]]:
+    """(to learn from, to judge by): by model if any is named, else a fifth of the sampled groups."""
+    if models:
+        return [r for r in records if r.source not in models], [r for r in records if r.source in models]
+    groups = sorted({r.group for r in records if r.source == "space"})
+    held = set(np.random.default_rng(7).permutation(groups)[: len(groups) // 5])
+    return [r for r in records if r.group not in held], [r for r in records if r.group in held]
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("records", nargs="+")
+    p.add_argument("--models", default=HELD)
+    p.add_argument("--rounds", type=int, default=train.ROUNDS)
+    p.add_argument("--json", action="store_true")
+    a = p.parse_args()
+    records = read(a.records)
+    result: dict[str, Any] = {}
+    for kind, models in (("shapes", []), ("models", a.models.split(","))):
+        learn, judge = split(records, models)
+        for name in train.FAMILIES:
+            own, other = ([r for r in rs if r.family == name] for rs in (learn, judge))
+            if len(own) < train.LEAST or len(other) < 5:
+                continue
+            f = result.setdefault(kind, {})[name] = family_figures(own, other, a.rounds)
+            if a.json:
+                continue
+            print(f"held-out {kind}, {name}: learned from {f['learned']}, judged on {f['judged']}")
+            for k in ("time", "time_well_measured", "roofline"):
+                if k in f:
+                    x = f[k]
+                    print(f"  {k:20} R2 {x['r2']:.4f}  mean error {x['mean_error']:.1%}  median {x['median_error']:.1%}")
+            if "repeat" in f:
+                print(f"  {'repeat':20} mean {f['repeat']['mean']:.1%}  median {f['repeat']['median']:.1%}")
+            c = f.get("choice", {})
+            if c.get("groups"):
+                for k in ("model", "rule", "random"):
+                    print(f"  chosen by {k:10} over best of {c['groups']}: mean {c[k]['mean']:.3f}  p95 {c[k]['p95']:.3f}")
+                print(
+                    f"  rule over model: {c['gain']:.3f}; another way than the rule's in {c['changed']:.0%} of groups, "
+                    f"{c['gain_where_changed']:.3f} there (margin {f['margin']:.2f})"
+                )
+    if a.json:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
