@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from effc.cost import train
+from effc.cost.features import vector
 from effc.cost.records import Record, read
 
 HELD = "mobilenet_v2,minilm,resnet18,mtcnn_onet,gpt2"
@@ -74,9 +75,7 @@ def choices(t: train.Table, score: np.ndarray, margin: float) -> dict[str, Any]:
             found[k].append(float(t.seconds[x] / best))
     if not found["model"]:
         return {"groups": 0}
-    out: dict[str, Any] = {
-        k: {"mean": float(np.mean(v)), "p95": float(np.percentile(v, 95))} for k, v in found.items()
-    }
+    out: dict[str, Any] = {k: {"mean": float(np.mean(v)), "p95": float(np.percentile(v, 95))} for k, v in found.items()}
     gain = np.log(np.array(found["rule"]) / np.array(found["model"]))
     changed = gain != 0
     # The best of some noisy times is too good: what the two ways of this comparison do not share.
@@ -84,6 +83,32 @@ def choices(t: train.Table, score: np.ndarray, margin: float) -> dict[str, Any]:
         "groups": len(found["model"]), **out, "gain": float(np.exp(gain.mean())), "changed": float(changed.mean()),
         "gain_where_changed": float(np.exp(gain[changed].mean())) if changed.any() else 1.0,
     }  # fmt: skip
+
+
+def whole_models(learn: Sequence[Record], judge: Sequence[Record], rounds: int) -> dict[str, dict[str, float]]:
+    """Of each held-out model and number of threads: measured and predicted sums over its calls, in milliseconds, where
+    the model makes them. What no learned model answers for is the roofline's guess, as in ``effc estimate``."""
+    model = train.fit(learn, rounds)
+    placed = [
+        r for r in judge if r.group.removeprefix("a-").rpartition("-t")[0] == f"{r.source}-{r.group.split('-')[-2]}"
+    ]
+    pace = dict(zip([r.group for r in judge], train.paces([*learn, *judge])[len(learn) :], strict=True))
+    out: dict[str, dict[str, float]] = {}
+    for r in placed:
+        cx, low = train.context_of(r), train.floor(r.call, train.context_of(r))
+        seconds, family = model.predict(r.call, cx), model.families.get(r.family)
+        value = seconds.seconds
+        if seconds.source == "model" and family is not None and not np.isnan(pace[r.group]):
+            x = np.array([[*vector(train.FAMILIES[r.family].features(r.call, cx), family.names[:-1]), pace[r.group]]])
+            value = max(low, low * float(np.exp(family.log_ratio(x)[0][0])))
+        earlier = " (earlier)" if r.group.startswith("a-") else ""
+        line = out.setdefault(
+            f"{r.source}, {r.threads} threads{earlier}", {"measured": 0.0, "predicted": 0.0, "learned": 0.0}
+        )
+        line["measured"] += r.seconds * 1e3
+        line["predicted"] += value * 1e3
+        line["learned"] += value * 1e3 * (seconds.source == "model")
+    return out
 
 
 def split(records: Sequence[Record], models: Sequence[str]) -> tuple[list[Record], list[Record]]:
@@ -117,19 +142,34 @@ def main() -> None:
             for k in ("time", "time_well_measured", "roofline"):
                 if k in f:
                     x = f[k]
-                    print(f"  {k:20} R2 {x['r2']:.4f}  mean error {x['mean_error']:.1%}  median {x['median_error']:.1%}")
+                    print(
+                        f"  {k:20} R2 {x['r2']:.4f}  mean error {x['mean_error']:.1%}  median {x['median_error']:.1%}"
+                    )
             if "repeat" in f:
                 print(f"  {'repeat':20} mean {f['repeat']['mean']:.1%}  median {f['repeat']['median']:.1%}")
             c = f.get("choice", {})
             if c.get("groups"):
                 for k in ("model", "rule", "random"):
-                    print(f"  chosen by {k:10} over best of {c['groups']}: mean {c[k]['mean']:.3f}  p95 {c[k]['p95']:.3f}")
+                    print(
+                        f"  chosen by {k:10} over best of {c['groups']}: mean {c[k]['mean']:.3f}  p95 {c[k]['p95']:.3f}"
+                    )
                 print(
                     f"  rule over model: {c['gain']:.3f}; another way than the rule's in {c['changed']:.0%} of groups, "
                     f"{c['gain_where_changed']:.3f} there (margin {f['margin']:.2f})"
                 )
+    learn, judge = split(records, a.models.split(","))
+    result["whole"] = whole_models(learn, judge, a.rounds)
+    off = [abs(x["predicted"] / x["measured"] - 1) for x in result["whole"].values()]
     if a.json:
         print(json.dumps(result))
+        return
+    for name, x in result["whole"].items():
+        print(
+            f"{name}: measured {x['measured']:.3f} ms, predicted {x['predicted']:.3f} ms "
+            f"({x['predicted'] / x['measured'] - 1:+.1%}), {x['learned'] / x['predicted']:.0%} of it learned"
+        )
+    if off:
+        print(f"whole models: mean error {np.mean(off):.1%}, largest {np.max(off):.1%}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Models for the cost model's benchmark and for its records: those of the zoo, and architectures with made-up weights.
 
-    python -m bench.cost_models OUT_DIR [NAME ...]      compiles them, with fixed sizes and the rules' own blocking
+python -m bench.cost_models OUT_DIR [NAME ...]      compiles them, with fixed sizes and the rules' own blocking
 """
 
 from __future__ import annotations
@@ -70,20 +70,30 @@ def _text(kind: str, batch: int, length: int, **config: Any) -> Callable[[], Mad
 
 
 ZOO = (
-    "minilm", "smollm2", "efficientnet_lite0", "mobilenet_v2", "crepe", "resemblyzer", "mtcnn_pnet", "mtcnn_rnet",
+    "minilm",
+    "smollm2",
+    "efficientnet_lite0",
+    "mobilenet_v2",
+    "crepe",
+    "resemblyzer",
+    "mtcnn_pnet",
+    "mtcnn_rnet",
     "mtcnn_onet",
-)  # fmt: skip
+)
 MODELS: dict[str, Callable[[], Made]] = {
     **{n: _zoo(n) for n in ZOO},
     "resnet18": _vision("ResNet", 224, depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic"),
     "resnet50": _vision("ResNet", 160),
     "convnext": _vision("ConvNext", 160, depths=[2, 2, 6, 2]),
-    "vit_small": _vision("ViT", 224, hidden_size=384, num_attention_heads=6, intermediate_size=1536, num_hidden_layers=6),
-    "regnet": _vision("RegNet", 192, embedding_size=32, hidden_sizes=[48, 96, 192, 384], depths=[1, 2, 4, 1],
-                      groups_width=16),
+    "vit_small": _vision(
+        "ViT", 224, hidden_size=384, num_attention_heads=6, intermediate_size=1536, num_hidden_layers=6
+    ),
+    "regnet": _vision(
+        "RegNet", 192, embedding_size=32, hidden_sizes=[48, 96, 192, 384], depths=[1, 2, 4, 1], groups_width=16
+    ),
     "distilbert": _text("DistilBert", 2, 64, n_layers=4, vocab_size=4000),
     "gpt2": _text("GPT2", 1, 96, n_layer=4, n_embd=512, n_head=8, vocab_size=4000),
-}  # fmt: skip
+}
 
 
 def main() -> None:

@@ -110,12 +110,18 @@ def main() -> None:
                 seconds["packed"].append(
                     float(
                         np.median(
-                            effc_seconds("effc_matmul_packed_f32", [a[None, None], packed], out, [1, k, n, 0, 0, 0], loops)
+                            effc_seconds(
+                                "effc_matmul_packed_f32", [a[None, None], packed], out, [1, k, n, 0, 0, 0], loops
+                            )
                         )
                     )
                 )
                 seconds["plain"].append(
-                    float(np.median(effc_seconds("effc_matmul_f32", [a[None, None], b[None, None]], out, [0, 0, 0], loops)))
+                    float(
+                        np.median(
+                            effc_seconds("effc_matmul_f32", [a[None, None], b[None, None]], out, [0, 0, 0], loops)
+                        )
+                    )
                 )
         rate = {name: flops / float(np.median(t)) / 1e9 for name, t in seconds.items()}
         top = float(np.median(peaks))

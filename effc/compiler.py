@@ -203,7 +203,9 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
     started = time.perf_counter()
     t = parse(options.target)
     cache, uncached = ModelCache.lookup(
-        entries, t, (*options.disable_passes, "" if options.selftest else "no selftest", decided_by(options.num_threads))
+        entries,
+        t,
+        (*options.disable_passes, "" if options.selftest else "no selftest", decided_by(options.num_threads)),
     )
     if cache is not None and (hit := cache.get()) is not None:
         path, folder = hit
@@ -230,7 +232,9 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
         graphs[n] = pipeline.run(im.graph, reports[n])
     mark = time.perf_counter()
     seconds["passes"] = mark - started - seconds["frontend"]
-    parts = cpu.compile_graphs(graphs, t, options.num_threads, lambda n: chooser(t.name, options.num_threads, graphs[n]))
+    parts = cpu.compile_graphs(
+        graphs, t, options.num_threads, lambda n: chooser(t.name, options.num_threads, graphs[n])
+    )
     seconds["backend"] = time.perf_counter() - mark
     if debug.level() >= 3:
         debug.show(debug.kernels_text(parts.programs, parts.notes))

@@ -32,12 +32,24 @@ def tune_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--seconds", type=float, default=600.0, help="time to measure (default 600); 0: only train")
     p.add_argument("--kernels", default="", help="comma-separated samplers; default: all of effc/cost/space.py")
     p.add_argument("--out", metavar="FILE.jsonl", help="records are appended here; default: in the cache folder")
-    p.add_argument("--resume", action="store_true", help="go on where the file ends, instead of refusing one that exists")
+    p.add_argument(
+        "--resume", action="store_true", help="go on where the file ends, instead of refusing one that exists"
+    )
     p.add_argument("--seed", type=int, default=0, help="of the sequence of shapes")
-    p.add_argument("--calm", type=float, default=None, metavar="SHARE",
-                   help="measure a case again while others use more of a CPU than this (default 0.1)")  # fmt: skip
-    p.add_argument("--model", action="append", default=[], metavar="MODEL.effc",
-                   help="also measure the calls of this artifact, where it makes them; may be repeated")  # fmt: skip
+    p.add_argument(
+        "--calm",
+        type=float,
+        default=None,
+        metavar="SHARE",
+        help="measure a case again while others use more of a CPU than this (default 0.1)",
+    )
+    p.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="MODEL.effc",
+        help="also measure the calls of this artifact, where it makes them; may be repeated",
+    )
     p.add_argument("--train", metavar="MODEL.npz", help="train a cost model on the records and write it here")
     p.add_argument("--data", action="append", default=[], metavar="FILE", help="further records to train on")
 
@@ -96,7 +108,9 @@ class Bar:
         share = min(1.0, d["spent"] / d["of"])
         filled = round(24 * share)
         again = f", {d['disturbed']} measured again" if d["disturbed"] else ""
-        text = f"[{'#' * filled}{'.' * (24 - filled)}] {d['spent']:.0f} of {d['of']:.0f} s, {d['records']} records{again}"
+        text = (
+            f"[{'#' * filled}{'.' * (24 - filled)}] {d['spent']:.0f} of {d['of']:.0f} s, {d['records']} records{again}"
+        )
         if self._tty:
             print(f"\r{text}  {d['spec'][:48]:48}", end="", file=sys.stderr, flush=True)
             self._open = True
@@ -145,7 +159,9 @@ def add_model(path: str, out: Path, sizes: Sizes) -> None:
                 yard = Bench(any_case, graph_of(any_case), [0], 0, threads, parse(manifest["target"]), Path(folder))
                 model = load(path, num_threads=threads)
                 inputs = random_inputs(entry, env, 0, 1)
-                found, whole = measure_model(model, manifest, name, env, inputs, source, this_machine(), family_of, yard)
+                found, whole = measure_model(
+                    model, manifest, name, env, inputs, source, this_machine(), family_of, yard
+                )
                 writer.add(found)
                 whole.sort()
                 print(f"{path}, {threads} threads: {len(found)} calls, {whole[len(whole) // 2] * 1e3:.3f} ms a run")
@@ -157,9 +173,18 @@ def add_model(path: str, out: Path, sizes: Sizes) -> None:
                 threads = 1 + i % len(os.sched_getaffinity(0))
                 sweep = int(rng.choice([0, min(between, 16 << 20)]))
                 writer.add(
-                    measure(case, rng, key, threads, sweep, parse(manifest["target"]), this_machine(), Path(folder),
-                            source=source)
-                )  # fmt: skip
+                    measure(
+                        case,
+                        rng,
+                        key,
+                        threads,
+                        sweep,
+                        parse(manifest["target"]),
+                        this_machine(),
+                        Path(folder),
+                        source=source,
+                    )
+                )
     finally:
         writer.close()
 
@@ -200,15 +225,35 @@ def estimate(a: argparse.Namespace, sizes: Sizes) -> None:
     e = of_program(entry["program"], env, manifest["target"], threads)
     lines = sorted(e.lines, key=lambda x: -x.prediction.seconds * x.call.times)
     if a.json:
-        print(json.dumps({
-            "model": a.source, "entry": name, "sizes": env, "threads": threads, "ms": e.seconds * 1e3,
-            "uncertainty": e.uncertainty, "learned": e.learned, "machine": e.machine.as_json(), "notes": e.notes,
-            "calls": [{
-                "name": x.call.name, "kernel": x.call.kernel, "loc": x.call.loc, "times": x.call.times,
-                "us": x.prediction.seconds * 1e6, "uncertainty": x.prediction.uncertainty, "floor_us": x.floor * 1e6,
-                "source": x.prediction.source, "why": x.prediction.why,
-            } for x in e.lines],
-        }))  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    "model": a.source,
+                    "entry": name,
+                    "sizes": env,
+                    "threads": threads,
+                    "ms": e.seconds * 1e3,
+                    "uncertainty": e.uncertainty,
+                    "learned": e.learned,
+                    "machine": e.machine.as_json(),
+                    "notes": e.notes,
+                    "calls": [
+                        {
+                            "name": x.call.name,
+                            "kernel": x.call.kernel,
+                            "loc": x.call.loc,
+                            "times": x.call.times,
+                            "us": x.prediction.seconds * 1e6,
+                            "uncertainty": x.prediction.uncertainty,
+                            "floor_us": x.floor * 1e6,
+                            "source": x.prediction.source,
+                            "why": x.prediction.why,
+                        }
+                        for x in e.lines
+                    ],
+                }
+            )
+        )
         return
     print(f"{a.source}, entry {name}{f' at {env}' if env else ''}, {threads} threads on {e.machine.cpu}")
     print(
@@ -223,7 +268,8 @@ def estimate(a: argparse.Namespace, sizes: Sizes) -> None:
         often = f" x {x.call.times:g}" if x.call.times != 1 else ""
         why = f" ({x.prediction.why})" if x.prediction.why else ""
         print(
-            f"{total / e.seconds:6.1%} {x.prediction.seconds * 1e6:10.1f} {x.floor * 1e6:10.1f}  {x.prediction.source:8} "
+            f"{total / e.seconds:6.1%} {x.prediction.seconds * 1e6:10.1f} {x.floor * 1e6:10.1f}  "
+            f"{x.prediction.source:8} "
             f"{kernel_class(x.call.kernel)} {x.call.name}{often}{why}"
         )
     if len(lines) > a.top:

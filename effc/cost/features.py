@@ -18,8 +18,8 @@ from .roofline import Context, floor, operations, taps_inside
 
 Extract = Callable[[Call, Context], dict[str, float]]
 SLOW = frozenset(
-    "exp exp2 expm1 log log2 log10 log1p tanh sin cos tan erf erfc erfinv sigmoid pow softplus gelu silu sinh cosh asin "
-    "acos atan atan2 lgamma digamma".split()
+    "exp exp2 expm1 log log2 log10 log1p tanh sin cos tan erf erfc erfinv sigmoid pow softplus gelu silu sinh cosh "
+    "asin acos atan atan2 lgamma digamma".split()
 )
 MEDIUM = frozenset("div sqrt rsqrt reciprocal mod remainder floor_divide floordiv".split())
 
@@ -55,7 +55,8 @@ def family(name: str, *kernels: str) -> Callable[[Extract], Extract]:
 def family_of(call: Call) -> str:
     """The family that a call belongs to; ``other`` for a kernel that none has."""
     best = max(
-        ((len(p), f.name) for f in FAMILIES.values() for p in f.kernels if call.kernel.startswith(p)), default=(0, "other")
+        ((len(p), f.name) for f in FAMILIES.values() for p in f.kernels if call.kernel.startswith(p)),
+        default=(0, "other"),
     )
     return best[1]
 
@@ -152,22 +153,48 @@ def conv(call: Call, cx: Context) -> dict[str, float]:
     inner_c = x.strides[1] == 1 or channels == 1 or bool(a[2])
     weights = groups * k * ceil_div(og, lanes) * lanes * item
     return {
-        "groups": lg(groups), "og": lg(og), "cg": lg(cg), "taps": lg(taps), "k": lg(k), "rows": lg(rows),
-        "width": lg(width), "stride": float(a[10]), "dilation": float(a[16]), "inside": inside,
-        "valid": taps_inside(call), "innermost": float(inner_c), "copy": float(a[2]), "steps": float(a[24]),
-        "packed": float(a[0]), "transposed": float(a[1]), "nv": float(nv), "block_rows": lg(block_rows),
-        "block_cols": lg(block_cols), "block_k": lg(used_k), "k_blocks": float(ceil_div(k, used_k)),
-        "panels": lg(panels), "tiles": lg(tiles), "row_blocks": lg(row_blocks), "col_blocks": lg(col_blocks),
-        "blocks": lg(blocks), "even": even_share(cx.threads, blocks),
-        "fill_panels": og / (panels * wide), "fill_vectors": og / (ceil_div(og, lanes) * lanes),
-        "fill_tiles": rows / (tiles * mr), "fill_width": width / (ceil_div(width, mr) * mr),
-        "last": float(ceil_div(last, lanes)), "panel_l1": used_k * wide * item / m.l1,
+        "groups": lg(groups),
+        "og": lg(og),
+        "cg": lg(cg),
+        "taps": lg(taps),
+        "k": lg(k),
+        "rows": lg(rows),
+        "width": lg(width),
+        "stride": float(a[10]),
+        "dilation": float(a[16]),
+        "inside": inside,
+        "valid": taps_inside(call),
+        "innermost": float(inner_c),
+        "copy": float(a[2]),
+        "steps": float(a[24]),
+        "packed": float(a[0]),
+        "transposed": float(a[1]),
+        "nv": float(nv),
+        "block_rows": lg(block_rows),
+        "block_cols": lg(block_cols),
+        "block_k": lg(used_k),
+        "k_blocks": float(ceil_div(k, used_k)),
+        "panels": lg(panels),
+        "tiles": lg(tiles),
+        "row_blocks": lg(row_blocks),
+        "col_blocks": lg(col_blocks),
+        "blocks": lg(blocks),
+        "even": even_share(cx.threads, blocks),
+        "fill_panels": og / (panels * wide),
+        "fill_vectors": og / (ceil_div(og, lanes) * lanes),
+        "fill_tiles": rows / (tiles * mr),
+        "fill_width": width / (ceil_div(width, mr) * mr),
+        "last": float(ceil_div(last, lanes)),
+        "panel_l1": used_k * wide * item / m.l1,
         "tile_l1": used_k * (wide + mr) * item / m.l1,
         "block_l2": (rows / row_blocks) * (og / col_blocks) * item / m.l2,
-        "x_l2": (rows / row_blocks) * cg * a[10] * item / m.l2, "w_l2": weights / m.l2,
-        "wb_l2": weights / groups / col_blocks / m.l2, "weights": lg(weights),
-        "reload": lg((k / used_k) * rows * og * item), "latency": float(mr * nv),
-    }  # fmt: skip
+        "x_l2": (rows / row_blocks) * cg * a[10] * item / m.l2,
+        "w_l2": weights / m.l2,
+        "wb_l2": weights / groups / col_blocks / m.l2,
+        "weights": lg(weights),
+        "reload": lg((k / used_k) * rows * og * item),
+        "latency": float(mr * nv),
+    }
 
 
 @family("depthwise", "effc_conv_dw_f32", "effc_conv_dw_f64")
@@ -178,12 +205,24 @@ def depthwise(call: Call, cx: Context) -> dict[str, float]:
     taps, pixels = prod(a[5:8]), prod(a[17:20])
     lanes = cx.vlen // call.outs[0].itemsize
     return {
-        "channels": lg(channels), "taps": lg(taps), "kernel": float(a[7]), "stride": float(a[10]),
-        "dilation": float(a[16]), "pixels": lg(pixels), "width": lg(a[19]), "height": lg(a[18]), "batch": lg(batch),
-        "valid": taps_inside(call), "copy": float(a[2]), "steps": float(a[24]), "packed": float(a[0]),
-        "fill": channels / (ceil_div(channels, lanes) * lanes), "fill2": channels / (ceil_div(channels, 2 * lanes) * 2 * lanes),
-        "odd_width": float(a[19] % 8), "x_l2": channels * size[2] * a[6] * 4 / cx.machine.l2,
-    }  # fmt: skip
+        "channels": lg(channels),
+        "taps": lg(taps),
+        "kernel": float(a[7]),
+        "stride": float(a[10]),
+        "dilation": float(a[16]),
+        "pixels": lg(pixels),
+        "width": lg(a[19]),
+        "height": lg(a[18]),
+        "batch": lg(batch),
+        "valid": taps_inside(call),
+        "copy": float(a[2]),
+        "steps": float(a[24]),
+        "packed": float(a[0]),
+        "fill": channels / (ceil_div(channels, lanes) * lanes),
+        "fill2": channels / (ceil_div(channels, 2 * lanes) * 2 * lanes),
+        "odd_width": float(a[19] % 8),
+        "x_l2": channels * size[2] * a[6] * 4 / cx.machine.l2,
+    }
 
 
 # Matrix products ------------------------------------------------------------------------------------------------------
@@ -192,7 +231,7 @@ def depthwise(call: Call, cx: Context) -> dict[str, float]:
 @family("matmul", "effc_matmul_")
 def matmul(call: Call, cx: Context) -> dict[str, float]:
     """effc_matmul_*, effc_matmul_packed_*: see kernels/gemm.hpp, whose grid this mirrors."""
-    m_, x, y = cx.machine, call.ins[0], call.outs[0]
+    m_, x = cx.machine, call.ins[0]
     assert x is not None
     packed = "packed" in call.kernel
     item = max(4, x.itemsize)
@@ -234,17 +273,41 @@ def matmul(call: Call, cx: Context) -> dict[str, float]:
     dots = not packed and not in_place and w_row == 1 and m <= 4 and k >= 64
     shared = not (packed or in_place or dots or splits > 1 or row_blocks * (batch // max(1, distinct)) <= 2)
     return {
-        "packed": float(packed), "in_place": float(in_place), "dots": float(dots), "shared": float(shared),
-        "batch": lg(batch), "m": lg(m), "k": lg(k), "n": lg(n), "m_small": float(min(m, 24)), "distinct": lg(distinct),
-        "a_direct": float(x.strides[3] == 1), "b_row": float(w_row == 1), "b_col": float(w_col == 1),
-        "splits": float(splits), "steps": lg(depth), "k_blocks": float(k_blocks), "tiles": lg(tiles), "panels": lg(panels),
-        "block_tiles": lg(ceil_div(tiles, row_blocks)), "width": lg(min(width, panels)), "row_blocks": lg(row_blocks),
-        "tasks": lg(tasks()), "even": even_share(cx.threads, tasks()), "fill_rows": m / (tiles * 6),
-        "fill_cols": n / (panels * nr), "last_panel": float((n - 1) % nr + 1), "panel_l1": depth * nr * item / m_.l1,
-        "a_l2": height * depth * item / m_.l2, "c_l2": height * min(width, panels) * nr * item / m_.l2,
-        "b_l2": n * k * item / m_.l2, "b_l3": n * k * item * distinct / m_.l3, "reload": lg(k_blocks * m * n * item),
-        "a_stride": float(x.strides[2] * item % 4096 == 0), "item": float(x.itemsize),
-    }  # fmt: skip
+        "packed": float(packed),
+        "in_place": float(in_place),
+        "dots": float(dots),
+        "shared": float(shared),
+        "batch": lg(batch),
+        "m": lg(m),
+        "k": lg(k),
+        "n": lg(n),
+        "m_small": float(min(m, 24)),
+        "distinct": lg(distinct),
+        "a_direct": float(x.strides[3] == 1),
+        "b_row": float(w_row == 1),
+        "b_col": float(w_col == 1),
+        "splits": float(splits),
+        "steps": lg(depth),
+        "k_blocks": float(k_blocks),
+        "tiles": lg(tiles),
+        "panels": lg(panels),
+        "block_tiles": lg(ceil_div(tiles, row_blocks)),
+        "width": lg(min(width, panels)),
+        "row_blocks": lg(row_blocks),
+        "tasks": lg(tasks()),
+        "even": even_share(cx.threads, tasks()),
+        "fill_rows": m / (tiles * 6),
+        "fill_cols": n / (panels * nr),
+        "last_panel": float((n - 1) % nr + 1),
+        "panel_l1": depth * nr * item / m_.l1,
+        "a_l2": height * depth * item / m_.l2,
+        "c_l2": height * min(width, panels) * nr * item / m_.l2,
+        "b_l2": n * k * item / m_.l2,
+        "b_l3": n * k * item * distinct / m_.l3,
+        "reload": lg(k_blocks * m * n * item),
+        "a_stride": float(x.strides[2] * item % 4096 == 0),
+        "item": float(x.itemsize),
+    }
 
 
 @family("attention", "effc_attention_")
@@ -255,11 +318,21 @@ def attention(call: Call, cx: Context) -> dict[str, float]:
     heads, lq, e, lk, ev = q.shape[0] * q.shape[1], q.shape[2], q.shape[3], k.shape[2], v.shape[3]
     blocks = heads * ceil_div(lq, 64)
     return {
-        "heads": lg(heads), "lq": lg(lq), "lk": lg(lk), "e": lg(e), "ev": lg(ev), "causal": float(call.attrs[0]),
-        "mask": float(len(call.ins) > 3 and call.ins[3] is not None), "blocks": lg(blocks),
-        "even": even_share(cx.threads, blocks), "fill_q": lq / (ceil_div(lq, 64) * 64), "fill_k": lk / (ceil_div(lk, 96) * 96),
-        "scores": lg(heads * lq * lk), "kv_l2": lk * (e + ev) * q.itemsize / cx.machine.l2, "lq_small": float(min(lq, 16)),
-    }  # fmt: skip
+        "heads": lg(heads),
+        "lq": lg(lq),
+        "lk": lg(lk),
+        "e": lg(e),
+        "ev": lg(ev),
+        "causal": float(call.attrs[0]),
+        "mask": float(len(call.ins) > 3 and call.ins[3] is not None),
+        "blocks": lg(blocks),
+        "even": even_share(cx.threads, blocks),
+        "fill_q": lq / (ceil_div(lq, 64) * 64),
+        "fill_k": lk / (ceil_div(lk, 96) * 96),
+        "scores": lg(heads * lq * lk),
+        "kv_l2": lk * (e + ev) * q.itemsize / cx.machine.l2,
+        "lq_small": float(min(lq, 16)),
+    }
 
 
 # Loops ----------------------------------------------------------------------------------------------------------------
@@ -286,13 +359,17 @@ def _loop(call: Call) -> dict[str, float]:
     out = call.outs[0]
     runs = [_inner(t)[0] for t in tensors]
     return {
-        "elements": lg(max(t.numel for t in tensors)), "operands": float(len(tensors)), "run": lg(min(runs)),
-        "out_run": lg(_inner(out)[0]), "rank": float(sum(d != 1 for d in out.shape)),
+        "elements": lg(max(t.numel for t in tensors)),
+        "operands": float(len(tensors)),
+        "run": lg(min(runs)),
+        "out_run": lg(_inner(out)[0]),
+        "rank": float(sum(d != 1 for d in out.shape)),
         "repeated": float(sum(any(s == 0 and d > 1 for d, s in zip(t.shape, t.strides)) for t in tensors)),
         "odd": float(sum(_inner(t)[1] not in (0, 1) for t in tensors)),
         "last": lg(next((d for d in reversed(out.shape) if d != 1), 1)),
-        "item": float(max(t.itemsize for t in tensors)), "least_item": float(min(t.itemsize for t in tensors)),
-    }  # fmt: skip
+        "item": float(max(t.itemsize for t in tensors)),
+        "least_item": float(min(t.itemsize for t in tensors)),
+    }
 
 
 @family("map", "map")
@@ -301,10 +378,14 @@ def elementwise(call: Call, cx: Context) -> dict[str, float]:
     f, ops = _loop(call), ops_of(call.body)
     n = 2 ** f["elements"]
     return {
-        **f, "work_slow": lg(n * sum(c for o, c in ops.items() if o in SLOW)), "exp": float(ops.get("exp", 0)),
-        "tanh": float(ops.get("tanh", 0) + ops.get("sigmoid", 0)), "erf": float(ops.get("erf", 0)),
-        "pow": float(ops.get("pow", 0) + ops.get("log", 0)), "convert": float(ops.get("convert", 0)),
-    }  # fmt: skip
+        **f,
+        "work_slow": lg(n * sum(c for o, c in ops.items() if o in SLOW)),
+        "exp": float(ops.get("exp", 0)),
+        "tanh": float(ops.get("tanh", 0) + ops.get("sigmoid", 0)),
+        "erf": float(ops.get("erf", 0)),
+        "pow": float(ops.get("pow", 0) + ops.get("log", 0)),
+        "convert": float(ops.get("convert", 0)),
+    }
 
 
 @family("red", "red")
@@ -318,10 +399,17 @@ def reduction(call: Call, cx: Context) -> dict[str, float]:
     kept = prod(shape) // max(1, extent)
     stages = sum(ops.get(o, 0) for o in ("sum", "max", "min", "prod", "mean", "any", "all"))
     return {
-        **f, "extent": lg(extent), "kept": lg(kept), "columns": float(columns), "stages": float(stages),
-        "exp": float(ops.get("exp", 0)), "even": even_share(cx.threads, kept), "total": lg(extent * kept),
-        "fill": extent % 8 / 8 if extent % 8 else 1.0, "row_l1": extent * 4 / cx.machine.l1,
-    }  # fmt: skip
+        **f,
+        "extent": lg(extent),
+        "kept": lg(kept),
+        "columns": float(columns),
+        "stages": float(stages),
+        "exp": float(ops.get("exp", 0)),
+        "even": even_share(cx.threads, kept),
+        "total": lg(extent * kept),
+        "fill": extent % 8 / 8 if extent % 8 else 1.0,
+        "row_l1": extent * 4 / cx.machine.l1,
+    }
 
 
 @family("copy", "effc_copy")

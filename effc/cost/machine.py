@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ class Machine:
 
 def _at(table: tuple[tuple[int, float], ...], threads: int) -> float:
     """The value for this many threads; between measured numbers a straight line, beyond them the last one's."""
-    for (t0, x0), (t1, x1) in zip(table, table[1:]):
+    for (t0, x0), (t1, x1) in pairwise(table):
         if t0 <= threads <= t1:
             return x0 + (x1 - x0) * (threads - t0) / (t1 - t0)
     return table[0][1] if threads < table[0][0] else table[-1][1]

@@ -189,9 +189,18 @@ def ways_of(graph: Graph, target: Any) -> int:
 
 
 def measure(
-    case: Case, rng: Rng, group: str, threads: int, sweep: int, target: Any, machine: Machine, folder: Path,
-    most: int = 7, source: str = "space", blocks: tuple[int, int] = BLOCKS,
-) -> list[Record]:  # fmt: skip
+    case: Case,
+    rng: Rng,
+    group: str,
+    threads: int,
+    sweep: int,
+    target: Any,
+    machine: Machine,
+    folder: Path,
+    most: int = 7,
+    source: str = "space",
+    blocks: tuple[int, int] = BLOCKS,
+) -> list[Record]:
     """Records of a case: the backend's own way, and up to ``most - 1`` others drawn at random."""
     graph = graph_of(case)
     n = ways_of(graph, target)
@@ -204,17 +213,36 @@ def measure(
         call = bench.calls[name]
         out.append(
             Record(
-                call, case.family, threads, max(sweep, call.bytes), typical(times), repeat_error(times), yard, busy, group,
-                bench.ways[name], source, target.name, machine,
+                call,
+                case.family,
+                threads,
+                max(sweep, call.bytes),
+                typical(times),
+                repeat_error(times),
+                yard,
+                busy,
+                group,
+                bench.ways[name],
+                source,
+                target.name,
+                machine,
             )
-        )  # fmt: skip
+        )
     return out
 
 
 def measure_model(
-    model: Any, manifest: Mapping[str, Any], entry: str, env: Mapping[str, int], inputs: Mapping[str, Any], name: str,
-    machine: Machine, family_of: Callable[[Call], str], yard: Bench, seconds: float = 2.0,
-) -> tuple[list[Record], list[float]]:  # fmt: skip
+    model: Any,
+    manifest: Mapping[str, Any],
+    entry: str,
+    env: Mapping[str, int],
+    inputs: Mapping[str, Any],
+    name: str,
+    machine: Machine,
+    family_of: Callable[[Call], str],
+    yard: Bench,
+    seconds: float = 2.0,
+) -> tuple[list[Record], list[float]]:
     """Records of every call of a loaded model's entry point outside control flow, and the times of its runs without
     profiling (seconds; the profile's own cost is not in them). ``yard``: a Bench with as many threads, for its
     yardstick."""
@@ -256,11 +284,22 @@ def measure_model(
     between, busy = footprint(program, env), others.share()
     records = [
         Record(
-            c, family_of(c), model.num_threads, max(between, c.bytes), typical(b), repeat_error(b), typical(yards), busy,
-            f"{name}-{i}-t{model.num_threads}", 0, name, manifest["target"], machine,
+            c,
+            family_of(c),
+            model.num_threads,
+            max(between, c.bytes),
+            typical(b),
+            repeat_error(b),
+            typical(yards),
+            busy,
+            f"{name}-{i}-t{model.num_threads}",
+            0,
+            name,
+            manifest["target"],
+            machine,
         )
         for i, (c, b) in enumerate(zip(plain, blocks, strict=True))
-    ]  # fmt: skip
+    ]
     return records, whole
 
 

@@ -40,7 +40,7 @@ ORDER: dict[str, Callable[[Call], int]] = {
 
 @dataclass(frozen=True)
 class Prediction:
-    """``seconds``, and one standard deviation of its logarithm. ``source``: "model" or "roofline"; ``why`` the latter."""
+    """``seconds``, and one standard deviation of its logarithm. ``source``: "model", or "roofline" and ``why``."""
 
     seconds: float
     uncertainty: float
@@ -84,7 +84,9 @@ class FamilyModel:
 class CostModel:
     """The families' models, and the machine that they were measured on. ``info``: how it was made."""
 
-    def __init__(self, families: Mapping[str, FamilyModel], machine: Machine, target: str, info: Mapping[str, Any]) -> None:
+    def __init__(
+        self, families: Mapping[str, FamilyModel], machine: Machine, target: str, info: Mapping[str, Any]
+    ) -> None:
         self.families, self.machine, self.target, self.info = dict(families), machine, target, dict(info)
 
     # Predictions ------------------------------------------------------------------------------------------------------
@@ -142,13 +144,22 @@ class CostModel:
         """Writes an npz file: numbers, and one JSON text."""
         arrays: dict[str, Array] = {}
         meta: dict[str, Any] = {
-            "version": VERSION, "machine": self.machine.as_json(), "target": self.target, "info": self.info, "families": {},
-        }  # fmt: skip
+            "version": VERSION,
+            "machine": self.machine.as_json(),
+            "target": self.target,
+            "info": self.info,
+            "families": {},
+        }
         for name, m in self.families.items():
             meta["families"][name] = {
-                "names": m.names, "kernels": m.kernels, "ranges": m.ranges, "error": m.error, "members": len(m.members),
-                "rankers": len(m.rankers), "rank_error": m.rank_error,
-            }  # fmt: skip
+                "names": m.names,
+                "kernels": m.kernels,
+                "ranges": m.ranges,
+                "error": m.error,
+                "members": len(m.members),
+                "rankers": len(m.rankers),
+                "rank_error": m.rank_error,
+            }
             for kind, trees in (("m", m.members), ("r", m.rankers)):
                 for i, t in enumerate(trees):
                     arrays |= t.arrays(f"{name}.{kind}{i}")
@@ -166,17 +177,25 @@ class CostModel:
                 arrays = {k: data[k] for k in data.files}
             meta = json.loads(arrays["meta"].tobytes())
             if meta["version"] != VERSION:
-                raise EffcError(f"{path} is a cost model of version {meta['version']}, not {VERSION}", hint="train it anew")
+                raise EffcError(
+                    f"{path} is a cost model of version {meta['version']}, not {VERSION}", hint="train it anew"
+                )
             families = {}
             for name, m in meta["families"].items():
                 families[name] = FamilyModel(
-                    tuple(m["names"]), tuple(m["kernels"]), {k: (v[0], v[1]) for k, v in m["ranges"].items()},
-                    [Trees.from_arrays(arrays, f"{name}.m{i}") for i in range(m["members"])], m["error"],
-                    [Trees.from_arrays(arrays, f"{name}.r{i}") for i in range(m["rankers"])], m["rank_error"],
-                )  # fmt: skip
+                    tuple(m["names"]),
+                    tuple(m["kernels"]),
+                    {k: (v[0], v[1]) for k, v in m["ranges"].items()},
+                    [Trees.from_arrays(arrays, f"{name}.m{i}") for i in range(m["members"])],
+                    m["error"],
+                    [Trees.from_arrays(arrays, f"{name}.r{i}") for i in range(m["rankers"])],
+                    m["rank_error"],
+                )
             return CostModel(families, Machine.from_json(meta["machine"]), meta["target"], meta["info"])
         except (OSError, ValueError, KeyError, TypeError) as e:
-            raise EffcError(f"cannot read the cost model {path}: {e}", hint="train it anew with effc tune --train") from e
+            raise EffcError(
+                f"cannot read the cost model {path}: {e}", hint="train it anew with effc tune --train"
+            ) from e
 
 
 def _better(score: Array, among: Sequence[int] | range, base: int, error: float) -> int:

@@ -52,12 +52,20 @@ class Record:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "family": self.family, "threads": self.threads, "between": self.between,
-            "seconds": float(f"{self.seconds:.5g}"), "repeat": float(f"{self.repeat:.3g}"), "yard": float(f"{self.yard:.4g}"), "busy": round(self.busy, 3),
+            "family": self.family,
+            "threads": self.threads,
+            "between": self.between,
+            "seconds": float(f"{self.seconds:.5g}"),
+            "repeat": float(f"{self.repeat:.3g}"),
+            "yard": float(f"{self.yard:.4g}"),
+            "busy": round(self.busy, 3),
             "group": self.group,
-            "way": self.way, "source": self.source, "target": self.target, "machine": self.machine.id,
+            "way": self.way,
+            "source": self.source,
+            "target": self.target,
+            "machine": self.machine.id,
             "call": self.call.as_json(),
-        }  # fmt: skip
+        }
 
 
 class Writer:
@@ -81,7 +89,7 @@ class Writer:
                     cut = f.read(1) != b"\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: IO[str] = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+            self._file: IO[str] = open(self.path, "a", encoding="utf-8")
         except OSError as e:
             raise EffcError(f"cannot write {path}: {e}", hint="give another file with --out") from e
         if cut:
@@ -139,8 +147,19 @@ def read(paths: Sequence[str | os.PathLike[str]]) -> list[Record]:
                 raise EffcError(f"{path}: a record of machine {j['machine']}, which the file does not describe")
             out.append(
                 Record(
-                    Call.from_json(j["call"]), j["family"], j["threads"], j["between"], j["seconds"], j["repeat"],
-                    j.get("yard", 0.0), j["busy"], j["group"], j["way"], j["source"], j["target"], machines[j["machine"]],
+                    Call.from_json(j["call"]),
+                    j["family"],
+                    j["threads"],
+                    j["between"],
+                    j["seconds"],
+                    j["repeat"],
+                    j.get("yard", 0.0),
+                    j["busy"],
+                    j["group"],
+                    j["way"],
+                    j["source"],
+                    j["target"],
+                    machines[j["machine"]],
                 )
-            )  # fmt: skip
+            )
     return out

@@ -46,7 +46,12 @@ def taps_inside(call: Call) -> float:
         if kernel == 1 and pad == 0:
             continue
         inside = sum(
-            len(range(max(0, -(-(pad - o * stride) // dilation)), min(kernel, -(-(size[d] + pad - o * stride) // dilation))))
+            len(
+                range(
+                    max(0, -(-(pad - o * stride) // dilation)),
+                    min(kernel, -(-(size[d] + pad - o * stride) // dilation)),
+                )
+            )
             for o in range(out)
         )
         share *= inside / max(1, out * kernel)

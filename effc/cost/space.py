@@ -113,9 +113,14 @@ def conv(rng: Rng) -> Case | None:
         x = b.input("x", _type(batch, *image, ci))  # channels innermost, as a convolution before would leave them
         x = b.op("permute", x, dims=(0, 3, 1, 2)) if ci > 4 else b.op("reshape", x, shape=(batch, ci, *image))
         y = b.op(
-            "conv", x, _constant(b, r, co, ci // groups, *k), stride=stride, padding=tuple(pad), dilation=(1, 1),
+            "conv",
+            x,
+            _constant(b, r, co, ci // groups, *k),
+            stride=stride,
+            padding=tuple(pad),
+            dilation=(1, 1),
             groups=groups,
-        )  # fmt: skip
+        )
         return _tail(b, y, tail, r, 1)
 
     spec = f"conv {batch}x{ci}x{image} {co} {k} s{stride} p{pad} g{groups} {tail}"
@@ -180,7 +185,11 @@ def matmul(rng: Rng) -> Case | None:
 @sampler("attention")
 def attention(rng: Rng) -> Case | None:
     """Attention: heads of 16 to 128, one query or many, causal or not."""
-    b, h, e = int(rng.choice([1, 1, 2, 4])), int(rng.choice([2, 4, 6, 8, 12, 16])), int(rng.choice([16, 32, 64, 64, 128]))
+    b, h, e = (
+        int(rng.choice([1, 1, 2, 4])),
+        int(rng.choice([2, 4, 6, 8, 12, 16])),
+        int(rng.choice([16, 32, 64, 64, 128])),
+    )
     lk = size(rng, 4, 2048)
     lq = 1 if rng.random() < 0.2 else lk if rng.random() < 0.7 else size(rng, 1, lk)
     causal = bool(rng.random() < 0.4) and lq == lk
@@ -213,9 +222,19 @@ def _loop_body(b: Builder, x: Value, ys: list[Value], names: tuple[str, ...]) ->
 
 # Loops are compiled for each body, so that bodies come from a fixed list.
 BODIES: tuple[tuple[str, ...], ...] = (
-    ("add",), ("mul", "add"), ("maximum",), ("exp",), ("tanh",), ("sigmoid", "mul"), ("erf", "mul", "add"), ("div", "sub"),
-    ("add", "add", "mul"), ("sqrt", "reciprocal"), ("mul", "tanh", "add", "mul"), ("exp", "exp", "add"),
-)  # fmt: skip
+    ("add",),
+    ("mul", "add"),
+    ("maximum",),
+    ("exp",),
+    ("tanh",),
+    ("sigmoid", "mul"),
+    ("erf", "mul", "add"),
+    ("div", "sub"),
+    ("add", "add", "mul"),
+    ("sqrt", "reciprocal"),
+    ("mul", "tanh", "add", "mul"),
+    ("exp", "exp", "add"),
+)
 
 
 @sampler("map")

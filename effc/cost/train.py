@@ -33,6 +33,7 @@ PARAMETERS: Mapping[str, Any] = {
 }  # fmt: skip
 ROUNDS = 300
 PACE = "pace"
+STEADY = 0.15  # repeat error of a record that may say whether a choice was good
 MARGINS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, 10.0)
 
 
@@ -130,24 +131,26 @@ def fit_family(records: Sequence[Record], rounds: int = ROUNDS, pace: Array | No
             use = several & (fold != f)
             model.rankers.append(grow(t.x[use], y[use], t.weight[use], rounds))
             ranked[fold == f] = model.rankers[-1](t.x[fold == f])
-        model.rank_error = margin(ranked, t.y, t.group, t.way)
+        model.rank_error = margin(ranked, t.y, t.group, t.way, t.noise)
     return model
 
 
-def margin(score: Array, y: Array, group: Array, way: Array) -> float:
-    """The predicted gain (log) that a way must have over the rule's own, so that taking it paid off most on groups that
-    the ranking had not seen. ``score``: ranks; ``y``: logs of time."""
-    best = (0.0, MARGINS[-1])
-    sets = [np.flatnonzero(group == g) for g in range(group.max() + 1)]
-    sets = [i for i in sets if len(i) > 1 and (way[i] == 0).any()]
-    for m in reversed(MARGINS):
-        total = 0.0
-        for i in sets:
+def margin(score: Array, y: Array, group: Array, way: Array, noise: Array) -> float:
+    """The predicted gain (log) that a way must have over the rule's own to be taken: the one with which taking it paid
+    off most on groups that the ranking had not seen, two standard errors allowed for. The largest of all, which means
+    never, where none did. ``score``: ranks; ``y``: logs of time; records with much noise do not vote."""
+    sets = [np.flatnonzero((group == g) & (noise <= STEADY)) for g in range(group.max() + 1)]
+    pairs = []
+    for i in sets:
+        if len(i) > 1 and (way[i] == 0).any():
             base, top = i[np.argmin(way[i])], i[np.argmin(score[i])]
-            if score[base] - score[top] > m:
-                total += y[top] - y[base]
-        best = min(best, (total, m))
-    return best[1]
+            pairs.append((score[base] - score[top], y[base] - y[top]))
+    if not pairs:
+        return MARGINS[-1]
+    predicted, gain = np.array(pairs).T
+    surely = {m: gain[predicted > m].sum() - 2 * float(np.sqrt((gain[predicted > m] ** 2).sum())) for m in MARGINS}
+    best = max(MARGINS, key=lambda m: (surely[m], m))
+    return best if surely[best] > 0 else MARGINS[-1]
 
 
 def _spread(off: Array, weight: Array, noise: Array) -> float:
@@ -166,9 +169,7 @@ def digest(records: Sequence[Record]) -> str:
     return h.hexdigest()[:16]
 
 
-def fit(
-    records: Sequence[Record], rounds: int = ROUNDS, report: Callable[[str], None] | None = None
-) -> CostModel:
+def fit(records: Sequence[Record], rounds: int = ROUNDS, report: Callable[[str], None] | None = None) -> CostModel:
     """A model of all families of which there are enough records. EffcError if there is none."""
     families, pace = {}, paces(records)
     for name in FAMILIES:

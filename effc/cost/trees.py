@@ -50,7 +50,9 @@ class Trees:
     @staticmethod
     def from_arrays(data: Mapping[str, Array], prefix: str) -> Trees:
         parts = [data[f"{prefix}.{n}"] for n in ("feature", "threshold", "children", "value", "roots")]
-        return Trees(parts[0].astype(np.int64), parts[1], parts[2].astype(np.int64), parts[3], parts[4].astype(np.int64))
+        return Trees(
+            parts[0].astype(np.int64), parts[1], parts[2].astype(np.int64), parts[3], parts[4].astype(np.int64)
+        )
 
     @staticmethod
     def from_text(text: str) -> Trees:

@@ -105,8 +105,17 @@ def tune(
                 writer.add(found)
                 made[kind] += len(found)
                 if report is not None:
-                    report({"kind": kind, "spec": case.spec, "records": sum(made.values()), "groups": len(writer.groups),
-                            "disturbed": disturbed, "spent": time.perf_counter() - start, "of": seconds})  # fmt: skip
+                    report(
+                        {
+                            "kind": kind,
+                            "spec": case.spec,
+                            "records": sum(made.values()),
+                            "groups": len(writer.groups),
+                            "disturbed": disturbed,
+                            "spent": time.perf_counter() - start,
+                            "of": seconds,
+                        }
+                    )
     finally:
         writer.close()
     return made

@@ -74,7 +74,8 @@ def run(lib: h.KernelLibrary, a: Array, b: Array, out: Array, **kw: Any) -> None
     acc = accumulator(a.dtype)
     kw.setdefault("scratch", 1 << 20)
     lib.call(
-        f"effc_matmul_{kernel_name(a.dtype)}", [a, b], [out], [0, 0, 0], thread_scratch=thread_scratch(acc, lib.vlen), **kw
+        f"effc_matmul_{kernel_name(a.dtype)}", [a, b], [out], [0, 0, 0],
+        thread_scratch=thread_scratch(acc, lib.vlen), **kw,
     )  # fmt: skip
 
 
@@ -163,8 +164,8 @@ def test_packed(lib: h.KernelLibrary, dtype: Any, m: int) -> None:
         packed = pack_gemm_b(b, panel_width(DType.from_np(dtype), lib.vlen))
         out = np.full((2, m, 3, n), 9).astype(dtype).swapaxes(1, 2)
         lib.call(
-            f"effc_matmul_packed_{kernel_name(dtype)}", [a, packed], [out], [batches, k, n, 0, 0, 0], threads=3, mode="reverse",
-            thread_scratch=thread_scratch(accumulator(dtype), lib.vlen),
+            f"effc_matmul_packed_{kernel_name(dtype)}", [a, packed], [out], [batches, k, n, 0, 0, 0],
+            threads=3, mode="reverse", thread_scratch=thread_scratch(accumulator(dtype), lib.vlen),
         )  # fmt: skip
         check(out, expected(a, b if batches == 1 else b.reshape(2, 3, k, n)))
 
@@ -200,8 +201,8 @@ def test_epilogue(lib: h.KernelLibrary, shape: tuple[int, ...], packed: bool) ->
     other = pack_gemm_b(b[0, 0], panel_width(DType.f32, lib.vlen)) if packed else b
     lib.call(
         "effc_matmul_packed_f32" if packed else "effc_matmul_f32", [a, other, bias, residual], [out],
-        [1, k, n, 0, 0, 0] if packed else [0, 0, 0], n_own=2, epilogue="test_epilogue_bias_relu", threads=3, mode="reverse",
-        scratch=8 << 20, thread_scratch=thread_scratch(DType.f32, lib.vlen),
+        [1, k, n, 0, 0, 0] if packed else [0, 0, 0], n_own=2, epilogue="test_epilogue_bias_relu", threads=3,
+        mode="reverse", scratch=8 << 20, thread_scratch=thread_scratch(DType.f32, lib.vlen),
     )  # fmt: skip
     check(out, want)
 
@@ -250,7 +251,7 @@ def test_few_rows_against_rows(lib: h.KernelLibrary, dtype: Any, m: int) -> None
 def test_any_sizes_of_blocks(
     lib: h.KernelLibrary, shape: tuple[int, ...], blocking: tuple[int, int, int], packed: bool
 ) -> None:
-    """Sizes that the cost model may choose, and odd ones: the product is the same, and it does not depend on threads."""
+    """Sizes that the cost model may choose, and odd ones: the product is the same, whatever the threads."""
     b0, b1, m, k, n = shape
     rng = np.random.default_rng(1)
     a, b = random(rng, (b0, b1, m, k), np.dtype("f4")), random(rng, (1, 1, k, n), np.dtype("f4"))

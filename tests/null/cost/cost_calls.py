@@ -44,12 +44,15 @@ def made_up(groups: int = 60, seed: int = 0) -> list[Record]:
         for i in [0, *rng.choice(np.arange(1, len(ways)), 6, replace=False)]:
             threads = int(rng.integers(1, 3))
             slow = {1: 4.0, 2: 2.0, 3: 1.6, 4: 2.2}[ways[i].attrs[20]]
-            seconds = slow * floor(ways[i], Context(MACHINE, 32, threads, 1 << 20))
+            between = int(rng.choice([1 << 16, 1 << 20, 1 << 24]))
+            seconds = slow * floor(ways[i], Context(MACHINE, 32, threads, between))
             out.append(
-                Record(ways[i], "conv", threads, 1 << 20, seconds, 0.01, 1e-4, 0.0, f"c{g}", int(i), "space",
+                Record(ways[i], "conv", threads, between, seconds, 0.01, 1e-4, 0.0, f"c{g}", int(i), "space",
                        "cpu:x86-64-v3", MACHINE)
             )  # fmt: skip
         c = map_call(int(rng.integers(1, 2000)), 64)
         seconds = 3 * floor(c, Context(MACHINE, 32, 1, c.bytes))
-        out.append(Record(c, "map", 1, c.bytes, seconds, 0.01, 1e-4, 0.0, f"m{g}", 0, "space", "cpu:x86-64-v3", MACHINE))
+        out.append(
+            Record(c, "map", 1, c.bytes, seconds, 0.01, 1e-4, 0.0, f"m{g}", 0, "space", "cpu:x86-64-v3", MACHINE)
+        )
     return out

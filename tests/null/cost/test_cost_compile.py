@@ -140,7 +140,7 @@ def test_measures_the_call_that_was_meant(tmp_path: Path) -> None:
     case = space.like(conv)
     assert case is not None and measure.ways_of(measure.graph_of(case), TARGET) > 20
     found = measure.measure(case, rng, "g", 1, 1 << 20, TARGET, MACHINE, tmp_path, most=3, blocks=(2, 2))
-    assert [r.way for r in found][0] == 0 and len({r.way for r in found}) == 3
+    assert found[0].way == 0 and len({r.way for r in found}) == 3
     assert len({r.call.attrs[20:24] for r in found}) == 3
     for r in found:
         assert r.call.kernel == "effc_conv_f32" and r.call.attrs[:20] == conv.attrs[:20]

@@ -215,6 +215,26 @@ def test_a_gain_within_the_uncertainty_is_not_taken(learned: cost_model.CostMode
     assert [x["us"] for x in text["losers"]] == sorted(x["us"] for x in text["losers"])
 
 
+def test_margin_asks_for_proof() -> None:
+    rng = np.random.default_rng(0)
+    group, way = np.repeat(np.arange(200), 2), np.tile([0, 1], 200)
+    score = np.tile([0.0, -0.06], 200)
+    real = np.tile([0.0, -0.06], 200) + 0.05 * rng.standard_normal(400)
+    quiet = np.full(400, 0.03)
+    assert train.margin(score, real, group, way, quiet) == 0.05  # the largest that still takes them
+    for chance in (0.05 * rng.standard_normal(400), -real):
+        assert train.margin(score, chance, group, way, quiet) == train.MARGINS[-1]
+    assert train.margin(score, real, group, way, quiet + 1) == train.MARGINS[-1]  # nobody may vote
+
+
+def test_pace_is_relative_to_a_calm_minute() -> None:
+    from dataclasses import replace
+
+    r = made_up(1)[0]
+    found = train.paces([replace(r, yard=y, threads=t) for t in (1, 2) for y in (*[1e-4 * t] * 20, 2e-4 * t, 0.0)])
+    assert found[20] == found[42] == pytest.approx(np.log(2)) and found[0] == 0 and np.isnan(found[[21, 43]]).all()
+
+
 def test_too_few_records() -> None:
     with pytest.raises(EffcError, match="too few"):
         train.fit(made_up(2))

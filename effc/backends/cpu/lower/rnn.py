@@ -61,7 +61,8 @@ def _lower(cx: Lowering, node: Node, kernel: str, gates: int, vectors: int, weig
     product = cx.view(xg, (1, 1, total, columns), (0, 0, columns, 1))
     inputs = _packed(cx, w_ih, gates, lanes, gemm.panel_width(dtype, vlen))
     cx.call(
-        f"effc_matmul_packed_{KERNELS[dtype]}", [a, inputs], [product], [1, w_ih.shape[1], columns, *gemm.Blocking().attrs],
+        f"effc_matmul_packed_{KERNELS[dtype]}", [a, inputs], [product],
+        [1, w_ih.shape[1], columns, *gemm.Blocking().attrs],
         name=f"{node.name or node.op} inputs", scratch=_partial(dtype, 1, vlen, a, columns),
         thread_scratch=gemm.thread_scratch(dtype, vlen),
         flops=total * features * rows * 2,

@@ -78,7 +78,7 @@ def unpack_gemm_b(packed: Array) -> Array:
     return np.ascontiguousarray(data.transpose(0, 2, 1, 3).reshape(batches, k, panels * nr)[:, :, :n])
 
 
-# Built-in sizes of gemm.hpp: rows of a tile, rows and columns of a task, steps of a reduction block, shortest split one.
+# Built-in sizes of gemm.hpp: rows of a tile, rows and columns of a task, steps of a reduction block, the shortest split.
 TILE, ROWS, COLS, STEPS, SPLIT_STEPS = 6, 144, 256, 512, 4096
 MAX_TILES = 96  # kMaxTilesMC
 
@@ -137,7 +137,7 @@ def _effective(b: Blocking, rows: int, k: int, n: int, nr: int) -> tuple[int, in
     )
 
 
-def thread_scratch(acc: DType, vlen: int, blocking: Blocking = Blocking()) -> int:  # noqa: B008
+def thread_scratch(acc: DType, vlen: int, blocking: Blocking = Blocking()) -> int:
     """Bytes per thread for accumulators of this dtype; thread_scratch_bytes() of gemm.hpp."""
     nr = vlen // acc.itemsize * (4 if vlen >= 64 else 2)
     steps, rows, cols = blocking.steps or STEPS, blocking.rows, max(blocking.cols or COLS, nr)
