@@ -90,7 +90,7 @@ def whole_models(learn: Sequence[Record], judge: Sequence[Record], rounds: int) 
     the model makes them. What no learned model answers for is the roofline's guess, as in ``effc estimate``."""
     model = train.fit(learn, rounds)
     placed = [
-        r for r in judge if r.group.removeprefix("a-").rpartition("-t")[0] == f"{r.source}-{r.group.split('-')[-2]}"
+        r for r in judge if r.group.removeprefix("a-").removeprefix("b-").rpartition("-t")[0] == f"{r.source}-{r.group.split('-')[-2]}"
     ]
     pace = dict(zip([r.group for r in judge], train.paces([*learn, *judge])[len(learn) :], strict=True))
     out: dict[str, dict[str, float]] = {}
@@ -101,7 +101,7 @@ def whole_models(learn: Sequence[Record], judge: Sequence[Record], rounds: int) 
         if seconds.source == "model" and family is not None and not np.isnan(pace[r.group]):
             x = np.array([[*vector(train.FAMILIES[r.family].features(r.call, cx), family.names[:-1]), pace[r.group]]])
             value = max(low, low * float(np.exp(family.log_ratio(x)[0][0])))
-        earlier = " (earlier)" if r.group.startswith("a-") else ""
+        earlier = " (earlier)" if r.group[:2] in ("a-", "b-") else ""
         line = out.setdefault(
             f"{r.source}, {r.threads} threads{earlier}", {"measured": 0.0, "predicted": 0.0, "learned": 0.0}
         )

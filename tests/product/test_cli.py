@@ -162,7 +162,7 @@ def test_errors_about_inputs(artifact: Path) -> None:
 
 
 def test_what_is_not_there_says_so() -> None:
-    for command in ("tune", "estimate", "report"):
+    for command in ("report",):
         assert "not available in this version" in effc(command, code=2).stderr
     effc("no-such-command", code=2)
 
