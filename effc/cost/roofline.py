@@ -61,7 +61,7 @@ def taps_inside(call: Call) -> float:
 def operations(call: Call) -> float:
     """Operations that the call cannot leave out."""
     flops = float(call.flops)
-    if call.kernel.startswith("effc_conv"):
+    if call.kernel.startswith(("effc_conv_f", "effc_conv_dw_")):
         flops *= taps_inside(call)
     elif call.kernel.startswith("effc_attention") and call.attrs and call.attrs[0] and call.ins[0] is not None:
         q, k = call.ins[0].shape[2], call.ins[1].shape[2] if call.ins[1] is not None else 1
