@@ -90,7 +90,9 @@ def whole_models(learn: Sequence[Record], judge: Sequence[Record], rounds: int) 
     the model makes them. What no learned model answers for is the roofline's guess, as in ``effc estimate``."""
     model = train.fit(learn, rounds)
     placed = [
-        r for r in judge if r.group.removeprefix("a-").removeprefix("b-").rpartition("-t")[0] == f"{r.source}-{r.group.split('-')[-2]}"
+        r
+        for r in judge
+        if r.group.removeprefix("a-").removeprefix("b-").rpartition("-t")[0] == f"{r.source}-{r.group.split('-')[-2]}"
     ]
     pace = dict(zip([r.group for r in judge], train.paces([*learn, *judge])[len(learn) :], strict=True))
     out: dict[str, dict[str, float]] = {}

@@ -15,6 +15,9 @@ from typing import Any
 from ..runtime.dtypes import BY_NAME
 
 
+LOOKUPS = ("effc_gather", "effc_index", "effc_take")  # kernels that read a part of their operands, as data says
+
+
 @dataclass(frozen=True)
 class Tensor:
     """An operand: element type, shape, and strides in elements."""
@@ -57,8 +60,11 @@ class Call:
 
     @property
     def bytes(self) -> int:
-        """Bytes of operands and results, each once."""
-        return sum(t.nbytes for t in (*self.ins, *self.outs) if t is not None)
+        """Bytes of operands and results, each once; of a table that is looked up, no more than comes out."""
+        out = sum(t.nbytes for t in self.outs)
+        if self.kernel.startswith(LOOKUPS):
+            return out + sum(min(t.nbytes, out) for t in self.ins if t is not None)
+        return out + sum(t.nbytes for t in self.ins if t is not None)
 
     def with_attrs(self, attrs: Sequence[int]) -> Call:
         return replace(self, attrs=tuple(attrs))

@@ -70,15 +70,14 @@ def operations(call: Call) -> float:
 
 
 def floor(call: Call, cx: Context) -> float:
-    """Seconds. Bytes come from memory where more lies between two runs than four times the last cache holds, else
-    from the first level: two vectors in a cycle that could do two multiply-adds of vectors. Peaks are those of all
-    threads, for a small call too."""
+    """Seconds. Bytes count as if they lay in the first level, two vectors in a cycle that could do two multiply-adds of
+    vectors: what a call before has left in a cache is not told by the call. Peaks are those of all threads, for a small
+    call too."""
     peak = cx.machine.peak(cx.threads)
     out = call.outs[0].dtype if call.outs else "f32"
     wide = max(1.0, BY_NAME[out].size / 4) if out[0] in "fc" else 1.0
     near = call.bytes / (2.0 * peak)
-    far = call.bytes / cx.machine.bandwidth(cx.threads) if cx.between > 4 * cx.machine.l3 else 0.0
-    return max(operations(call) * wide / peak, near, far, 1e-9)
+    return max(operations(call) * wide / peak, near, 1e-9)
 
 
 def estimate(call: Call, cx: Context) -> float:

@@ -32,6 +32,9 @@ PARAMETERS: Mapping[str, Any] = {
     "num_threads": 1, "seed": 1, "verbose": -1, "use_missing": False, "max_bin": 511,
 }  # fmt: skip
 ROUNDS = 300
+# Families whose ways are ranked: those where choosing has paid off on held-out shapes (docs/cost.md). That of matrix
+# products has not yet: their ways differ by less than what was measured is good for.
+RANKED = ("conv",)
 PACE = "pace"
 STEADY = 0.15  # repeat error of a record that may say whether a choice was good
 MARGINS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, 10.0)
@@ -82,6 +85,7 @@ class Table:
         self.weight = 1 / (self.noise**2 + 0.05**2)
         _, self.group = np.unique([r.group for r in records], return_inverse=True)
         self.way = np.array([r.way for r in records])
+        _, self.shape = np.unique([f"{r.call.kernel} {r.call.ins}" for r in records], return_inverse=True)
 
     def relative(self) -> Array:
         """y less the weighted mean of its group."""
@@ -101,17 +105,17 @@ def grow(x: Array, y: Array, weight: Array, rounds: int = ROUNDS) -> Trees:
     return Trees.from_text(booster.model_to_string())
 
 
-def _folds(group: Array, seed: int = 0) -> Array:
-    """A fold for each record, the same for all of a group."""
-    order = np.random.default_rng(seed).permutation(group.max() + 1)
-    return np.asarray(order[group] % FOLDS)
+def _folds(shape: Array, seed: int = 0) -> Array:
+    """A fold for each record, the same for all calls of one shape, whenever they were measured."""
+    order = np.random.default_rng(seed).permutation(shape.max() + 1)
+    return np.asarray(order[shape] % FOLDS)
 
 
 def fit_family(records: Sequence[Record], rounds: int = ROUNDS, pace: Array | None = None) -> FamilyModel:
     """The model of one family. Times are learned from records with a yardstick alone, where there are enough of them;
     ranks, within a group, from all."""
     t = Table(records, pace)
-    fold = _folds(t.group)
+    fold = _folds(t.shape)
     timed = ~np.isnan(t.pace)
     if timed.sum() < LEAST:
         timed[:] = True
@@ -124,7 +128,7 @@ def fit_family(records: Sequence[Record], rounds: int = ROUNDS, pace: Array | No
     ranges = {n: (float(t.x[:, i].min()), float(t.x[:, i].max())) for i, n in enumerate(t.names) if n in t.family.depth}
     model = FamilyModel(t.names, tuple(sorted({kernel_class(r.call.kernel) for r in records})), ranges, members, error)
     several = t.with_ways()
-    if several.sum() >= LEAST:
+    if several.sum() >= LEAST and t.family.name in RANKED:
         y = t.relative()
         ranked = np.zeros(len(y))
         for f in range(FOLDS):
@@ -137,7 +141,7 @@ def fit_family(records: Sequence[Record], rounds: int = ROUNDS, pace: Array | No
 
 def margin(score: Array, y: Array, group: Array, way: Array, noise: Array) -> float:
     """The predicted gain (log) that a way must have over the rule's own to be taken: the one with which taking it paid
-    off most on groups that the ranking had not seen, two standard errors allowed for. The largest of all, which means
+    off most on groups that the ranking had not seen, three standard errors allowed for. The largest of all, which means
     never, where none did. ``score``: ranks; ``y``: logs of time; records with much noise do not vote."""
     sets = [np.flatnonzero((group == g) & (noise <= STEADY)) for g in range(group.max() + 1)]
     pairs = []
@@ -148,7 +152,8 @@ def margin(score: Array, y: Array, group: Array, way: Array, noise: Array) -> fl
     if not pairs:
         return MARGINS[-1]
     predicted, gain = np.array(pairs).T
-    surely = {m: gain[predicted > m].sum() - 2 * float(np.sqrt((gain[predicted > m] ** 2).sum())) for m in MARGINS}
+    gain = gain.clip(-0.2, 0.2)  # more than that is a disturbance more often than a gain
+    surely = {m: gain[predicted > m].sum() - 3 * float(np.sqrt((gain[predicted > m] ** 2).sum())) for m in MARGINS}
     best = max(MARGINS, key=lambda m: (surely[m], m))
     return best if surely[best] > 0 else MARGINS[-1]
 

@@ -217,7 +217,7 @@ def test_bar_writes_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_floor_is_below_every_shipped_record() -> None:
-    """All but a few in ten thousand, which a burst of the clock can explain, and those by little."""
+    """All but one in a hundred, which a burst of the clock can explain, and those by little."""
     from effc.cost.model import DATA
     from effc.cost.roofline import floor
 
