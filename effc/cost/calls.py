@@ -14,7 +14,6 @@ from typing import Any
 
 from ..runtime.dtypes import BY_NAME
 
-
 LOOKUPS = ("effc_gather", "effc_index", "effc_take")  # kernels that read a part of their operands, as data says
 
 

@@ -70,11 +70,8 @@ class FamilyModel:
         """Log times relative to one another, of the ways of one call."""
         return np.asarray(np.mean([m(x) for m in self.rankers], 0))
 
-    def beyond(self, call: Call, features: Mapping[str, float]) -> str:
-        """Why the model does not know the call, or nothing."""
-        kind = kernel_class(call.kernel)
-        if kind not in self.kernels:
-            return f"no {kind} was measured"
+    def beyond(self, features: Mapping[str, float]) -> str:
+        """Why a call of these features is outside of what was measured, or nothing."""
         for n, (lo, hi) in self.ranges.items():
             if not lo - MARGIN <= features[n] <= hi + MARGIN:
                 return f"2^{features[n]:.1f} {n}: measured were 2^{lo:.1f} to 2^{hi:.1f}"
@@ -101,8 +98,12 @@ class CostModel:
         model = self.families.get(name)
         if model is None:
             return Prediction(estimate(call, cx), log(SLACK), "roofline", f"no model of family {name}")
+        if kernel_class(call.kernel) not in model.kernels:
+            return Prediction(
+                estimate(call, cx), log(SLACK), "roofline", f"no {kernel_class(call.kernel)} was measured"
+            )
         f = FAMILIES[name].features(call, cx)
-        why = model.beyond(call, f)
+        why = model.beyond(f)
         if why:
             return Prediction(estimate(call, cx), log(SLACK), "roofline", why)
         mean, spread = model.log_ratio(np.array([vector(f, model.names)]))
@@ -117,11 +118,11 @@ class CostModel:
         does not depend on how many there are."""
         name = family_of(ways[0])
         model = self.families.get(name)
-        if model is None or not model.rankers:
+        if model is None or not model.rankers or kernel_class(ways[0].kernel) not in model.kernels:
             return Decision(0, why=f"no model ranks {name}")
         one = Context(cx.machine, cx.vlen, 1, cx.between)
         first = FAMILIES[name].features(ways[0], cx)
-        why = model.beyond(ways[0], first)
+        why = model.beyond(first)
         if why:
             return Decision(0, why=f"the rule's own: {why}")
         rows = [vector(FAMILIES[name].features(w, one), model.names) for w in ways]

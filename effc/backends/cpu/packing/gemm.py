@@ -78,7 +78,7 @@ def unpack_gemm_b(packed: Array) -> Array:
     return np.ascontiguousarray(data.transpose(0, 2, 1, 3).reshape(batches, k, panels * nr)[:, :, :n])
 
 
-# Built-in sizes of gemm.hpp: rows of a tile, rows and columns of a task, steps of a reduction block, the shortest split.
+# Built-in sizes of gemm.hpp: rows of a tile, rows and columns of a task, steps of a block, the shortest split.
 TILE, ROWS, COLS, STEPS, SPLIT_STEPS = 6, 144, 256, 512, 4096
 MAX_TILES = 96  # kMaxTilesMC
 
