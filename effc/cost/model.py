@@ -216,6 +216,7 @@ def shipped(target: str) -> CostModel | None:
     named = os.environ.get("EFFC_COST_MODEL", "")
     if named == "0":
         return None
+    named = "" if named == "1" else named
     path = Path(named) if named else DATA / f"{'x86-64-v4' if vlen_of(target) == 64 else 'x86-64-v3'}.npz"
     if not path.exists():
         if named:
@@ -227,7 +228,10 @@ def shipped(target: str) -> CostModel | None:
 
 def chooser(target: str, threads: int | None, between: int) -> Callable[[Sequence[Call]], Decision] | None:
     """What lowering asks; None without a model for the target. ``between``: bytes that a run of the program touches.
-    Answers are kept: the layers of a model repeat."""
+    Answers are kept: the layers of a model repeat. ``$EFFC_COST_MODEL`` asks for it, 1 for the shipped model: whole
+    models were no faster by its choices so far (docs/cost.md), and those take seconds of compile time."""
+    if os.environ.get("EFFC_COST_MODEL", "") in ("", "0"):
+        return None
     model = shipped(target)
     if model is None:
         return None

@@ -60,7 +60,7 @@ def test_control_flow_and_what_was_missed() -> None:
 
 def test_sources(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     text = told("4", monkeypatch, capsys)
-    assert 'extern "C" EFFC_EXPORT' in text and "op::maximum" in text
+    assert 'extern "C" EFFC_EXPORT' in text and "op::at_least" in text
     assert "//   max_sub_exp_sum_div  [" in text and "pass fuse_regions" in text
 
 

@@ -249,3 +249,10 @@ def test_a_file_that_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         cost_model.shipped("cpu:x86-64-v3")
     monkeypatch.setenv("EFFC_COST_MODEL", "0")
     assert cost_model.shipped("cpu:x86-64-v3") is None
+
+
+def test_choices_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for named, chooses, predicts in (("", False, True), ("0", False, False), ("1", True, True)):
+        monkeypatch.setenv("EFFC_COST_MODEL", named)
+        assert (cost_model.chooser("cpu:x86-64-v3", 1, 0) is not None) == chooses
+        assert (cost_model.shipped("cpu:x86-64-v3") is not None) == predicts
