@@ -42,10 +42,10 @@ def reports(log: Path) -> str:
     return "\n".join(p.read_text()[:3000] for p in sorted(log.parent.glob(f"{log.name}.*")))
 
 
-def run_sanitized(select: str, timeout: int, tmp_path: Path) -> None:
+def run_sanitized(select: str, timeout: int, tmp_path: Path, path: str = "tests/conformance/test_ops.py") -> None:
     log = tmp_path / "report"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2", "--capture=no",
-               "--timeout", str(timeout), "tests/conformance/test_ops.py", "-k", select]  # fmt: skip
+               "--timeout", str(timeout), path, "-k", select]  # fmt: skip
     done = subprocess.run(
         command, cwd=ROOT, env=environment(log), capture_output=True, text=True, timeout=timeout, check=False
     )
@@ -103,3 +103,14 @@ def test_faults_are_found(kind: str, words: str, tmp_path: Path) -> None:
 @pytest.mark.timeout(5400)
 def test_all_are_clean(tmp_path: Path) -> None:
     run_sanitized("test_cpu and not avx2", 5400, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    ("path", "select"),
+    [("tests/conformance/test_conv_chain.py", "equal or batch"), ("tests/null/test_int8_models.py", "")],
+)
+def test_kernels_that_passes_form(path: str, select: str, tmp_path: Path) -> None:
+    """The op table has no samples of them."""
+    run_sanitized(select, 3600, tmp_path, path)
