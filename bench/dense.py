@@ -6,15 +6,14 @@ sizes that are compared, and architectures without weights in any package, with 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
 
+from bench.spectral import seeded
 from tests.models import zoo
-from tests.models.zoo import Entry, Loaded
+from tests.models.zoo import Entry
 
 
 class First(nn.Module):
@@ -96,29 +95,18 @@ class UNet(nn.Module):
         return result
 
 
-def _seeded(name: str, module: Callable[[], nn.Module], *shape: int) -> Entry:
-    def inputs() -> tuple[Any, ...]:
-        return (torch.randn(*shape, generator=torch.Generator().manual_seed(0)),)
-
-    def load() -> Loaded:
-        torch.manual_seed(0)
-        return Loaded(module().eval(), inputs(), None, [inputs()])
-
-    return Entry(name, load, inputs)
-
-
 DENSE: dict[str, Entry] = {
     e.name: e
     for e in (
         zoo.ZOO["minilm"],
         replace(zoo.ZOO["minilm"], name="minilm_8x128", bench=lambda: zoo.minilm_inputs(8, 128)),
         replace(zoo.ZOO["smollm2"], name="smollm2_1x200", bench=lambda: zoo.smollm2_inputs(1, 200)),
-        _seeded("resnet50", resnet50, 1, 3, 224, 224),
+        seeded("resnet50", resnet50, 1, 3, 224, 224),
         zoo.ZOO["efficientnet_lite0"],
         zoo.ZOO["mobilenet_v2"],
-        _seeded("vit_s16", vit_s16, 1, 3, 224, 224),
-        _seeded("unet", lambda: _settled(UNet()), 1, 3, 256, 256),
-        _seeded("whisper_tiny_encoder", whisper_tiny_encoder, 1, 80, 3000),
+        seeded("vit_s16", vit_s16, 1, 3, 224, 224),
+        seeded("unet", lambda: _settled(UNet()), 1, 3, 256, 256),
+        seeded("whisper_tiny_encoder", whisper_tiny_encoder, 1, 80, 3000),
         zoo.ZOO["resemblyzer"],
     )
 }

@@ -52,7 +52,9 @@ class SpectralFilter(nn.Module):
         return torch.fft.irfft2(torch.fft.rfft2(x, norm="ortho") * self.w, s=x.shape[-2:], norm="ortho")
 
 
-def _entry(name: str, module: Callable[[], nn.Module], *shape: int) -> Entry:
+def seeded(name: str, module: Callable[[], nn.Module], *shape: int) -> Entry:
+    """A model with seeded weights and one random f32 input of this shape."""
+
     def inputs() -> tuple[Any, ...]:
         return (torch.randn(*shape, generator=torch.Generator().manual_seed(0)),)
 
@@ -66,8 +68,8 @@ def _entry(name: str, module: Callable[[], nn.Module], *shape: int) -> Entry:
 SPECTRAL: dict[str, Entry] = {
     e.name: e
     for e in (
-        _entry("longconv", LongConvolution, 1, 8192, 64),
-        _entry("stft", LogMel, 1, 160000),
-        _entry("irfft2", SpectralFilter, 8, 16, 64, 64),
+        seeded("longconv", LongConvolution, 1, 8192, 64),
+        seeded("stft", LogMel, 1, 160000),
+        seeded("irfft2", SpectralFilter, 8, 16, 64, 64),
     )
 }

@@ -7,10 +7,12 @@ the last cache or memory twice; fused it stays with the core that makes it, a fe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from ...ir.dims import Dim
 from ...ir.dtypes import DType
 from ...ir.graph import Builder, Graph, Node, Value
 from ...ir.op import OPS
@@ -31,20 +33,25 @@ class Plan:
     buffers: int
 
 
+def _constant(shape: Sequence[Dim]) -> list[int] | None:
+    """A shape of constant sizes, else None."""
+    sizes = [d for d in shape if isinstance(d, int)]
+    return sizes if len(sizes) == len(shape) else None
+
+
 def plan(stages: Sequence[Node]) -> Plan | str:
     """The plan for two or three convolutions, or why there is none."""
     *first, deep, narrow = stages
-    sizes = [n.types[0].shape[1:] for n in stages]
-    if not all(isinstance(d, int) for s in sizes for d in s):
+    result = _constant(deep.types[0].shape[1:])
+    source = _constant((first[0].types[0] if first else deep.operands[0].type).shape[1:])
+    filters = [_constant(n.operands[1].shape) for n in (*first, narrow)]
+    taps = _constant(deep.operands[1].shape[2:])
+    if result is None or source is None or taps is None:
         return "sizes of its images are not constant"
-    channels, height, width = (int(str(d)) for d in deep.types[0].shape[1:])
-    source = (first[0].types[0] if first else deep.operands[0].type).shape
-    if not all(isinstance(d, int) for d in source[1:]):
-        return "sizes of its images are not constant"
-    _, rows_in, width_in = (int(str(d)) for d in source[1:])
-    kernel = int(str(deep.operands[1].shape[2]))
-    stride, reach = deep.attrs["stride"][0], deep.attrs["dilation"][0] * (kernel - 1) + 1
-    weights = sum(4 * int(str(n.operands[1].type.numel)) for n in (*first, narrow))
+    channels, height, width = result
+    _, rows_in, width_in = source
+    weights = sum(4 * math.prod(f) for f in filters if f is not None)
+    stride, reach = deep.attrs["stride"][0], deep.attrs["dilation"][0] * (taps[0] - 1) + 1
     best: Plan | None = None
     for rows in range(1, height + 1):
         need = (rows - 1) * stride + reach
@@ -71,47 +78,39 @@ class FuseChains(Pass):
         if "conv_chain" not in OPS:
             return graph
         uses = graph.uses()
-        chains: dict[int, list[Node]] = {}  # by the last node
-        inside: set[int] = set()
-        for n in graph.nodes:
-            if not _pointwise(n):
-                continue
-            deep = n.operands[0].node
-            if not _depthwise(deep) or len(uses[deep[0]]) != 1:
-                continue
-            before = deep.operands[0].node
-            joined = _plain(before) and len(uses[before[0]]) == 1 and before.types[0].dtype is DType.f32
-            stages = [*([before] if joined else []), deep, n]
+
+        def rule(b: Builder, n: Node, ins: tuple[Value | None, ...]) -> Value | None:
+            stages = self.stages(n, uses)
+            if not stages:
+                return None
             reason = self.why_not(stages)
             if reason is not None:
                 report.decline(self.name, reason, n)
-                continue
-            chains[id(n)] = stages
-            inside.update(id(m) for m in stages[:-1])
-        if not chains:
-            return graph
-        b = Builder(graph.symbols)
-        env: dict[Value, Value] = {i[0]: i[0] for i in graph.inputs}
-        for n in graph.nodes:
-            if id(n) in inside:
-                continue
-            if id(n) in chains:
-                stages = chains[id(n)]
-                operands = _operands(stages)
-                body = body_of(stages, operands, [n[0]])
-                made = b.node("conv_chain", [env[v] for v in operands], {"body": body}, loc=n.loc, name=n.name)
-                report.count(f"{self.name}.convs", len(stages))
-                report.count(f"{self.name}.formed")
-                env[n[0]] = made[0]
-                continue
-            ins = tuple(None if v is None else env[v] for v in n.inputs)
-            kept = n if ins == n.inputs else replace(n, inputs=ins)
-            b.nodes.append(kept)
-            env.update(zip(n.values, kept.values, strict=True))
-        return replace(
-            graph, nodes=tuple(b.nodes), outputs=tuple(env[v] for v in graph.outputs),
-            commits=tuple(replace(c, value=env[c.value]) for c in graph.commits),
-        ).without_dead()  # fmt: skip
+                return None
+            made = [replace(n, inputs=ins)]  # the same nodes as the rebuilt graph has them
+            while len(made) < len(stages):
+                made.insert(0, made[0].operands[0].node)
+            operands = _operands(made)
+            report.count(f"{self.name}.convs", len(made))
+            report.count(f"{self.name}.formed")
+            chain: Value = b.op(
+                "conv_chain", *operands, body=body_of(made, operands, [made[-1][0]]), loc=n.loc, name=n.name
+            )
+            return chain
+
+        return graph.rebuild(rule)
+
+    @staticmethod
+    def stages(n: Node, uses: Mapping[Value, list[Node | None]]) -> list[Node]:
+        """The convolutions of a chain that ends in ``n``; none where ``n`` ends none."""
+        if not _pointwise(n):
+            return []
+        deep = n.operands[0].node
+        if not _depthwise(deep) or len(uses[deep[0]]) != 1:
+            return []
+        first = deep.operands[0].node
+        joined = _plain(first) and len(uses[first[0]]) == 1
+        return [*([first] if joined else []), deep, n]
 
     def why_not(self, stages: Sequence[Node]) -> str | None:
         """Why these convolutions stay apart, or None."""
@@ -127,9 +126,7 @@ class FuseChains(Pass):
         if isinstance(chosen, str):
             return chosen
         wide = stages[0].types[0] if len(stages) == 3 else stages[0].operands[0].type
-        size = 4
-        for d in wide.shape[1:]:
-            size *= int(str(d))
+        size = 4 * math.prod(_constant(wide.shape[1:]) or ())
         return None if size >= LARGE else f"only {size >> 10} KiB are between the convolutions"
 
 
