@@ -166,10 +166,6 @@ def test_qdq_convolution_with_residual(groups: int) -> None:
 
 def test_split_weights_are_reported() -> None:
     """The share of weights that 16 bits do not hold in pairs is a note; small weights have none."""
-    from effc.backends.cpu.target import host
-
-    if any("vnni" in f or "amx" in f for f in host().extra):
-        pytest.skip("products do not saturate here")
     for high, noted in ((127, True), (64, False)):
         w = np.full((64, 32), high, np.int8)
         model = model_of(
