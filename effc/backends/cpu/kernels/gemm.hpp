@@ -72,6 +72,41 @@ struct Tile {
 };
 typedef void (*Micro)(const Tile*);
 
+/* U steps of k. A function and no lambda: GCC 12 keeps accumulators that a closure refers to in memory. */
+template <int U, bool COLUMNS, class T, class TB, int MR, int NV>
+EFFC_INLINE void steps(Vec<T> (&acc)[MR][NV], const char*& p0, const char*& p1, int64_t lda, const TB*& b, int64_t ldb,
+                       int64_t panel_stride) {
+  constexpr int L = lanes<T>, S = (int)sizeof(T);
+  typedef Vec<T> V;
+  EFFC_UNROLL_ALL
+  for (int o = 0; o < U; ++o) {
+    V x[NV <= kNV ? NV : 1], y[MR];
+    if constexpr (NV <= kNV) {
+      EFFC_UNROLL_ALL
+      for (int j = 0; j < NV; ++j) x[j] = load_wide(b + j * L);
+    }
+    EFFC_UNROLL_ALL
+    for (int i = 0; i < MR; ++i) {
+      y[i] = splat(*(const T*)(COLUMNS ? p0 + i * S : (i < 3 ? p0 : p1) + (i % 3) * lda + o * S));
+      if constexpr (NV <= kNV) {
+        EFFC_UNROLL_ALL
+        for (int j = 0; j < NV; ++j) multiply_add(acc[i][j], y[i], x[j]);
+      }
+    }
+    if constexpr (NV > kNV) {
+      EFFC_UNROLL_ALL
+      for (int j = 0; j < NV; ++j) {
+        const V w = load_wide(b + (j / kNV) * panel_stride + (j % kNV) * L);
+        EFFC_UNROLL_ALL
+        for (int i = 0; i < MR; ++i) acc[i][j] += y[i] * w; /* w straight from memory */
+      }
+    }
+    b += ldb;
+    if constexpr (COLUMNS) p0 += lda;
+  }
+  if constexpr (!COLUMNS) p0 += U * S, p1 += U * S;
+}
+
 /* c[MR][NV vectors] (+)= a[MR][k] b[k][NV vectors]. Vectors beyond kNV come from the following panels. With COLUMNS, a is
  * stored [k][MR] and lda is the distance between reduction steps. */
 template <class T, class TB, int MR, int NV, bool COLUMNS = false>
@@ -100,40 +135,6 @@ void micro(const Tile* t) {
   const int64_t ldb = t->ldb, panel_stride = t->panel_stride;
   const char* next = t->next;
   const int64_t next_step = t->next_step;
-  auto element = [&](int i, int o) __attribute__((always_inline)) {
-    if constexpr (COLUMNS)
-      return splat(*(const T*)(p0 + i * (int)sizeof(T)));
-    else
-      return splat(*(const T*)((i < 3 ? p0 : p1) + (i % 3) * lda + o * (int)sizeof(T)));
-  };
-  auto step = [&](int o) __attribute__((always_inline)) {
-    V x[NV > kNV ? 1 : NV];
-    V y[MR];
-    if constexpr (NV <= kNV) {
-      EFFC_UNROLL_ALL
-      for (int j = 0; j < NV; ++j) x[j] = load_wide(b + j * L);
-    } else {
-      EFFC_UNROLL_ALL
-      for (int i = 0; i < MR; ++i) y[i] = element(i, o);
-    }
-    if constexpr (NV <= kNV) {
-      EFFC_UNROLL_ALL
-      for (int i = 0; i < MR; ++i) {
-        const V s = element(i, o);
-        EFFC_UNROLL_ALL
-        for (int j = 0; j < NV; ++j) multiply_add(acc[i][j], s, x[j]);
-      }
-    } else {
-      EFFC_UNROLL_ALL
-      for (int j = 0; j < NV; ++j) {
-        const V w = load_wide(b + (j / kNV) * panel_stride + (j % kNV) * L);
-        EFFC_UNROLL_ALL
-        for (int i = 0; i < MR; ++i) acc[i][j] += y[i] * w; /* w straight from memory */
-      }
-    }
-    b += ldb;
-    if constexpr (COLUMNS) p0 += lda;
-  };
   int64_t k = t->k;
   for (; k >= U; k -= U) {
     __asm__("" : "+r"(p0), "+r"(lda));
@@ -141,14 +142,9 @@ void micro(const Tile* t) {
     __builtin_prefetch(next, 0, 2);
     __builtin_prefetch(next + 64, 0, 2);
     next += next_step;
-    EFFC_UNROLL_ALL
-    for (int o = 0; o < U; ++o) step(o);
-    if constexpr (!COLUMNS) p0 += U * sizeof(T), p1 += U * sizeof(T);
+    steps<U, COLUMNS, T>(acc, p0, p1, lda, b, ldb, panel_stride);
   }
-  for (; k > 0; --k) {
-    step(0);
-    if constexpr (!COLUMNS) p0 += sizeof(T), p1 += sizeof(T);
-  }
+  for (; k > 0; --k) steps<1, COLUMNS, T>(acc, p0, p1, lda, b, ldb, panel_stride);
   EFFC_UNROLL_ALL
   for (int i = 0; i < MR; ++i)
     EFFC_UNROLL_ALL
