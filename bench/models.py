@@ -146,6 +146,7 @@ def measure(
                 "median_ms": median * 1e3,
                 "p10_ms": p10 * 1e3,
                 "p90_ms": p90 * 1e3,
+                "least_ms": min(w.times) * 1e3,
                 "runs": len(w.times),
                 "prepare_s": w.info["prepare_s"],
                 "error": w.info["error"],

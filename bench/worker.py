@@ -60,10 +60,11 @@ def entries() -> dict[str, Any]:
     """All models by name: the zoo, the dense ones at the sizes that are compared, spectral and quantized ones."""
     from bench.dense import DENSE
     from bench.int8 import QUANTIZED
+    from bench.products import PRODUCTS
     from bench.spectral import SPECTRAL
     from tests.models import zoo
 
-    return {**DENSE, **zoo.ZOO, **SPECTRAL, **QUANTIZED}
+    return {**DENSE, **zoo.ZOO, **SPECTRAL, **QUANTIZED, **PRODUCTS}
 
 
 def entry(name: str) -> Any:

@@ -51,6 +51,7 @@ _ADDRESS = struct.Struct("<Q")
 _SHAPE = [struct.Struct(f"<{r}q") for r in range(_rt.MAX_RANK + 1)]
 _numpy_codes: dict[Any, int] = {}
 _torch_codes: dict[Any, int] = {}
+_plain_arrays: set[Any] = {np.ndarray}  # and torch's Tensor, once one was taken
 
 
 def _numpy_code(dtype: np.dtype[Any], want: str) -> int | None:
@@ -219,6 +220,12 @@ class _Entry:
         self._debug = debug.level()
         if self._debug >= 2:
             lib.effc_profile_enable(keep.ptr, 1)
+        # How many arguments there are where each is an array: such calls need no walk through their structure.
+        self._arrays = -1
+        if self.in_tree is not None:
+            positional, keyword = self.in_tree["c"]
+            if all(c["t"] == "leaf" for c in positional["c"]) and not keyword.get("keys"):
+                self._arrays = len(positional["c"])
         self._sizing = [s["from"]["input"] for s in symbols if s.get("from") and s["from"].get("value")]
         self._shapes: dict[Any, list[tuple[tuple[int, ...], bytes]]] = {}
 
@@ -240,7 +247,10 @@ class _Entry:
     def _call(self, session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.in_tree is None:
             raise EffcError("this entry point has no call signature", hint="use run({name: array})")
-        leaves = bind_arguments(self.in_tree, args, kwargs)
+        if len(args) == self._arrays and not kwargs and all(type(x) in _plain_arrays for x in args):
+            leaves = list(args)
+        else:
+            leaves = bind_arguments(self.in_tree, args, kwargs)
         results = self._execute(session, leaves)
         return unflatten(self.out_tree, results) if self.out_tree is not None else results
 
@@ -297,7 +307,7 @@ class _Entry:
         torch = sys.modules.get("torch")
         back: list[tuple[Any, Any]] = []  # (the caller's array, the copy that was passed) for written inputs
         arrays, alive, shapes, use_torch = self._pack(leaves, torch, back)
-        view = (ctypes.c_char * len(arrays)).from_buffer(arrays)
+        view = ctypes.c_char.from_buffer(arrays)
         at = ctypes.addressof(view)
         out_at = at + size * n_in
         results: list[Any] = []
@@ -415,7 +425,11 @@ def _wrong_dtype(io: Io, got: str) -> EffcError:
     )
 
 
-def _from_torch(io: Io, t: Any, back: list[tuple[Any, Any]]) -> tuple[int, int, Any, Any, Any]:
+_plain_layout: list[Any] = [None]  # torch.strided, once a tensor was taken
+
+
+def _check_torch(io: Io, t: Any) -> int:
+    """The code of the tensor's element type; EffcError if it is none that the input takes."""
     code = _torch_codes.get(t.dtype)
     if code is None:
         short = _TORCH_NAMES.get(str(t.dtype).removeprefix("torch."))
@@ -434,6 +448,16 @@ def _from_torch(io: Io, t: Any, back: list[tuple[Any, Any]]) -> tuple[int, int, 
         raise EffcError(
             f"input '{io.name}' has layout {t.layout}, only dense tensors are taken", hint="call .to_dense() on it"
         )
+    if type(t) is sys.modules["torch"].Tensor:
+        _plain_arrays.add(type(t))
+        _plain_layout[0] = t.layout
+    return code
+
+
+def _from_torch(io: Io, t: Any, back: list[tuple[Any, Any]]) -> tuple[int, int, Any, Any, Any]:
+    code = _torch_codes.get(t.dtype)
+    if code != _CODE[io.dtype] or not t.is_cpu or type(t) not in _plain_arrays or t.layout is not _plain_layout[0]:
+        code = _check_torch(io, t)
     shape = t.shape
     if t.is_conj() or t.is_neg():
         held = t.detach().resolve_conj().resolve_neg()
