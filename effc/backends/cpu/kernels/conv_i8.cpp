@@ -19,34 +19,70 @@ struct Windows {
 
   int32_t zero(int64_t, int64_t, int64_t) const { return fill; }
 
+  /* Bytes of a window that lie side by side: where its tap is in the window, the bytes [off, off + n) of it, where they are in
+   * memory from the window's origin, and where they go. */
+  struct Piece {
+    int64_t d, h, w, off, n, from, to;
+  };
+  static constexpr int kPieces = 64;
+
   void rows(int64_t b, int64_t, int64_t group, int64_t m0, int64_t m1, int64_t k0, int64_t k1, uint8_t* dst) const {
+    Piece pieces[kPieces];
+    const int64_t kw = whole_rows ? 1 : a[kKernel + 2], start = k0;
+    int64_t segment = k0 / run, off = k0 % run;
+    int64_t at[3] = {segment / kw / a[kKernel + 1], segment / kw % a[kKernel + 1], segment % kw};
+    while (k0 < k1) { /* as many pieces as the list holds, for all rows; then the next ones */
+      int count = 0;
+      for (; k0 < k1 && count < kPieces; ++count) {
+        Piece& p = pieces[count];
+        p.d = at[0] * a[kDilation], p.h = at[1] * a[kDilation + 1], p.w = at[2] * a[kDilation + 2];
+        p.off = off, p.n = min(run - off, k1 - k0), p.to = k0 - start;
+        p.from = p.d * stride[2] + p.h * stride[3] + p.w * stride[4] + off;
+        k0 += p.n, off = 0;
+        if (++at[2] == kw) {
+          at[2] = 0;
+          if (++at[1] == a[kKernel + 1]) at[1] = 0, ++at[0];
+        }
+      }
+      gather(b, group, m0, m1, pieces, count, dst);
+    }
+  }
+
+  void gather(int64_t b, int64_t group, int64_t m0, int64_t m1, const Piece* pieces, int count, uint8_t* dst) const {
     const int64_t height = a[kSize + 1], width = a[kSize + 2];
+    const int64_t reach[3] = {(a[kKernel] - 1) * a[kDilation], (a[kKernel + 1] - 1) * a[kDilation + 1],
+                              (a[kKernel + 2] - 1) * a[kDilation + 2]};
+    const uint8_t* image = x + b * stride[0] + group * cg;
+    int64_t ow = m0 % width, oh = m0 / width % height, od = m0 / (height * width);
     for (int64_t m = m0; m < m1; ++m, dst += kLda) {
-      const int64_t od = m / (height * width), oh = m / width % height, ow = m % width;
       const int64_t d0 = od * a[kStride] - a[kPad], h0 = oh * a[kStride + 1] - a[kPad + 1],
                     w0 = ow * a[kStride + 2] - a[kPad + 2];
-      const uint8_t* image = x + b * stride[0] + group * cg;
-      uint8_t* to = dst;
-      for (int64_t k = k0; k < k1;) {
-        const int64_t segment = k / run, off = k % run, n = min(run - off, k1 - k);
-        const int64_t kw = whole_rows ? 1 : a[kKernel + 2]; /* segments of a row of taps */
-        const int64_t d = d0 + segment / kw / a[kKernel + 1] * a[kDilation],
-                      h = h0 + segment / kw % a[kKernel + 1] * a[kDilation + 1],
-                      w = w0 + segment % kw * a[kDilation + 2];
-        /* Bytes [lo, hi) of the segment are inside the image. */
-        int64_t lo = 0, hi = 0;
-        if (d >= 0 && d < shape[2] && h >= 0 && h < shape[3]) {
-          if (whole_rows)
-            lo = min(run, max(0, -w) * cg), hi = max(lo, min(run, (shape[4] - w) * cg));
-          else if (w >= 0 && w < shape[4])
-            hi = run;
+      const uint8_t* origin = image + d0 * stride[2] + h0 * stride[3] + w0 * stride[4];
+      const bool inside = d0 >= 0 && d0 + reach[0] < shape[2] && h0 >= 0 && h0 + reach[1] < shape[3] && w0 >= 0 &&
+                          w0 + reach[2] < shape[4];
+      if (inside) {
+        for (int i = 0; i < count; ++i) copy_bytes(dst + pieces[i].to, origin + pieces[i].from, pieces[i].n, flip);
+      } else {
+        for (int i = 0; i < count; ++i) {
+          const Piece& p = pieces[i];
+          const int64_t d = d0 + p.d, h = h0 + p.h, w = w0 + p.w;
+          /* Bytes [lo, hi) of the tap, or of the row of taps, are inside the image. */
+          int64_t lo = 0, hi = 0;
+          if (d >= 0 && d < shape[2] && h >= 0 && h < shape[3]) {
+            if (whole_rows)
+              lo = min(run, max(0, -w) * cg), hi = max(lo, min(run, (shape[4] - w) * cg));
+            else if (w >= 0 && w < shape[4])
+              hi = run;
+          }
+          lo = min(max(lo, p.off), p.off + p.n), hi = max(lo, min(hi, p.off + p.n));
+          memset(dst + p.to, fill, lo - p.off);
+          if (hi > lo) copy_bytes(dst + p.to + (lo - p.off), origin + p.from + (lo - p.off), hi - lo, flip);
+          memset(dst + p.to + (hi - p.off), fill, p.off + p.n - hi);
         }
-        lo = min(max(lo, off), off + n), hi = max(lo, min(hi, off + n));
-        memset(to, fill, lo - off);
-        if (hi > lo)
-          copy_bytes(to + (lo - off), image + d * stride[2] + h * stride[3] + w * stride[4] + lo, hi - lo, flip);
-        memset(to + (hi - off), fill, off + n - hi);
-        to += n, k += n;
+      }
+      if (++ow == width) {
+        ow = 0;
+        if (++oh == height) oh = 0, ++od;
       }
     }
   }

@@ -79,8 +79,23 @@ struct Weights {
 };
 
 /* dst = src as unsigned bytes; flip is 0 for u8, 0x80 for i8. */
+template <int N>
+EFFC_INLINE void copy_vector(uint8_t* dst, const uint8_t* src, uint8_t flip) {
+  typedef uint8_t V __attribute__((vector_size(N), aligned(1), may_alias));
+  *(V*)dst = *(const V*)src ^ flip;
+}
 EFFC_INLINE void copy_bytes(uint8_t* dst, const uint8_t* src, int64_t n, uint8_t flip) {
-  for (int64_t i = 0; i < n; ++i) dst[i] = src[i] ^ flip;
+  /* Runs are short and of any length: the last vector overlaps the one before. */
+  if (n >= 32) {
+    for (int64_t i = 0; i + 32 < n; i += 32) copy_vector<32>(dst + i, src + i, flip);
+    copy_vector<32>(dst + n - 32, src + n - 32, flip);
+  } else if (n >= 16) {
+    copy_vector<16>(dst, src, flip), copy_vector<16>(dst + n - 16, src + n - 16, flip);
+  } else if (n >= 8) {
+    copy_vector<8>(dst, src, flip), copy_vector<8>(dst + n - 8, src + n - 8, flip);
+  } else {
+    for (int64_t i = 0; i < n; ++i) dst[i] = src[i] ^ flip;
+  }
 }
 
 /* L (a loader) has:
