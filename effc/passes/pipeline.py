@@ -20,6 +20,7 @@ from .quantized import FormQuantized
 from .rotary import RotateHalf
 from .softmax import RaiseSoftmax
 from .weights import FoldAffine, MergeMatmuls, UnflattenMatmuls
+from .winograd import FormWinograd
 
 
 @dataclass(frozen=True)
@@ -53,5 +54,6 @@ def default(options: Options | None = None) -> tuple[Pass, ...]:
         Cse(),
         *((RotateHalf(), FuseEpilogues(), PrepareFusion(), Canonicalise(), Cse(), FuseRegions()) if o.kernels else ()),
         *((FuseChains(),) if o.kernels and o.native("conv_chain") else ()),
+        *((FormWinograd(),) if o.kernels and o.native("conv_winograd") else ()),
         Dce(),
     )

@@ -14,7 +14,7 @@ import numpy as np
 from .. import dims
 from ..dims import Dim
 from ..dtypes import DType
-from ..graph import Graph
+from ..graph import Builder, Graph
 from ..op import Cost, Sample, get, op, require, same_dim
 from ..types import TensorType
 from .elementwise import random_array
@@ -297,4 +297,58 @@ op(
     decompose=lambda b, *xs, body: body.inline(b, xs),
     cost=_chain_cost,
     doc="[A convolution,] a depthwise and a pointwise one, with epilogues, as one kernel; ``body`` holds them.",
+)
+
+
+def _winograd(x: TensorType, w: TensorType, *extras: TensorType, **attrs: Any) -> tuple[TensorType, ...]:
+    tile = attrs.pop("tile")
+    require(tile > 0, f"tile must be positive, not {tile}")
+    require(w.shape[2:] == (3, 3), f"the window must be 3x3, not {w.shape[2:]}")
+    return _conv_fused(x, w, *extras, **_PLAIN, **attrs)
+
+
+_PLAIN: dict[str, Any] = {"stride": (1, 1), "dilation": (1, 1), "groups": 1}
+
+
+def _winograd_decompose(b: Any, x: Any, w: Any, *extras: Any, body: Graph, padding: Any, tile: int) -> Any:
+    return body.inline(b, [b.op("conv", x, w, padding=padding, **_PLAIN), *extras])
+
+
+def _winograd_cost(inputs: Sequence[TensorType | None], outputs: Sequence[TensorType], attrs: Any) -> Cost:
+    """What the transformed products take, not the direct sum: so that no peak seems to be passed."""
+    w, y, tile = inputs[1], outputs[0], attrs["tile"]
+    assert w is not None
+    tiles = y.shape[0] * dims.product(dims.floordiv(d + tile - 1, tile) for d in y.shape[2:])
+    moved = _conv_cost(inputs, outputs, attrs).bytes
+    return Cost(2 * (tile + 2) ** 2 * tiles * w.shape[0] * w.shape[1], moved)
+
+
+def _winograd_samples(rng: np.random.Generator) -> Iterator[Sample]:
+    cases: list[tuple[Any, ...]] = [
+        ((1, 8, 9, 8), 16, _pairs(1, 1), 4, "tiles that end outside of the image"),
+        ((2, 5, 7, 6), 3, _pairs(1, 1), 2, "channels that are no vectors, two images"),
+        ((1, 70, 12, 13), 20, ((0, 2), (1, 0)), 4, "uneven padding, more channels than are transformed at a time"),
+        ((2, 16, 3, 4), 9, _pairs(0, 0), 4, "one tile an image"),
+        ((1, 130, 5, 11), 70, _pairs(2, 3), 2, "wide padding"),
+        ((1, 1, 1, 1), 1, _pairs(1, 1), 2, "one pixel"),
+    ]
+    for shape, out, padding, tile, note in cases:
+        x, w = random_array(rng, shape, np.float32), random_array(rng, (out, shape[1], 3, 3), np.float32)
+        acc = _conv(TensorType(DType.f32, shape), TensorType(DType.f32, w.shape), padding=padding, **_PLAIN)
+        b = Builder()
+        y = b.input("acc", acc)
+        yield Sample((x, w), {"padding": padding, "tile": tile, "body": b.graph([y])}, note)
+
+
+op(
+    "conv_winograd",
+    "x w extras*",
+    {"padding": tuple, "tile": int, "body": Graph},
+    infer=_winograd,
+    category="contraction",
+    level="macro",
+    decompose=_winograd_decompose,
+    cost=_winograd_cost,
+    samples=_winograd_samples,
+    doc="conv_fused of f32 with a 3x3 window and stride 1, by Winograd's algorithm with tiles of tile x tile results.",
 )

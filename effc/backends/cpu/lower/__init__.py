@@ -364,6 +364,13 @@ class Lowering:
         self._undecided = self.decisions[-1] if self.parent is None else None
         return made.index
 
+    def decided(self, kernel: str, label: str, why: str) -> None:
+        """Puts a choice that was made by rule, with its reason, into the report beside those of :meth:`decide`."""
+        n = self.node
+        assert n is not None
+        entry = {"op": n.op, "name": n.name or n.op, "loc": str(n.loc or ""), "kernel": kernel}
+        self.decisions.append({**entry, "chosen": label, "why": why})
+
     def epilogue(self, body: Graph, acc: DType, extras: Sequence[Buf], outs: Sequence[Buf]) -> tuple[str, list[Dim]]:
         """The symbol of a fused epilogue over tiles of ``acc``, for ``call(epilogue=...)``, and the dims that must be
         appended, last, to the call's attrs. ``extras`` (the body's inputs after the accumulator) and ``outs`` are rank

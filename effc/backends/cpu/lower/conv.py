@@ -7,7 +7,7 @@ channels).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ....cost.calls import Tensor
@@ -55,9 +55,9 @@ def _constant_sizes(node: Node, w: Buf) -> tuple[int, ...]:
     return sizes
 
 
-def geometry(node: Node, sizes: Sequence[int], channels: int, spatial: Sequence[Dim]) -> list[Dim]:
-    """Attributes kGroups to kSpatial of conv.hpp, for weights of ``sizes`` and a result of ``channels``."""
-    a = node.attrs
+def geometry(a: Mapping[str, Any], sizes: Sequence[int], channels: int, spatial: Sequence[Dim]) -> list[Dim]:
+    """Attributes kGroups to kSpatial of conv.hpp, for a convolution's attributes, weights of ``sizes`` and a result of
+    ``channels``."""
     low = [p[0] for p in a["padding"]]
     sides = ((sizes[2:], 1), (a["stride"], 1), (low, 0), (a["dilation"], 1), (spatial, 1))
     return [a["groups"], channels, *(d for values, fill in sides for d in _three(values, fill))]
@@ -103,7 +103,7 @@ def _emit(
     oc = sizes[1] * groups if transposed else sizes[0]
     cg = sizes[0] // groups if transposed else sizes[1]
     compute = x.dtype.compute
-    common = geometry(node, sizes, oc, spatial)
+    common = geometry(attrs, sizes, oc, spatial)
     if compute not in (DType.f32, DType.f64):
         scratch = groups * taps * cg * (oc // groups) * compute.itemsize
         cx.call(

@@ -80,7 +80,7 @@ def _emit(
             packed = packing.pack_conv(w, 1, vlen)
             work = max(work, blocks.thread_scratch)
             scratch = scratch + blocks.scratch
-        described += [True, False, False, *geometry(s.node, w.shape, oc, spatial), *blocks.attrs, s.steps.bits]
+        described += [True, False, False, *geometry(s.node.attrs, w.shape, oc, spatial), *blocks.attrs, s.steps.bits]
         own += [cx.const(packed), *step_operands(cx, s.steps, oc, 4)]
         limits += s.steps.clamp or ()
     cx.call(

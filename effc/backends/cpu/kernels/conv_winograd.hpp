@@ -1,0 +1,506 @@
+/* Convolution with 3x3 windows, stride 1, by Winograd's minimal filtering (Lavin and Gray, 2015): F(M x M, 3 x 3).
+ *
+ * The result is cut into tiles of M x M pixels. The N x N = (M + 2)^2 pixels that a tile depends on are transformed, each
+ * channel for itself, to N x N values; for each of these positions, a product of matrices [tiles, C] x [C, O] with
+ * transformed weights (packing/winograd.py) gives N x N sums, and those are transformed to the tile. That is N^2 / M^2
+ * multiplications a pixel instead of 9: 4 for M = 2, 2.25 for M = 4.
+ *
+ * A block is a number of tiles by a number of output channels. Its transformed input lies as [position][tile][C] in
+ * scratch: in the thread's own, where tasks are blocks of tiles (early layers: many tiles, small weights), or in the call's,
+ * where tasks are parts of the output channels (late layers: few tiles, large weights, which are read once).
+ *
+ * What makes an output wrong that the direct sum has right is a value that is not finite: one in the input, which the
+ * transforms spread over its tile, or an overflow in a transform. Such values never vanish again in sums, so outputs that
+ * are not finite show them; these are summed anew from the weights themselves, which follow the transformed ones.
+ */
+#ifndef EFFC_CONV_WINOGRAD_HPP
+#define EFFC_CONV_WINOGRAD_HPP
+#include "conv.hpp"
+
+namespace effc {
+namespace conv {
+
+/* Attributes after those of conv.hpp, of which kBlockRows counts tiles here, and kBlockK channels. */
+enum WinogradAttr {
+  kTile = kAttrs, /* M */
+  kShared,        /* the transformed input is shared by all threads */
+  kWinogradAttrs
+};
+
+constexpr int kChunk = 64; /* channels that are transformed at a time */
+
+/* One-dimensional transforms for tiles of M: N values of the input to N positions, N sums to M outputs. */
+template <class T, int M>
+struct Minimal;
+
+/* Points 0, 1, -1, infinity. */
+template <class T>
+struct Minimal<T, 2> {
+  template <class V>
+  EFFC_INLINE void input(const V (&d)[4], V (&v)[4]) {
+    v[0] = d[2] - d[0], v[1] = d[2] + d[1], v[2] = d[2] - d[1], v[3] = d[3] - d[1];
+  }
+  template <class V>
+  EFFC_INLINE void output(const V (&m)[4], V (&y)[2]) {
+    y[0] = m[0] + (m[1] + m[2]), y[1] = (m[1] - m[2]) + m[3];
+  }
+};
+
+/* Points 0, a, -a, b, -b, infinity with a = sqrt(1/2), b = sqrt(2): symmetric, so that pairs share their even and odd parts;
+ * reciprocal, so that a^2 b^2 = 1; and the error is a fourth of that with the usual 1 and 2 (packing/winograd.py). */
+template <class T>
+struct Minimal<T, 4> {
+  static constexpr T a = T(0.70710678118654752440), b = T(1.41421356237309504880);
+
+  template <class V>
+  EFFC_INLINE void input(const V (&d)[6], V (&v)[6]) {
+    const V e0 = d[4] - T(2) * d[2], o0 = d[3] - T(2) * d[1], e1 = d[4] - T(0.5) * d[2], o1 = d[3] - T(0.5) * d[1];
+    v[0] = (d[0] + d[4]) - T(2.5) * d[2];
+    v[1] = e0 + a * o0, v[2] = e0 - a * o0;
+    v[3] = e1 + b * o1, v[4] = e1 - b * o1;
+    v[5] = (d[1] + d[5]) - T(2.5) * d[3];
+  }
+  template <class V>
+  EFFC_INLINE void output(const V (&m)[6], V (&y)[4]) {
+    const V s0 = m[1] + m[2], d0 = m[1] - m[2], s1 = m[3] + m[4], d1 = m[3] - m[4];
+    y[0] = m[0] + (s0 + s1);
+    y[1] = a * d0 + b * d1;
+    y[2] = T(0.5) * s0 + T(2) * s1;
+    y[3] = (a * T(0.5)) * d0 + ((b * T(2)) * d1 + m[5]);
+  }
+};
+
+template <class T>
+struct Winograd {
+  Conv<T> conv;
+  const T* plain;  /* the weights themselves: [tap][C][padded] */
+  int64_t padded;  /* output channels in whole vectors */
+  int64_t across, down, tiles; /* tiles of an image's row and column, and of all images */
+  int64_t block, first, count; /* the most tiles of a block; with a shared input, the block at hand */
+  int64_t v_row, m_row, v_step, m_step; /* strides of a tile and of a position in the transformed input and in the sums */
+  int64_t row_blocks, col_blocks, block_k;
+  T* shared;
+};
+
+/* ---- transforms ---- */
+
+/* Where tile t begins, and how much of it is in the image. */
+struct Place {
+  int64_t image, y, x;
+  int rows, cols;
+};
+
+template <class T, int M>
+EFFC_INLINE Place place(const Winograd<T>& w, int64_t t) {
+  const int64_t u = t % (w.down * w.across);
+  Place p = {t / (w.down * w.across), u / w.across * M, u % w.across * M, 0, 0};
+  p.rows = (int)min64(M, w.conv.sp[1] - p.y), p.cols = (int)min64(M, w.conv.sp[2] - p.x);
+  return p;
+}
+
+/* The N x N pixels that a tile depends on; zeros outside of the image. */
+template <class T, int M>
+EFFC_INLINE void pixels(const Winograd<T>& w, const Place& p, const T* (&px)[(M + 2) * (M + 2)]) {
+  const Conv<T>& v = w.conv;
+  const int64_t y = p.y - v.pad[1], x = p.x - v.pad[2];
+  for (int i = 0; i < M + 2; ++i) {
+    const bool in = inside(y + i, v.in[1]);
+    const T* row = v.x + p.image * v.xs[0] + (y + i) * v.xs[3] + x * v.xs[4];
+    for (int j = 0; j < M + 2; ++j) px[i * (M + 2) + j] = in && inside(x + j, v.in[2]) ? row + j * v.xs[4] : v.zeros;
+  }
+}
+
+/* A tile's pixels px to its row of each position, `step` apart from `dst` on. */
+template <class T, int M>
+void input_tile(const T* const* px, int64_t channels, T* dst, int64_t step) {
+  using S = Simd<T>;
+  typedef typename S::vec V;
+  constexpr int N = M + 2;
+  alignas(64) T tmp[N * N * kChunk];
+  for (int64_t c0 = 0; c0 < channels; c0 += kChunk) {
+    const int64_t n = min64(kChunk, channels - c0), whole = n / S::lanes * S::lanes;
+    for (int j = 0; j < N; ++j) {
+      const T* p[N];
+      EFFC_UNROLL
+      for (int i = 0; i < N; ++i) p[i] = px[i * N + j] + c0;
+      V d[N], v[N];
+      T* to = tmp + j * kChunk;
+      for (int64_t c = 0; c < whole; c += S::lanes) {
+        EFFC_UNROLL
+        for (int i = 0; i < N; ++i) d[i] = S::load(p[i] + c);
+        Minimal<T, M>::input(d, v);
+        EFFC_UNROLL
+        for (int i = 0; i < N; ++i) S::store(to + i * N * kChunk + c, v[i]);
+      }
+      if (whole < n) {
+        EFFC_UNROLL
+        for (int i = 0; i < N; ++i) d[i] = load_part<T>(p[i] + whole, n - whole);
+        Minimal<T, M>::input(d, v);
+        EFFC_UNROLL
+        for (int i = 0; i < N; ++i) S::store(to + i * N * kChunk + whole, v[i]);
+      }
+    }
+    for (int i = 0; i < N; ++i) {
+      const T* from = tmp + i * N * kChunk;
+      T* to = dst + i * N * step + c0;
+      for (int64_t c = 0; c < n; c += S::lanes) {
+        V d[N], v[N];
+        EFFC_UNROLL
+        for (int j = 0; j < N; ++j) d[j] = S::load(from + j * kChunk + c);
+        Minimal<T, M>::input(d, v);
+        EFFC_UNROLL
+        for (int j = 0; j < N; ++j) S::store(to + j * step + c, v[j]);
+      }
+    }
+  }
+}
+
+/* Output pixels of a tile from column n0 on. */
+template <class T>
+struct Target {
+  T* c;
+  const T* r; /* the residual, or null */
+  int64_t c_row, c_col, r_row, r_col; /* strides of an image's row and of a pixel */
+  const T* bias;
+};
+
+/* Does the last steps on a vector of sums, and stores its first `tail` lanes. */
+template <class T, bool Whole>
+EFFC_INLINE void put(const Conv<T>& v, typename Simd<T>::vec y, typename Simd<T>::vec bias, T* c, const T* r, int64_t tail) {
+  using S = Simd<T>;
+  typedef typename S::vec V;
+  y += bias;
+  if (r) y += Whole ? S::load(r) : load_part<T>(r, tail);
+  if (v.clamp) y = clamp_vec<V>(y, V{} + v.lo, V{} + v.hi);
+  if constexpr (Whole)
+    S::store(c, y);
+  else
+    for (int64_t l = 0; l < tail; ++l) c[l] = y[l];
+}
+
+/* Column n of a tile's row i: N sums, which lie kChunk apart, to its outputs. Returns 0 if all are finite, else NaN. */
+template <class T, int M, bool Whole>
+EFFC_INLINE typename Simd<T>::vec output_row(const Conv<T>& v, const Target<T>& to, const T* sums, int i, int cols, int64_t n,
+                                             int64_t tail) {
+  using S = Simd<T>;
+  typedef typename S::vec V;
+  constexpr int N = M + 2;
+  V m[N], y[M], zero = V{};
+  EFFC_UNROLL
+  for (int j = 0; j < N; ++j) m[j] = S::load(sums + j * kChunk + n);
+  Minimal<T, M>::output(m, y);
+  const V bias = !to.bias ? V{} : Whole ? S::load(to.bias + n) : load_part<T>(to.bias + n, tail);
+  T* c = to.c + i * to.c_row + n;
+  const T* r = to.r ? to.r + i * to.r_row + n : nullptr;
+  EFFC_UNROLL
+  for (int j = 0; j < M; ++j) {
+    zero += y[j] * T(0);
+    if (j < cols) put<T, Whole>(v, y[j], bias, c + j * to.c_col, r ? r + j * to.r_col : nullptr, tail);
+  }
+  return zero;
+}
+
+template <class V>
+EFFC_INLINE bool is_zero(V v) {
+  auto sum = v[0];
+  for (unsigned l = 1; l < sizeof(V) / sizeof(sum); ++l) sum += v[l];
+  return sum == 0;
+}
+
+/* The direct sum for a vector of output channels of a tile: columns [n, n + lanes). */
+template <class T, int M>
+__attribute__((noinline)) void direct_vector(const Winograd<T>& w, const Place& p, const Target<T>& to, int64_t at, int64_t n,
+                                             int64_t tail) {
+  using S = Simd<T>;
+  constexpr int N = M + 2;
+  const Conv<T>& v = w.conv;
+  const T* px[N * N];
+  pixels<T, M>(w, p, px);
+  const auto bias = to.bias ? load_part<T>(to.bias + at, tail) : typename S::vec{};
+  for (int i = 0; i < p.rows; ++i)
+    for (int j = 0; j < p.cols; ++j) {
+      typename S::vec sum = {};
+      for (int tap = 0; tap < 9; ++tap) {
+        const T* x = px[(i + tap / 3) * N + j + tap % 3];
+        const T* b = w.plain + tap * v.cg * w.padded + n;
+        if (x == v.zeros) continue; /* as the direct kernel, which skips what is outside */
+        for (int64_t c = 0; c < v.cg; ++c, b += w.padded) sum += x[c] * S::load(b);
+      }
+      const T* r = to.r ? to.r + i * to.r_row + j * to.r_col + at : nullptr;
+      put<T, false>(v, sum, bias, to.c + i * to.c_row + j * to.c_col + at, r, tail);
+    }
+}
+
+/* A tile's sums, columns [n0, n1) of the result, from `acc` on, to the result or the epilogue. */
+template <class T, int M>
+void output_tile(const Winograd<T>& w, int64_t t, const T* acc, int64_t n0, int64_t n1) {
+  using S = Simd<T>;
+  typedef typename S::vec V;
+  constexpr int N = M + 2;
+  const Conv<T>& v = w.conv;
+  alignas(64) T tmp[M * N * kChunk], plain[M * M * kChunk];
+  const Place p = place<T, M>(w, t);
+  const effc_tensor& out = *v.result;
+  const int64_t pixel = p.y * v.sp[2] + p.x;
+  for (int64_t c0 = n0; c0 < n1; c0 += kChunk, acc += kChunk) {
+    const int64_t n = min64(kChunk, n1 - c0), whole = n / S::lanes * S::lanes;
+    Target<T> to = {plain, nullptr, M * kChunk, kChunk, 0, 0, v.bias ? v.bias + c0 : nullptr};
+    if (v.direct) {
+      to.c_col = out.strides[2], to.c_row = v.sp[2] * to.c_col;
+      to.c = (T*)out.data + p.image * out.strides[0] + pixel * to.c_col + c0;
+    }
+    if (v.residual) {
+      to.r_col = v.residual->strides[2], to.r_row = v.sp[2] * to.r_col;
+      to.r = residual_row(v, p.image, pixel, c0);
+    }
+    for (int j = 0; j < N; ++j)
+      for (int64_t c = 0; c < n; c += S::lanes) {
+        V m[N], y[M];
+        EFFC_UNROLL
+        for (int i = 0; i < N; ++i) m[i] = S::load(acc + (i * N + j) * w.m_step + c);
+        Minimal<T, M>::output(m, y);
+        EFFC_UNROLL
+        for (int i = 0; i < M; ++i) S::store(tmp + (i * N + j) * kChunk + c, y[i]);
+      }
+    V zero = {};
+    for (int i = 0; i < p.rows; ++i) {
+      const T* sums = tmp + i * N * kChunk;
+      for (int64_t c = 0; c < whole; c += S::lanes) zero += output_row<T, M, true>(v, to, sums, i, p.cols, c, S::lanes);
+      if (whole < n) zero += output_row<T, M, false>(v, to, sums, i, p.cols, whole, n - whole);
+    }
+    if (__builtin_expect(!is_zero(zero), 0)) { /* which vectors: each for itself, so that no block's border decides */
+      for (int64_t c = 0; c < n; c += S::lanes) {
+        const int64_t tail = min64(S::lanes, n - c);
+        V mine = {};
+        for (int i = 0; i < p.rows; ++i) mine += output_row<T, M, false>(v, to, tmp + i * N * kChunk, i, p.cols, c, tail);
+        if (!is_zero(mine)) direct_vector<T, M>(w, p, to, c, c0 + c, tail);
+      }
+    }
+    if (v.direct) continue;
+    for (int i = 0; i < p.rows; ++i) {
+      const int64_t m = pixel + i * v.sp[2];
+      v.call->epilogue(v.call, p.image, 0, m, m + p.cols, c0, c0 + n, plain + i * M * kChunk, kChunk);
+    }
+  }
+}
+
+/* ---- products ---- */
+
+/* c[MR][NV vectors] (+)= a[MR][k] * b[k][NV vectors]; fetches the next weights as micro_rows does. */
+template <class T, int MR, int NV>
+void micro_strided(const T* a, int64_t lda, const T* b, int64_t k, T* c, int64_t ldc, bool accumulate, const char* next,
+                   int64_t step) {
+  using S = Simd<T>;
+  typename S::vec acc[MR][NV];
+  const T* p[MR];
+  EFFC_UNROLL
+  for (int i = 0; i < MR; ++i) {
+    p[i] = a + i * lda;
+    EFFC_UNROLL
+    for (int j = 0; j < NV; ++j) acc[i][j] = typename S::vec{};
+  }
+  for (int64_t s = 0; s < k; ++s, b += NV * S::lanes) {
+    typename S::vec w[NV];
+    EFFC_UNROLL
+    for (int j = 0; j < NV; ++j) w[j] = S::load(b + j * S::lanes);
+    __builtin_prefetch(next, 0, 2);
+    next += step;
+    EFFC_UNROLL
+    for (int i = 0; i < MR; ++i) {
+      const T x = p[i][s];
+      EFFC_UNROLL
+      for (int j = 0; j < NV; ++j) acc[i][j] += x * w[j];
+    }
+  }
+  if (accumulate) {
+    EFFC_UNROLL
+    for (int i = 0; i < MR; ++i)
+      EFFC_UNROLL
+      for (int j = 0; j < NV; ++j) acc[i][j] += S::load(c + i * ldc + j * S::lanes);
+  }
+  EFFC_UNROLL
+  for (int i = 0; i < MR; ++i)
+    EFFC_UNROLL
+    for (int j = 0; j < NV; ++j) S::store(c + i * ldc + j * S::lanes, acc[i][j]);
+}
+
+template <class T>
+struct Strided {
+  typedef void (*Fn)(const T*, int64_t, const T*, int64_t, T*, int64_t, bool, const char*, int64_t);
+  Fn fn[kMaxNv][kMaxRows];
+
+  template <int NV, int MR>
+  constexpr void fill() {
+    if constexpr (MR <= max_rows(NV)) {
+      fn[NV - 1][MR - 1] = micro_strided<T, MR, NV>;
+      fill<NV, MR + 1>();
+    }
+  }
+  constexpr Strided() : fn() {
+    fill<1, 1>();
+    fill<2, 1>();
+    fill<3, 1>();
+    fill<4, 1>();
+  }
+};
+template <class T>
+struct StridedTable {
+  static constexpr Strided<T> table{};
+};
+
+/* All positions' products of `count` tiles by columns [n0, n1), whole panels or the last one. */
+template <class T, int M>
+void multiply(const Winograd<T>& w, const T* v, T* acc, int64_t count, int64_t n0, int64_t n1) {
+  constexpr int lanes = Simd<T>::lanes;
+  const Conv<T>& conv = w.conv;
+  const int64_t wide = conv.nv * lanes, tiles = ceil_div(count, conv.mr), channels = conv.cg;
+  for (int64_t p = 0; p < (M + 2) * (M + 2); ++p, v += w.v_step, acc += w.m_step) {
+    const T* weights = conv.packed + p * channels * w.padded;
+    for (int64_t k0 = 0; k0 < channels; k0 += w.block_k) {
+      const int64_t k1 = min64(k0 + w.block_k, channels);
+      for (int64_t n = n0; n < n1; n += wide) {
+        const int64_t width = min64(wide, w.padded - n), nv = width / lanes;
+        const T* panel = weights + n * channels + k0 * width;
+        const T* next = n + wide < n1 ? panel + (k1 - k0) * width : k1 < channels ? weights + n0 * channels + k1 * wide
+                                                                                  : weights + channels * w.padded + n0 * channels;
+        const int64_t bytes = (k1 - k0) * width * (int64_t)sizeof(T), step = ceil_div(width * (int64_t)sizeof(T), tiles);
+        for (int64_t t = 0; t < tiles; ++t) {
+          const int64_t r0 = count * t / tiles, rows = count * (t + 1) / tiles - r0;
+          StridedTable<T>::table.fn[nv - 1][rows - 1](v + r0 * w.v_row + k0, w.v_row, panel, k1 - k0, acc + r0 * w.m_row + n - n0,
+                                                      w.m_row, k0 > 0, (const char*)next + bytes * t / tiles, step);
+        }
+      }
+    }
+  }
+}
+
+/* ---- blocks ---- */
+
+/* Tiles [t0, t1) of all, from row 0 of `dst` on. */
+template <class T, int M>
+void input_tiles(const Winograd<T>& w, T* dst, int64_t t0, int64_t t1) {
+  for (int64_t t = t0; t < t1; ++t, dst += w.v_row) {
+    const T* px[(M + 2) * (M + 2)];
+    pixels<T, M>(w, place<T, M>(w, t), px);
+    input_tile<T, M>(px, w.conv.cg, dst, w.v_step);
+  }
+}
+
+/* `count` tiles from tile `first` on, whose transformed input is `v`: columns [n0, n1). */
+template <class T, int M>
+void run_columns(const Winograd<T>& w, const T* v, T* acc, int64_t first, int64_t count, int64_t n0, int64_t n1) {
+  multiply<T, M>(w, v, acc, count, n0, n1);
+  for (int64_t t = 0; t < count; ++t) output_tile<T, M>(w, first + t, acc + t * w.m_row, n0, n1);
+}
+
+template <class T>
+EFFC_INLINE void columns_of(const Winograd<T>& w, int64_t part, int64_t* n0, int64_t* n1) {
+  const int64_t wide = w.conv.nv * Simd<T>::lanes;
+  *n0 = w.conv.panels * part / w.col_blocks * wide;
+  *n1 = min64(w.conv.panels * (part + 1) / w.col_blocks * wide, w.conv.og);
+}
+
+/* Tasks are blocks of tiles. */
+template <class T, int M>
+void own_blocks(void* arg, int64_t begin, int64_t end, int32_t worker) {
+  const Winograd<T>& w = *(const Winograd<T>*)arg;
+  T* v = (T*)(w.conv.call->thread_scratch + worker * w.conv.call->thread_scratch_bytes);
+  T* acc = v + (M + 2) * (M + 2) * w.v_step;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t t0 = w.tiles * i / w.row_blocks, t1 = w.tiles * (i + 1) / w.row_blocks;
+    input_tiles<T, M>(w, v, t0, t1);
+    for (int64_t part = 0; part < w.col_blocks; ++part) {
+      int64_t n0, n1;
+      columns_of(w, part, &n0, &n1);
+      run_columns<T, M>(w, v, acc, t0, t1 - t0, n0, n1);
+    }
+  }
+}
+
+/* Tasks are tiles whose input is transformed, then parts of the columns. */
+template <class T, int M>
+void shared_input(void* arg, int64_t begin, int64_t end, int32_t) {
+  const Winograd<T>& w = *(const Winograd<T>*)arg;
+  input_tiles<T, M>(w, w.shared + begin * w.v_row, w.first + begin, w.first + end);
+}
+
+template <class T, int M>
+void shared_columns(void* arg, int64_t begin, int64_t end, int32_t worker) {
+  const Winograd<T>& w = *(const Winograd<T>*)arg;
+  T* acc = (T*)(w.conv.call->thread_scratch + worker * w.conv.call->thread_scratch_bytes);
+  for (int64_t part = begin; part < end; ++part) {
+    int64_t n0, n1;
+    columns_of(w, part, &n0, &n1);
+    run_columns<T, M>(w, w.shared, acc, w.first, w.count, n0, n1);
+  }
+}
+
+template <class T, int M>
+void run_winograd(Winograd<T>& w) {
+  const effc_call* call = w.conv.call;
+  constexpr int64_t positions = (M + 2) * (M + 2);
+  w.across = ceil_div(w.conv.sp[2], M), w.down = ceil_div(w.conv.sp[1], M);
+  w.tiles = w.conv.batch * w.across * w.down;
+  w.plain = w.conv.packed + positions * w.conv.cg * w.padded;
+  const int64_t threads = call->api->num_threads(call->run), want = threads > 1 ? 4 * threads : 1;
+  if (w.shared) {
+    /* A few parts for every thread, and as many for one thread as for another. */
+    int64_t one = 1;
+    w.col_blocks = min64(w.conv.panels, max64(w.col_blocks, want));
+    even_out(threads, 1, w.conv.panels, 1, &w.col_blocks, &one);
+    for (int64_t b = 0; b < w.row_blocks; ++b) {
+      w.first = w.tiles * b / w.row_blocks, w.count = w.tiles * (b + 1) / w.row_blocks - w.first;
+      call->api->parallel_for(call->run, w.count, max64(1, 8192 / (positions * w.conv.cg)), shared_input<T, M>, &w);
+      call->api->parallel_for(call->run, w.col_blocks, 1, shared_columns<T, M>, &w);
+    }
+    return;
+  }
+  int64_t one = 1;
+  w.row_blocks = min64(ceil_div(w.tiles, w.conv.mr), max64(w.row_blocks, want));
+  even_out(threads, 1, 1, ceil_div(w.tiles, w.conv.mr), &one, &w.row_blocks);
+  call->api->parallel_for(call->run, w.row_blocks, 1, own_blocks<T, M>, &w);
+}
+
+/* The kernel: in x [N, C, H, W] with its channels innermost, packed weights, then the epilogue's or the steps' operands; out
+ * rank 4 (N, 1, pixels, O). */
+template <class T>
+int32_t winograd_kernel(const effc_call* call) {
+  auto bad = [&](const char* what) {
+    call->api->fail(call, "winograd: %s", what);
+    return 1;
+  };
+  if (call->n_attr < kWinogradAttrs || call->n_own < 2 || call->n_out < 1) return bad("wrong number of operands or attributes");
+  const int64_t *a = call->attr, tile = a[kTile];
+  const bool plain = a[kKernel] == 1 && a[kKernel + 1] == 3 && a[kKernel + 2] == 3 && a[kStride + 1] == 1 && a[kStride + 2] == 1 &&
+                     a[kDilation + 1] == 1 && a[kDilation + 2] == 1 && a[kGroups] == 1 && !a[kTransposed];
+  if (!plain || !a[kPacked] || a[kCopyX] || (tile != 2 && tile != 4)) return bad("a 3x3 window, stride 1, no groups, packed weights expected");
+  Winograd<T> w;
+  memset(&w, 0, sizeof w);
+  Conv<T>& v = w.conv;
+  char* s = set_up(v, call, a, call->in[0], call->in[1], call->out[0], (char*)call->scratch);
+  if (v.rows <= 0 || v.og <= 0) return 0;
+  int operand = 2, limits = 0;
+  if (!take_steps(v, &operand, &limits) || (a[kSteps] && operand != call->n_own) || (!v.direct && !call->epilogue))
+    return bad("bias, residual and clamp need a plain result and their operands");
+  if (!v.innermost) return bad("x must have its channels innermost");
+  constexpr int lanes = Simd<T>::lanes;
+  const int64_t wide = v.nv * lanes, line = 64 / (int64_t)sizeof(T);
+  w.padded = ceil_div(v.og, lanes) * lanes;
+  w.block = a[kBlockRows], w.block_k = max64(1, a[kBlockK]);
+  w.col_blocks = ceil_div(v.panels, max64(1, a[kBlockCols] / wide));
+  /* A line more than a row needs: powers of two would fall on few sets of the first cache. */
+  w.v_row = ceil_div(v.cg, line) * line + line, w.m_row = ceil_div(a[kBlockCols], line) * line + line;
+  w.v_step = w.block * w.v_row, w.m_step = w.block * w.m_row;
+  w.shared = a[kShared] ? (T*)s : nullptr;
+  const int64_t per_image = ceil_div(v.sp[1], tile) * ceil_div(v.sp[2], tile);
+  w.row_blocks = ceil_div(v.batch * per_image, w.block);
+  if (tile == 2)
+    run_winograd<T, 2>(w);
+  else
+    run_winograd<T, 4>(w);
+  return 0;
+}
+
+}  // namespace conv
+}  // namespace effc
+#endif

@@ -1,0 +1,70 @@
+"""``conv_winograd``: 3x3 convolutions by Winograd's algorithm (kernels/conv_winograd.hpp)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ....ir import dims
+from ....ir.dims import Dim, product
+from ....ir.dtypes import DType
+from ....ir.graph import Node
+from ....passes import winograd as choice
+from ....passes.fuse.steps import Steps, steps_of
+from .. import codegen
+from ..packing import winograd as packing
+from . import Lowering, fused, lowers, views
+from .conv import as_rows, channels_last, geometry, innermost, step_operands
+
+KERNEL = "effc_conv_winograd_f32"
+
+
+def _constant_tiles(node: Node, tile: int) -> int | None:
+    """Tiles of all images, None if that is dynamic."""
+    shape = node.types[0].shape
+    count: Dim = shape[0] * product(dims.floordiv(d + tile - 1, tile) for d in shape[2:])
+    return count if isinstance(count, int) else None
+
+
+@lowers("conv_winograd")
+def lower_conv_winograd(cx: Lowering, node: Node) -> None:
+    a, shape = node.attrs, node.types[0].shape
+    weights, tile, body = cx.constant_of(node.operands[1]), a["tile"], a["body"]
+    declined = (
+        "weights that are not constant" if weights is None
+        else f"no kernel for {node.types[0].dtype}" if node.operands[0].type.dtype is not DType.f32
+        else f"no kernel for tiles of {tile} x {tile}" if tile not in packing.POINTS
+        else "a result of another shape than the convolution's" if any(t.shape != shape for t in node.types)
+        else None
+    )  # fmt: skip
+    if weights is None or declined is not None:
+        cx.note(node, str(declined))
+        cx.lower_decomposed(node)
+        return
+    order = channels_last(4)
+    x = cx.strided(node.operands[0])
+    x = x if innermost(x) else cx.in_order(x, order)
+    o, c = weights.shape[:2]
+    steps: Steps | None = steps_of(body, node.operands[2:])
+    outs = [as_rows(cx, cx.out(node, i, order=order)) for i in range(len(node.types))]
+    symbol, values, count = None, [], ""
+    extras: list[Any] = []
+    if steps is None:
+        extras = [as_rows(cx, views.broadcast(cx, cx.strided(v), shape)) for v in node.operands[2:]]
+        symbol, values = fused.epilogue(cx, body, DType.f32, extras, outs)
+        steps, count = Steps(), codegen.counts(body)
+    blocks = packing.rule(c, o, tile, cx.target.vlen, _constant_tiles(node, tile))
+    own = [x, cx.const(packing.pack(weights, tile, cx.target.vlen, blocks.nv)), *step_operands(cx, steps, o, 4)]
+    like = {**a, "groups": 1, "stride": (1, 1), "dilation": (1, 1)}
+    cx.decided(KERNEL, blocks.label, choice.explain(c, o, choice.image_of(node, cx.graph.symbols)))
+    cx.call(
+        KERNEL,
+        [*own, *extras],
+        outs,
+        [True, False, False, *geometry(like, weights.shape, o, shape[2:]), *blocks.attrs, steps.bits, *blocks.more, *values],
+        steps.clamp or (),
+        n_own=len(own),
+        epilogue=symbol,
+        scratch=blocks.scratch,
+        thread_scratch=blocks.thread_scratch,
+        body=count,
+    )

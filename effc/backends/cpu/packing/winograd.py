@@ -1,0 +1,178 @@
+"""Weights of 3x3 convolutions for Winograd's algorithm, and the blocking of its kernel (kernels/conv_winograd.hpp).
+
+The transforms are those of Toom and Cook for a set of points (Lavin and Gray, "Fast algorithms for convolutional neural
+networks", 2015). Points decide about the error (Barabasz et al., "Error analysis and improving the accuracy of Winograd
+convolution for deep neural networks", 2020): with 0, 1, -1, 2, -2 that of F(4x4, 3x3) in single precision reaches 1e-5
+of the largest output, with 0, 1/a, -1/a, a, -a for a = sqrt(2) it stays below 2.5e-6 (docs/passes.md has a table).
+
+Packed buffer: 64 bytes of header as in packing/conv.py, format id 3, its last field the tile size; then in the compute
+dtype
+
+    transformed  [position][panel][c][nv * lanes]; the last panel of a position has ceil(rest / lanes) vectors
+    plain        [tap][c][O in whole vectors]: the weights themselves, for outputs that are not finite
+
+Positions and taps are in row-major order; unused lanes are 0. Weights are transformed in f64 and rounded once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import sqrt
+from typing import Any
+
+import numpy as np
+
+from ....ir.dims import Dim
+from ....ir.dtypes import DType
+from .conv import HEADER, MAGIC, PackingError, Shape, _align, _digest, _with_header, choose_nv, compute_dtype, max_rows
+
+Array = np.ndarray[Any, Any]
+
+FORMAT = 3
+# Points besides infinity, by tile size, in the order of Minimal of conv_winograd.hpp.
+POINTS: dict[int, tuple[float, ...]] = {2: (0, 1, -1), 4: (0, sqrt(0.5), -sqrt(0.5), sqrt(2), -sqrt(2))}
+LINE = 64  # bytes between rows besides what they hold: kernels/conv_winograd.hpp
+
+
+@lru_cache(maxsize=None)
+def matrices(tile: int) -> tuple[Array, Array, Array]:
+    """(A, B, G) in f64 for F(tile, 3): the outputs are A ((G g) * (B d)) for three weights g and tile + 2 inputs d, in
+    two dims A (G g G^T * B d B^T) A^T."""
+    p, n = POINTS[tile], tile + 2
+    a, b, g = np.zeros((tile, n)), np.zeros((n, n)), np.zeros((n, 3))
+    for i, x in enumerate(p):
+        rest = [y for y in p if y != x]
+        a[:, i] = x ** np.arange(tile)
+        g[i] = x ** np.arange(3) / np.prod([x - y for y in rest])
+        b[i, : n - 1] = np.poly(rest)[::-1]
+    a[-1, -1] = g[-1, -1] = 1
+    b[-1] = np.poly(p)[::-1]
+    return a, b, g
+
+
+def transform(w: Array, tile: int) -> Array:
+    """Weights [O, C, 3, 3] to [positions, C, O], in f64."""
+    g = matrices(tile)[2]
+    out = np.einsum("ik,ockl,jl->ijco", g, w.astype(np.float64), g, optimize=True)
+    return out.reshape(-1, w.shape[1], w.shape[0])
+
+
+def _in_panels(matrix: Array, wide: int, lanes: int) -> Array:
+    """[positions, C, O] to panels, one after the other."""
+    positions, c, o = matrix.shape
+    padded = np.zeros((positions, c, -(-o // lanes) * lanes), matrix.dtype)
+    padded[:, :, :o] = matrix
+    whole = padded.shape[2] // wide * wide
+    body = padded[:, :, :whole].reshape(positions, c, -1, wide).transpose(0, 2, 1, 3).reshape(positions, -1)
+    return np.concatenate([body, padded[:, :, whole:].reshape(positions, -1)], axis=1)
+
+
+def pack(w: Array, tile: int, vlen: int, nv: int) -> Array:
+    """Weights [O, C, 3, 3] of a float dtype for tiles of tile x tile outputs and panels of nv vectors; a uint8 vector.
+    OverflowError if a transformed weight is not finite."""
+    dtype = compute_dtype(w.dtype)
+    lanes = vlen // dtype.itemsize
+    o, c = w.shape[:2]
+    with np.errstate(over="ignore"):
+        transformed = transform(w, tile).astype(dtype)
+    if not np.isfinite(transformed).all():
+        raise OverflowError("a transformed weight is not finite")
+    plain = np.zeros((9, c, -(-o // lanes) * lanes), dtype)
+    plain[:, :, :o] = w.transpose(2, 3, 1, 0).reshape(9, c, o)
+    data = np.concatenate([_in_panels(transformed, nv * lanes, lanes).reshape(-1), plain.reshape(-1)])
+    return _with_header(FORMAT, data, (lanes, nv, 1, c, o, 1, 3, 3, tile))
+
+
+def _parts(packed: Array) -> tuple[Array, Array, tuple[int, ...]]:
+    """Transformed and plain data, and (lanes, nv, C, O, tile)."""
+    raw = packed.tobytes()
+    if len(raw) < HEADER.size:
+        raise PackingError("shorter than a header")
+    magic, fmt, version, code, lanes, nv, _, c, o, _, _, _, tile, digest = HEADER.unpack(raw[: HEADER.size])
+    if magic != MAGIC or version != 1 or fmt != FORMAT:
+        raise PackingError("not weights for Winograd's algorithm of a known version")
+    if _digest(raw[HEADER.size :]) != digest:
+        raise PackingError("checksum does not match")
+    data = np.frombuffer(raw[HEADER.size :], next(d for d in DType if d.code == code).np)
+    size = (tile + 2) ** 2 * c * -(-o // lanes) * lanes
+    if data.size != size + 9 * c * -(-o // lanes) * lanes:
+        raise PackingError("size does not match the header")
+    return data[:size], data[size:], (lanes, nv, c, o, tile)
+
+
+def unpack(packed: Array) -> Array:
+    """The weights [O, C, 3, 3] in the compute dtype; PackingError if magic, version, size or checksum do not fit."""
+    _, plain, (_, _, c, o, _) = _parts(packed)
+    return plain.reshape(3, 3, c, -1)[..., :o].transpose(3, 2, 0, 1)
+
+
+def unpack_transformed(packed: Array) -> Array:
+    """The transformed weights [positions, C, O]; PackingError as :func:`unpack`."""
+    data, _, (lanes, nv, c, o, tile) = _parts(packed)
+    padded, wide, positions = -(-o // lanes) * lanes, nv * lanes, (tile + 2) ** 2
+    data = data.reshape(positions, -1)
+    whole = padded // wide * wide
+    body = data[:, : c * whole].reshape(positions, -1, c, wide).transpose(0, 2, 1, 3).reshape(positions, c, whole)
+    return np.concatenate([body, data[:, c * whole :].reshape(positions, c, padded - whole)], axis=2)[:, :, :o]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Attributes 20..23 and 25, 26 of effc_conv_winograd_*, and its scratch sizes in bytes. ``tiles``, ``cols``: of a
+    block; ``k``: channels that are summed before the next; ``shared``: see kernels/conv_winograd.hpp."""
+
+    tile: int
+    nv: int
+    tiles: int
+    cols: int
+    k: int
+    shared: bool
+    scratch: Dim
+    thread_scratch: int
+
+    @property
+    def attrs(self) -> list[int]:
+        """kNv to kBlockK."""
+        return [self.nv, self.tiles, self.cols, self.k]
+
+    @property
+    def more(self) -> list[int]:
+        """kTile and kShared."""
+        return [self.tile, int(self.shared)]
+
+    @property
+    def label(self) -> str:
+        """For reports."""
+        where = "shared" if self.shared else "own"
+        return f"F({self.tile}x{self.tile}, 3x3), nv {self.nv}, tiles {self.tiles}, cols {self.cols}, k {self.k}, {where}"
+
+
+def blocks(c: int, o: int, tile: int, vlen: int, nv: int, tiles: int, cols: int, k: int, shared: bool) -> Blocks:
+    """This blocking with the scratch that it needs, for f32. ``cols`` must be a multiple of a panel's width."""
+    line, positions = LINE // 4, (tile + 2) ** 2
+    v = _align(positions * tiles * (-(-c // line) * line + line) * 4)
+    m = _align(positions * tiles * (-(-cols // line) * line + line) * 4)
+    base = Shape(o, c, 1, 9, 4, vlen, True, True).rule().scratch
+    return Blocks(tile, nv, tiles, cols, k, shared, base + v * shared, int(m + v * (not shared)))  # type: ignore[call-overload]
+
+
+# The rule's limits, by measurement (docs/benchmarks.md). Weights of more bytes are read once for all threads and many
+# tiles rather than by each thread for few; from FEW bytes on also where all tiles are one block.
+MANY, FEW = 4 << 20, 2 << 20
+MOST_TILES = 96  # of a block whose transformed input is shared
+
+
+def rule(c: int, o: int, tile: int, vlen: int, tiles: int | None) -> Blocks:
+    """The built-in blocking for ``tiles`` tiles of all images (None: not known)."""
+    lanes = vlen // 4
+    nv = choose_nv(o, lanes, vlen)
+    wide, mr = nv * lanes, max_rows(nv, vlen)
+    cols = min(-(-o // wide), max(1, 64 // wide)) * wide
+    k = -(-c // max(1, round(c / 128)))
+    weights = 4 * (tile + 2) ** 2 * c * o
+    shared = weights >= MANY or (weights >= FEW and tiles is not None and tiles <= MOST_TILES)
+    block = MOST_TILES if shared else max(1, round(24 / mr)) * mr
+    if tiles is not None:
+        block = max(1, min(block, tiles))
+    return blocks(c, o, tile, vlen, nv, block, cols, k, shared)

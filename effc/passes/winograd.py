@@ -1,0 +1,132 @@
+"""3x3 convolutions that take fewer multiplications by Winograd's algorithm become ``conv_winograd`` (Lavin and Gray,
+"Fast algorithms for convolutional neural networks", 2015).
+
+A tile of m x m results takes (m + 2)^2 multiplications for each pair of channels instead of 9 m^2, transforms of input
+and result, and (m + 2)^2 / 9 times the weights. :func:`costs` weighs these against each other. Tiles larger than 4 x 4
+are left out for their error: the contract is 1e-5 of the largest result for one op in f32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..ir import dims
+from ..ir.dims import Dim
+from ..ir.dtypes import DType
+from ..ir.graph import Builder, Graph, Node, Value
+from .manager import Pass, PassReport, in_subgraphs
+
+TILES = (2, 4)
+DIRECT = 0  # stands for no tiles
+# What things cost in operations of a core's peak, as measured on AVX2 (docs/benchmarks.md): a sustained operation of a
+# product, a value that a transform writes or reads, a byte of the weights, which come from memory once a run.
+PER_OPERATION, PER_VALUE, PER_BYTE = 1.25, 23.0, 6.0
+GAIN = 1.1  # direct stays where it is no more than this factor slower: Winograd's weights are larger
+LEAST_CHANNELS = 8  # input and output: fewer leave the products' vectors empty
+TYPICAL = 32  # side of an image of unknown size
+LARGEST = 1e30  # of a weight: beyond that a transformed one might overflow
+
+
+@dataclass(frozen=True)
+class Image:
+    """Batch and size of the result."""
+
+    batch: int
+    height: int
+    width: int
+
+
+def costs(c: int, o: int, image: Image) -> dict[int, float]:
+    """Estimated cost by tile size, DIRECT included, for c input and o output channels."""
+    pixels = image.batch * image.height * image.width
+    weights = 4 * c * o
+    out = {DIRECT: PER_OPERATION * 18 * pixels * c * o + PER_BYTE * 9 * weights}
+    for m in TILES:
+        tiles, positions = image.batch * -(-image.height // m) * -(-image.width // m), (m + 2) ** 2
+        products = 2 * tiles * positions * c * o
+        out[m] = PER_OPERATION * products + PER_VALUE * tiles * positions * (c + o) + PER_BYTE * positions * weights
+    return out
+
+
+def choose(c: int, o: int, image: Image) -> int:
+    """The tile size for a convolution, or DIRECT."""
+    cost = costs(c, o, image)
+    best = min(TILES, key=lambda m: cost[m])
+    return best if min(c, o) >= LEAST_CHANNELS and GAIN * cost[best] <= cost[DIRECT] else DIRECT
+
+
+def image_of(n: Node, symbols: Mapping[str, Any]) -> Image:
+    """The result's size; where that is dynamic, one image of a typical size within the bounds."""
+
+    def size(d: Dim, typical: int) -> int:
+        low, high = dims.bounds(d, symbols)
+        return int(min(max(low, typical), high))
+
+    batch, _, height, width = n.types[0].shape
+    return Image(size(batch, 1), size(height, TYPICAL), size(width, TYPICAL))
+
+
+def why_not(n: Node) -> str | None:
+    """Why Winograd's algorithm does not apply to a convolution with a 3x3 window, or None."""
+    a, w = n.attrs, n.operands[1]
+    if n.types[0].rank != 4 or a["groups"] != 1 or a.get("output_padding") is not None:
+        return "groups, or transposed"
+    if tuple(a["stride"]) != (1, 1) or tuple(a["dilation"]) != (1, 1):
+        return "stride or dilation"
+    if n.operands[0].type.dtype is not DType.f32 or any(t.shape != n.types[0].shape for t in n.types):
+        return "not f32, or an epilogue with a result of another shape"
+    if w.node.op != "constant":
+        return "weights that are not constant"
+    data = w.node.attrs["data"]
+    if data.size and not np.abs(data).max() <= LARGEST:  # false for NaN too
+        return f"weights that are not finite, or larger than {LARGEST:g}"
+    return None
+
+
+@dataclass(frozen=True)
+class FormWinograd(Pass):
+    """Forms ``conv_winograd`` from ``conv`` and ``conv_fused``."""
+
+    name: ClassVar[str] = "form_winograd"
+
+    def apply(self, graph: Graph, report: PassReport) -> Graph:
+        return self.one(in_subgraphs(graph, lambda g: self.one(g, report)), report)
+
+    def one(self, graph: Graph, report: PassReport) -> Graph:
+        def rule(b: Builder, n: Node, ins: tuple[Value | None, ...]) -> Any:
+            if n.op not in ("conv", "conv_fused") or tuple(n.operands[1].shape[2:]) != (3, 3):
+                return None
+            reason = why_not(n)
+            if reason is None:
+                o, c = n.operands[1].shape[:2]
+                image = image_of(n, graph.symbols)
+                assert isinstance(o, int) and isinstance(c, int)
+                tile = choose(c, o, image)
+                if tile != DIRECT:
+                    report.count(f"{self.name}.tile{tile}")
+                    report.count(f"{self.name}.formed")
+                    return _formed(b, n, ins, tile)
+                reason = f"direct is the better choice: {explain(c, o, image)}"
+            report.decline(self.name, reason, n)
+            return None
+
+        return graph.rebuild(rule)
+
+
+def explain(c: int, o: int, image: Image) -> str:
+    """The estimates in words."""
+    names = {m: f"F({m}x{m}, 3x3)" for m in TILES}
+    parts = (f"{names.get(m, 'direct')} {cost / 1e6:.3g}" for m, cost in costs(c, o, image).items())
+    return "estimated Mflop of peak: " + ", ".join(parts)
+
+
+def _formed(b: Builder, n: Node, ins: tuple[Value | None, ...], tile: int) -> Any:
+    body = n.attrs.get("body")
+    if body is None:
+        inner = Builder(b.symbols)
+        body = inner.graph([inner.input("acc", n.types[0])])
+    return b.op("conv_winograd", *ins, padding=n.attrs["padding"], tile=tile, body=body, loc=n.loc, name=n.name)
