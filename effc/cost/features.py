@@ -197,6 +197,42 @@ def conv(call: Call, cx: Context) -> dict[str, float]:
     }
 
 
+@family("winograd", "effc_conv_winograd_f32")
+def winograd(call: Call, cx: Context) -> dict[str, float]:
+    """effc_conv_winograd_*: see kernels/conv_winograd.hpp."""
+    a, m = call.attrs, cx.machine
+    batch, channels, _ = _spatial(call)
+    oc, height, width = a[4], a[18], a[19]
+    nv, block, cols, block_k, tile, shared = *a[20:24], *a[25:27]
+    lanes, positions = cx.vlen // 4, (tile + 2) ** 2
+    tiles = batch * ceil_div(height, tile) * ceil_div(width, tile)
+    weights = 4 * positions * channels * ceil_div(oc, lanes) * lanes
+    blocks = ceil_div(tiles, block)
+    parts = ceil_div(oc, cols)
+    tasks = max(parts, 4 * cx.threads) if shared else max(blocks, 4 * cx.threads)
+    return {
+        "c": lg(channels),
+        "o": lg(oc),
+        "tiles": lg(tiles),
+        "tile": float(tile),
+        "steps": float(a[24]),
+        "nv": float(nv),
+        "block": lg(block),
+        "cols": lg(cols),
+        "block_k": lg(min(block_k, channels)),
+        "shared": float(shared),
+        "weights": lg(weights),
+        "w_l2": weights / m.l2,
+        "w_l3": weights / m.l3,
+        "streams": lg(weights * blocks),
+        "v_l2": 4 * positions * block * channels / m.l2,
+        "m_l2": 4 * positions * block * cols / m.l2,
+        "even": even_share(cx.threads, tasks),
+        "fill_tiles": batch * height * width / (tiles * tile * tile),
+        "fill_vectors": oc / (ceil_div(oc, lanes) * lanes),
+    }
+
+
 @family("depthwise", "effc_conv_dw_f32", "effc_conv_dw_f64")
 def depthwise(call: Call, cx: Context) -> dict[str, float]:
     """effc_conv_dw_*: see kernels/conv_dw.hpp."""

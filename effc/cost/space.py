@@ -127,6 +127,27 @@ def conv(rng: Rng) -> Case | None:
     return Case("conv", spec, build, ("effc_conv_f32",))
 
 
+@sampler("winograd")
+def winograd(rng: Rng) -> Case | None:
+    """3x3 convolutions by Winograd's algorithm, with tiles of 2 and 4."""
+    c, o, batch, tile = size(rng, 8, 512), size(rng, 8, 512), int(rng.choice([1, 1, 2, 4])), int(rng.choice([2, 4]))
+    side, pad = size(rng, 5, 160), ((1, 1), (1, 1))
+    if 18.0 * batch * side**2 * c * o > MOST_FLOPS or 4 * batch * max(c, o) * side**2 > MOST_BYTES:
+        return None
+    if 4 * (tile + 2) ** 2 * c * o > MOST_BYTES:
+        return None
+    seed = int(rng.integers(1 << 31))
+
+    def build(b: Builder) -> Value:
+        r = np.random.default_rng(seed)
+        x = b.op("permute", b.input("x", _type(batch, side, side, c)), dims=(0, 3, 1, 2))
+        inner = Builder()
+        body = inner.graph([inner.input("acc", _type(batch, o, side, side))])
+        return b.op("conv_winograd", x, _constant(b, r, o, c, 3, 3), padding=pad, tile=tile, body=body)
+
+    return Case("winograd", f"winograd {batch}x{c}x{side} {o} F{tile}", build, ("effc_conv_winograd_f32",))
+
+
 @sampler("depthwise")
 def depthwise(rng: Rng) -> Case | None:
     """Depthwise convolutions: 3x3, 5x5, 7x7, strides 1 and 2."""

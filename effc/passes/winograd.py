@@ -22,9 +22,10 @@ from .manager import Pass, PassReport, in_subgraphs
 
 TILES = (2, 4)
 DIRECT = 0  # stands for no tiles
-# What things cost in operations of a core's peak, as measured on AVX2 (docs/benchmarks.md): a sustained operation of a
-# product, a value that a transform writes or reads, a byte of the weights, which come from memory once a run.
-PER_OPERATION, PER_VALUE, PER_BYTE = 1.25, 23.0, 6.0
+# What things cost in operations at a core's peak, as measured on AVX2 (docs/benchmarks.md): an operation of the direct
+# sum, one of the transformed products, a value of the transformed input or of the sums, and a byte of the weights: they
+# come from memory once a run, while products are made of those that came before.
+DIRECT_OPERATION, PER_OPERATION, PER_VALUE, PER_BYTE = 1.05, 1.1, 23.0, 9.0
 GAIN = 1.1  # direct stays where it is no more than this factor slower: Winograd's weights are larger
 LEAST_CHANNELS = 8  # input and output: fewer leave the products' vectors empty
 TYPICAL = 32  # side of an image of unknown size
@@ -44,11 +45,11 @@ def costs(c: int, o: int, image: Image) -> dict[int, float]:
     """Estimated cost by tile size, DIRECT included, for c input and o output channels."""
     pixels = image.batch * image.height * image.width
     weights = 4 * c * o
-    out = {DIRECT: PER_OPERATION * 18 * pixels * c * o + PER_BYTE * 9 * weights}
+    out = {DIRECT: max(DIRECT_OPERATION * 18 * pixels * c * o, PER_BYTE * 9 * weights)}
     for m in TILES:
         tiles, positions = image.batch * -(-image.height // m) * -(-image.width // m), (m + 2) ** 2
-        products = 2 * tiles * positions * c * o
-        out[m] = PER_OPERATION * products + PER_VALUE * tiles * positions * (c + o) + PER_BYTE * positions * weights
+        work = tiles * positions * (PER_OPERATION * 2 * c * o + PER_VALUE * (c + o))
+        out[m] = max(work, PER_BYTE * positions * weights)
     return out
 
 

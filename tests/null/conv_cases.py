@@ -9,6 +9,7 @@ import numpy as np
 from kernel_harness import KernelLibrary
 
 from effc.backends.cpu.packing import conv as packing
+from effc.backends.cpu.packing import winograd
 
 Array = np.ndarray[Any, Any]
 
@@ -110,3 +111,37 @@ def run_conv(
         fattrs=list(clamp or ()), **call,
     )  # fmt: skip
     return np.moveaxis(result.reshape(x.shape[0], *out, oc), -1, 1)
+
+
+def run_winograd(
+    lib: KernelLibrary,
+    x: Array,
+    w: Array,
+    pad: Sequence[int],
+    tile: int,
+    *,
+    blocking: winograd.Blocks | None = None,
+    bias: Array | None = None,
+    residual: Array | None = None,
+    clamp: tuple[float, float] | None = None,
+    extras: Sequence[Array] = (),
+    epilogue: str | None = None,
+    **call: Any,
+) -> Array:
+    """The convolution of x [N, C, H, W], channels innermost in memory, with w [O, C, 3, 3] by Winograd's algorithm,
+    shaped [N, O, *out]."""
+    n, c, height, width = x.shape
+    o, size = w.shape[0], [height + 2 * pad[0] - 2, width + 2 * pad[1] - 2]
+    tiles = n * int(np.prod([-(-s // tile) for s in size]))
+    blocks = blocking or winograd.rule(c, o, tile, lib.vlen, tiles)
+    result = aligned(np.full((n, 1, size[0] * size[1], o), 77, np.float32))
+    attrs = [1, 0, 0, 1, o, 1, 3, 3, 1, 1, 1, 0, *pad, 1, 1, 1, 1, *size, *blocks.attrs]
+    attrs += [(bias is not None) + 2 * (residual is not None) + 4 * (clamp is not None), *blocks.more]
+    steps = [a for a in (bias, residual) if a is not None]
+    packed = aligned(winograd.pack(w, tile, lib.vlen, blocks.nv))
+    lib.call(
+        "effc_conv_winograd_f32", [x, packed, *steps, *extras], [result], attrs=attrs, scratch=blocks.scratch,
+        thread_scratch=blocks.thread_scratch, n_own=2 + len(steps), epilogue=epilogue, fattrs=list(clamp or ()),
+        **{"threads": 2, "mode": "threads", **call},
+    )  # fmt: skip
+    return np.moveaxis(result.reshape(n, *size, o), -1, 1)

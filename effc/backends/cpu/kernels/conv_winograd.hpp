@@ -207,7 +207,7 @@ EFFC_INLINE bool is_zero(V v) {
   return sum == 0;
 }
 
-/* The direct sum for a vector of output channels of a tile: columns [n, n + lanes). */
+/* The direct sum for a vector of output channels of a tile: columns [n, n + lanes) of the weights, from `at` on of the target. */
 template <class T, int M>
 __attribute__((noinline)) void direct_vector(const Winograd<T>& w, const Place& p, const Target<T>& to, int64_t at, int64_t n,
                                              int64_t tail) {
@@ -217,18 +217,22 @@ __attribute__((noinline)) void direct_vector(const Winograd<T>& w, const Place& 
   const T* px[N * N];
   pixels<T, M>(w, p, px);
   const auto bias = to.bias ? load_part<T>(to.bias + at, tail) : typename S::vec{};
-  for (int i = 0; i < p.rows; ++i)
-    for (int j = 0; j < p.cols; ++j) {
-      typename S::vec sum = {};
-      for (int tap = 0; tap < 9; ++tap) {
-        const T* x = px[(i + tap / 3) * N + j + tap % 3];
-        const T* b = w.plain + tap * v.cg * w.padded + n;
-        if (x == v.zeros) continue; /* as the direct kernel, which skips what is outside */
-        for (int64_t c = 0; c < v.cg; ++c, b += w.padded) sum += x[c] * S::load(b);
+  for (int i = 0; i < p.rows; ++i) {
+    typename S::vec sum[M] = {};
+    for (int tap = 0; tap < 9; ++tap) {
+      const T* const* x = px + (i + tap / 3) * N + tap % 3;
+      const T* b = w.plain + tap * v.cg * w.padded + n;
+      for (int64_t c = 0; c < v.cg; ++c, b += w.padded) {
+        const auto weights = S::load(b);
+        EFFC_UNROLL
+        for (int j = 0; j < M; ++j) sum[j] += x[j][c] * weights;
       }
-      const T* r = to.r ? to.r + i * to.r_row + j * to.r_col + at : nullptr;
-      put<T, false>(v, sum, bias, to.c + i * to.c_row + j * to.c_col + at, r, tail);
     }
+    for (int j = 0; j < p.cols; ++j) {
+      const T* r = to.r ? to.r + i * to.r_row + j * to.r_col + at : nullptr;
+      put<T, false>(v, sum[j], bias, to.c + i * to.c_row + j * to.c_col + at, r, tail);
+    }
+  }
 }
 
 /* A tile's sums, columns [n0, n1) of the result, from `acc` on, to the result or the epilogue. */
@@ -356,14 +360,14 @@ void multiply(const Winograd<T>& w, const T* v, T* acc, int64_t count, int64_t n
   const int64_t wide = conv.nv * lanes, tiles = ceil_div(count, conv.mr), channels = conv.cg;
   for (int64_t p = 0; p < (M + 2) * (M + 2); ++p, v += w.v_step, acc += w.m_step) {
     const T* weights = conv.packed + p * channels * w.padded;
-    for (int64_t k0 = 0; k0 < channels; k0 += w.block_k) {
-      const int64_t k1 = min64(k0 + w.block_k, channels);
-      for (int64_t n = n0; n < n1; n += wide) {
-        const int64_t width = min64(wide, w.padded - n), nv = width / lanes;
+    /* Weights are read in the order in which they lie: with few tiles, memory is what there is to wait for. */
+    for (int64_t n = n0; n < n1; n += wide) {
+      const int64_t width = min64(wide, w.padded - n), nv = width / lanes, step = ceil_div(width * (int64_t)sizeof(T), tiles);
+      for (int64_t k0 = 0; k0 < channels; k0 += w.block_k) {
+        const int64_t k1 = min64(k0 + w.block_k, channels), bytes = (k1 - k0) * width * (int64_t)sizeof(T);
         const T* panel = weights + n * channels + k0 * width;
-        const T* next = n + wide < n1 ? panel + (k1 - k0) * width : k1 < channels ? weights + n0 * channels + k1 * wide
-                                                                                  : weights + channels * w.padded + n0 * channels;
-        const int64_t bytes = (k1 - k0) * width * (int64_t)sizeof(T), step = ceil_div(width * (int64_t)sizeof(T), tiles);
+        const bool last = n + wide >= n1 && k1 == channels; /* then the next position's first panel */
+        const T* next = last ? weights + channels * w.padded + n0 * channels : panel + (k1 - k0) * width;
         for (int64_t t = 0; t < tiles; ++t) {
           const int64_t r0 = count * t / tiles, rows = count * (t + 1) / tiles - r0;
           StridedTable<T>::table.fn[nv - 1][rows - 1](v + r0 * w.v_row + k0, w.v_row, panel, k1 - k0, acc + r0 * w.m_row + n - n0,
@@ -446,7 +450,7 @@ void run_winograd(Winograd<T>& w) {
   if (w.shared) {
     /* A few parts for every thread, and as many for one thread as for another. */
     int64_t one = 1;
-    w.col_blocks = min64(w.conv.panels, max64(w.col_blocks, want));
+    w.col_blocks = max64(w.col_blocks, min64(w.conv.panels, want));
     even_out(threads, 1, w.conv.panels, 1, &w.col_blocks, &one);
     for (int64_t b = 0; b < w.row_blocks; ++b) {
       w.first = w.tiles * b / w.row_blocks, w.count = w.tiles * (b + 1) / w.row_blocks - w.first;
@@ -456,8 +460,9 @@ void run_winograd(Winograd<T>& w) {
     return;
   }
   int64_t one = 1;
-  w.row_blocks = min64(ceil_div(w.tiles, w.conv.mr), max64(w.row_blocks, want));
-  even_out(threads, 1, 1, ceil_div(w.tiles, w.conv.mr), &one, &w.row_blocks);
+  const int64_t whole = ceil_div(w.tiles, w.conv.mr);
+  w.row_blocks = max64(w.row_blocks, min64(whole, want));
+  even_out(threads, 1, 1, whole, &one, &w.row_blocks);
   call->api->parallel_for(call->run, w.row_blocks, 1, own_blocks<T, M>, &w);
 }
 

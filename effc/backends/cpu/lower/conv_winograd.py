@@ -56,11 +56,12 @@ def lower_conv_winograd(cx: Lowering, node: Node) -> None:
     own = [x, cx.const(packing.pack(weights, tile, cx.target.vlen, blocks.nv)), *step_operands(cx, steps, o, 4)]
     like = {**a, "groups": 1, "stride": (1, 1), "dilation": (1, 1)}
     cx.decided(KERNEL, blocks.label, choice.explain(c, o, choice.image_of(node, cx.graph.symbols)))
+    common = [True, False, False, *geometry(like, weights.shape, o, shape[2:])]
     cx.call(
         KERNEL,
         [*own, *extras],
         outs,
-        [True, False, False, *geometry(like, weights.shape, o, shape[2:]), *blocks.attrs, steps.bits, *blocks.more, *values],
+        [*common, *blocks.attrs, steps.bits, *blocks.more, *values],
         steps.clamp or (),
         n_own=len(own),
         epilogue=symbol,

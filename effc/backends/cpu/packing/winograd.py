@@ -17,7 +17,7 @@ Positions and taps are in row-major order; unused lanes are 0. Weights are trans
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from math import sqrt
 from typing import Any
 
@@ -35,7 +35,7 @@ POINTS: dict[int, tuple[float, ...]] = {2: (0, 1, -1), 4: (0, sqrt(0.5), -sqrt(0
 LINE = 64  # bytes between rows besides what they hold: kernels/conv_winograd.hpp
 
 
-@lru_cache(maxsize=None)
+@cache
 def matrices(tile: int) -> tuple[Array, Array, Array]:
     """(A, B, G) in f64 for F(tile, 3): the outputs are A ((G g) * (B d)) for three weights g and tile + 2 inputs d, in
     two dims A (G g G^T * B d B^T) A^T."""
@@ -144,8 +144,8 @@ class Blocks:
     @property
     def label(self) -> str:
         """For reports."""
-        where = "shared" if self.shared else "own"
-        return f"F({self.tile}x{self.tile}, 3x3), nv {self.nv}, tiles {self.tiles}, cols {self.cols}, k {self.k}, {where}"
+        size, where = f"F({self.tile}x{self.tile}, 3x3)", "shared" if self.shared else "own"
+        return f"{size}, nv {self.nv}, tiles {self.tiles}, cols {self.cols}, k {self.k}, {where}"
 
 
 def blocks(c: int, o: int, tile: int, vlen: int, nv: int, tiles: int, cols: int, k: int, shared: bool) -> Blocks:
@@ -161,6 +161,8 @@ def blocks(c: int, o: int, tile: int, vlen: int, nv: int, tiles: int, cols: int,
 # tiles rather than by each thread for few; from FEW bytes on also where all tiles are one block.
 MANY, FEW = 4 << 20, 2 << 20
 MOST_TILES = 96  # of a block whose transformed input is shared
+# Channels that are summed before the next, by tile size: shorter sums err less, and 4 x 4 has the error to mind.
+SUMMED = {2: 512, 4: 128}
 
 
 def rule(c: int, o: int, tile: int, vlen: int, tiles: int | None) -> Blocks:
@@ -169,7 +171,7 @@ def rule(c: int, o: int, tile: int, vlen: int, tiles: int | None) -> Blocks:
     nv = choose_nv(o, lanes, vlen)
     wide, mr = nv * lanes, max_rows(nv, vlen)
     cols = min(-(-o // wide), max(1, 64 // wide)) * wide
-    k = -(-c // max(1, round(c / 128)))
+    k = -(-c // max(1, -(-c // SUMMED[tile])))
     weights = 4 * (tile + 2) ** 2 * c * o
     shared = weights >= MANY or (weights >= FEW and tiles is not None and tiles <= MOST_TILES)
     block = MOST_TILES if shared else max(1, round(24 / mr)) * mr

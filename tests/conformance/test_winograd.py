@@ -1,0 +1,172 @@
+"""3x3 convolutions by Winograd's algorithm in whole graphs: right against eager, chosen where it pays, nowhere else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import effc
+from effc.passes.winograd import DIRECT, Image, choose, costs
+
+NAME = "form_winograd"
+
+
+class Net(torch.nn.Module):
+    """Three convolutions: bias and clamp, a residual, an activation that needs generated code."""
+
+    def __init__(self, a: int, b: int, padding: Any = 1, activation: Any = torch.nn.functional.silu) -> None:
+        super().__init__()
+        self.one = torch.nn.Conv2d(a, b, 3, padding=padding)
+        self.two = torch.nn.Conv2d(b, b, 3, padding=1)
+        self.three = torch.nn.Conv2d(b, a, 3, padding=1, bias=False)
+        self.activation = activation
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.nn.functional.relu6(self.one(x))
+        z = torch.relu(self.two(y) + y)
+        return self.activation(self.three(z))
+
+
+def stats(m: Any) -> dict[str, int]:
+    found: dict[str, int] = m.report["entries"]["main"]["passes"]["stats"]
+    return found
+
+
+def kernels(m: Any) -> dict[str, int]:
+    found: dict[str, int] = m.report["entries"]["main"]["kernels"]
+    return found
+
+
+def declined(m: Any) -> str:
+    return " ".join(str(d) for d in m.report["entries"]["main"]["passes"]["declined"])
+
+
+def close(got: torch.Tensor, want: torch.Tensor, bound: float = 1e-5) -> None:
+    assert got.shape == want.shape and (got - want).abs().max() <= bound * want.abs().max()
+
+
+@pytest.mark.parametrize(
+    "channels, shape, padding",
+    [
+        ((16, 32), (1, 37, 29), 1),
+        ((24, 17), (2, 16, 50), (2, 0)),
+        ((70, 40), (3, 21, 18), 0),
+        ((64, 130), (1, 9, 31), 1),
+    ],
+    ids=str,
+)
+def test_right_and_equal_for_any_number_of_threads(channels: Any, shape: Any, padding: Any) -> None:
+    torch.manual_seed(channels[0])
+    net = Net(*channels, padding=padding).eval()
+    n, h, w = shape
+    x = torch.randn(n, channels[0], h, w)
+    plain = effc.compile(net, (x,), disable_passes=[NAME])
+    assert f"{NAME}.formed" not in stats(plain) and "effc_conv_winograd_f32" not in kernels(plain)
+    results = []
+    for threads in (1, 2, 3):
+        m = effc.compile(net, (x,), num_threads=threads)
+        assert stats(m)[f"{NAME}.formed"] == 3 and kernels(m)["effc_conv_winograd_f32"] == 3
+        results.append(m(x))
+    with torch.no_grad():
+        want = net.double()(x.double())
+    for y in results:
+        assert torch.equal(y, results[0])
+    close(results[0], want)
+    for y in (x.to(memory_format=torch.channels_last), torch.cat([x, x], 1)[:, channels[0] :]):
+        assert torch.equal(m(y), results[0])
+
+
+def test_dynamic_batch_and_image() -> None:
+    torch.manual_seed(1)
+    net = Net(24, 40).eval()
+    n, h, w = (torch.export.Dim(d, min=1, max=200) for d in "nhw")
+    m = effc.compile(net, (torch.randn(2, 24, 20, 30),), dynamic_shapes=({0: n, 2: h, 3: w},))
+    assert stats(m)[f"{NAME}.formed"] == 3
+    for size in ((1, 1, 1), (2, 20, 30), (3, 7, 5), (1, 65, 2), (2, 3, 101)):
+        x = torch.randn(size[0], 24, *size[1:])
+        with torch.no_grad():
+            close(m(x), net(x), 2e-5)
+
+
+def test_not_finite_in_the_same_places() -> None:
+    torch.manual_seed(2)
+    net = torch.nn.Conv2d(32, 48, 3, padding=1).eval()
+    x = torch.randn(2, 32, 28, 27)
+    x[0, 3, 5, 6], x[0, 1, 20, 2], x[1, 7, 0, 0], x[1, 31, 27, 26] = float("nan"), float("inf"), -float("inf"), 1e37
+    m = effc.compile(net, (x,))
+    assert kernels(m)["effc_conv_winograd_f32"] == 1
+    got = m(x)
+    with torch.no_grad():
+        want = net(x)
+    assert want.isnan().any() and want.isinf().any() and want[want.isfinite()].abs().max() > 1e35
+    np.testing.assert_array_equal(got.isnan(), want.isnan())
+    np.testing.assert_array_equal(got.isinf(), want.isinf())
+    assert torch.equal(got.sign()[want.isinf()], want.sign()[want.isinf()])
+    for image in got[:, :, 10:16, 10:20] - want[:, :, 10:16, 10:20]:  # far from those
+        assert image.abs().max() <= 1e-5 * want[:, :, 10:16, 10:20].abs().max()
+
+
+@pytest.mark.parametrize(
+    "conv, reason",
+    [
+        (torch.nn.Conv2d(32, 32, 3, stride=2, padding=1), "stride or dilation"),
+        (torch.nn.Conv2d(32, 32, 3, dilation=2), "stride or dilation"),
+        (torch.nn.Conv2d(32, 32, 3, groups=2), "groups"),
+        (torch.nn.Conv2d(3, 32, 3), "direct is the better choice"),
+        (torch.nn.Conv2d(32, 32, 3, dtype=torch.float64), "not f32"),
+    ],
+    ids=str,
+)
+def test_declines_and_says_why(conv: torch.nn.Conv2d, reason: str) -> None:
+    x = torch.randn(1, conv.in_channels, 30, 31, dtype=conv.weight.dtype)
+    m = effc.compile(conv.eval(), (x,))
+    assert f"{NAME}.formed" not in stats(m) and "effc_conv_winograd_f32" not in kernels(m)
+    assert reason in declined(m)
+    with torch.no_grad():
+        close(m(x), conv(x))
+
+
+def test_weights_that_are_not_finite_or_huge_stay_direct() -> None:
+    for value in (float("nan"), float("inf"), 3e38):
+        conv = torch.nn.Conv2d(32, 32, 3).eval()
+        with torch.no_grad():
+            conv.weight[3, 4, 1, 1] = value
+        m = effc.compile(conv, (torch.randn(1, 32, 30, 30),))
+        assert f"{NAME}.formed" not in stats(m) and "weights that are not finite" in declined(m)
+
+
+def test_computed_weights_stay_direct() -> None:
+    class Computed(torch.nn.Module):
+        def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.conv2d(x, w, padding=1)
+
+    m = effc.compile(Computed(), (torch.randn(1, 32, 28, 28), torch.randn(32, 32, 3, 3)))
+    assert f"{NAME}.formed" not in stats(m) and "weights that are not constant" in declined(m)
+
+
+def test_the_report_says_what_was_chosen_and_why() -> None:
+    m = effc.compile(torch.nn.Conv2d(64, 64, 3, padding=1).eval(), (torch.randn(1, 64, 56, 56),))
+    (made,) = (d for d in m.report["entries"]["main"]["decisions"] if d["kernel"] == "effc_conv_winograd_f32")
+    assert made["chosen"].startswith("F(4x4, 3x3)") and "direct" in made["why"]
+
+
+@pytest.mark.parametrize(
+    "c, o, image, tile",
+    [
+        (64, 64, Image(1, 56, 56), 4),
+        (256, 256, Image(1, 14, 14), 4),
+        (512, 512, Image(1, 7, 7), 2),  # tiles of 4 x 4 would read twice the weights
+        (512, 512, Image(16, 7, 7), 4),
+        (512, 512, Image(1, 3, 3), DIRECT),  # all is reading weights
+        (3, 64, Image(1, 224, 224), DIRECT),
+        (512, 4, Image(1, 64, 64), DIRECT),
+    ],
+    ids=str,
+)
+def test_the_rule(c: int, o: int, image: Image, tile: int) -> None:
+    assert choose(c, o, image) == tile
+    cost = costs(c, o, image)
+    assert tile == DIRECT or cost[tile] == min(cost.values())

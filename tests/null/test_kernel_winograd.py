@@ -1,0 +1,177 @@
+"""Winograd's convolution: the kernel against PyTorch in f64, its weights, its error, and values that are not finite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from conv_cases import aligned, channels_last, run_conv, run_winograd
+from kernel_harness import KernelError, KernelLibrary, available_isas
+from test_kernel_conv import EPILOGUE, check, reference
+
+from effc.backends.cpu.packing import conv as panels
+from effc.backends.cpu.packing import winograd
+
+pytest.importorskip("torch")
+TILES = sorted(winograd.POINTS)
+
+
+@pytest.fixture(scope="module", params=available_isas())
+def lib(request: Any, tmp_path_factory: Any) -> KernelLibrary:
+    source = tmp_path_factory.mktemp("epilogue") / "epilogue.cpp"
+    source.write_text(EPILOGUE)
+    return KernelLibrary(["conv_f32.cpp", "conv_winograd.cpp"], request.param, extra=[source])
+
+
+def direct(x: np.ndarray, w: np.ndarray, pad: Any) -> np.ndarray:
+    return reference(x, w, (1, 1), pad, (1, 1), 1)
+
+
+def arrays(rng: np.random.Generator, n: int, c: int, o: int, h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
+    x = channels_last(rng.standard_normal((n, c, h, w)).astype(np.float32))
+    return x, (rng.standard_normal((o, c, 3, 3)) / np.sqrt(9 * c)).astype(np.float32)
+
+
+CASES = [
+    (1, 64, 64, 14, 14, (1, 1)),
+    (2, 13, 19, 9, 7, (1, 1)),
+    (1, 16, 24, 5, 17, (0, 2)),
+    (3, 70, 100, 12, 13, (1, 0)),
+    (1, 130, 33, 7, 7, (1, 1)),
+    (1, 1, 1, 3, 3, (0, 0)),
+    (5, 8, 8, 1, 1, (1, 1)),
+    (1, 9, 40, 30, 2, (3, 4)),
+]
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_right_and_independent_of_threads_and_blocks(lib: KernelLibrary, case: Any, tile: int) -> None:
+    *sizes, pad = case
+    rng = np.random.default_rng(sum(sizes))
+    x, w = arrays(rng, *sizes)
+    want = direct(x, w, pad)
+    first = run_winograd(lib, x, w, pad, tile, threads=1, mode="serial")
+    check(first, want, case)
+    for threads, mode in ((2, "threads"), (3, "threads"), (7, "reverse")):
+        assert np.array_equal(run_winograd(lib, x, w, pad, tile, threads=threads, mode=mode), first), (threads, mode)
+    c, o = sizes[1], sizes[2]
+    lanes = lib.vlen // 4
+    rule = winograd.rule(c, o, tile, lib.vlen, None)
+    for shared in (False, True):
+        for tiles, cols in ((1, rule.nv * lanes), (5, 3 * rule.nv * lanes), (40, rule.nv * lanes)):
+            b = winograd.blocks(c, o, tile, lib.vlen, rule.nv, tiles, cols, rule.k, shared)
+            assert np.array_equal(run_winograd(lib, x, w, pad, tile, blocking=b, threads=3), first), b.label
+    for nv in range(1, 5):  # another width of the panels, sums in several parts
+        b = winograd.blocks(c, o, tile, lib.vlen, nv, 13, 2 * nv * lanes, max(1, c // 3), nv % 2 == 0)
+        check(run_winograd(lib, x, w, pad, tile, blocking=b), want, b.label)
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("c", [16, 64, 256, 1024])
+@pytest.mark.parametrize("kind", ["normal", "positive"])
+def test_error_keeps_well_within_the_contract(lib: KernelLibrary, tile: int, c: int, kind: str) -> None:
+    """A fourth of 1e-5 for tiles of 4 x 4, a tenth for 2 x 2."""
+    rng = np.random.default_rng(c)
+    x, w = arrays(rng, 1, c, 24, 18, 15)
+    if kind == "positive":
+        x = channels_last(np.maximum(x, 0))
+    want = direct(x, w, (1, 1))
+
+    got = np.abs(run_winograd(lib, x, w, (1, 1), tile) - want).max() / np.abs(want).max()
+    assert got < {2: 1e-6, 4: 2.5e-6}[tile]
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_steps_and_epilogue(lib: KernelLibrary, tile: int) -> None:
+    rng = np.random.default_rng(3)
+    for n, c, o, h, w_ in ((2, 12, 21, 9, 10), (1, 40, 150, 6, 5)):
+        x, w = arrays(rng, n, c, o, h, w_)
+        bias = aligned(rng.standard_normal(o).astype(np.float32))
+        residual = aligned(rng.standard_normal((n, 1, h * w_, o)).astype(np.float32))
+        want = direct(x, w, (1, 1)) + bias.reshape(o, 1, 1)
+        added = want + np.moveaxis(residual.reshape(n, h, w_, o), -1, 1)
+        check(run_winograd(lib, x, w, (1, 1), tile, bias=bias), want, "bias")
+        got = run_winograd(lib, x, w, (1, 1), tile, bias=bias, residual=residual, clamp=(-0.5, 2.0))
+        check(got, np.clip(added, -0.5, 2.0), "bias, residual, clamp")
+        rows = np.broadcast_to(bias, (n, 1, h * w_, o))
+        y = run_winograd(lib, x, w, (1, 1), tile, extras=[rows, residual], epilogue="test_epilogue")
+        check(y, np.maximum(want, 0) + np.moveaxis(residual.reshape(n, h, w_, o), -1, 1), "epilogue")
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_not_finite_where_the_direct_sum_is_not(lib: KernelLibrary, tile: int) -> None:
+    """Infinity and NaN in the input, and values whose transform overflows, for any division into blocks."""
+    rng = np.random.default_rng(5)
+    nasty = [np.nan, np.inf, -np.inf, 3e38, -3e38, 1e37]
+    for trial in range(12):
+        n, c, o, h, width = int(rng.integers(1, 3)), int(rng.integers(1, 40)), int(rng.integers(1, 50)), 13, 11
+        x, w = arrays(rng, n, c, o, h, width)
+        w[rng.random(w.shape) < 0.2] = 0  # 0 times infinity is NaN
+        for _ in range(4):
+            at = int(rng.integers(n)), int(rng.integers(c)), int(rng.integers(h)), int(rng.integers(width))
+            x[at] = nasty[int(rng.integers(len(nasty)))]
+        want = run_conv(lib, x, w, (1, 1), (1, 1), (1, 1), 1)  # in f32: sums of huge values overflow in both
+        got = run_winograd(lib, x, w, (1, 1), tile)
+        assert not np.isfinite(want).all() or trial > 0
+        assert np.array_equal(np.isnan(got), np.isnan(want)), trial
+        assert np.array_equal(np.isposinf(got), np.isposinf(want)), trial
+        assert np.array_equal(np.isneginf(got), np.isneginf(want)), trial
+        fine = np.isfinite(want)
+        assert np.abs(got - want)[fine].max(initial=0) <= 1e-5 * np.abs(want[fine]).max(initial=1), trial
+        for threads, shared in ((1, True), (3, False)):
+            b = winograd.blocks(c, o, tile, lib.vlen, 1, 3, lib.vlen // 4, 128, shared)
+            other = run_winograd(lib, x, w, (1, 1), tile, blocking=b, threads=threads)
+            again = run_winograd(lib, x, w, (1, 1), tile, blocking=b, threads=5, mode="reverse")
+            assert np.array_equal(other, again, equal_nan=True), trial
+
+
+def test_bias_and_clamp_after_values_that_are_not_finite(lib: KernelLibrary) -> None:
+    rng = np.random.default_rng(6)
+    x, w = arrays(rng, 1, 8, 20, 9, 9)
+    x[0, 2, 4, 4], x[0, 1, 0, 8] = np.inf, np.nan
+    bias, residual = rng.standard_normal(20).astype(np.float32), rng.standard_normal((1, 1, 81, 20)).astype(np.float32)
+    steps = {"bias": aligned(bias), "residual": aligned(residual), "clamp": (-1.0, 6.0)}
+    want = run_conv(lib, x, w, (1, 1), (1, 1), (1, 1), 1, **steps)  # type: ignore[arg-type]
+    assert np.isnan(want).any() and (want == 6).any()
+    np.testing.assert_allclose(run_winograd(lib, x, w, (1, 1), 4, **steps), want, rtol=1e-5, atol=1e-4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_transforms_are_exact_identities(tile: int) -> None:
+    rng = np.random.default_rng(tile)
+    a, b, g = winograd.matrices(tile)
+    d, w = rng.standard_normal((tile + 2, tile + 2)), rng.standard_normal((3, 3))
+    got = a @ ((g @ w @ g.T) * (b @ d @ b.T)) @ a.T
+    want = sum(w[i, j] * d[i : i + tile, j : j + tile] for i in range(3) for j in range(3))
+    np.testing.assert_allclose(got, want, atol=1e-12)
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_packed_weights(tile: int) -> None:
+    rng = np.random.default_rng(tile)
+    for vlen in (32, 64):
+        for o, c, nv in ((1, 1, 1), (19, 7, 2), (64, 33, 3), (100, 5, 4)):
+            w = rng.standard_normal((o, c, 3, 3)).astype(np.float32)
+            packed = winograd.pack(w, tile, vlen, nv)
+            assert np.array_equal(winograd.unpack(packed), w)
+            transformed = winograd.unpack_transformed(packed)
+            np.testing.assert_allclose(transformed, winograd.transform(w, tile), rtol=1e-6, atol=1e-7)
+            with pytest.raises(panels.PackingError):
+                panels.unpack(packed)
+            packed[-1 if o % 2 else 100] ^= 1
+            with pytest.raises(panels.PackingError, match="checksum"):
+                winograd.unpack(packed)
+    with pytest.raises(OverflowError):
+        winograd.pack(np.full((4, 4, 3, 3), 3e38, np.float32), tile, 32, 1)
+
+
+def test_refuses_other_convolutions(lib: KernelLibrary) -> None:
+    rng = np.random.default_rng(1)
+    x, w = arrays(rng, 1, 8, 8, 6, 6)
+    with pytest.raises(KernelError, match="channels innermost"):
+        run_winograd(lib, aligned(x), w, (1, 1), 4)
+    with pytest.raises(KernelError, match="stride 1"):
+        b = winograd.rule(8, 8, 4, lib.vlen, 4)
+        run_winograd(lib, x, w, (1, 1), 4, blocking=winograd.Blocks(**{**vars(b), "tile": 3}))
