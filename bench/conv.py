@@ -6,7 +6,9 @@ Each row alternates short blocks of calls of every engine, so that load on the m
 prints
 the median over blocks: milliseconds, GFLOP/s and share of the multiply-add peak that a register-only loop reaches
 on the
-same threads in the same minute. No bias and no activation on any side.
+same threads in the same minute. No bias and no activation on any side. ``effc`` is the direct kernel; ``F2`` and ``F4``
+are Winograd's, by tile size, where they apply, and the one that the rule takes, if any, has a star. GFLOP/s count the
+direct sum's operations for all.
 """
 
 from __future__ import annotations
@@ -22,8 +24,11 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "tests" / "null")]
 
-from conv_cases import aligned, channels_last, run_conv  # noqa: E402
+from conv_cases import aligned, channels_last, run_conv, run_winograd  # noqa: E402
 from kernel_harness import KernelLibrary, available_isas  # noqa: E402
+
+from effc.backends.cpu.packing import winograd as packing  # noqa: E402
+from effc.passes import winograd  # noqa: E402
 
 # name, batch, input channels, output channels, input size, kernel, stride, padding, groups
 LAYERS = [
@@ -62,6 +67,19 @@ LAYERS = [
     ("resnet50 3x3 256@14", 1, 256, 256, (14, 14), (3, 3), (1, 1), (1, 1), 1),
     ("resnet50 3x3 512@7", 1, 512, 512, (7, 7), (3, 3), (1, 1), (1, 1), 1),
     ("resnet50 1x1 512-2048@7", 1, 512, 2048, (7, 7), (1, 1), (1, 1), (0, 0), 1),
+    ("unet 3x3 32@256", 1, 32, 32, (256, 256), (3, 3), (1, 1), (1, 1), 1),
+    ("unet 3x3 64@128", 1, 64, 64, (128, 128), (3, 3), (1, 1), (1, 1), 1),
+    ("unet 3x3 128@64", 1, 128, 128, (64, 64), (3, 3), (1, 1), (1, 1), 1),
+    ("unet 3x3 256@32", 1, 256, 256, (32, 32), (3, 3), (1, 1), (1, 1), 1),
+    ("unet 3x3 512@16", 1, 512, 512, (16, 16), (3, 3), (1, 1), (1, 1), 1),
+    ("3x3 16@112", 1, 16, 16, (112, 112), (3, 3), (1, 1), (1, 1), 1),
+    ("3x3 16@14", 1, 16, 16, (14, 14), (3, 3), (1, 1), (1, 1), 1),
+    ("3x3 8@56", 1, 8, 8, (56, 56), (3, 3), (1, 1), (1, 1), 1),
+    ("3x3 32@14", 1, 32, 32, (14, 14), (3, 3), (1, 1), (1, 1), 1),
+    ("3x3 64@14", 1, 64, 64, (14, 14), (3, 3), (1, 1), (1, 1), 1),
+    ("3x3 128@7", 1, 128, 128, (7, 7), (3, 3), (1, 1), (1, 1), 1),
+    ("3x3 256@7", 1, 256, 256, (7, 7), (3, 3), (1, 1), (1, 1), 1),
+    ("3x3 512@14", 1, 512, 512, (14, 14), (3, 3), (1, 1), (1, 1), 1),
     ("mtcnn onet 3x3 32-64@23", 8, 32, 64, (23, 23), (3, 3), (1, 1), (0, 0), 1),
 ]
 PEAK_SOURCE = """
@@ -156,17 +174,39 @@ def peers(layer: tuple[Any, ...], x: np.ndarray, w: np.ndarray, threads: int) ->
     return found
 
 
+def by_winograd(lib: KernelLibrary, x: np.ndarray, w: np.ndarray, pad: Any, threads: int) -> dict[str, Any]:
+    """name -> function that runs n calls and returns seconds per call, by tile size."""
+    found = {}
+    out = [s + 2 * p - 2 for s, p in zip(x.shape[2:], pad)]
+    taken = winograd.choose(w.shape[1], w.shape[0], winograd.Image(x.shape[0], *out))
+    for tile in winograd.TILES:
+        tiles = x.shape[0] * int(np.prod([-(-s // tile) for s in out]))
+        blocks = packing.rule(w.shape[1], w.shape[0], tile, lib.vlen, tiles)
+        packed = aligned(packing.pack(w, tile, lib.vlen, blocks.nv))
+
+        def run(count: int, tile: int = tile, blocks: Any = blocks, packed: Any = packed) -> float:
+            times = np.zeros(count)
+            run_winograd(
+                lib, x, w, pad, tile, blocking=blocks, packed=packed, threads=threads, repeat=count, times=times
+            )
+            return float(times.mean())
+
+        found[f"F{tile}{'*' * (tile == taken)}"] = run
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--isa", default=available_isas()[-1], choices=available_isas())
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", default="")
     parser.add_argument("--blocks", type=int, default=15)
+    parser.add_argument("--alone", action="store_true", help="no peers")
     parser.add_argument("--stat", choices=("median", "min"), default="median", help="min: on a machine with other load")
     args = parser.parse_args()
     stat = np.min if args.stat == "min" else np.median
     top = np.max if args.stat == "min" else np.median
-    lib = KernelLibrary(["conv_f32.cpp", "conv_dw.cpp"], args.isa)
+    lib = KernelLibrary(["conv_f32.cpp", "conv_dw.cpp", "conv_winograd.cpp"], args.isa)
     peak = peak_gflops(args.isa, args.threads)
     rng = np.random.default_rng(0)
     print(
@@ -188,7 +228,11 @@ def main() -> None:
             return float(times.mean())
 
         engines["effc"] = ours
-        engines |= peers(layer, x, w, args.threads)
+        if (kernel, stride, groups) == ((3, 3), (1, 1), 1) and ci >= 8:
+            engines |= by_winograd(lib, nhwc, w, pad, args.threads)
+        own = tuple(engines)
+        if not args.alone:
+            engines |= peers(layer, x, w, args.threads)
         flops = (
             2
             * n
@@ -206,11 +250,12 @@ def main() -> None:
                 samples[e].append(f(count))
             peaks.append(peak())
         med = {e: float(stat(s)) for e, s in samples.items()}
-        best = min((t for e, t in med.items() if e != "effc"), default=float("nan"))
+        best = min((t for e, t in med.items() if e not in own), default=float("nan"))
         cells = "  ".join(f"{e} {t * 1e3:7.3f} ({flops / t / 1e9:6.1f})" for e, t in med.items())
+        taken = next((t for e, t in med.items() if e.endswith("*")), med["effc"])
         share = flops / med["effc"] / 1e9 / top(peaks)
         print(
-            f"{name:32s} {cells}  share {share:4.2f}  best/effc {best / med['effc']:5.2f}",
+            f"{name:32s} {cells}  share {share:4.2f}  best/effc {best / taken:5.2f}",
             flush=True,
         )
 

@@ -121,6 +121,7 @@ def run_winograd(
     tile: int,
     *,
     blocking: winograd.Blocks | None = None,
+    packed: Array | None = None,
     bias: Array | None = None,
     residual: Array | None = None,
     clamp: tuple[float, float] | None = None,
@@ -129,7 +130,7 @@ def run_winograd(
     **call: Any,
 ) -> Array:
     """The convolution of x [N, C, H, W], channels innermost in memory, with w [O, C, 3, 3] by Winograd's algorithm,
-    shaped [N, O, *out]."""
+    shaped [N, O, *out]. ``packed``: the weights, if they are packed already."""
     n, c, height, width = x.shape
     o, size = w.shape[0], [height + 2 * pad[0] - 2, width + 2 * pad[1] - 2]
     tiles = n * int(np.prod([-(-s // tile) for s in size]))
@@ -138,7 +139,7 @@ def run_winograd(
     attrs = [1, 0, 0, 1, o, 1, 3, 3, 1, 1, 1, 0, *pad, 1, 1, 1, 1, *size, *blocks.attrs]
     attrs += [(bias is not None) + 2 * (residual is not None) + 4 * (clamp is not None), *blocks.more]
     steps = [a for a in (bias, residual) if a is not None]
-    packed = aligned(winograd.pack(w, tile, lib.vlen, blocks.nv))
+    packed = aligned(winograd.pack(w, tile, lib.vlen, blocks.nv)) if packed is None else packed
     lib.call(
         "effc_conv_winograd_f32", [x, packed, *steps, *extras], [result], attrs=attrs, scratch=blocks.scratch,
         thread_scratch=blocks.thread_scratch, n_own=2 + len(steps), epilogue=epilogue, fattrs=list(clamp or ()),
