@@ -153,6 +153,12 @@ def test_the_report_says_what_was_chosen_and_why() -> None:
     assert made["chosen"].startswith("F(4x4, 3x3)") and "direct" in made["why"]
 
 
+def test_compiles_for_avx512_too(tmp_path: Any) -> None:
+    m = effc.compile(Net(16, 40).eval(), (torch.randn(1, 16, 28, 28),), target="cpu:x86-64-v4")
+    assert kernels(m)["effc_conv_winograd_f32"] == 3
+    m.save(tmp_path / "m.effc")
+
+
 @pytest.mark.parametrize(
     "c, o, image, tile",
     [
