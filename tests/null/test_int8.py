@@ -60,8 +60,12 @@ def bytes_of(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any, kind:
         return np.full(shape, info.max, dtype)
     if kind == "ends":
         return rng.choice(np.array([info.min, info.max], dtype), shape)
+    if kind == "mixed":  # halves in the first columns, panels in pairs in the last
+        wide = bytes_of(rng, shape, dtype).reshape(-1, shape[-1])
+        first = bytes_of(rng, shape, dtype, "small").reshape(-1, shape[-1])
+        return np.where(np.arange(shape[-1]) < 20, first, wide).reshape(shape)
     if kind == "small":
-        return np.clip(rng.standard_normal(shape) * 20 + (0 if info.min else 128), info.min, info.max).astype(dtype)
+        return np.clip(rng.standard_normal(shape) * 30 + (0 if info.min else 128), info.min, info.max).astype(dtype)
     return rng.integers(info.min, info.max, shape, dtype, endpoint=True)
 
 
@@ -88,7 +92,7 @@ def test_types_zeros_and_extremes(variant: Variant, types: Any) -> None:
     rng = np.random.default_rng(2)
     ta, tb = types
     m, n, k = 21, 43, 1500  # two blocks of steps
-    for ka, kb in itertools.product(["any", "low", "high", "ends", "small"], repeat=2):
+    for ka, kb in itertools.product(["any", "low", "high", "ends", "small", "mixed"], repeat=2):
         a, b = bytes_of(rng, (1, 1, m, k), ta, ka), bytes_of(rng, (k, n), tb, kb)
         for za, zb in (
             (bytes_of(rng, (), ta, "ends"), np.zeros((), tb)),
@@ -131,6 +135,7 @@ def test_computed_right_sides(variant: Variant, types: Any) -> None:
         (5, 64, 16, "any"),
         (33, 70, 37, "ends"),
         (3, 1100, 20, "small"),
+        (7, 130, 40, "mixed"),
         (4, 3, 1, "low"),
         (2, 0, 5, "any"),
     ):
@@ -225,7 +230,9 @@ def test_packing_round_trip(split: bool) -> None:
             difference = b.astype(int) - zero[:, None].astype(int)
             np.testing.assert_array_equal(back.values.astype(int) - back.zeros[:, None], difference)
             np.testing.assert_array_equal(back.sums, difference.sum(1))
-            assert 0 <= back.split_share <= 1 and (split or back.split_share == 0)
+            assert 0 <= back.split_share <= packing.WIDE_SHARE and (split or back.split_share == back.wide_share == 0)
+            if split and k > 1 and n:
+                assert (back.wide_share > 0) == (kind not in ("small",)), kind
 
 
 def test_halves_never_saturate() -> None:

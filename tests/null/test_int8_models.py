@@ -12,6 +12,7 @@ from onnx import helper as h
 from onnx import numpy_helper as nh
 
 import effc
+from effc.backends.cpu.target import parse
 
 Array = np.ndarray[Any, Any]
 
@@ -165,16 +166,21 @@ def test_qdq_convolution_with_residual(groups: int) -> None:
 
 
 def test_split_weights_are_reported() -> None:
-    """The share of weights that 16 bits do not hold in pairs is a note; small weights have none."""
-    for high, noted in ((127, True), (64, False)):
-        w = np.full((64, 32), high, np.int8)
+    """What 16 bits do not hold in pairs is a note, by blocks where they are few, by panels where many; small weights
+    have none."""
+    rng = np.random.default_rng(5)
+    few = np.where(rng.random((64, 32)) < 0.01, 127, 64).astype(np.int8)
+    high = np.full((64, 32), 127, np.int8)
+    split = not {"avx512vnni", "avxvnni", "amx_int8"} & set(parse("cpu").isa)
+    for w, words in ((high, "100% of the weights' panels"), (few, "two halves"), (np.minimum(high, 64), None)):
         model = model_of(
             [h.make_node("MatMulInteger", ["x", "w"], ["y"])], {"x": (T.UINT8, ["n", 64])}, ("y", T.INT32), {"w": w}
         )
         m = effc.compile(model)
-        assert any("two halves" in n["reason"] for n in m.report["notes"]) == noted
+        found = [n["reason"] for n in m.report["notes"] if "weights'" in n["reason"]]
+        assert len(found) == (words is not None and split) and all(words in f for f in found), found
         x = np.full((3, 64), 255, np.uint8)
-        np.testing.assert_array_equal(m(x)[0], np.full((3, 32), 64 * 255 * high))
+        np.testing.assert_array_equal(m(x)[0], 255 * np.broadcast_to(w.sum(0, dtype=np.int32), (3, 32)))
 
 
 ROWS = """graph main(%x: i8[2, n, 70], %z: i8[2, n, 1]) {

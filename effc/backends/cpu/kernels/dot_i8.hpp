@@ -37,8 +37,8 @@ struct Extras {
 };
 
 struct Tile {
-  const uint8_t* a;
-  int64_t lda;
+  const uint8_t* a; /* for a wide panel, 16-bit values */
+  int64_t lda;      /* bytes */
   const int8_t* b;
   int64_t panel_stride; /* bytes between panels */
   int64_t steps;        /* a multiple of kAlign */
@@ -197,15 +197,48 @@ void micro(const Tile* t) {
 }
 #endif
 
-/* Rows of the next tile where `left` are left: as even as can be, or whole hardware tiles. */
-inline int64_t tile_rows(int64_t left) {
-  if (kWholeRows > 1) return left < kRows ? left : kRows;
-  const int64_t tiles = (left + kRows - 1) / kRows;
+/* ---- wide panels: pairs of steps in 16 bits ---- */
+constexpr int kWideRows = kSplit ? 6 : 0;
+/* The share of blocks with second halves from which a panel is laid out in pairs; mirrored by packing/int8.py. */
+constexpr double kWideShare = 0.2;
+
+template <int R>
+void micro_wide(const Tile* t) {
+  __m256i acc[R][2];
+  const int64_t lda = t->lda, ldc = t->ldc, pairs = t->steps / 2;
+  EFFC_UNROLL_ALL
+  for (int i = 0; i < R; ++i)
+    EFFC_UNROLL_ALL
+    for (int j = 0; j < 2; ++j) acc[i][j] = _mm256_loadu_si256((const __m256i*)(t->c + i * ldc + j * 8));
+  const uint8_t* a = t->a;
+  const int8_t* b = t->b;
+  for (int64_t s = 0; s < pairs; ++s, a += 4, b += 2 * kNR) {
+    const __m256i w0 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)b));
+    const __m256i w1 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(b + 16)));
+    EFFC_UNROLL_ALL
+    for (int i = 0; i < R; ++i) {
+      const __m256i x = _mm256_set1_epi32(four(a + i * lda));
+      acc[i][0] = _mm256_add_epi32(acc[i][0], _mm256_madd_epi16(x, w0));
+      acc[i][1] = _mm256_add_epi32(acc[i][1], _mm256_madd_epi16(x, w1));
+      __asm__("" : "+x"(acc[i][0]), "+x"(acc[i][1])); /* GCC 12 rotates accumulators through registers, and spills them */
+    }
+  }
+  EFFC_UNROLL_ALL
+  for (int i = 0; i < R; ++i)
+    EFFC_UNROLL_ALL
+    for (int j = 0; j < 2; ++j) _mm256_storeu_si256((__m256i*)(t->c + i * ldc + j * 8), acc[i][j]);
+}
+
+/* Rows of the next tile of at most `most` where `left` are left: as even as can be, or whole hardware tiles. */
+inline int64_t tile_rows(int64_t left, int64_t most = kRows) {
+  if (kWholeRows > 1) return left < most ? left : most;
+  const int64_t tiles = (left + most - 1) / most;
   return (left + tiles - 1) / tiles;
 }
 
 struct Table {
   Micro fn[kRows / kWholeRows][kPanels]; /* [(rows - 1) / kWholeRows][panels - 1] */
+  Micro wide[kWideRows + 1];             /* [rows] */
 };
 template <int I>
 constexpr void fill_table(Table& t) {
@@ -215,9 +248,17 @@ constexpr void fill_table(Table& t) {
     fill_table<I + 1>(t);
   }
 }
+template <int R>
+constexpr void fill_wide(Table& t) {
+  if constexpr (R > 0) {
+    t.wide[R] = micro_wide<R>;
+    fill_wide<R - 1>(t);
+  }
+}
 constexpr Table make_table() {
   Table t{};
   fill_table<0>(t);
+  fill_wide<kWideRows>(t);
   return t;
 }
 

@@ -28,7 +28,7 @@ constexpr int64_t kKC = 1024;  /* steps of a block; its panel stays in L1 */
 constexpr int64_t kLda = kKC + 64; /* not a multiple of 4096, so that rows do not share cache sets */
 constexpr int64_t kHeader = 64;
 /* Mirrored by packing/int8.py. */
-constexpr int64_t kThreadScratch = kMC * kNC * 4 + kMC * kLda + kMC * 4;
+constexpr int64_t kThreadScratch = kMC * kNC * 4 + kMC * kLda * 3 + kMC * 4;
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -45,7 +45,8 @@ struct Weights {
   int64_t panels, steps;   /* of a group: panels, and k padded to kAlign */
   const int32_t *sums;     /* [groups][panels * 16]: sum of b - zb */
   const int32_t *zeros;    /* the same shape */
-  const int8_t *data;      /* [groups][panels][steps / 4][16][4] */
+  const int8_t *data;      /* [groups][panels][steps / 4][16][4], wide panels [steps / 2][16][2] */
+  const uint8_t *wide;     /* [groups][panels]: whether a panel is laid out in pairs */
   const uint32_t *starts, *ends; /* [groups][panels][2]: each vector's extras */
   const uint32_t *where;   /* [extras] */
   const int8_t *extra;     /* [extras][8][4] */
@@ -56,7 +57,7 @@ struct Weights {
     const char* p = (const char*)t.data;
     memcpy(&h, p, sizeof h);
     static_assert(sizeof(Header) == kHeader, "");
-    if (memcmp(h.magic, "EFFCPACK", 8) != 0 || h.format != 3 || h.version != 1 || h.nr != kNR)
+    if (memcmp(h.magic, "EFFCPACK", 8) != 0 || h.format != 3 || h.version != 2 || h.nr != kNR)
       return "the packed operand has another layout";
     if (kSplit && !h.split) return "the packed operand was made for a machine with VNNI";
     if (!kSplit && h.split) return "the packed operand was made for a machine without VNNI";
@@ -71,6 +72,7 @@ struct Weights {
     sums = (const int32_t*)take(h.groups * panels * kNR * 4);
     zeros = (const int32_t*)take(h.groups * panels * kNR * 4);
     data = (const int8_t*)take(h.groups * panels * steps * kNR);
+    wide = (const uint8_t*)take(h.split ? h.groups * panels : 0);
     starts = (const uint32_t*)take(h.split ? (h.groups * panels * 2 + 1) * 4 : 0), ends = starts + 1;
     where = (const uint32_t*)take((int64_t)h.extras * 4);
     extra = (const int8_t*)take((int64_t)h.extras * 32);
@@ -118,18 +120,23 @@ struct Driver {
     char* scratch = call->thread_scratch + worker * call->thread_scratch_bytes;
     int32_t* acc = (int32_t*)scratch;
     uint8_t* a = (uint8_t*)(acc + kMC * kNC);
-    uint32_t* row_sums = (uint32_t*)(a + kMC * kLda);
+    uint16_t* a16 = (uint16_t*)(a + kMC * kLda); /* the same, where a panel is wide */
+    uint32_t* row_sums = (uint32_t*)(a16 + kMC * kLda);
     const int64_t slot = group + i0 * slot0 + i1 * slot1;
     const int64_t rows = r1 - r0, cols = (p1 - p0) * kNR, first = (slot * w.panels + p0) * kNR;
     const int32_t* sums = w.sums + first;
     const int32_t* zeros = w.zeros + first;
     const int64_t blocks = ceil_div(w.steps, kKC), lines = w.steps / kAlign;
     for (int64_t i = 0; i < rows; ++i) row_sums[i] = 0;
+    bool any_wide = false;
+    for (int64_t p = p0; kSplit && p < p1; ++p) any_wide |= w.wide[slot * w.panels + p];
     /* A block of steps, equal parts of whole lines: the rows' bytes, and their sums where columns have zero points. */
     auto load = [&](int64_t ks, int64_t ke) {
       const int64_t k1 = min(ke, w.h.k);
       loader.rows(i0, i1, group, r0, r1, ks, k1, a);
       for (int64_t i = 0; i < rows && k1 < ke; ++i) memset(a + i * kLda + (k1 - ks), 0, ke - k1);
+      for (int64_t i = 0; i < rows && any_wide; ++i)
+        for (int64_t k = 0; k < ke - ks; ++k) a16[i * kLda + k] = a[i * kLda + k];
       for (int64_t i = 0; i < rows && w.h.has_zeros; ++i) {
         uint32_t s = 0;
         for (int64_t k = 0; k < k1 - ks; ++k) s += a[i * kLda + k];
@@ -150,19 +157,21 @@ struct Driver {
       for (int64_t p = p0; p < p1;) {
         const int64_t taken = min(kPanels, p1 - p), panel = slot * w.panels + p;
         Tile t;
-        t.lda = kLda, t.ldc = cols, t.steps = ke - ks, t.first_group = ks / kGroup;
+        t.ldc = cols, t.steps = ke - ks, t.first_group = ks / kGroup;
         t.panel_stride = w.steps * kNR;
         t.b = w.data + panel * w.steps * kNR + ks * kNR;
-        if (kSplit)
+        const bool wide = kSplit && w.wide[panel];
+        t.lda = wide ? 2 * kLda : kLda;
+        if (kSplit && !wide)
           for (int v = 0; v < 2; ++v) {
             const uint32_t begin = w.starts[panel * 2 + v], end = w.ends[panel * 2 + v];
             const uint32_t lo = bound(begin, end, (uint32_t)(ks / kGroup)), hi = bound(lo, end, (uint32_t)(ke / kGroup));
             t.extra[v] = Extras{w.where + lo, w.extra + (int64_t)lo * 32, (int64_t)hi - lo};
           }
         for (int64_t i = 0; i < rows;) {
-          const int64_t mr = tile_rows(rows - i);
-          t.a = a + i * kLda, t.c = acc + i * cols + (p - p0) * kNR;
-          table.fn[(mr - 1) / kWholeRows][taken - 1](&t);
+          const int64_t mr = tile_rows(rows - i, wide ? kWideRows : kRows);
+          t.a = wide ? (const uint8_t*)(a16 + i * kLda) : a + i * kLda, t.c = acc + i * cols + (p - p0) * kNR;
+          (wide ? table.wide[mr] : table.fn[(mr - 1) / kWholeRows][taken - 1])(&t);
           i += mr;
         }
         p += taken;

@@ -1,5 +1,6 @@
 /* Right-hand sides that are computed, laid out in scratch as packing/int8.py lays out constants: signed bytes in panels, sums
- * of columns, and where the products' instruction saturates, pairs of weights that could as sums of two that cannot. */
+ * of columns, and where the products' instruction saturates, pairs of weights that could as sums of two that cannot, or, where
+ * those are many, panels in pairs of steps. */
 #ifndef EFFC_PACK_I8_HPP
 #define EFFC_PACK_I8_HPP
 #include "gemm_i8.hpp"
@@ -34,29 +35,39 @@ struct Packer {
     };
     w.sums = (const int32_t*)take(panels * kNR * 4), w.zeros = (const int32_t*)take(panels * kNR * 4);
     w.data = (const int8_t*)take(panels * w.steps * kNR);
+    w.wide = (const uint8_t*)take(panels);
     w.starts = (const uint32_t*)take(panels * 2 * 4), w.ends = (const uint32_t*)take(panels * 2 * 4);
     w.where = (const uint32_t*)take(kSplit ? blocks * 4 : 0), w.extra = (const int8_t*)take(kSplit ? blocks * 32 : 0);
     return p <= end;
   }
 
-  /* Splits the pairs of a block of 4 steps by 8 columns that need it into w and `second`; whether there are any. */
-  static bool halve(int8_t* block, int8_t* second) {
+  /* Whether a pair's products with unsigned bytes may not fit in 16 bits. */
+  static bool unsafe(int x, int y) {
+    const int up = (x > 0 ? x : 0) + (y > 0 ? y : 0), down = (x < 0 ? x : 0) + (y < 0 ? y : 0);
+    return (up > 128) | (down < -128);
+  }
+  /* Whether a block of 4 steps by 8 columns has a pair that must be split. */
+  static bool unsafe(const int8_t* block) {
     int any = 0;
+    for (int i = 0; i < 16; ++i) any |= unsafe(block[2 * i], block[2 * i + 1]);
+    return any;
+  }
+  /* Splits the pairs of a block that need it into w and `second`. */
+  static void halve(int8_t* block, int8_t* second) {
     for (int i = 0; i < 16; ++i) {
       const int x = block[2 * i], y = block[2 * i + 1];
-      const int up = (x > 0 ? x : 0) + (y > 0 ? y : 0), down = (x < 0 ? x : 0) + (y < 0 ? y : 0);
-      any |= (up > 128) | (down < -128);
-    }
-    if (!any) return false;
-    for (int i = 0; i < 16; ++i) {
-      const int x = block[2 * i], y = block[2 * i + 1];
-      const int up = (x > 0 ? x : 0) + (y > 0 ? y : 0), down = (x < 0 ? x : 0) + (y < 0 ? y : 0);
-      const bool bad = (up > 128) | (down < -128);
+      const bool bad = unsafe(x, y);
       const int hx = bad ? x >> 1 : x, hy = bad ? y >> 1 : y;
       block[2 * i] = (int8_t)hx, block[2 * i + 1] = (int8_t)hy;
       second[2 * i] = (int8_t)(x - hx), second[2 * i + 1] = (int8_t)(y - hy);
     }
-    return true;
+  }
+  /* A group of a panel from [16][4] to [2][16][2]. */
+  static void pair(int8_t* group) {
+    int16_t from[2 * kNR], to[2 * kNR];
+    memcpy(from, group, sizeof from);
+    for (int j = 0; j < kNR; ++j) to[j] = from[2 * j], to[kNR + j] = from[2 * j + 1];
+    memcpy(group, to, sizeof to);
   }
 
   void panel(int64_t batch, int64_t p) const {
@@ -97,18 +108,25 @@ struct Packer {
       ((int32_t*)w.sums)[at * kNR + j] = (int32_t)((uint32_t)sums[j] - (uint32_t)k * (uint32_t)zero);
       ((int32_t*)w.zeros)[at * kNR + j] = zero;
     }
-    if (kSplit)
-      for (int v = 0; v < 2; ++v) {
-        const int64_t groups = w.steps / kGroup;
-        uint32_t used = (uint32_t)((at * 2 + v) * groups);
-        ((uint32_t*)w.starts)[at * 2 + v] = used;
-        for (int64_t g = 0; g < groups; ++g)
-          if (halve(dst + g * kGroup * kNR + v * 32, (int8_t*)w.extra + (int64_t)used * 32)) {
-            ((uint32_t*)w.where)[used] = (uint32_t)g;
-            ++used;
-          }
-        ((uint32_t*)w.ends)[at * 2 + v] = used;
+    if (!kSplit) return;
+    const int64_t groups = w.steps / kGroup;
+    int64_t halves = 0;
+    for (int64_t i = 0; i < groups * 2; ++i) halves += unsafe(dst + i * 32);
+    const bool wide = (double)halves > kWideShare * (double)(2 * ceil_div(k, kGroup));
+    ((uint8_t*)w.wide)[at] = wide;
+    for (int64_t g = 0; wide && g < groups; ++g) pair(dst + g * kGroup * kNR);
+    for (int v = 0; v < 2; ++v) {
+      uint32_t used = (uint32_t)((at * 2 + v) * groups);
+      ((uint32_t*)w.starts)[at * 2 + v] = used;
+      for (int64_t g = 0; !wide && g < groups; ++g) {
+        int8_t* block = dst + g * kGroup * kNR + v * 32;
+        if (!unsafe(block)) continue;
+        halve(block, (int8_t*)w.extra + (int64_t)used * 32);
+        ((uint32_t*)w.where)[used] = (uint32_t)g;
+        ++used;
       }
+      ((uint32_t*)w.ends)[at * 2 + v] = used;
+    }
   }
 
   void run() const {

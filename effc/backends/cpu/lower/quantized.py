@@ -41,13 +41,14 @@ def _packed(cx: Lowering, node: Node, key: tuple[Any, ...], b: Array, zero: Arra
     memo = cx.constants.__dict__.setdefault("packed_int8", {})
     if key not in memo:
         buffer = packing.pack(b, zero, split=splits(cx))
-        share = packing.split_share(buffer)
-        memo[key] = (b, buffer, share)
-    _, buffer, share = memo[key]
-    if share:
+        memo[key] = (b, buffer, packing.shares(buffer))
+    _, buffer, (halves, wide) = memo[key]
+    if halves:
         cx.note(
-            node, f"{share:.0%} of the weights' blocks are multiplied in two halves: 16 bits do not hold their pairs"
+            node, f"{halves:.0%} of the weights' blocks are multiplied in two halves: 16 bits do not hold their pairs"
         )
+    if wide:
+        cx.note(node, f"{wide:.0%} of the weights' panels are multiplied in 16 bits, which hold no sums of their pairs")
     return cx.const(buffer)
 
 

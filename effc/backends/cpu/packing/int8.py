@@ -7,7 +7,9 @@ Packed buffer: 64 bytes of header, then sections that each start at a multiple o
              groups, k, n (3 x i32), 4 bytes zero, 64-bit BLAKE2b of what follows
     sums     i32 [group][panel * 16]: sum of b - zero of each column, modulo 2^32
     zeros    i32 [group][panel * 16]
-    data     i8 [group][panel][steps / 4][16][4]; steps is k rounded up to 64, what is beyond k or n is 0
+    data     i8 [group][panel][steps / 4][16][4], a wide panel [steps / 2][16][2]; steps is k rounded up to 64, what is
+             beyond k or n is 0
+    wide     u8 [group][panel]: which panels are wide (if split)
     starts   u32 [group][panel][2], and the end: where the extras of each vector of 8 columns start (if split)
     where    u32 [extras]: their groups of 4 steps, ascending for each vector
     extra    i8 [extras][8][4]
@@ -15,7 +17,8 @@ Packed buffer: 64 bytes of header, then sections that each start at a multiple o
 ``split`` is for machines whose instruction adds two products in 16 bits with saturation (AVX2's vpmaddubsw). For two
 neighbouring steps (k, k + 1 with k even) of a column, 255 times the sum of the positive weights, or of the negative
 ones, must fit in 16 bits. Where it does not, w is stored as ``w >> 1`` in the data and ``w - (w >> 1)`` in an extra
-block: both halves fit, and every product is exact.
+block: both halves fit, and every product is exact. A panel with more than ``WIDE_SHARE`` of such blocks is wide
+instead: its values whole, in pairs of steps, for an instruction that adds products in 32 bits (vpmaddwd).
 """
 
 from __future__ import annotations
@@ -33,20 +36,21 @@ from .conv import PackingError
 Array = np.ndarray[Any, Any]
 
 MAGIC = b"EFFCPACK"
-FORMAT, VERSION = 3, 1
+FORMAT, VERSION = 3, 2
 HEADER = struct.Struct("<8s6I3i4xQ8x")
 assert HEADER.size == 64
 PANEL, GROUP, STEPS, VECTOR = 16, 4, 64, 8  # kNR, kGroup, kAlign of dot_i8.hpp; columns of 32 bytes
 LIMIT = 128  # 255 * 128 <= 32767
+WIDE_SHARE = 0.2  # kWideShare of dot_i8.hpp
 _ROWS, _COLS, _BLOCK = 96, 256, 1024  # kMC, kNC, kKC of gemm_i8.hpp
-THREAD_SCRATCH = _ROWS * _COLS * 4 + _ROWS * (_BLOCK + 64) + _ROWS * 4
+THREAD_SCRATCH = _ROWS * _COLS * 4 + _ROWS * (_BLOCK + 64) * 3 + _ROWS * 4
 
 
 def scratch(batches: Dim, k: Dim, n: Dim) -> Dim:
     """Bytes in which Packer of pack_i8.hpp lays out [batches, k, n], with room for halves of every block."""
     panels, steps = batches * ceildiv(n, PANEL), ceildiv(k, STEPS) * STEPS
     blocks = 2 * ceildiv(k, STEPS) * (STEPS // GROUP)
-    return panels * (2 * PANEL * 4 + steps * PANEL + 2 * 2 * 4 + blocks * (4 + VECTOR * GROUP)) + 7 * 64
+    return panels * (2 * PANEL * 4 + steps * PANEL + 1 + 2 * 2 * 4 + blocks * (4 + VECTOR * GROUP)) + 8 * 64
 
 
 def signed(b: Array, zero: Array) -> tuple[Array, Array]:
@@ -77,6 +81,18 @@ def _halves(data: Array) -> tuple[Array, Array]:
     return main.astype(np.int8).reshape(data.shape), (pairs - main).astype(np.int8).reshape(data.shape)
 
 
+def _pairs(panels: Array) -> Array:
+    """[panels, steps / 4, 16, 4] with the bytes of [panels, steps / 2, 16, 2]."""
+    halves = panels.reshape(*panels.shape[:3], 2, 2).transpose(0, 1, 3, 2, 4)
+    return halves.reshape(panels.shape)
+
+
+def _unpaired(panels: Array) -> Array:
+    """The inverse of :func:`_pairs`."""
+    halves = panels.reshape(*panels.shape[:2], 2, PANEL, 2).transpose(0, 1, 3, 2, 4)
+    return halves.reshape(panels.shape)
+
+
 def pack(b: Array, zero: Array, *, split: bool) -> Array:
     """``b`` [groups, k, n] u8 or i8 and ``zero`` of the same dtype, [groups, n] or what broadcasts to it, as a uint8
     vector. ``split``: for instructions that saturate."""
@@ -98,10 +114,13 @@ def pack(b: Array, zero: Array, *, split: bool) -> Array:
         # [group, panel, vector, steps / 4, 8, 4]: blocks in the order of the index
         blocks = second.reshape(*second.shape[:3], 2, VECTOR, GROUP).transpose(0, 1, 3, 2, 4, 5)
         used = blocks.any((-1, -2))
+        wide = used.sum((-1, -2)) > WIDE_SHARE * 2 * -(-k // GROUP)
+        used &= ~wide[..., None, None]
+        sections[2][wide] = _pairs(data[wide])
         counts = used.sum(-1).reshape(-1)
         extras = int(counts.sum())
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint32)
-        sections += [starts, np.nonzero(used)[-1].astype(np.uint32), blocks[used]]
+        sections += [wide.astype(np.uint8), starts, np.nonzero(used)[-1].astype(np.uint32), blocks[used]]
     raw = b"".join(_padded(s) for s in sections)
     digest = int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
     head = HEADER.pack(MAGIC, FORMAT, VERSION, PANEL, int(split), int(zeros.any()), extras, groups, k, n, digest)
@@ -115,13 +134,14 @@ def _padded(section: Array) -> bytes:
 
 @dataclass(frozen=True)
 class Unpacked:
-    """What a packed buffer holds: signed values [groups, k, n], zero points and sums of columns [groups, n] (i32), and
-    the share of blocks that are multiplied in two halves."""
+    """What a packed buffer holds: signed values [groups, k, n], zero points and sums of columns [groups, n] (i32), the
+    share of blocks that are multiplied in two halves, and of panels that are multiplied in 16 bits."""
 
     values: Array
     zeros: Array
     sums: Array
     split_share: float
+    wide_share: float
 
 
 def unpack(packed: Array) -> Unpacked:
@@ -141,7 +161,7 @@ def unpack(packed: Array) -> Unpacked:
         (np.int8, (groups, panels, steps // GROUP, PANEL, GROUP)),
     ]
     if split:
-        shapes += [(np.uint32, (vectors + 1,)), (np.uint32, (extras,)), (np.int8, (extras, VECTOR, GROUP))]
+        shapes += [(np.uint8, (groups, panels)), (np.uint32, (vectors + 1,)), (np.uint32, (extras,)), (np.int8, (extras, VECTOR, GROUP))]
     sizes = [-(-int(np.prod(s)) * np.dtype(d).itemsize // 64) * 64 for d, s in shapes]
     if len(body) != sum(sizes):
         raise PackingError("size does not match the header")
@@ -154,12 +174,13 @@ def unpack(packed: Array) -> Unpacked:
         at += size
     data = parts[2].astype(np.int16)
     if split:
-        starts, where, blocks = parts[3:]
+        wide, starts, where, blocks = parts[3:]
+        data[wide != 0] = _unpaired(data[wide != 0])
         vector = np.repeat(np.arange(vectors), np.diff(starts.astype(np.int64)))
         view = data.reshape(groups * panels, steps // GROUP, 2, VECTOR, GROUP)
         view[vector // 2, where, vector % 2] += blocks
     values = data.transpose(0, 2, 4, 1, 3).reshape(groups, steps, panels * PANEL)[:, :k, :n].astype(np.int8)
-    return Unpacked(values, parts[1][:, :n], parts[0][:, :n], split_share(packed))
+    return Unpacked(values, parts[1][:, :n], parts[0][:, :n], *shares(packed))
 
 
 def filters(w: Array, groups: int) -> Array:
@@ -170,7 +191,10 @@ def filters(w: Array, groups: int) -> Array:
     return grouped.transpose(0, 3, 2, 1).reshape(groups, taps * channels, out // groups)
 
 
-def split_share(packed: Array) -> float:
-    """The share of blocks of 4 steps by 8 columns that are multiplied in two halves, from the header."""
-    *_, extras, groups, k, n, _ = HEADER.unpack(packed[: HEADER.size].tobytes())
-    return float(extras / max(1, groups * -(-n // PANEL) * 2 * -(-k // GROUP)))
+def shares(packed: Array) -> tuple[float, float]:
+    """The share of blocks of 4 steps by 8 columns that are multiplied in two halves, and of wide panels."""
+    *_, split, _, extras, groups, k, n, _ = HEADER.unpack(packed[: HEADER.size].tobytes())
+    panels, steps = groups * -(-n // PANEL), -(-k // STEPS) * STEPS
+    at = HEADER.size + 2 * -(-panels * PANEL * 4 // 64) * 64 + -(-panels * steps * PANEL // 64) * 64
+    wide = int(np.count_nonzero(packed[at : at + panels])) if split else 0
+    return float(extras / max(1, panels * 2 * -(-k // GROUP))), wide / max(1, panels)
