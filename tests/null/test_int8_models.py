@@ -169,7 +169,7 @@ def test_split_weights_are_reported() -> None:
     """What 16 bits do not hold in pairs is a note, by blocks where they are few, by panels where many; small weights
     have none."""
     rng = np.random.default_rng(5)
-    few = np.where(rng.random((64, 32)) < 0.01, 127, 64).astype(np.int8)
+    few = np.where(rng.random((64, 32)) < 0.003, 127, 64).astype(np.int8)
     high = np.full((64, 32), 127, np.int8)
     split = not {"avx512vnni", "avxvnni", "amx_int8"} & set(parse("cpu").isa)
     for w, words in ((high, "100% of the weights' panels"), (few, "two halves"), (np.minimum(high, 64), None)):
