@@ -1,6 +1,7 @@
 // Software twins of x86 instructions that most machines lack, after Intel's Software Developer's Manual and Intrinsics
 // Guide: included before a kernel (g++ -include), they make its very source run anywhere. EFFC_TWIN_VNNI512,
-// EFFC_TWIN_VNNI256 or EFFC_TWIN_AMX says which feature the kernel shall believe in. A wrong use of AMX (a tile beyond its
+// EFFC_TWIN_VNNI256, EFFC_TWIN_AMX (of bytes), EFFC_TWIN_BF16 or EFFC_TWIN_AMX_BF16 says which feature the kernel shall
+// believe in. A wrong use of AMX (a tile beyond its
 // configured size, an unconfigured one, sizes that do not fit) aborts, as the processor would fault.
 #pragma once
 #include <immintrin.h>
@@ -18,6 +19,31 @@ inline V dpbusd(V acc, V a, V b) {
   int8_t y[sizeof(V)];
   memcpy(c, &acc, sizeof(V)), memcpy(x, &a, sizeof(V)), memcpy(y, &b, sizeof(V));
   for (unsigned i = 0; i < sizeof(V); ++i) c[i / 4] += (uint32_t)((int32_t)x[i] * y[i]);
+  memcpy(&acc, c, sizeof(V));
+  return acc;
+}
+// Denormals are zeros, whatever the thread's modes are.
+inline float flush(float x) { return __builtin_fabsf(x) < 0x1p-126f ? __builtin_copysignf(0, x) : x; }
+inline float bf16_at(const void* p, int i) {
+  uint16_t half;
+  memcpy(&half, (const char*)p + 2 * i, 2);
+  const uint32_t bits = (uint32_t)half << 16;
+  float x;
+  memcpy(&x, &bits, 4);
+  return flush(x);
+}
+// One FMA, rounded to nearest, denormals flushed in and out.
+inline float fma_flushed(float acc, float x, float y) { return flush(__builtin_fmaf(x, y, flush(acc))); }
+// VDPBF16PS: each 32-bit lane gets the product of the second elements added, then that of the first ones.
+template <class V, class P>
+inline V dpbf16(V acc, P a, P b) {
+  static_assert(sizeof(V) == sizeof(P), "");
+  float c[sizeof(V) / 4];
+  memcpy(c, &acc, sizeof(V));
+  for (unsigned i = 0; i < sizeof(V) / 4; ++i) {
+    c[i] = fma_flushed(c[i], bf16_at(&a, 2 * i + 1), bf16_at(&b, 2 * i + 1));
+    c[i] = fma_flushed(c[i], bf16_at(&a, 2 * i), bf16_at(&b, 2 * i));
+  }
   memcpy(&acc, c, sizeof(V));
   return acc;
 }
@@ -97,6 +123,23 @@ inline void tile_dpbusd(int d, int a, int b) {
       memcpy(s.data[d][m] + 4 * n, &c, 4);
     }
 }
+// TDPBF16PS dst, a, b: first and second elements of the pairs are summed apart, by FMAs, then together, then to dst.
+inline void tile_dpbf16ps(int d, int a, int b) {
+  check(d), check(a), check(b);
+  Amx& s = amx();
+  if (d == a || d == b || a == b) fault("the same tile twice");
+  if (s.bytes[d] % 4 || s.bytes[a] % 4 || s.rows[a] != s.rows[d] || s.bytes[b] != s.bytes[d] || s.rows[b] != s.bytes[a] / 4)
+    fault("sizes of a product");
+  for (int m = 0; m < s.rows[d]; ++m)
+    for (int n = 0; n < s.bytes[d] / 4; ++n) {
+      float sum[2] = {0, 0}, c;
+      for (int k = 0; k < s.bytes[a] / 4; ++k)
+        for (int i = 0; i < 2; ++i) sum[i] = fma_flushed(sum[i], bf16_at(s.data[a][m], 2 * k + i), bf16_at(s.data[b][k], 2 * n + i));
+      memcpy(&c, s.data[d][m] + 4 * n, 4);
+      c = flush(flush(c) + flush(sum[0] + sum[1]));
+      memcpy(s.data[d][m] + 4 * n, &c, 4);
+    }
+}
 }  // namespace twin
 
 #if defined(EFFC_TWIN_VNNI512)
@@ -119,4 +162,17 @@ inline void tile_dpbusd(int d, int a, int b) {
 #define _tile_loadd twin::tile_loadd
 #define _tile_stored twin::tile_stored
 #define _tile_dpbusd twin::tile_dpbusd
+#elif defined(EFFC_TWIN_BF16)
+#define __AVX512BF16__ 1
+#define _mm512_dpbf16_ps twin::dpbf16
+#elif defined(EFFC_TWIN_AMX_BF16)
+#define __AMX_BF16__ 1
+#undef _tile_loadd
+#undef _tile_stored
+#undef _tile_dpbf16ps
+#define _tile_loadconfig twin::loadconfig
+#define _tile_release twin::release
+#define _tile_loadd twin::tile_loadd
+#define _tile_stored twin::tile_stored
+#define _tile_dpbf16ps twin::tile_dpbf16ps
 #endif

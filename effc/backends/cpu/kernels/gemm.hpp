@@ -30,6 +30,7 @@ namespace effc {
 namespace gemm {
 
 constexpr int kMR = 6;                          /* rows of a tile */
+constexpr int kMaxMR = 16;                      /* of any format's tile (dot_bf16.hpp) */
 constexpr int kNV = EFFC_VLEN >= 64 ? 4 : 2;    /* vectors of a panel */
 template <class T>
 constexpr int kNR = kNV * lanes<T>;             /* columns of a panel */
@@ -41,6 +42,17 @@ constexpr int64_t kNC = 256;                    /* most columns of a task */
 constexpr int64_t kInPlaceRows = 2 * kMR;       /* up to here an n-contiguous B is read in place */
 constexpr int64_t kSplitSteps = 4096;           /* shortest reduction that is split */
 constexpr int64_t kHeader = 64;                 /* bytes before packed data */
+constexpr uint32_t kFormat = 1, kVersion = 2;
+
+/* Of packed data: packing/gemm.py. */
+struct Header {
+  char magic[8];
+  uint32_t format, version, dtype, nr;
+  int64_t batches, k, n;
+  uint64_t checksum;
+  uint32_t kr, reserved;
+};
+static_assert(sizeof(Header) == kHeader, "header");
 
 template <class T>
 T min(T a, T b) { return a < b ? a : b; }
@@ -72,7 +84,64 @@ struct Tile {
 };
 typedef void (*Micro)(const Tile*);
 
-/* U steps of k. A function and no lambda: GCC 12 keeps accumulators that a closure refers to in memory. */
+/* Elements of packed panels of bfloat16, [k / 2][NR][2]: two steps of the reduction side by side, so that they are
+ * widened without a shuffle, and are what the instructions for pairs want.
+ *   bf16_pair  widened: a panel's element serves two steps, which are k's
+ *   bf16_dot   multiplied as pairs (dot_bf16.hpp): so are the elements of A, and a step is a pair */
+struct bf16_pair {
+  uint32_t bits;
+};
+struct bf16_dot {
+  uint32_t bits;
+};
+template <class TB>
+constexpr int steps_of = __is_same(TB, bf16_pair) ? 2 : 1; /* that an element of a panel serves */
+
+/* The second elements of pairs. The mask stays in memory: a tile leaves no register for it. */
+EFFC_INLINE Vec<float> high_halves(VecOf<uint32_t>::type bits) {
+#if EFFC_VLEN <= EFFC_HARDWARE_VLEN
+  alignas(EFFC_VLEN) static constexpr uint32_t mask[EFFC_VLEN / 4] = {
+      0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u,
+#if EFFC_VLEN == 64
+      0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u,
+#endif
+  };
+  Vec<float> r;
+  __asm__("vandps %2, %1, %0" : "=v"(r) : "v"(bits), "m"(mask));
+  return r;
+#else
+  return (Vec<float>)(bits & 0xffff0000u);
+#endif
+}
+
+/* The vector at p for step `o` of an element's steps. */
+template <class TB>
+EFFC_INLINE auto load_step(const TB* p, int o) {
+  if constexpr (steps_of<TB> == 2) {
+    const auto bits = load((const uint32_t*)p);
+    return o % 2 ? high_halves(bits) : (Vec<float>)(bits << 16);
+  } else if constexpr (__is_same(TB, bf16_dot)) {
+    return load((const float*)p);
+  } else {
+    return load_wide(p);
+  }
+}
+
+/* acc += a * b, for elements of TB. */
+template <class TB>
+struct Product {
+  template <class V>
+  EFFC_INLINE void add(V& acc, V a, V b) {
+    multiply_add(acc, a, b);
+  }
+  template <class T>
+  EFFC_INLINE T one(T a, TB b) {
+    return a * convert<T>(b);
+  }
+};
+
+/* U steps of k: whole elements of B, or the first step of the last one. A function and no lambda: GCC 12 keeps accumulators
+ * that a closure refers to in memory. */
 template <int U, bool COLUMNS, class T, class TB, int MR, int NV>
 EFFC_INLINE void steps(Vec<T> (&acc)[MR][NV], const char*& p0, const char*& p1, int64_t lda, const TB*& b, int64_t ldb,
                        int64_t panel_stride) {
@@ -83,32 +152,36 @@ EFFC_INLINE void steps(Vec<T> (&acc)[MR][NV], const char*& p0, const char*& p1, 
     V x[NV <= kNV ? NV : 1], y[MR];
     if constexpr (NV <= kNV) {
       EFFC_UNROLL_ALL
-      for (int j = 0; j < NV; ++j) x[j] = load_wide(b + j * L);
+      for (int j = 0; j < NV; ++j) x[j] = load_step(b + j * L, o);
     }
     EFFC_UNROLL_ALL
     for (int i = 0; i < MR; ++i) {
       y[i] = splat(*(const T*)(COLUMNS ? p0 + i * S : (i < 3 ? p0 : p1) + (i % 3) * lda + o * S));
       if constexpr (NV <= kNV) {
         EFFC_UNROLL_ALL
-        for (int j = 0; j < NV; ++j) multiply_add(acc[i][j], y[i], x[j]);
+        for (int j = 0; j < NV; ++j) Product<TB>::add(acc[i][j], y[i], x[j]);
       }
     }
     if constexpr (NV > kNV) {
       EFFC_UNROLL_ALL
       for (int j = 0; j < NV; ++j) {
-        const V w = load_wide(b + (j / kNV) * panel_stride + (j % kNV) * L);
+        const V w = load_step(b + (j / kNV) * panel_stride + (j % kNV) * L, o);
         EFFC_UNROLL_ALL
-        for (int i = 0; i < MR; ++i) acc[i][j] += y[i] * w; /* w straight from memory */
+        for (int i = 0; i < MR; ++i)
+          if constexpr (__is_same(TB, T))
+            acc[i][j] += y[i] * w; /* w straight from memory */
+          else
+            Product<TB>::add(acc[i][j], y[i], w);
       }
     }
-    b += ldb;
+    if (o % steps_of<TB> == steps_of<TB> - 1) b += ldb;
     if constexpr (COLUMNS) p0 += lda;
   }
   if constexpr (!COLUMNS) p0 += U * S, p1 += U * S;
 }
 
-/* c[MR][NV vectors] (+)= a[MR][k] b[k][NV vectors]. Vectors beyond kNV come from the following panels. With COLUMNS, a is
- * stored [k][MR] and lda is the distance between reduction steps. */
+/* c[MR][NV vectors] (+)= a[MR][k] b[k][NV vectors], k counted in steps. Vectors beyond kNV come from the following panels.
+ * With COLUMNS, a is stored [k][MR] and lda is the distance between reduction steps. */
 template <class T, class TB, int MR, int NV, bool COLUMNS = false>
 void micro(const Tile* t) {
   constexpr int L = lanes<T>, U = 4;
@@ -144,6 +217,8 @@ void micro(const Tile* t) {
     next += next_step;
     steps<U, COLUMNS, T>(acc, p0, p1, lda, b, ldb, panel_stride);
   }
+  if constexpr (steps_of<TB> > 1)
+    for (; k > 1; k -= 2) steps<2, COLUMNS, T>(acc, p0, p1, lda, b, ldb, panel_stride);
   for (; k > 0; --k) steps<1, COLUMNS, T>(acc, p0, p1, lda, b, ldb, panel_stride);
   EFFC_UNROLL_ALL
   for (int i = 0; i < MR; ++i)
@@ -157,7 +232,7 @@ constexpr int panels_at_once(int rows) {
 }
 
 struct Table {
-  Micro fn[kMR][kNV + 1]; /* [rows - 1][vectors - 1]; the last column takes panels_at_once(rows) panels */
+  Micro fn[kMaxMR][kNV + 1]; /* [rows - 1][vectors - 1]; the last column takes panels_at_once(rows) panels */
 };
 template <class T, class TB, int R>
 constexpr void fill_row(Table& t) {
@@ -208,8 +283,12 @@ void transpose(const S* src, int64_t lds, T* dst, int64_t ldd, int64_t rows, int
 template <class T, class S>
 void copy_block(const S* src, int64_t sr, int64_t sc, T* dst, int64_t ldd, int64_t rows, int64_t cols) {
   if (sc == 1 || cols == 1) {
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t c = 0; c < cols; ++c) dst[r * ldd + c] = convert<T>(src[r * sr + c]);
+    for (int64_t r = 0; r < rows; ++r) {
+      int64_t c = 0;
+      if constexpr (__is_same(T, float) && __is_same(S, f16))
+        for (; c + lanes<T> <= cols; c += lanes<T>) store(dst + r * ldd + c, load_wide(src + r * sr + c));
+      for (; c < cols; ++c) dst[r * ldd + c] = convert<T>(src[r * sr + c]);
+    }
   } else if (sr == 1) {
     transpose<T, S>(src, sc, dst, ldd, cols, rows);
   } else {
@@ -233,20 +312,24 @@ void dot_rows(const Tile* t, int64_t n) {
       Vec<T> x[C];
       EFFC_UNROLL_ALL
       for (int c = 0; c < C; ++c) {
-        x[c] = load_wide(b[c] + i);
+        x[c] = load_step(b[c] + i, 0);
         __builtin_prefetch(b[c] + i + 2 * C * t->ldb, 0, 2); /* rows are short streams: the hardware starts anew at each */
       }
       EFFC_UNROLL_ALL
       for (int r = 0; r < R; ++r) {
         const Vec<T> y = load(a + r * lda + i);
         EFFC_UNROLL_ALL
-        for (int c = 0; c < C; ++c) acc[r][c] += y * x[c];
+        for (int c = 0; c < C; ++c)
+          if constexpr (__is_same(S, bf16_dot))
+            Product<S>::add(acc[r][c], y, x[c]);
+          else
+            acc[r][c] += y * x[c];
       }
     }
     for (int c = 0; c < C && j + c < n; ++c)
       for (int r = 0; r < R; ++r) {
         T sum = sum_lanes<T>(acc[r][c]);
-        for (int64_t i = whole; i < k; ++i) sum += a[r * lda + i] * convert<T>(b[c][i]);
+        for (int64_t i = whole; i < k; ++i) sum += Product<S>::one(a[r * lda + i], b[c][i]);
         T* dst = (T*)t->c + r * t->ldc + j + c;
         *dst = t->accumulate ? *dst + sum : sum;
       }
@@ -271,12 +354,12 @@ struct Matrix {
 /* How storage meets accumulators. Functions get the matrix of one batch (data already advanced). */
 template <class T>
 struct Format {
-  int unit;       /* accumulator rows per row of A, and reduction steps per k: 2 for complex numbers */
+  int unit;       /* accumulator rows per row of A: 2 for complex numbers */
   bool a_direct;  /* A's storage type is T */
   bool b_direct;
   bool c_direct;
   int a_size, b_size, c_size; /* bytes of an element in storage */
-  /* dst[m1 - m0][ld] = A[m0:m1, k0:k1] */
+  /* dst[m1 - m0][ld] = A[m0:m1, k0:k1]; k0 and k1 are steps, k_total is A's own size */
   void (*load_a)(const Matrix&, int64_t k_total, int64_t m0, int64_t m1, int64_t k0, int64_t k1, T* dst, int64_t ld);
   /* dst[k1 - k0][NR] = B[k0:k1, n0:n0+n], zero padded */
   void (*load_b)(const Matrix&, int64_t k_total, int64_t k0, int64_t k1, int64_t n0, int64_t n, T* dst);
@@ -286,14 +369,21 @@ struct Format {
   const Table* packed_table; /* for packed constants */
   int packed_size;           /* bytes of their elements */
   void (*dot)(const Tile*, int64_t rows, int64_t n); /* null if the format has none */
+  int step = 1;         /* k's of a step: 2 where elements are pairs */
+  int packed_steps = 1; /* steps that an element of a packed constant serves */
+  int mr = kMR;             /* rows of a tile */
+  void (*done)() = nullptr; /* after a task */
+  /* Looks at the operands (B is null where it is packed) of this k: it may read them as other elements. */
+  void (*adapt)(Format& f, Matrix& a, Matrix* b, int64_t k) = nullptr;
 };
 
 /* Reduction steps of a block, tiles of a block of rows, most columns of a task. */
 struct Blocking {
   int64_t steps = kKC, tiles = kTilesMC, cols = kNC;
 
-  /* From attributes [first, first + 3). False if they are no sizes. */
-  bool read(const effc_call* call, int first) {
+  /* From attributes [first, first + 3), for tiles of mr rows. False if they are no sizes. */
+  bool read(const effc_call* call, int first, int mr) {
+    tiles = kMC / mr;
     if (call->n_attr < first + 3) return false;
     const int64_t* a = call->attr + first;
     if (a[0] < 0 || a[1] < 0 || a[1] > kMaxTilesMC || a[2] < 0) return false;
@@ -306,8 +396,8 @@ struct Blocking {
 
 /* Mirrored by thread_scratch() of packing/gemm.py. */
 template <class T>
-int64_t thread_scratch_bytes(const Blocking& b = Blocking()) {
-  const int64_t rows = b.tiles * kMR;
+int64_t thread_scratch_bytes(const Blocking& b = Blocking(), int mr = kMR) {
+  const int64_t rows = b.tiles * mr;
   return (int64_t)sizeof(T) * (rows * max<int64_t>(b.cols, kNR<T>) + rows * b.steps + b.steps * kNR<T>);
 }
 
@@ -317,17 +407,24 @@ struct Driver {
   const effc_call* call;
   const Format<T>& f;
   int64_t b0 = 0, b1 = 0, m = 0, n = 0, k = 0; /* m, k in accumulator rows and steps */
+  int64_t inner = 0;                           /* k of the operands */
   Matrix a{}, b{}, c{};
   Blocking size;
   const char* packed = nullptr; /* panels of a packed constant, or of B in shared scratch */
   const Table* table = nullptr;
-  int packed_size = 0;
+  int packed_size = 0, packed_steps = 1;
   int64_t packed_batch = 0;       /* bytes between the panels of B's batches */
   int64_t packed_first_batch = 0; /* the first batch and panel held in `packed` */
   int64_t packed_first_panel = 0;
   int64_t panels = 0, tiles = 0;
   bool in_place = false, direct = false, dots = false;
 
+  /* Elements of a packed panel for this many steps. */
+  int64_t elements(int64_t steps) const { return ceil_div(steps, packed_steps); }
+  /* Where part i of n of the steps [k0, k1) starts: whole elements, but for the end. k0 is a whole one. */
+  int64_t part(int64_t k0, int64_t k1, int64_t i, int64_t n) const {
+    return min(k1, k0 + elements(k1 - k0) * i / n * packed_steps);
+  }
   int64_t row_of(int64_t tile) const { return f.unit * (tile * (m / f.unit) / tiles); }
 
   struct Grid {
@@ -363,7 +460,7 @@ struct Driver {
     constexpr int NR = kNR<T>;
     T* scratch = (T*)(call->thread_scratch + worker * call->thread_scratch_bytes);
     T* acc_block = scratch;
-    const int64_t most_rows = size.tiles * kMR;
+    const int64_t most_rows = size.tiles * f.mr;
     T* a_block = scratch + most_rows * max<int64_t>(size.cols, NR);
     T* b_block = a_block + most_rows * size.steps;
     const int64_t r0 = row_of(t0), r1 = row_of(t1), rows = r1 - r0;
@@ -384,12 +481,12 @@ struct Driver {
     } else {
       out = acc_block, ldo = (p1 - p0) * NR;
     }
-    alignas(64) T edge[kMR * NR];
+    alignas(64) T edge[kMaxMR * NR];
     const int64_t used_tiles = t1 - t0;
     int64_t bounds[kMaxTilesMC + 1];
     for (int64_t i = 0; i <= used_tiles; ++i) bounds[i] = row_of(t0 + i) - r0;
     for (int64_t kb = 0; kb < blocks; ++kb) {
-      const int64_t ks = k0 + (k1 - k0) * kb / blocks, ke = k0 + (k1 - k0) * (kb + 1) / blocks, kc = ke - ks;
+      const int64_t ks = part(k0, k1, kb, blocks), ke = part(k0, k1, kb + 1, blocks), kc = ke - ks;
       Tile t;
       t.k = kc;
       t.accumulate = kb > 0;
@@ -400,7 +497,7 @@ struct Driver {
       } else {
         /* An odd number of cache lines between rows, so that they do not fall into the same sets. */
         const int64_t ld = ((kc * (int64_t)sizeof(T) + 63) / 64 | 1) * 64 / (int64_t)sizeof(T);
-        f.load_a(am, k, r0, r1, ks, ke, a_block, min(ld, size.steps));
+        f.load_a(am, inner, r0, r1, ks, ke, a_block, min(ld, size.steps));
         a_base = (const char*)a_block;
         t.lda = min(ld, size.steps) * (int64_t)sizeof(T);
       }
@@ -410,11 +507,11 @@ struct Driver {
         bool loaded = false;
         const Table* table_used = table;
         if (packed) {
-          const int64_t slice = kc * NR * packed_size;
-          t.b = panels_of_batch + ((p - packed_first_panel) * k + ks) * NR * packed_size;
-          t.ldb = NR, t.panel_stride = k * NR;
-          const char* next = p + 1 < p1 || kb + 1 == blocks ? (const char*)t.b + k * NR * packed_size
-                                                            : (const char*)t.b + slice - (p1 - 1 - p0) * k * NR * packed_size;
+          const int64_t slice = elements(kc) * NR * packed_size, panel = elements(k) * NR * packed_size;
+          t.b = panels_of_batch + (p - packed_first_panel) * panel + elements(ks) * NR * packed_size;
+          t.ldb = NR, t.panel_stride = elements(k) * NR;
+          const char* next = p + 1 < p1 || kb + 1 == blocks ? (const char*)t.b + panel
+                                                            : (const char*)t.b + slice - (p1 - 1 - p0) * panel;
           t.next = next;
           t.next_step = ceil_div(slice, 16 * max<int64_t>(1, used_tiles * (kc / 4))) * 16;
         } else if (in_place && cols == NR) {
@@ -428,7 +525,7 @@ struct Driver {
           ++p;
           continue;
         } else {
-          f.load_b(bm, k, ks, ke, p * NR, cols, b_block);
+          f.load_b(bm, inner, ks, ke, p * NR, cols, b_block);
           t.b = b_block, t.ldb = NR, t.panel_stride = 0;
           t.next = (const char*)t.b, t.next_step = 0;
           table_used = f.table;
@@ -460,6 +557,7 @@ struct Driver {
         p += taken;
       }
     }
+    if (f.done) f.done();
     if (!partial && !to_c) finish(i0, i1, r0, r1, p0 * NR, min(n, p1 * NR), out, ldo, cm);
   }
 
@@ -507,7 +605,7 @@ struct Driver {
         T* partial = g.splits > 1 ? partials + (batch * g.splits + split) * partial_size : nullptr;
         const int64_t t0 = tiles * row / g.row_blocks, t1 = tiles * (row + 1) / g.row_blocks;
         block(i0, i1, t0, t1, p0 + (p1 - p0) * col / g.col_groups, p0 + (p1 - p0) * (col + 1) / g.col_groups,
-              k * split / g.splits, k * (split + 1) / g.splits, partial, worker);
+              part(0, k, split, g.splits), part(0, k, split + 1, g.splits), partial, worker);
       }
     });
     if (g.splits == 1) return;
@@ -537,7 +635,7 @@ struct Driver {
         Matrix bm = b;
         bm.data += (q / d1 * b.batch0 + q % d1 * b.batch1) * f.b_size;
         const int64_t ks = k * s / steps, ke = k * (s + 1) / steps;
-        f.load_b(bm, k, ks, ke, p * NR, min<int64_t>(NR, n - p * NR), dst + (unit * k + ks) * NR);
+        f.load_b(bm, inner, ks, ke, p * NR, min<int64_t>(NR, n - p * NR), dst + (unit * k + ks) * NR);
       }
     });
   }
@@ -547,18 +645,18 @@ struct Driver {
     fold_batches();
     constexpr int NR = kNR<T>;
     panels = ceil_div(n, NR);
-    tiles = ceil_div(m, kMR);
+    tiles = ceil_div(m, f.mr);
     direct = !call->epilogue && f.c_direct && (c.col == 1 || n == 1);
     const int64_t split = splits(b0 * b1);
     const int64_t need = split > 1 ? split * b0 * b1 * m * panels * NR * (int64_t)sizeof(T) : 0;
-    if (call->thread_scratch_bytes < thread_scratch_bytes<T>(size) || call->scratch_bytes < need) {
+    if (call->thread_scratch_bytes < thread_scratch_bytes<T>(size, f.mr) || call->scratch_bytes < need) {
       call->api->fail(call, "matmul: scratch is too small");
       return 1;
     }
     const int64_t q = distinct0() * distinct1();
     if (packed) {
       table = f.packed_table;
-      packed_size = f.packed_size;
+      packed_size = f.packed_size, packed_steps = f.packed_steps;
       compute(0, q, 0, panels);
       return 0;
     }
@@ -630,50 +728,48 @@ inline int32_t bad(const effc_call* call, const char* what) {
 /* in: A (b0,b1,M,K), B (b0,b1,K,N); out: C (b0,b1,M,N), or the epilogue's outputs. Sizes 1 in a batch dim broadcast.
  * attrs: Blocking. */
 template <class T>
-int32_t matmul(const effc_call* call, const Format<T>& f) {
+int32_t matmul(const effc_call* call, Format<T> f) {
   if (call->n_own != 2) return bad(call, "two operands expected");
   const effc_tensor &ta = call->in[0], &tb = call->in[1], &tc = call->out[0];
   Driver<T> d(call, f);
-  if (!d.size.read(call, 0)) return bad(call, "the sizes of a block are no sizes");
+  if (!d.size.read(call, 0, f.mr)) return bad(call, "the sizes of a block are no sizes");
   if (!describe(ta, &d.a) || !describe(tb, &d.b) || !describe(tc, &d.c)) return bad(call, "operands must have rank 4");
   if (ta.shape[3] != tb.shape[2]) return bad(call, "inner sizes differ");
+  if (f.adapt) f.adapt(f, d.a, &d.b, ta.shape[3]);
   d.b0 = max(ta.shape[0], tb.shape[0]);
   d.b1 = max(ta.shape[1], tb.shape[1]);
   if (ta.shape[0] == 0 || tb.shape[0] == 0) d.b0 = 0;
   if (ta.shape[1] == 0 || tb.shape[1] == 0) d.b1 = 0;
   d.m = ta.shape[2] * f.unit;
-  d.k = ta.shape[3] * f.unit;
+  d.inner = ta.shape[3];
+  d.k = ceil_div(d.inner * f.unit, f.step);
   d.n = tb.shape[3];
   return d.run();
 }
 
 /* As matmul, but in[1] is a packed constant: rank 1, bytes. attrs: batches, K, N, Blocking; the header must agree. */
 template <class T>
-int32_t matmul_packed(const effc_call* call, const Format<T>& f, int packed_dtype) {
+int32_t matmul_packed(const effc_call* call, Format<T> f, int packed_dtype) {
   if (call->n_own != 2 || call->n_attr < 6) return bad(call, "two operands and six attributes expected");
   const effc_tensor &ta = call->in[0], &tb = call->in[1], &tc = call->out[0];
   Driver<T> d(call, f);
-  if (!d.size.read(call, 3)) return bad(call, "the sizes of a block are no sizes");
+  if (!d.size.read(call, 3, f.mr)) return bad(call, "the sizes of a block are no sizes");
   if (!describe(ta, &d.a) || !describe(tc, &d.c)) return bad(call, "operands must have rank 4");
   const int64_t batches = call->attr[0], k = call->attr[1], n = call->attr[2];
   if (ta.shape[3] != k) return bad(call, "inner sizes differ");
-  struct Header {
-    char magic[8];
-    uint32_t format, version, dtype, nr;
-    int64_t batches, k, n;
-    uint64_t checksum;
-  } h;
+  if (f.adapt) f.adapt(f, d.a, nullptr, k);
+  Header h;
   if (tb.rank != 1 || tb.shape[0] < kHeader) return bad(call, "packed operand is no packed buffer");
   memcpy(&h, tb.data, sizeof h);
-  if (memcmp(h.magic, "EFFCPACK", 8) != 0 || h.format != 1 || h.version != 1 || h.dtype != (uint32_t)packed_dtype ||
-      h.nr != (uint32_t)kNR<T> || h.batches != batches || h.k != k || h.n != n)
+  if (memcmp(h.magic, "EFFCPACK", 8) != 0 || h.format != kFormat || h.version != kVersion || h.dtype != (uint32_t)packed_dtype ||
+      h.nr != (uint32_t)kNR<T> || h.kr != (uint32_t)(f.step * f.packed_steps) || h.batches != batches || h.k != k || h.n != n)
     return bad(call, "packed operand has another layout");
   if (batches != 1 && batches != ta.shape[0] * ta.shape[1]) return bad(call, "batches do not match");
   d.b0 = ta.shape[0], d.b1 = ta.shape[1];
-  d.m = ta.shape[2], d.k = k, d.n = n;
+  d.m = ta.shape[2], d.inner = k, d.k = ceil_div(k, f.step), d.n = n;
   d.b = Matrix{nullptr, batches == 1 ? 0 : d.b1, batches == 1 ? 0 : 1, 0, 0};
   d.packed = (const char*)tb.data + kHeader;
-  d.packed_batch = ceil_div(n, kNR<T>) * k * kNR<T> * f.packed_size;
+  d.packed_batch = ceil_div(n, kNR<T>) * ceil_div(k, f.step * f.packed_steps) * kNR<T> * f.packed_size;
   return d.run();
 }
 
@@ -694,8 +790,11 @@ struct Real {
   static void store(const Matrix& c, int64_t m0, int64_t m1, int64_t n0, int64_t n1, const T* acc, int64_t ld) {
     for (int64_t i = m0; i < m1; ++i, acc += ld) {
       O* dst = (O*)c.data + i * c.row + n0 * c.col;
+      int64_t j = 0;
+      if constexpr (__is_same(O, f16))
+        for (; c.col == 1 && j + lanes<T> <= n1 - n0; j += lanes<T>) store_narrow(dst + j, load(acc + j));
       if (c.col == 1)
-        for (int64_t j = 0; j < n1 - n0; ++j) dst[j] = convert<O>(acc[j]);
+        for (; j < n1 - n0; ++j) dst[j] = convert<O>(acc[j]);
       else
         for (int64_t j = 0; j < n1 - n0; ++j) dst[j * c.col] = convert<O>(acc[j]);
     }

@@ -14,7 +14,7 @@ static constexpr gemm::Table kF64 = gemm::make_table<double, double>();
 template <class T, class C>
 struct Complex {
   static void load_a(const Matrix& a, int64_t k_total, int64_t m0, int64_t m1, int64_t k0, int64_t k1, T* dst, int64_t ld) {
-    const int64_t half = k_total / 2;
+    const int64_t half = k_total;
     for (int64_t m = m0; m < m1; m += 2) {
       const C* src = (const C*)a.data + m / 2 * a.row;
       T* re = dst + (m - m0) * ld;
@@ -28,7 +28,7 @@ struct Complex {
   }
   static void load_b(const Matrix& b, int64_t k_total, int64_t k0, int64_t k1, int64_t n0, int64_t n, T* dst) {
     constexpr int NR = gemm::kNR<T>;
-    const int64_t half = k_total / 2;
+    const int64_t half = k_total;
     for (int64_t k = k0; k < k1; ++k, dst += NR) {
       const C* src = (const C*)b.data + (k < half ? k : k - half) * b.row + n0 * b.col;
       for (int64_t j = 0; j < n; ++j) dst[j] = k < half ? src[j * b.col].re : src[j * b.col].im;

@@ -202,13 +202,7 @@ int32_t pack(const effc_call* call, uint32_t dtype) {
     call->api->fail(call, "recurrent layer: the packed buffer has another size");
     return 1;
   }
-  struct Header {
-    char magic[8];
-    uint32_t format, version, dtype, nr;
-    int64_t batches, k, n;
-    uint64_t checksum, zero;
-  } h = {{'E', 'F', 'F', 'C', 'P', 'A', 'C', 'K'}, 1, 1, dtype, (uint32_t)nr, 1, k, n, 0, 0};
-  static_assert(sizeof h == gemm::kHeader, "header");
+  const gemm::Header h = {{'E', 'F', 'F', 'C', 'P', 'A', 'C', 'K'}, gemm::kFormat, gemm::kVersion, dtype, (uint32_t)nr, 1, k, n, 0, 1, 0};
   memcpy(call->out[0].data, &h, sizeof h);
   T* dst = (T*)((char*)call->out[0].data + gemm::kHeader);
   const int64_t row = w.strides[0], col = w.rank > 1 ? w.strides[1] : 0;

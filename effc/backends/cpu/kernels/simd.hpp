@@ -13,6 +13,11 @@
 #define EFFC_EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 #define EFFC_UNROLL_ALL _Pragma("GCC unroll 64")
+#if defined(__AVX512F__)
+#define EFFC_HARDWARE_VLEN 64
+#else
+#define EFFC_HARDWARE_VLEN 32
+#endif
 
 namespace effc {
 
@@ -45,10 +50,10 @@ EFFC_INLINE Vec<T> splat(T x) {
 template <class V>
 EFFC_INLINE void multiply_add(V& acc, V a, V b) {
 #if defined(__FMA__)
-  if constexpr (__is_same(decltype(acc[0] + 0), float) && sizeof(V) >= 16) {
+  if constexpr (__is_same(decltype(acc[0] + 0), float) && sizeof(V) >= 16 && sizeof(V) <= EFFC_HARDWARE_VLEN) {
     __asm__("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "vm"(b));
     return;
-  } else if constexpr (__is_same(decltype(acc[0] + 0), double) && sizeof(V) >= 16) {
+  } else if constexpr (__is_same(decltype(acc[0] + 0), double) && sizeof(V) >= 16 && sizeof(V) <= EFFC_HARDWARE_VLEN) {
     __asm__("vfmadd231pd %2, %1, %0" : "+v"(acc) : "v"(a), "vm"(b));
     return;
   }
@@ -65,11 +70,28 @@ EFFC_INLINE VecOf<uint32_t>::type load_half_bits(const void* p) {
   return __builtin_convertvector(*(const VecOf<uint16_t, EFFC_VLEN / 2>::loose*)p, VecOf<uint32_t>::type);
 }
 EFFC_INLINE Vec<float> load_wide(const bf16* p) { return (Vec<float>)(load_half_bits(p) << 16); }
-EFFC_INLINE Vec<float> load_wide(const f16* p) { /* to_f32 of types.hpp, lane by lane */
+EFFC_INLINE Vec<float> load_wide(const f16* p) {
+#if defined(__F16C__) && EFFC_VLEN <= EFFC_HARDWARE_VLEN
+  Vec<float> r;
+  __asm__("vcvtph2ps %1, %0" : "=v"(r) : "vm"(*(const VecOf<uint16_t, EFFC_VLEN / 2>::loose*)p));
+  return r;
+#else /* to_f32 of types.hpp, lane by lane */
   typedef VecOf<uint32_t>::type U;
   U bits = load_half_bits(p), mag = (bits & 0x7fffu) << 13;
   U scaled = (U)((Vec<float>)mag * 0x1p112f), special = (U)(mag >= 0x0f800000u);
   return (Vec<float>)((special & (mag | 0x7f800000u)) | (~special & scaled) | ((bits & 0x8000u) << 16));
+#endif
+}
+
+/* lanes<float> elements as float16, rounded to nearest, ties to even. NaN keeps the first bits of its payload. */
+EFFC_INLINE void store_narrow(f16* p, Vec<float> v) {
+#if defined(__F16C__) && EFFC_VLEN <= EFFC_HARDWARE_VLEN
+  VecOf<uint16_t, EFFC_VLEN / 2>::type r;
+  __asm__("vcvtps2ph $0, %1, %0" : "=v"(r) : "v"(v));
+  *(VecOf<uint16_t, EFFC_VLEN / 2>::loose*)p = r;
+#else
+  for (int i = 0; i < lanes<float>; ++i) p[i] = from_f32<f16>(v[i]);
+#endif
 }
 
 /* Sum of the lanes, halves folded onto each other. */

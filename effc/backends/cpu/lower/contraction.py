@@ -8,6 +8,7 @@ embedding).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from ....ir.dims import Dim, ceildiv, maximum, minimum, product
 from ....ir.dtypes import DType
 from ....ir.graph import Graph, Node, Value
 from ....runtime.errors import EffcError
-from .. import codegen
+from .. import codegen, microkernels
+from ..microkernels import MicroKernel
 from ..packing import gemm as packing
 from . import Buf, Lowering, lowers, views
 
@@ -30,13 +32,6 @@ KERNELS = {
 EPILOGUES = (DType.f32, DType.f64, DType.f16, DType.bf16)
 TUNED = ("f32", "f64")  # kernels whose blocking the cost model chooses
 SHARED_BYTES = 16 << 20  # of B packed at once, where it is not a constant
-
-
-def accumulator(dtype: DType) -> DType:
-    """The dtype of the kernels' accumulators."""
-    if dtype.is_int:
-        return DType.i64 if dtype.itemsize == 8 else DType.i32
-    return dtype.real.compute
 
 
 # Shapes ---------------------------------------------------------------------------------------------------------------
@@ -119,12 +114,13 @@ def packed_constant(cx: Lowering, node: Node, v: Value, batch: Sequence[Dim]) ->
     if not _only_multiplied(cx, v):
         cx.note(node, "the weights are read by other ops too, so they are kept once, unpacked")
         return None
-    nr = packing.panel_width(v.dtype, cx.target.vlen)
+    micro = microkernels.choose(cx.target, "matmul", v.dtype)
+    nr, kr = micro.nr(v.dtype, cx.target.vlen), micro.kr
     memo = cx.constants.__dict__.setdefault("packed_gemm", {})
-    if (key, nr) not in memo:
+    if (key, nr, kr) not in memo:
         k, n = data.shape[-2:]
-        memo[key, nr] = (data, packing.pack_gemm_b(data.reshape(int(np.prod(data.shape[:-2])), k, n), nr))
-    packed = memo[key, nr][1]
+        memo[key, nr, kr] = (data, packing.pack_gemm_b(data.reshape(int(np.prod(data.shape[:-2])), k, n), nr, kr))
+    packed = memo[key, nr, kr][1]
     batches = int(np.prod(data.shape[:-2]))
     return cx.const(packed), [batches, data.shape[-2], data.shape[-1]]
 
@@ -132,9 +128,30 @@ def packed_constant(cx: Lowering, node: Node, v: Value, batch: Sequence[Dim]) ->
 # matmul ---------------------------------------------------------------------------------------------------------------
 
 
-def _scratch(acc: DType, unit: int, vlen: int, a: Buf, b: Buf, blocking: packing.Blocking) -> Dim:
+def _scratch(sizes: _Sizes, a: Buf, b: Buf, blocking: packing.Blocking) -> Dim:
     """Scratch of effc_matmul_*: partial sums of a split reduction, or B in panels (Driver::run of gemm.hpp)."""
-    return maximum(_partial(acc, unit, vlen, a, b.shape[3]), _shared(acc, unit, vlen, a, b, blocking))
+    return maximum(_partial(sizes, a, b.shape[3]), _shared(sizes, a, b, blocking))
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What scratch depends on: the micro-kernel's tile, the accumulators' bytes, and how many rows and steps of the
+    kernel's a row and a step of the operands are (``unit``, 2 for complex numbers)."""
+
+    mr: int
+    nr: int
+    step: int
+    itemsize: int
+    unit: int
+
+    @staticmethod
+    def of(micro: MicroKernel, dtype: DType, vlen: int) -> _Sizes:
+        return _Sizes(
+            micro.mr, micro.nr(dtype, vlen), micro.step, micro.accumulator(dtype).itemsize, 2 if dtype.is_complex else 1
+        )
+
+    def steps(self, k: Dim) -> Dim:
+        return ceildiv(k * self.unit, self.step)
 
 
 def _flag(condition: Dim) -> Dim:
@@ -142,18 +159,16 @@ def _flag(condition: Dim) -> Dim:
     return minimum(1, maximum(0, condition))
 
 
-def _partial(acc: DType, unit: int, vlen: int, a: Buf, n: Dim) -> Dim:
-    nr = packing.panel_width(acc, vlen)
-    rows, k = product(a.shape[:3]) * unit, a.shape[3] * unit
-    panels = ceildiv(n, nr)
+def _partial(z: _Sizes, a: Buf, n: Dim) -> Dim:
+    rows, k = product(a.shape[:3]) * z.unit, z.steps(a.shape[3])
+    panels = ceildiv(n, z.nr)
     # The kernel may fold batches into rows, which makes fewer tiles than it would count otherwise.
-    few = _flag(8 - ceildiv(ceildiv(rows, packing.TILE), 4) * panels)
+    few = _flag(8 - ceildiv(ceildiv(rows, z.mr), 4) * panels)
     splits = minimum(16, dims.floordiv(k, packing.SPLIT_STEPS // 2))
-    return few * _flag(k - packing.SPLIT_STEPS + 1) * splits * rows * panels * nr * acc.itemsize
+    return few * _flag(k - packing.SPLIT_STEPS + 1) * splits * rows * panels * z.nr * z.itemsize
 
 
-def _shared(acc: DType, unit: int, vlen: int, a: Buf, b: Buf, blocking: packing.Blocking) -> Dim:
-    nr = packing.panel_width(acc, vlen)
+def _shared(z: _Sizes, a: Buf, b: Buf, blocking: packing.Blocking) -> Dim:
     distinct: Dim = 1
     repeat: Dim = 1
     for size, stride in zip(b.shape[:2], b.strides[:2], strict=True):
@@ -162,14 +177,16 @@ def _shared(acc: DType, unit: int, vlen: int, a: Buf, b: Buf, blocking: packing.
         else:
             distinct = distinct * size
     # It starts with the third block of rows that multiplies the same B.
-    many = _flag(ceildiv(ceildiv(a.shape[2] * unit, packing.TILE), blocking.rows // packing.TILE) * repeat - 2)
-    panel = b.shape[2] * unit * nr * acc.itemsize
-    return many * minimum(distinct * ceildiv(b.shape[3], nr) * panel, maximum(SHARED_BYTES, 4 * panel))
+    many = _flag(ceildiv(ceildiv(a.shape[2] * z.unit, z.mr), blocking.rows // z.mr) * repeat - 2)
+    panel = z.steps(b.shape[2]) * z.nr * z.itemsize
+    return many * minimum(distinct * ceildiv(b.shape[3], z.nr) * panel, maximum(SHARED_BYTES, 4 * panel))
 
 
 def _emit(cx: Lowering, node: Node, outs: list[Buf], body: Graph | None, extras: list[Buf]) -> None:
     left, right = node.operands[0], node.operands[1]
-    dtype, acc, vlen = left.dtype, accumulator(left.dtype), cx.target.vlen
+    dtype, vlen = left.dtype, cx.target.vlen
+    micro = microkernels.choose(cx.target, "matmul", dtype)
+    acc, sizes = micro.accumulator(dtype), _Sizes.of(micro, dtype, vlen)
     batch, n = outs[0].shape[:-2], right.shape[-1]
     packed = packed_constant(cx, node, right, batch)
     if packed is not None:
@@ -191,8 +208,7 @@ def _emit(cx: Lowering, node: Node, outs: list[Buf], body: Graph | None, extras:
     labels = [w.label for w in ways]
     options = [[*attrs, *w.attrs] for w in ways]
     blocking = ways[cx.decide(kernel, ins, outs4, options, labels, epilogue=symbol is not None, **more)]
-    unit = 2 if dtype.is_complex else 1
-    scratch = _partial(acc, 1, vlen, a4, n) if packed else _scratch(acc, unit, vlen, a4, buf, blocking)
+    scratch = _partial(sizes, a4, n) if packed else _scratch(sizes, a4, buf, blocking)
     cx.call(
         kernel, ins, outs4, [*attrs, *blocking.attrs, *values], epilogue=symbol, scratch=scratch,
         thread_scratch=packing.thread_scratch(acc, vlen, blocking), **more,  # type: ignore[arg-type]

@@ -11,18 +11,13 @@ import numpy as np
 from ....ir.dims import product
 from ....ir.dtypes import DType
 from ....ir.graph import Node, Value
+from .. import microkernels
 from ..packing import int8 as packing
 from . import Buf, Lowering, lowers, views
 from .contraction import _rank4, constant_matrix
 from .conv import _three, as_rows, channels_last
 
 Array = np.ndarray[Any, Any]
-
-
-def splits(cx: Lowering) -> bool:
-    """Whether weights are packed for an instruction that saturates; kSplit of dot_i8.hpp."""
-    have = set(cx.target.extra)
-    return not (have & {"amx_int8", "avxvnni"} or ("avx512vnni" in have and cx.target.vlen == 64))
 
 
 def _weights(cx: Lowering, node: Node) -> tuple[Array, Array, tuple[Any, ...]] | None:
@@ -40,7 +35,8 @@ def _packed(cx: Lowering, node: Node, key: tuple[Any, ...], b: Array, zero: Arra
     """``b`` [groups, k, n], packed once for all that use it."""
     memo = cx.constants.__dict__.setdefault("packed_int8", {})
     if key not in memo:
-        buffer = packing.pack(b, zero, split=splits(cx))
+        split = microkernels.choose(cx.target, "qmatmul", DType.from_np(b.dtype)).saturates
+        buffer = packing.pack(b, zero, split=split)
         memo[key] = (b, buffer, packing.shares(buffer))
     _, buffer, (halves, wide) = memo[key]
     if halves:

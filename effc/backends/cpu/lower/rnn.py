@@ -9,9 +9,10 @@ import numpy as np
 from ....ir.dims import Dim
 from ....ir.dtypes import DType
 from ....ir.graph import Node, Value
+from .. import microkernels
 from ..packing import gemm, rnn
 from . import Buf, Lowering, lowers
-from .contraction import KERNELS, _partial, constant_matrix
+from .contraction import KERNELS, _partial, _Sizes, constant_matrix
 
 
 def _packed(cx: Lowering, v: Value, gates: int, lanes: int, nr: int) -> Buf:
@@ -59,11 +60,12 @@ def _lower(cx: Lowering, node: Node, kernel: str, gates: int, vectors: int, weig
     total: Dim = steps * batch
     a = cx.view(xs, (1, 1, total, features), (0, 0, features, 1))
     product = cx.view(xg, (1, 1, total, columns), (0, 0, columns, 1))
-    inputs = _packed(cx, w_ih, gates, lanes, gemm.panel_width(dtype, vlen))
+    sizes = _Sizes.of(microkernels.choose(cx.target, "matmul", dtype), dtype, vlen)
+    inputs = _packed(cx, w_ih, gates, lanes, sizes.nr)
     cx.call(
         f"effc_matmul_packed_{KERNELS[dtype]}", [a, inputs], [product],
         [1, w_ih.shape[1], columns, *gemm.Blocking().attrs],
-        name=f"{node.name or node.op} inputs", scratch=_partial(dtype, 1, vlen, a, columns),
+        name=f"{node.name or node.op} inputs", scratch=_partial(sizes, a, columns),
         thread_scratch=gemm.thread_scratch(dtype, vlen),
         flops=total * features * rows * 2,
     )  # fmt: skip

@@ -3,10 +3,11 @@
 Packed buffer: 64 bytes of header, then the data.
 
     header   magic "EFFCPACK", format id 1, version, dtype code, panel width nr (4 x u32), batches, k, n (3 x i64),
-             64-bit BLAKE2b of the data, 8 bytes zero
-    panels   [batch][panel][k][nr]: columns panel * nr ... of B (batch, k, n); columns beyond n are 0
+             64-bit BLAKE2b of the data, steps kr (u32), 4 bytes zero
+    panels   [batch][panel][k / kr][nr][kr]: columns panel * nr ... of B (batch, k, n), kr steps of the reduction side
+             by side; what is beyond k or n is 0
 
-The data keeps the dtype of B (bf16 and f16 are widened in registers).
+The data keeps the dtype of B. What nr and kr a target's micro-kernel wants is in ``microkernels.py``.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from .conv import PackingError
 Array = np.ndarray[Any, Any]
 
 MAGIC = b"EFFCPACK"
-FORMAT, VERSION = 1, 1
-HEADER = struct.Struct("<8s4I3qQ8x")
+FORMAT, VERSION = 1, 2
+HEADER = struct.Struct("<8s4I3qQI4x")
 assert HEADER.size == 64
 PACKABLE = (DType.f32, DType.f64, DType.f16, DType.bf16)
 
@@ -36,26 +37,28 @@ def panel_width(dtype: DType, vlen: int) -> int:
     return lanes * (4 if vlen >= 64 else 2)
 
 
-def packed_bytes(batches: int, k: int, n: int, dtype: DType, nr: int) -> int:
+def packed_bytes(batches: int, k: int, n: int, dtype: DType, nr: int, kr: int = 1) -> int:
     """Size of the packed buffer."""
-    return HEADER.size + batches * -(-n // nr) * k * nr * dtype.itemsize
+    return HEADER.size + batches * -(-n // nr) * -(-k // kr) * kr * nr * dtype.itemsize
 
 
-def pack_gemm_b(b: Array, nr: int) -> Array:
-    """B (k, n) or (batches, k, n), to panels of ``nr`` columns; a uint8 vector."""
+def pack_gemm_b(b: Array, nr: int, kr: int = 1) -> Array:
+    """B (k, n) or (batches, k, n), to panels of ``nr`` columns, ``kr`` steps side by side; a uint8 vector."""
     if b.ndim not in (2, 3):
         raise PackingError(f"B must have rank 2 or 3, not {b.ndim}")
     b3 = b if b.ndim == 3 else b[None]
     batches, k, n = b3.shape
-    panels = -(-n // nr)
-    data = np.zeros((batches, panels, k, nr), b.dtype)
+    panels, steps = -(-n // nr), -(-k // kr) * kr
+    data = np.zeros((batches, panels, steps, nr), b.dtype)
     full = n // nr
-    data[:, :full] = b3[:, :, : full * nr].reshape(batches, k, full, nr).transpose(0, 2, 1, 3)
+    data[:, :full, :k] = b3[:, :, : full * nr].reshape(batches, k, full, nr).transpose(0, 2, 1, 3)
     if n % nr:
-        data[:, full, :, : n % nr] = b3[:, :, full * nr :]
+        data[:, full, :k, : n % nr] = b3[:, :, full * nr :]
+    if kr > 1:
+        data = np.ascontiguousarray(data.reshape(batches, panels, steps // kr, kr, nr).swapaxes(3, 4))
     raw = data.reshape(-1).view(np.uint8)
     digest = int.from_bytes(hashlib.blake2b(raw.data if raw.size else b"", digest_size=8).digest(), "little")
-    head = HEADER.pack(MAGIC, FORMAT, VERSION, DType.from_np(b.dtype).code, nr, batches, k, n, digest)
+    head = HEADER.pack(MAGIC, FORMAT, VERSION, DType.from_np(b.dtype).code, nr, batches, k, n, digest, kr)
     return np.concatenate([np.frombuffer(head, np.uint8), raw])
 
 
@@ -64,18 +67,20 @@ def unpack_gemm_b(packed: Array) -> Array:
     raw = packed.tobytes()
     if len(raw) < HEADER.size:
         raise PackingError("shorter than a header")
-    magic, fmt, version, code, nr, batches, k, n, digest = HEADER.unpack(raw[: HEADER.size])
+    magic, fmt, version, code, nr, batches, k, n, digest, kr = HEADER.unpack(raw[: HEADER.size])
     if magic != MAGIC or fmt != FORMAT or version != VERSION:
         raise PackingError("not a packed matrix of a known version")
     body = raw[HEADER.size :]
     dtype = next((d for d in DType if d.code == code), None)
-    if dtype is None or nr <= 0 or min(batches, k, n) < 0 or len(raw) != packed_bytes(batches, k, n, dtype, nr):
+    if dtype is None or min(nr, kr) <= 0 or min(batches, k, n) < 0:
+        raise PackingError("not the header of a packed matrix")
+    if len(raw) != packed_bytes(batches, k, n, dtype, nr, kr):
         raise PackingError("size does not match the header")
     if int.from_bytes(hashlib.blake2b(body, digest_size=8).digest(), "little") != digest:
         raise PackingError("checksum does not match")
-    panels = -(-n // nr)
-    data = np.frombuffer(body, dtype.np).reshape(batches, panels, k, nr)
-    return np.ascontiguousarray(data.transpose(0, 2, 1, 3).reshape(batches, k, panels * nr)[:, :, :n])
+    panels, groups = -(-n // nr), -(-k // kr)
+    data = np.frombuffer(body, dtype.np).reshape(batches, panels, groups, nr, kr).transpose(0, 2, 4, 1, 3)
+    return np.ascontiguousarray(data.reshape(batches, groups * kr, panels * nr)[:, :k, :n])
 
 
 # Built-in sizes of gemm.hpp: rows of a tile, rows and columns of a task, steps of a block, the shortest split.

@@ -161,7 +161,8 @@ def unpack(packed: Array) -> Unpacked:
         (np.int8, (groups, panels, steps // GROUP, PANEL, GROUP)),
     ]
     if split:
-        shapes += [(np.uint8, (groups, panels)), (np.uint32, (vectors + 1,)), (np.uint32, (extras,)), (np.int8, (extras, VECTOR, GROUP))]
+        shapes += [(np.uint8, (groups, panels))]
+        shapes += [(np.uint32, (vectors + 1,)), (np.uint32, (extras,)), (np.int8, (extras, VECTOR, GROUP))]
     sizes = [-(-int(np.prod(s)) * np.dtype(d).itemsize // 64) * 64 for d, s in shapes]
     if len(body) != sum(sizes):
         raise PackingError("size does not match the header")
