@@ -80,6 +80,13 @@ def _cpu_missing(target: str) -> list[str]:
     return sorted(set(parse(target).isa) - host_features())
 
 
+def _cpu_details(target: str) -> list[str]:
+    from .backends.cpu.microkernels import ranked
+    from .backends.cpu.target import host_features, parse
+
+    return [f"micro-kernels of {parse(target).name}, best first", *ranked(parse(target), host_features())]
+
+
 # reference ------------------------------------------------------------------------------------------------------------
 
 
@@ -176,7 +183,11 @@ def _mlir_passes() -> Any:
     return Options(native=native, kernels=False)
 
 
-register(Backend("cpu", _cpu_compile, _cpu_graph, _cpu_passes, targets=_cpu_targets, missing=_cpu_missing))
+register(
+    Backend(
+        "cpu", _cpu_compile, _cpu_graph, _cpu_passes, targets=_cpu_targets, missing=_cpu_missing, details=_cpu_details
+    )
+)
 register(
     Backend(
         "onnx", _onnx_compile, _onnx_graph, _onnx_passes,

@@ -662,6 +662,13 @@ def cmd_explain(a: argparse.Namespace) -> None:
 def cmd_targets(a: argparse.Namespace) -> None:
     import effc
 
+    if a.target:
+        from .backends.registry import find
+
+        backend = find(a.target)
+        lines = list(backend.details(a.target)) if backend.details else []
+        print(json.dumps(lines) if a.json else "\n".join(lines or [f"{a.target}: nothing to tell"]))
+        return
     found = effc.targets()
     if a.json:
         print(json.dumps(found))
@@ -775,6 +782,7 @@ def parser() -> argparse.ArgumentParser:
     p = add("tune", cmd_tune, "measure kernels on this machine, and train a cost model on what was measured")
     cost.tune_arguments(p)
     p = add("targets", cmd_targets, "list targets and what this machine can run")
+    p.add_argument("target", nargs="?", metavar="TARGET", help="tell about this one: the micro-kernels that it takes")
     p.add_argument("--json", action="store_true")
     p = add("conformance", cmd_conformance, "run the conformance suites on backends and print one table")
     conformance.add_arguments(p)

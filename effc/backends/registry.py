@@ -49,7 +49,8 @@ class Backend:
     judges ops by it. ``passes()`` are the options of the pipeline that ``compile`` runs. ``needs`` are the packages it
     imports, ``runs_with`` those that running takes besides, ``install`` what to give pip. ``targets()`` lists targets
     for ``effc targets`` (a backend without it has one, its name; one with it says itself what a target may have after
-    the colon), ``missing(target)`` what this machine lacks to run one.
+    the colon), ``missing(target)`` what this machine lacks to run one, ``details(target)`` lines for
+    ``effc targets TARGET``.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Backend:
     install: str = ""
     targets: Callable[[], Sequence[str]] | None = None
     missing: Callable[[str], Sequence[str]] | None = None
+    details: Callable[[str], Sequence[str]] | None = None
 
     def require(self, running: bool = False) -> None:
         """EffcError, with what to install, if a package that it needs is missing."""

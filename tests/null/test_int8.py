@@ -1,13 +1,11 @@
 """Products of bytes (gemm_i8.cpp, conv_i8.cpp), exact against numpy's 64-bit sums, in every variant: AVX2 as it is,
-VNNI and AMX through their software twins (twin_x86.hpp), and the real instructions in the object code."""
+VNNI and AMX through their software twins (twin_x86.hpp)."""
 
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
-import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,7 @@ class Variant:
         flags = [] if name == "avx2" else ["-include", str(TWIN), f"-DEFFC_TWIN_{name.upper()}", "-Wno-psabi"]
         if name == "vnni512":  # the library's vectors of 64 bytes, which the compiler makes of two
             flags += ["-UEFFC_VLEN", "-DEFFC_VLEN=64"]
-        flags += [f"-DTWIN_VERSION={hash(TWIN.read_text()) & 0xFFFF}"] if flags else []
+        flags += ["-O1", f"-DTWIN_VERSION={zlib.crc32(TWIN.read_bytes())}"] if flags else []
         self.lib = h.KernelLibrary(UNITS, "v3", flags=flags)
 
     def matmul(self, a: Array, b: Array, za: Array, zb: Array, mode: str = "serial", threads: int = 1) -> Array:
@@ -266,37 +264,3 @@ def test_packed_buffers_are_checked() -> None:
     for buffer, what in ((whole, "VNNI"), (packed[:-64].copy(), "size"), (np.zeros(128, np.uint8), "layout")):
         with pytest.raises(h.KernelError, match=what):
             v.lib.call("effc_qmatmul", [a, buffer, z], [out], [9, 9], thread_scratch=packing.THREAD_SCRATCH)
-
-
-# Instructions ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(not shutil.which("objdump"), reason="objdump is not installed")
-@pytest.mark.parametrize(
-    ("flags", "instructions"),
-    [
-        ("-march=x86-64-v3 -DEFFC_VLEN=32", ["vpmaddubsw"]),
-        ("-march=x86-64-v3 -mavxvnni -DEFFC_VLEN=32", ["{vex} vpdpbusd"]),
-        ("-march=x86-64-v4 -mavx512vnni -mprefer-vector-width=512 -DEFFC_VLEN=64", ["vpdpbusd.*zmm"]),
-        ("-march=x86-64-v4 -mamx-tile -mamx-int8 -DEFFC_VLEN=64", ["tdpbusd", "tileloadd", "ldtilecfg", "tilerelease"]),
-    ],
-    ids=["avx2", "avxvnni", "avx512vnni", "amx"],
-)
-def test_instructions(tmp_path: Path, flags: str, instructions: list[str]) -> None:
-    """The object code has the instruction that the variant is named after."""
-    import re
-
-    for unit in UNITS:
-        out = tmp_path / "unit.o"
-        command = [
-            os.environ.get("CXX", "g++"),
-            *h.FLAGS,
-            *flags.split(),
-            f"-I{h.INCLUDE}",
-            "-c",
-            str(h.KERNELS / unit),
-        ]
-        subprocess.run([*command, "-o", str(out)], check=True)
-        text = subprocess.run(["objdump", "-d", "--no-show-raw-insn", str(out)], capture_output=True, text=True).stdout
-        for i in instructions:
-            assert re.search(i, text), f"no {i} in {unit}"

@@ -12,7 +12,9 @@ from onnx import helper as h
 from onnx import numpy_helper as nh
 
 import effc
+from effc.backends.cpu import microkernels
 from effc.backends.cpu.target import parse
+from effc.ir.dtypes import DType
 
 Array = np.ndarray[Any, Any]
 
@@ -171,7 +173,7 @@ def test_split_weights_are_reported() -> None:
     rng = np.random.default_rng(5)
     few = np.where(rng.random((64, 32)) < 0.003, 127, 64).astype(np.int8)
     high = np.full((64, 32), 127, np.int8)
-    split = not {"avx512vnni", "avxvnni", "amx_int8"} & set(parse("cpu").isa)
+    split = microkernels.choose(parse("cpu"), "qmatmul", DType.u8).saturates
     for w, words in ((high, "100% of the weights' panels"), (few, "two halves"), (np.minimum(high, 64), None)):
         model = model_of(
             [h.make_node("MatMulInteger", ["x", "w"], ["y"])], {"x": (T.UINT8, ["n", 64])}, ("y", T.INT32), {"w": w}

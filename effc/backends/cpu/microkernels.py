@@ -81,12 +81,13 @@ def _bytes(name: str, instruction: str, **more: Any) -> MicroKernel:
     return MicroKernel(name, "qmatmul", BYTES, instruction=instruction, **sizes)
 
 
-_AMX, _WIDE = "amx_tile", {"prologue": "widened to f32"}
+_WIDE = {"prologue": "widened to f32"}
+_PAIRS = {"vlen": 64, "kr": 2, "step": 2}
 TABLE: tuple[MicroKernel, ...] = (
     _floats("fma", DType.f32, "gemm_f32.cpp", "vfmadd231ps"),
     _floats("fma", DType.f64, "gemm_f64.cpp", "vfmadd231pd"),
-    _floats("amx-bf16", DType.bf16, "gemm_half.cpp", "tdpbf16ps", needs=(_AMX, "amx_bf16"), vlen=64, mr=16, kr=2, step=2),
-    _floats("avx512-bf16", DType.bf16, "gemm_half.cpp", "vdpbf16ps.*zmm", needs=("avx512bf16",), vlen=64, kr=2, step=2),
+    _floats("amx-bf16", DType.bf16, "gemm_half.cpp", "tdpbf16ps", needs=("amx_tile", "amx_bf16"), mr=16, **_PAIRS),
+    _floats("avx512-bf16", DType.bf16, "gemm_half.cpp", "vdpbf16ps.*zmm", needs=("avx512bf16",), **_PAIRS),
     _floats("fma", DType.bf16, "gemm_half.cpp", "vfmadd231ps", kr=2, **_WIDE),
     _floats("fma", DType.f16, "gemm_half.cpp", "vcvtph2ps", **_WIDE),
     MicroKernel("vector", "matmul", INTS, unit="gemm_int.cpp", instruction="vpmulld", prologue="widened"),
@@ -94,7 +95,7 @@ TABLE: tuple[MicroKernel, ...] = (
         "fma", "matmul", (DType.c64, DType.c128), unit="gemm_complex.cpp", instruction="vfmadd231p[sd]",
         prologue="real and imaginary parts as rows",
     ),
-    _bytes("amx-int8", "tdpbusd", needs=(_AMX, "amx_int8"), mr=32),
+    _bytes("amx-int8", "tdpbusd", needs=("amx_tile", "amx_int8"), mr=32),
     _bytes("avx512-vnni", "vpdpbusd.*zmm", needs=("avx512vnni",), vlen=64, mr=12),
     _bytes("avx-vnni", r"\{vex\} vpdpbusd", needs=("avxvnni",)),
     _bytes("avx2", "vpmaddubsw", mr=4, saturates=True),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from ...runtime._rt import cpu_features
 from ...runtime.errors import EffcError
 
 V3 = (
@@ -37,6 +38,7 @@ EXTRA = {  # feature -> compiler flag
     "amx_bf16": "-mamx-bf16",
 }
 GROUPS = {"amx": ("amx_tile", "amx_int8", "amx_bf16")}
+CPUINFO = Path("/proc/cpuinfo")
 _CPUINFO = {
     "abm": "lzcnt",
     "pni": "sse3",
@@ -74,21 +76,24 @@ class CpuTarget:
 
 @lru_cache(maxsize=1)
 def host_features() -> frozenset[str]:
-    """Features of this machine that the OS enables."""
+    """Features of this machine that the OS enables: those of /proc/cpuinfo, and of ``EXTRA`` only what the
+    runtime, which will load the code, finds too: it asks for AMX's tiles, which Linux gives a process on request."""
     try:
-        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+        text = CPUINFO.read_text(encoding="ascii", errors="replace")
     except OSError:
         return frozenset()
     flags = re.search(r"^flags\s*:\s*(.*)$", text, re.M)
-    return frozenset(_CPUINFO.get(f, f) for f in (flags.group(1).split() if flags else ()))
+    found = frozenset(_CPUINFO.get(f, f) for f in (flags.group(1).split() if flags else ()))
+    extra = found & set(EXTRA)
+    return found - extra | (extra & cpu_features() if extra else extra)
 
 
 def host() -> CpuTarget:
-    """The best level this machine runs; EffcError below x86-64-v3."""
+    """The best level this machine runs, with all its features that kernels use; EffcError below x86-64-v3."""
     have = host_features()
     for level in ("x86-64-v4", "x86-64-v3"):
         if set(LEVELS[level]) <= have:
-            return CpuTarget(level)
+            return CpuTarget(level, tuple(f for f in EXTRA if f in have))
     missing = sorted(set(V3) - have)
     raise EffcError(
         f"this machine ({platform.machine()}) lacks {', '.join(missing)}, which target cpu needs",
