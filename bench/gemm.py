@@ -3,7 +3,8 @@
     python bench/gemm.py [--isa v3|v4] [--threads 2] [--rounds 15] [--mkn 128x384x1536 ...]
 
 Both engines use the same number of threads and run in alternating blocks in one process; medians are reported.
-``packed`` is a constant right-hand side (a Linear layer), ``plain`` a right-hand side known only at run time.
+``packed`` is a constant right-hand side (a Linear layer), ``plain`` a right-hand side known only at run time; ``bf16``
+and ``f16`` are packed ones of those types, with operands and results of theirs too.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "null")]
 
 import kernel_harness as h  # noqa: E402
 
+from effc.backends.cpu.microkernels import choose  # noqa: E402
 from effc.backends.cpu.packing.gemm import pack_gemm_b, panel_width, thread_scratch  # noqa: E402
+from effc.backends.cpu.target import CpuTarget  # noqa: E402
 from effc.ir.dtypes import DType  # noqa: E402
 
 PEAK = r"""
@@ -66,7 +69,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     peak_source = Path(h.tempfile.gettempdir()) / f"effc-bench-peak-{h.os.getuid()}.cpp"
     peak_source.write_text(PEAK)
-    lib = h.KernelLibrary(["gemm_f32.cpp"], args.isa, [peak_source])
+    lib = h.KernelLibrary(["gemm_f32.cpp", "gemm_half.cpp"], args.isa, [peak_source])
     lanes = lib.vlen // 4
     rng = np.random.default_rng(0)
 
@@ -86,17 +89,25 @@ def main() -> None:
         return 2.0 * 12 * lanes * loops * args.threads / float(t.min()) / 1e9
 
     print(f"isa {args.isa}, {args.threads} threads; GFLOP/s, medians of {args.rounds} alternating blocks")
+    heads = ("torch", "packed", "plain", "bf16", "f16")
     print(
-        f"{'M x K x N':>18} {'torch':>8} {'packed':>8} {'plain':>8} {'ratio':>6} {'ratio':>6} {'peak':>8} {'share':>6}"
+        f"{'M x K x N':>18} "
+        + " ".join(f"{x:>8}" for x in heads)
+        + f" {'ratio':>6} {'ratio':>6} {'peak':>8} {'share':>6}"
     )
     for text in args.mkn:
         m, k, n = map(int, text.split("x"))
         a, b = rng.standard_normal((m, k), np.float32), rng.standard_normal((k, n), np.float32)
         packed, out = pack_gemm_b(b, panel_width(DType.f32, lib.vlen)), np.empty((1, 1, m, n), np.float32)
+        short = {}
+        for name, dtype in (("bf16", DType.bf16), ("f16", DType.f16)):
+            kr = choose(CpuTarget("x86-64-v4" if lib.vlen == 64 else "x86-64-v3"), "matmul", dtype).kr
+            right = pack_gemm_b(b.astype(dtype.np), panel_width(dtype, lib.vlen), kr)
+            short[name] = (a.astype(dtype.np)[None, None], right, np.empty((1, 1, m, n), dtype.np))
         ta, tw = torch.from_numpy(a), torch.from_numpy(np.ascontiguousarray(b.T))
         flops = 2.0 * m * k * n
         loops = max(3, int(2e8 / flops))
-        seconds: dict[str, list[float]] = {"torch": [], "packed": [], "plain": []}
+        seconds: dict[str, list[float]] = {"torch": [], "packed": [], "plain": [], "bf16": [], "f16": []}
         peaks = []
         with torch.inference_mode():
             for _ in range(args.rounds):
@@ -123,10 +134,14 @@ def main() -> None:
                         )
                     )
                 )
+                for name, (left, right, result) in short.items():
+                    found = effc_seconds(f"effc_matmul_packed_{name}", [left, right], result, [1, k, n, 0, 0, 0], loops)
+                    seconds[name].append(float(np.median(found)))
         rate = {name: flops / float(np.median(t)) / 1e9 for name, t in seconds.items()}
         top = float(np.median(peaks))
         print(
             f"{text:>18} {rate['torch']:8.1f} {rate['packed']:8.1f} {rate['plain']:8.1f} "
+            f"{rate['bf16']:8.1f} {rate['f16']:8.1f} "
             f"{rate['packed'] / rate['torch']:6.2f} {rate['plain'] / rate['torch']:6.2f} {top:8.1f} "
             f"{rate['packed'] / top:6.1%}",
             flush=True,

@@ -663,7 +663,7 @@ def cmd_targets(a: argparse.Namespace) -> None:
     import effc
 
     if a.target:
-        from .backends.registry import find
+        from .compiler import find
 
         backend = find(a.target)
         lines = list(backend.details(a.target)) if backend.details else []

@@ -118,10 +118,10 @@ def _views(rng: np.random.Generator, x: Array) -> list[Array]:
     ]
 
 
-@pytest.mark.parametrize("m", [1, 3, 4, 5, 17, 40])
+@pytest.mark.parametrize("m", [1, 3, 4, 5, 17])
 def test_strides_and_computed_right_sides(variant: Variant, m: int) -> None:
     rng = np.random.default_rng(m)
-    for k, n in [(64, 5), (128, 65), (129, 17), (700, 70), (6, 33)]:
+    for k, n in [(64, 5), (128, 65), (129, 17), (6, 33), *([(700, 70)] if m < 4 else [])]:
         x, y = random(rng, (2, 3, m, k), BF16), random(rng, (2, 3, k, n), BF16)
         for a, b in itertools.product(_views(rng, x), _views(rng, y)):
             check(variant.plain(a, b, threads=3, mode="reverse", scratch=int(rng.choice([0, 8_000_000]))), x, y)

@@ -161,7 +161,7 @@ def test_packed(lib: h.KernelLibrary, dtype: Any, m: int) -> None:
     for k, n, batches in [(0, 5, 1), (1, 1, 1), (700, 257, 1), (33, 400, 1), (64, 64, 1), (20, 70, 6)]:
         a = strange(rng, random(rng, (2, 3, m, k), dtype))
         b = random(rng, (batches, k, n), dtype)
-        packed = pack_gemm_b(b, panel_width(DType.from_np(dtype), lib.vlen))
+        packed = pack_gemm_b(b, panel_width(DType.from_np(dtype), lib.vlen), 2 if dtype == BF16 else 1)
         out = np.full((2, m, 3, n), 9).astype(dtype).swapaxes(1, 2)
         lib.call(
             f"effc_matmul_packed_{kernel_name(dtype)}", [a, packed], [out], [batches, k, n, 0, 0, 0],
@@ -174,7 +174,7 @@ def test_packed_header_is_checked(lib: h.KernelLibrary) -> None:
     b = np.ones((8, 9), np.float32)
     a, out = np.ones((1, 1, 2, 8), np.float32), np.zeros((1, 1, 2, 9), np.float32)
     good = pack_gemm_b(b, panel_width(DType.f32, lib.vlen))
-    for at in (0, 8, 12, 16, 20, 24, 32, 40):
+    for at in (0, 8, 12, 16, 20, 24, 32, 40, 56):
         bad = good.copy()
         bad[at] ^= 1
         with pytest.raises(h.KernelError, match="layout"):
@@ -218,15 +218,16 @@ def test_nan_and_inf(lib: h.KernelLibrary) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8", "f2", BF16])
+@pytest.mark.parametrize("kr", [1, 2, 4])
 @pytest.mark.parametrize("nr", [16, 64])
-def test_unpack_inverts_pack(dtype: Any, nr: int) -> None:
+def test_unpack_inverts_pack(dtype: Any, nr: int, kr: int) -> None:
     rng = np.random.default_rng(nr)
     for shape in [(5, 7), (1, 1), (3, 0), (0, 3), (3, 64), (2, 9, 130), (33, 16)]:
         b = random(rng, shape, np.dtype(dtype))
-        back = unpack_gemm_b(pack_gemm_b(b, nr))
+        back = unpack_gemm_b(pack_gemm_b(b, nr, kr))
         assert back.dtype == b.dtype
         assert back.tobytes() == b.tobytes() and back.shape == (b.shape if b.ndim == 3 else (1, *b.shape))
-    packed = pack_gemm_b(random(rng, (5, 7), np.dtype(dtype)), nr)
+    packed = pack_gemm_b(random(rng, (5, 7), np.dtype(dtype)), nr, kr)
     for damaged in (packed[:10], packed[:-1], np.concatenate([packed[:-1], packed[-1:] ^ 1]), packed[::-1].copy()):
         with pytest.raises(PackingError):
             unpack_gemm_b(damaged)
