@@ -50,6 +50,9 @@ def variant(request: Any) -> Variant:
     return Variant(request.param)
 
 
+SIGMA = {"normal": 18, "tiny": 6}  # panels whose groups are added in 16 bits: by twos, by fours
+
+
 def bytes_of(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any, kind: str = "any") -> Array:
     info = np.iinfo(dtype)
     if kind == "low":
@@ -62,6 +65,12 @@ def bytes_of(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any, kind:
         wide = bytes_of(rng, shape, dtype).reshape(-1, shape[-1])
         first = bytes_of(rng, shape, dtype, "small").reshape(-1, shape[-1])
         return np.where(np.arange(shape[-1]) < 20, first, wide).reshape(shape)
+    if kind == "edge":  # just within and just beyond what 16 bits hold of 4 or 8 weights
+        return (rng.choice([-17, -16, 16, 17, 32, -32], shape) + (0 if info.min else 128)).astype(dtype)
+    if kind in SIGMA:
+        return np.clip(rng.standard_normal(shape) * SIGMA[kind] + (0 if info.min else 128), info.min, info.max).astype(
+            dtype
+        )
     if kind == "small":
         return np.clip(rng.standard_normal(shape) * 30 + (0 if info.min else 128), info.min, info.max).astype(dtype)
     return rng.integers(info.min, info.max, shape, dtype, endpoint=True)
@@ -90,7 +99,8 @@ def test_types_zeros_and_extremes(variant: Variant, types: Any) -> None:
     rng = np.random.default_rng(2)
     ta, tb = types
     m, n, k = 21, 43, 1500  # two blocks of steps
-    for ka, kb in itertools.product(["any", "low", "high", "ends", "small", "mixed"], repeat=2):
+    kinds = ["any", "low", "high", "ends", "small", "mixed"]
+    for ka, kb in itertools.product(kinds, [*kinds, "normal", "tiny", "edge"]):
         a, b = bytes_of(rng, (1, 1, m, k), ta, ka), bytes_of(rng, (k, n), tb, kb)
         for za, zb in (
             (bytes_of(rng, (), ta, "ends"), np.zeros((), tb)),
@@ -221,16 +231,40 @@ def test_conv(variant: Variant, case: Any, types: Any) -> None:
 @pytest.mark.parametrize("split", [False, True])
 def test_packing_round_trip(split: bool) -> None:
     rng = np.random.default_rng(5)
-    for dtype, kind in itertools.product([np.int8, np.uint8], ["any", "low", "high", "ends", "small"]):
+    for dtype, kind in itertools.product(
+        [np.int8, np.uint8], ["any", "low", "high", "ends", "small", "normal", "tiny", "edge"]
+    ):
         for groups, k, n in ((1, 64, 16), (3, 1, 1), (2, 67, 35), (1, 5, 0), (1, 0, 5), (1, 1100, 17)):
             b, zero = bytes_of(rng, (groups, k, n), dtype, kind), bytes_of(rng, (groups, n), dtype)
             back = packing.unpack(packing.pack(b, zero, split=split))
             difference = b.astype(int) - zero[:, None].astype(int)
             np.testing.assert_array_equal(back.values.astype(int) - back.zeros[:, None], difference)
             np.testing.assert_array_equal(back.sums, difference.sum(1))
-            assert 0 <= back.split_share <= packing.WIDE_SHARE and (split or back.split_share == back.wide_share == 0)
+            assert 0 <= back.split_share and (split or back.split_share == back.wide_share == back.deep_share == 0)
             if split and k > 1 and n:
-                assert (back.wide_share > 0) == (kind not in ("small",)), kind
+                assert (back.wide_share > 0) == (kind in ("any", "low", "high", "ends")), kind
+                assert (back.deep_share == 1) == (kind in ("normal", "tiny", "edge")), kind
+
+
+def test_deep_sums_never_saturate() -> None:
+    """What a panel of a depth adds in 16 bits fits at the worst activations, and both depths are chosen."""
+    rng = np.random.default_rng(8)
+    forms = set()
+    for kind in ("normal", "tiny", "edge"):
+        b = bytes_of(rng, (2, 640, 48), np.int8, kind)
+        data = packing._layout(b)
+        form = np.zeros(data.shape[:2], np.uint8)
+        main, second = packing._choose_depths(data, form)
+        np.testing.assert_array_equal(main.astype(int) + second, data)
+        forms |= set(form.reshape(-1).tolist())
+        for depth in packing.DEPTHS:
+            chosen = main[form == depth].astype(int)
+            lanes = chosen.reshape(len(chosen), data.shape[2] // depth, depth, packing.PANEL, 2, 2)
+            assert (255 * np.maximum(lanes, 0).sum((2, 5))).max(initial=0) <= 32767
+            assert (255 * np.minimum(lanes, 0).sum((2, 5))).min(initial=0) >= -32768
+        pairs = second.reshape(*second.shape[:-1], 2, 2).astype(int)
+        assert (255 * np.maximum(pairs, 0).sum(-1)).max() <= 32767  # extras are added pair by pair
+    assert forms == {2, 4}
 
 
 def test_halves_never_saturate() -> None:

@@ -168,13 +168,18 @@ def test_qdq_convolution_with_residual(groups: int) -> None:
 
 
 def test_split_weights_are_reported() -> None:
-    """What 16 bits do not hold in pairs is a note, by blocks where they are few, by panels where many; small weights
-    have none."""
+    """What 16 bits do not hold in pairs is a note, by blocks where they are few, by panels where many; that they hold
+    several groups of small weights is one, too."""
     rng = np.random.default_rng(5)
     few = np.where(rng.random((64, 32)) < 0.003, 127, 64).astype(np.int8)
     high = np.full((64, 32), 127, np.int8)
     split = microkernels.choose(parse("cpu"), "qmatmul", DType.u8).saturates
-    for w, words in ((high, "100% of the weights' panels"), (few, "two halves"), (np.minimum(high, 64), None)):
+    for w, words in (
+        (high, "100% of the weights' panels"),
+        (few, "apart"),
+        (np.minimum(high, 64), None),
+        (high // 8, "added"),
+    ):
         model = model_of(
             [h.make_node("MatMulInteger", ["x", "w"], ["y"])], {"x": (T.UINT8, ["n", 64])}, ("y", T.INT32), {"w": w}
         )

@@ -10,7 +10,10 @@
  *                (packing/int8.py) keeps the sum of the positive weights of a pair at 128 or less, and that of the negative
  *                ones at -128 or more: 255 * 128 = 32640 < 2^15. A pair beyond that is split in two halves, w = w' + w'',
  *                and the blocks of 4 steps by 8 columns that hold a w'' are listed as "extras" and multiplied in a loop of
- *                their own. Nothing saturates, whatever the data.
+ *                their own. Nothing saturates, whatever the data. Most weights are far smaller than that, so the packer
+ *                tells of each panel how many groups in a row (its depth, 2 or 4) may be added in 16 bits before they are
+ *                widened: then a product takes 1 + 1 / depth multiplications, not 2. Pairs that such a sum has no room
+ *                for are extras, too.
  *
  * Intrinsics, because no compiler finds these instructions in loops; tests/null/test_int8.py builds this very text
  * for AVX512-VNNI, AVX-VNNI and AMX with functions that do what Intel's manual says, and runs it on any machine. */
@@ -159,6 +162,20 @@ EFFC_INLINE __m256i dot(__m256i acc, __m256i a, __m256i b) {
 }
 #endif
 
+template <int R>
+EFFC_INLINE void add_extras(const Tile* t, __m256i (&acc)[R][2]) {
+  EFFC_UNROLL_ALL
+  for (int j = 0; j < 2; ++j) {
+    const Extras& e = t->extra[j];
+    for (int64_t s = 0; s < e.count; ++s) {
+      const __m256i w = _mm256_loadu_si256((const __m256i*)(e.data + s * 32));
+      const uint8_t* p = t->a + (e.group[s] - t->first_group) * kGroup;
+      EFFC_UNROLL_ALL
+      for (int i = 0; i < R; ++i) acc[i][j] = dot(acc[i][j], _mm256_set1_epi32(four(p + i * t->lda)), w);
+    }
+  }
+}
+
 template <int R, int P>
 void micro(const Tile* t) {
   __m256i acc[R][2];
@@ -178,24 +195,17 @@ void micro(const Tile* t) {
       acc[i][1] = dot(acc[i][1], x, w1);
     }
   }
-  if constexpr (kSplit) {
-    EFFC_UNROLL_ALL
-    for (int j = 0; j < 2; ++j) {
-      const Extras& e = t->extra[j];
-      for (int64_t s = 0; s < e.count; ++s) {
-        const __m256i w = _mm256_loadu_si256((const __m256i*)(e.data + s * 32));
-        const uint8_t* p = t->a + (e.group[s] - t->first_group) * kGroup;
-        EFFC_UNROLL_ALL
-        for (int i = 0; i < R; ++i) acc[i][j] = dot(acc[i][j], _mm256_set1_epi32(four(p + i * lda)), w);
-      }
-    }
-  }
+  if constexpr (kSplit) add_extras(t, acc);
   EFFC_UNROLL_ALL
   for (int i = 0; i < R; ++i)
     EFFC_UNROLL_ALL
     for (int j = 0; j < 2; ++j) _mm256_storeu_si256((__m256i*)(t->c + i * ldc + j * 8), acc[i][j]);
 }
 #endif
+
+/* The forms of a panel, where weights are split; mirrored by packing/int8.py. */
+enum Form : uint8_t { kPairs = 0, kWide = 1, kDepth2 = 2, kDepth4 = 4 };
+constexpr int kDeepRows = kSplit ? 3 : 0; /* twice the accumulators: those of 16 bits, too */
 
 /* ---- wide panels: pairs of steps in 16 bits ---- */
 constexpr int kWideRows = kSplit ? 6 : 0;
@@ -229,6 +239,50 @@ void micro_wide(const Tile* t) {
     for (int j = 0; j < 2; ++j) _mm256_storeu_si256((__m256i*)(t->c + i * ldc + j * 8), acc[i][j]);
 }
 
+/* ---- deep panels: D groups are added in 16 bits ---- */
+template <int R, int D>
+void micro_deep(const Tile* t) {
+  __m256i acc[R][2];
+  const int64_t lda = t->lda, ldc = t->ldc, groups = t->steps / kGroup;
+  EFFC_UNROLL_ALL
+  for (int i = 0; i < R; ++i)
+    EFFC_UNROLL_ALL
+    for (int j = 0; j < 2; ++j) acc[i][j] = _mm256_loadu_si256((const __m256i*)(t->c + i * ldc + j * 8));
+  const uint8_t* a = t->a;
+  const int8_t* b = t->b;
+  /* 12 accumulators leave 4 registers: the ones stay in memory, and GCC 12 must not reorder the additions. */
+  alignas(32) static constexpr int16_t ones[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+  for (int64_t g = 0; g < groups; g += D, a += D * kGroup, b += D * kGroup * kNR) {
+    __m256i sum[R][2];
+    EFFC_UNROLL_ALL
+    for (int d = 0; d < D; ++d) {
+      const __m256i w0 = _mm256_loadu_si256((const __m256i*)(b + d * kGroup * kNR));
+      const __m256i w1 = _mm256_loadu_si256((const __m256i*)(b + d * kGroup * kNR + 32));
+      EFFC_UNROLL_ALL
+      for (int i = 0; i < R; ++i) {
+        const __m256i x = _mm256_set1_epi32(four(a + i * lda + d * kGroup));
+        const __m256i y0 = _mm256_maddubs_epi16(x, w0), y1 = _mm256_maddubs_epi16(x, w1);
+        sum[i][0] = d ? _mm256_add_epi16(sum[i][0], y0) : y0;
+        sum[i][1] = d ? _mm256_add_epi16(sum[i][1], y1) : y1;
+        __asm__("" : "+x"(sum[i][0]), "+x"(sum[i][1]));
+      }
+    }
+    EFFC_UNROLL_ALL
+    for (int i = 0; i < R; ++i)
+      EFFC_UNROLL_ALL
+      for (int j = 0; j < 2; ++j) {
+        __asm__("vpmaddwd %1, %0, %0" : "+x"(sum[i][j]) : "m"(ones));
+        acc[i][j] = _mm256_add_epi32(acc[i][j], sum[i][j]);
+        __asm__("" : "+x"(acc[i][j]));
+      }
+  }
+  add_extras(t, acc);
+  EFFC_UNROLL_ALL
+  for (int i = 0; i < R; ++i)
+    EFFC_UNROLL_ALL
+    for (int j = 0; j < 2; ++j) _mm256_storeu_si256((__m256i*)(t->c + i * ldc + j * 8), acc[i][j]);
+}
+
 /* Rows of the next tile of at most `most` where `left` are left: as even as can be, or whole hardware tiles. */
 inline int64_t tile_rows(int64_t left, int64_t most = kRows) {
   if (kWholeRows > 1) return left < most ? left : most;
@@ -239,6 +293,15 @@ inline int64_t tile_rows(int64_t left, int64_t most = kRows) {
 struct Table {
   Micro fn[kRows / kWholeRows][kPanels]; /* [(rows - 1) / kWholeRows][panels - 1] */
   Micro wide[kWideRows + 1];             /* [rows] */
+  Micro deep[2][kDeepRows + 1];          /* [depth / 4][rows] */
+
+  /* The kernel for `rows` rows of `panels` panels of a form. */
+  Micro of(uint8_t form, int64_t rows, int64_t panels) const {
+    if (form == kPairs) return fn[(rows - 1) / kWholeRows][panels - 1];
+    return form == kWide ? wide[rows] : deep[form / 4][rows];
+  }
+  /* The most rows of a tile of a form. */
+  static int64_t most_rows(uint8_t form) { return form == kPairs ? kRows : form == kWide ? kWideRows : kDeepRows; }
 };
 template <int I>
 constexpr void fill_table(Table& t) {
@@ -255,10 +318,19 @@ constexpr void fill_wide(Table& t) {
     fill_wide<R - 1>(t);
   }
 }
+template <int R>
+constexpr void fill_deep(Table& t) {
+  if constexpr (R > 0) {
+    t.deep[0][R] = micro_deep<R, 2>;
+    t.deep[1][R] = micro_deep<R, 4>;
+    fill_deep<R - 1>(t);
+  }
+}
 constexpr Table make_table() {
   Table t{};
   fill_table<0>(t);
   fill_wide<kWideRows>(t);
+  fill_deep<kDeepRows>(t);
   return t;
 }
 

@@ -46,7 +46,7 @@ struct Weights {
   const int32_t *sums;     /* [groups][panels * 16]: sum of b - zb */
   const int32_t *zeros;    /* the same shape */
   const int8_t *data;      /* [groups][panels][steps / 4][16][4], wide panels [steps / 2][16][2] */
-  const uint8_t *wide;     /* [groups][panels]: whether a panel is laid out in pairs */
+  const uint8_t *form;     /* [groups][panels]: Form of dot_i8.hpp */
   const uint32_t *starts, *ends; /* [groups][panels][2]: each vector's extras */
   const uint32_t *where;   /* [extras] */
   const int8_t *extra;     /* [extras][8][4] */
@@ -57,7 +57,7 @@ struct Weights {
     const char* p = (const char*)t.data;
     memcpy(&h, p, sizeof h);
     static_assert(sizeof(Header) == kHeader, "");
-    if (memcmp(h.magic, "EFFCPACK", 8) != 0 || h.format != 3 || h.version != 2 || h.nr != kNR)
+    if (memcmp(h.magic, "EFFCPACK", 8) != 0 || h.format != 3 || h.version != 3 || h.nr != kNR)
       return "the packed operand has another layout";
     if (kSplit && !h.split) return "the packed operand was made for a machine with VNNI";
     if (!kSplit && h.split) return "the packed operand was made for a machine without VNNI";
@@ -72,7 +72,7 @@ struct Weights {
     sums = (const int32_t*)take(h.groups * panels * kNR * 4);
     zeros = (const int32_t*)take(h.groups * panels * kNR * 4);
     data = (const int8_t*)take(h.groups * panels * steps * kNR);
-    wide = (const uint8_t*)take(h.split ? h.groups * panels : 0);
+    form = (const uint8_t*)take(h.split ? h.groups * panels : 0);
     starts = (const uint32_t*)take(h.split ? (h.groups * panels * 2 + 1) * 4 : 0), ends = starts + 1;
     where = (const uint32_t*)take((int64_t)h.extras * 4);
     extra = (const int8_t*)take((int64_t)h.extras * 32);
@@ -129,7 +129,7 @@ struct Driver {
     const int64_t blocks = ceil_div(w.steps, kKC), lines = w.steps / kAlign;
     for (int64_t i = 0; i < rows; ++i) row_sums[i] = 0;
     bool any_wide = false;
-    for (int64_t p = p0; kSplit && p < p1; ++p) any_wide |= w.wide[slot * w.panels + p];
+    for (int64_t p = p0; kSplit && p < p1; ++p) any_wide |= w.form[slot * w.panels + p] == kWide;
     /* A block of steps, equal parts of whole lines: the rows' bytes, and their sums where columns have zero points. */
     auto load = [&](int64_t ks, int64_t ke) {
       const int64_t k1 = min(ke, w.h.k);
@@ -160,7 +160,8 @@ struct Driver {
         t.ldc = cols, t.steps = ke - ks, t.first_group = ks / kGroup;
         t.panel_stride = w.steps * kNR;
         t.b = w.data + panel * w.steps * kNR + ks * kNR;
-        const bool wide = kSplit && w.wide[panel];
+        const uint8_t form = kSplit ? w.form[panel] : (uint8_t)kPairs;
+        const bool wide = form == kWide;
         t.lda = wide ? 2 * kLda : kLda;
         if (kSplit && !wide)
           for (int v = 0; v < 2; ++v) {
@@ -169,9 +170,9 @@ struct Driver {
             t.extra[v] = Extras{w.where + lo, w.extra + (int64_t)lo * 32, (int64_t)hi - lo};
           }
         for (int64_t i = 0; i < rows;) {
-          const int64_t mr = tile_rows(rows - i, wide ? kWideRows : kRows);
+          const int64_t mr = tile_rows(rows - i, Table::most_rows(form));
           t.a = wide ? (const uint8_t*)(a16 + i * kLda) : a + i * kLda, t.c = acc + i * cols + (p - p0) * kNR;
-          (wide ? table.wide[mr] : table.fn[(mr - 1) / kWholeRows][taken - 1])(&t);
+          table.of(form, mr, taken)(&t);
           i += mr;
         }
         p += taken;

@@ -35,7 +35,7 @@ struct Packer {
     };
     w.sums = (const int32_t*)take(panels * kNR * 4), w.zeros = (const int32_t*)take(panels * kNR * 4);
     w.data = (const int8_t*)take(panels * w.steps * kNR);
-    w.wide = (const uint8_t*)take(panels);
+    w.form = (const uint8_t*)take(panels);
     w.starts = (const uint32_t*)take(panels * 2 * 4), w.ends = (const uint32_t*)take(panels * 2 * 4);
     w.where = (const uint32_t*)take(kSplit ? blocks * 4 : 0), w.extra = (const int8_t*)take(kSplit ? blocks * 32 : 0);
     return p <= end;
@@ -113,7 +113,7 @@ struct Packer {
     int64_t halves = 0;
     for (int64_t i = 0; i < groups * 2; ++i) halves += unsafe(dst + i * 32);
     const bool wide = (double)halves > kWideShare * (double)(2 * ceil_div(k, kGroup));
-    ((uint8_t*)w.wide)[at] = wide;
+    ((uint8_t*)w.form)[at] = wide ? kWide : kPairs;
     for (int64_t g = 0; wide && g < groups; ++g) pair(dst + g * kGroup * kNR);
     for (int v = 0; v < 2; ++v) {
       uint32_t used = (uint32_t)((at * 2 + v) * groups);

@@ -38,13 +38,13 @@ def _packed(cx: Lowering, node: Node, key: tuple[Any, ...], b: Array, zero: Arra
         split = microkernels.choose(cx.target, "qmatmul", DType.from_np(b.dtype)).saturates
         buffer = packing.pack(b, zero, split=split)
         memo[key] = (b, buffer, packing.shares(buffer))
-    _, buffer, (halves, wide) = memo[key]
-    if halves:
-        cx.note(
-            node, f"{halves:.0%} of the weights' blocks are multiplied in two halves: 16 bits do not hold their pairs"
-        )
+    _, buffer, (extras, wide, deep) = memo[key]
+    if extras:
+        cx.note(node, f"{extras:.1%} of the weights' blocks are multiplied apart: 16 bits do not hold their sums")
     if wide:
         cx.note(node, f"{wide:.0%} of the weights' panels are multiplied in 16 bits, which hold no sums of their pairs")
+    if deep:
+        cx.note(node, f"{deep:.0%} of the weights' panels are added in 16 bits over two groups of four steps or more")
     return cx.const(buffer)
 
 

@@ -9,7 +9,7 @@ Packed buffer: 64 bytes of header, then sections that each start at a multiple o
     zeros    i32 [group][panel * 16]
     data     i8 [group][panel][steps / 4][16][4], a wide panel [steps / 2][16][2]; steps is k rounded up to 64, what is
              beyond k or n is 0
-    wide     u8 [group][panel]: which panels are wide (if split)
+    form     u8 [group][panel]: 0, 1 for wide panels, or the depth (if split)
     starts   u32 [group][panel][2], and the end: where the extras of each vector of 8 columns start (if split)
     where    u32 [extras]: their groups of 4 steps, ascending for each vector
     extra    i8 [extras][8][4]
@@ -19,6 +19,11 @@ neighbouring steps (k, k + 1 with k even) of a column, 255 times the sum of the 
 ones, must fit in 16 bits. Where it does not, w is stored as ``w >> 1`` in the data and ``w - (w >> 1)`` in an extra
 block: both halves fit, and every product is exact. A panel with more than ``WIDE_SHARE`` of such blocks is wide
 instead: its values whole, in pairs of steps, for an instruction that adds products in 32 bits (vpmaddwd).
+
+Where all pairs of a panel are safe, the sums of several groups of 4 steps may be added in 16 bits as well, if the same
+holds for all their weights in the same lane (2 for each group). A panel of depth 2 or 4 promises that for every 2 or 4
+groups: pairs that do not fit beside those before them are in extra blocks instead. The depth that takes the fewest
+multiplications is chosen for each panel.
 """
 
 from __future__ import annotations
@@ -36,12 +41,14 @@ from .conv import PackingError
 Array = np.ndarray[Any, Any]
 
 MAGIC = b"EFFCPACK"
-FORMAT, VERSION = 3, 2
+FORMAT, VERSION = 3, 3
 HEADER = struct.Struct("<8s6I3i4xQ8x")
 assert HEADER.size == 64
 PANEL, GROUP, STEPS, VECTOR = 16, 4, 64, 8  # kNR, kGroup, kAlign of dot_i8.hpp; columns of 32 bytes
 LIMIT = 128  # 255 * 128 <= 32767
 WIDE_SHARE = 0.2  # kWideShare of dot_i8.hpp
+WIDE, DEPTHS = 1, (2, 4)  # Form of dot_i8.hpp
+EXTRA_COST = 3.0  # multiplications that an extra block is worth: two, and what its loop takes beside them
 _ROWS, _COLS, _BLOCK = 96, 256, 1024  # kMC, kNC, kKC of gemm_i8.hpp
 THREAD_SCRATCH = _ROWS * _COLS * 4 + _ROWS * (_BLOCK + 64) * 3 + _ROWS * 4
 
@@ -81,6 +88,45 @@ def _halves(data: Array) -> tuple[Array, Array]:
     return main.astype(np.int8).reshape(data.shape), (pairs - main).astype(np.int8).reshape(data.shape)
 
 
+def _deep(data: Array, depth: int) -> tuple[Array, Array]:
+    """``data`` [..., steps / 4, 16, 4] of safe pairs as a sum of two arrays: in the first, every ``depth`` groups are
+    safe to be added in 16 bits; the second has the pairs for which there is no room."""
+    shape = data.shape
+    pairs = data.reshape(*shape[:-3], shape[-3] // depth, depth, PANEL, 2, 2).astype(np.int16)
+    up, down = np.maximum(pairs, 0).sum(-1), np.minimum(pairs, 0).sum(-1)
+    main = pairs.copy()
+    high, low = np.zeros_like(up[..., 0, :, :]), np.zeros_like(up[..., 0, :, :])
+    for d in range(depth):
+        fits = (high + up[..., d, :, :] <= LIMIT) & (low + down[..., d, :, :] >= -LIMIT)
+        high += np.where(fits, up[..., d, :, :], 0)
+        low += np.where(fits, down[..., d, :, :], 0)
+        main[..., d, :, :, :] *= fits[..., None]
+    return main.astype(np.int8).reshape(shape), (pairs - main).astype(np.int8).reshape(shape)
+
+
+def _blocks(data: Array) -> Array:
+    """[..., steps / 4, 16, 4] as [..., vector, steps / 4, 8, 4], the order of the extras."""
+    split = data.reshape(*data.shape[:-2], 2, VECTOR, GROUP)
+    return np.moveaxis(split, -3, -4)
+
+
+def _choose_depths(data: Array, form: Array) -> tuple[Array, Array]:
+    """Gives the panels of ``data`` whose form is 0 and whose pairs are safe a depth, where that takes fewer
+    multiplications, in ``form``; the halves that stay and those that are extras."""
+    main, second = _halves(data)
+    whole = (form == 0) & ~second.any((-1, -2, -3))
+    groups = data.shape[-3]
+    best = np.full(form.shape, 2.0 * 2 * groups)  # both vectors of a panel
+    for depth in DEPTHS:
+        first, rest = _deep(data, depth)
+        cost = 2 * groups * (1 + 1 / depth) + EXTRA_COST * _blocks(rest).any((-1, -2)).sum((-1, -2))
+        better = whole & (cost < best)
+        best = np.where(better, cost, best)
+        form[better] = depth
+        main[better], second[better] = first[better], rest[better]
+    return main, second
+
+
 def _pairs(panels: Array) -> Array:
     """[panels, steps / 4, 16, 4] with the bytes of [panels, steps / 2, 16, 2]."""
     halves = panels.reshape(*panels.shape[:3], 2, 2).transpose(0, 1, 3, 2, 4)
@@ -110,17 +156,17 @@ def pack(b: Array, zero: Array, *, split: bool) -> Array:
     sections: list[Array] = [padded[0], padded[1], data]
     extras = 0
     if split:
-        sections[2], second = _halves(data)
-        # [group, panel, vector, steps / 4, 8, 4]: blocks in the order of the index
-        blocks = second.reshape(*second.shape[:3], 2, VECTOR, GROUP).transpose(0, 1, 3, 2, 4, 5)
-        used = blocks.any((-1, -2))
-        wide = used.sum((-1, -2)) > WIDE_SHARE * 2 * -(-k // GROUP)
-        used &= ~wide[..., None, None]
-        sections[2][wide] = _pairs(data[wide])
+        _, second = _halves(data)
+        form = np.zeros(data.shape[:2], np.uint8)
+        form[_blocks(second).any((-1, -2)).sum((-1, -2)) > WIDE_SHARE * 2 * -(-k // GROUP)] = WIDE
+        sections[2], second = _choose_depths(data, form)
+        blocks = _blocks(second)  # [group, panel, vector, steps / 4, 8, 4]
+        used = blocks.any((-1, -2)) & (form != WIDE)[..., None, None]
+        sections[2][form == WIDE] = _pairs(data[form == WIDE])
         counts = used.sum(-1).reshape(-1)
         extras = int(counts.sum())
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint32)
-        sections += [wide.astype(np.uint8), starts, np.nonzero(used)[-1].astype(np.uint32), blocks[used]]
+        sections += [form, starts, np.nonzero(used)[-1].astype(np.uint32), blocks[used]]
     raw = b"".join(_padded(s) for s in sections)
     digest = int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
     head = HEADER.pack(MAGIC, FORMAT, VERSION, PANEL, int(split), int(zeros.any()), extras, groups, k, n, digest)
@@ -135,13 +181,14 @@ def _padded(section: Array) -> bytes:
 @dataclass(frozen=True)
 class Unpacked:
     """What a packed buffer holds: signed values [groups, k, n], zero points and sums of columns [groups, n] (i32), the
-    share of blocks that are multiplied in two halves, and of panels that are multiplied in 16 bits."""
+    share of blocks that are extras, and of panels by their form: that are multiplied in 16 bits, or have a depth."""
 
     values: Array
     zeros: Array
     sums: Array
     split_share: float
     wide_share: float
+    deep_share: float
 
 
 def unpack(packed: Array) -> Unpacked:
@@ -175,8 +222,8 @@ def unpack(packed: Array) -> Unpacked:
         at += size
     data = parts[2].astype(np.int16)
     if split:
-        wide, starts, where, blocks = parts[3:]
-        data[wide != 0] = _unpaired(data[wide != 0])
+        form, starts, where, blocks = parts[3:]
+        data[form == WIDE] = _unpaired(data[form == WIDE])
         vector = np.repeat(np.arange(vectors), np.diff(starts.astype(np.int64)))
         view = data.reshape(groups * panels, steps // GROUP, 2, VECTOR, GROUP)
         view[vector // 2, where, vector % 2] += blocks
@@ -192,10 +239,12 @@ def filters(w: Array, groups: int) -> Array:
     return grouped.transpose(0, 3, 2, 1).reshape(groups, taps * channels, out // groups)
 
 
-def shares(packed: Array) -> tuple[float, float]:
-    """The share of blocks of 4 steps by 8 columns that are multiplied in two halves, and of wide panels."""
+def shares(packed: Array) -> tuple[float, float, float]:
+    """The share of blocks of 4 steps by 8 columns that are extras, of wide panels, and of those with a depth."""
     *_, split, _, extras, groups, k, n, _ = HEADER.unpack(packed[: HEADER.size].tobytes())
     panels, steps = groups * -(-n // PANEL), -(-k // STEPS) * STEPS
     at = HEADER.size + 2 * -(-panels * PANEL * 4 // 64) * 64 + -(-panels * steps * PANEL // 64) * 64
-    wide = int(np.count_nonzero(packed[at : at + panels])) if split else 0
-    return float(extras / max(1, panels * 2 * -(-k // GROUP))), wide / max(1, panels)
+    form = packed[at : at + panels] if split else np.zeros(panels, np.uint8)
+    some = max(1, panels)
+    wide, deep = int((form == WIDE).sum()), int((form > WIDE).sum())
+    return float(extras / max(1, panels * 2 * -(-k // GROUP))), wide / some, deep / some
