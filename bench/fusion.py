@@ -2,9 +2,10 @@
 
     python -m bench.fusion [--models mobilenet_v2,minilm,...] [--json]
 
-Each model is compiled without the passes that join ops into kernels, without ``fuse_chains`` alone, and with all.
-Bytes are those of every kernel's operands and results; the least is inputs, outputs and weights, each once. Nothing
-is timed: these are counts of the compiled programs.
+Each model is compiled without the passes that join ops into kernels, without those that join kernels (``fuse_chains``,
+``fuse_rows``), and with all. Bytes are those of every kernel's operands and results; the least is inputs, outputs and
+weights, each once. A layer is what runs from one attention to the next. Nothing is timed: these are counts of the
+compiled programs.
 """
 
 from __future__ import annotations
@@ -13,20 +14,28 @@ import argparse
 import json
 import tempfile
 import zipfile
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import effc
+from bench.dense import DENSE
 from bench.worker import entries
 
-MODELS = ("mobilenet_v2", "efficientnet_lite0", "resnet50", "minilm", "vit_s16")
-JOINING = ("attention", "fuse_epilogues", "fuse_regions", "fuse_chains")
-VARIANTS = {"apart": JOINING, "no chains": ("fuse_chains",), "fused": ()}
+MODELS = (
+    "mobilenet_v2", "efficientnet_lite0", "resnet50", "minilm", "minilm_8x128", "vit_s16", "whisper_tiny_encoder",
+    "smollm2",
+)  # fmt: skip
+CHAINS = ("fuse_chains", "fuse_rows")
+JOINING = ("attention", "fuse_epilogues", "fuse_regions", *CHAINS)
+VARIANTS = {"apart": JOINING, "no chains": CHAINS, "fused": ()}
 ITEM = {"f64": 8, "i64": 8, "u64": 8, "c64": 8, "f16": 2, "bf16": 2, "i16": 2, "u16": 2, "i8": 1, "u8": 1, "bool": 1}
 
 
 def counts(model: Any, args: tuple[Any, ...], disabled: tuple[str, ...]) -> dict[str, Any]:
-    """{"kernels", "bytes", "least", "formed"} of one way to compile a model with constant sizes."""
+    """{"kernels", "layer", "bytes", "least", "chains"} of one way to compile a model with constant sizes. "layer":
+    kernels from one attention to the next, 0 without attention."""
     m = effc.compile(model, args, disable_passes=disabled, selftest=False)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.effc"
@@ -49,11 +58,14 @@ def counts(model: Any, args: tuple[Any, ...], disabled: tuple[str, ...]) -> dict
         if i >= 0 and "seg" in values[i]
     }
     ends = {*(i for i, v in enumerate(values) if v["k"] == "input"), *program["outputs"]}
+    starts = [i for i, c in enumerate(calls) if c["kernel"].startswith("effc_attention")]
+    stats = m.report["entries"]["main"]["passes"]["stats"]
     return {
         "kernels": len(calls),
+        "layer": int(median(b - a for a, b in pairwise(starts))) if len(starts) > 1 else 0,
         "bytes": sum(c["bytes"] for c in calls),
         "least": sum(weights.values()) + sum(map(size, ends)),
-        "chains": m.report["entries"]["main"]["passes"]["stats"].get("fuse_chains.formed", 0),
+        "chains": sum(stats.get(f"{p}.formed", 0) for p in CHAINS),
     }
 
 
@@ -62,7 +74,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
     a = parser.parse_args()
-    names, known = a.models.split(","), entries()
+    names, known = a.models.split(","), {**entries(), **DENSE}
     if unknown := [n for n in names if n not in known]:
         parser.error(f"no model {', '.join(unknown)}; there are {', '.join(known)}")
     results = {}
@@ -72,12 +84,15 @@ def main() -> None:
     if a.json:
         print(json.dumps(results))
         return
-    print("| model | kernels: apart | no chains | fused | chains | MB: apart | no chains | fused | least |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| model | kernels: apart | no chains | fused | a layer: no chains | fused | chains | MB: apart | no chains "
+          "| fused | least |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     for name, r in results.items():
         kernels = " | ".join(str(r[k]["kernels"]) for k in VARIANTS)
+        layer = " | ".join(str(r[k]["layer"] or "") for k in ("no chains", "fused"))
         moved = " | ".join(f"{r[k]['bytes'] / 1e6:.1f}" for k in VARIANTS)
-        print(f"| {name} | {kernels} | {r['fused']['chains']} | {moved} | {r['fused']['least'] / 1e6:.1f} |")
+        least = r["fused"]["least"] / 1e6
+        print(f"| {name} | {kernels} | {layer} | {r['fused']['chains']} | {moved} | {least:.1f} |")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from .cleanup import Cse, Dce, Fold
 from .fuse.chains import FuseChains
 from .fuse.epilogue import FuseEpilogues
 from .fuse.regions import FuseRegions
+from .fuse.rows import FuseRows
 from .fuse.views import PrepareFusion
 from .legalise import Legalise, everything_core
 from .manager import Pass
@@ -55,5 +56,6 @@ def default(options: Options | None = None) -> tuple[Pass, ...]:
         *((RotateHalf(), FuseEpilogues(), PrepareFusion(), Canonicalise(), Cse(), FuseRegions()) if o.kernels else ()),
         *((FuseChains(),) if o.kernels and o.native("conv_chain") else ()),
         *((FormWinograd(),) if o.kernels and o.native("conv_winograd") else ()),
+        *((FuseRows(),) if o.kernels and o.native("row_chain") else ()),
         Dce(),
     )

@@ -109,7 +109,11 @@ def test_all_are_clean(tmp_path: Path) -> None:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     ("path", "select"),
-    [("tests/conformance/test_conv_chain.py", "equal or batch"), ("tests/null/test_int8_models.py", "")],
+    [
+        ("tests/conformance/test_conv_chain.py", "equal or batch"),
+        ("tests/conformance/test_row_chain.py", "equal or dynamic or no_rows"),
+        ("tests/null/test_int8_models.py", ""),
+    ],
 )
 def test_kernels_that_passes_form(path: str, select: str, tmp_path: Path) -> None:
     """The op table has no samples of them."""

@@ -26,11 +26,39 @@ def calls(program: dict[str, Any]) -> list[dict[str, Any]]:
     return program["code"]
 
 
+@pytest.mark.parametrize("batch", [1, 8])
+def test_minilm_between_attentions(batch: int, tmp_path: Any) -> None:
+    """All between two attentions is one kernel for many rows, and six where what is between those would stay in the
+    caches anyway; the results are the same, bit for bit."""
+    module, _, _, _ = zoo.load("minilm")
+    args = zoo.minilm_inputs(batch, 128)
+    model, apart = effc.compile(module, args), effc.compile(module, args, disable_passes=("fuse_rows",))
+    passes = model.report["entries"]["main"]["passes"]
+    few = [d for d in passes["declined"] if "KiB are between the kernels" in str(d)]
+    counts = []
+    for m in (model, apart):
+        kernels = [i["kernel"] for i in calls(program_of(m, tmp_path))]
+        starts = [i for i, k in enumerate(kernels) if k.startswith("effc_attention")]
+        counts.append({b - a for a, b in pairwise(starts)})
+    if batch == 1:
+        assert few and counts == [{7}, {7}]
+    else:
+        assert passes["stats"]["fuse_rows.formed"] == 6 and counts == [{2}, {7}]
+        assert passes["stats"]["fuse_rows.products"] == 23 and passes["stats"]["fuse_rows.regions"] == 12
+    assert all(torch.equal(a, b) for a, b in zip(tensors(model(*args)), tensors(apart(*args)), strict=True))
+
+
+def tensors(x: Any) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = [t for t in torch.utils._pytree.tree_leaves(x) if isinstance(t, torch.Tensor)]
+    assert found
+    return found
+
+
 def test_minilm_layer(tmp_path: Any) -> None:
     """An encoder layer: QKV as one product, attention, projection, norm, two products of the feed-forward part,
     norm."""
     module, _, _, _ = zoo.load("minilm")
-    model = effc.compile(module, zoo.minilm_inputs(1, 512))
+    model = effc.compile(module, zoo.minilm_inputs(1, 512), disable_passes=("fuse_rows",))
     program = program_of(model, tmp_path)
     kernels = [i["kernel"] for i in calls(program)]
     starts = [i for i, k in enumerate(kernels) if k.startswith("effc_attention")]

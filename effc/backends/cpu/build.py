@@ -33,7 +33,8 @@ MOVING = ("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic")
 GENERATED = (*MOVING, "-fpeel-loops")
 # Two objects may hold the same generated kernel (made by two compilations at the same time): either will do.
 LINK = ("-Wl,--gc-sections", "-Wl,-z,muldefs", "-Wl,--build-id=none", "-Wl,-s", "-Wl,-O1", "-lm")
-PREAMBLE = '#include "loop.hpp"\n'
+GENERATED_HEADERS = ("loop.hpp", "row_chain.hpp")
+PREAMBLE = "".join(f'#include "{h}"\n' for h in GENERATED_HEADERS)
 PER_UNIT = 24  # generated kernels compiled together
 COMMON = ("copy.cpp", "gemm_f32.cpp")  # units that nearly every artifact links
 # Ops whose presence in a graph as imported tells a unit that its artifact will most likely link.
@@ -228,7 +229,7 @@ def generated_objects(kernels: Mapping[str, str], target: CpuTarget) -> tuple[li
     """Objects for generated kernels, and the compilations still to be run to make them."""
     folder = cache_dir() / "generated"
     folder.mkdir(parents=True, exist_ok=True)
-    key = _digest(_flag_key(target, GENERATED), _source_key(KERNELS / "loop.hpp"))
+    key = _digest(_flag_key(target, GENERATED), *(_source_key(KERNELS / h) for h in GENERATED_HEADERS))
     found: dict[Path, None] = {}
     missing: list[str] = []
     for name in sorted(kernels):

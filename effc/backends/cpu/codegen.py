@@ -2,7 +2,8 @@
 
 The text depends on the body and on the stride pattern of the operands, never on sizes, so equal regions of different
 shapes (and of different models) are one kernel, named by the hash of its text. Three forms: a map, an epilogue (a map
-over a tile of accumulators), and a staged reduction (see loop.hpp).
+over a tile of accumulators), and a staged reduction (see loop.hpp). A chain calls these and library kernels (see
+row_chain.hpp).
 """
 
 from __future__ import annotations
@@ -221,6 +222,30 @@ def counts(body: Graph) -> str:
             op = n.attrs["kind"] if n.op == "reduce" else n.op
             found[op] = found.get(op, 0) + 1
     return " ".join(f"{op}:{k}" for op, k in sorted(found.items()))
+
+
+def chain_kernel(gen: Generated, stages: Sequence[tuple[str, str | None]]) -> str:
+    """The kernel that runs these (kernel, epilogue) on blocks of rows (kernels/row_chain.hpp); returns its symbol."""
+    kernels = dict.fromkeys(k for k, _ in stages)
+    epilogues = dict.fromkeys(e for _, e in stages if e is not None)
+    text = "\n".join(
+        [
+            *(f'extern "C" EFFC_EXPORT int32_t {k}(const effc_call*);' for k in kernels),
+            *(
+                f'extern "C" EFFC_EXPORT void {e}(const effc_call*, int64_t, int64_t, int64_t, int64_t, int64_t, '
+                "int64_t, const void*, int64_t);"
+                for e in epilogues
+            ),
+            'extern "C" EFFC_EXPORT int32_t @(const effc_call* c) {',
+            "  static const effc::row_chain::Stage stages[] = {",
+            *(f"      {{{k}, {e or 'nullptr'}}}," for k, e in stages),
+            "  };",
+            f"  return effc::row_chain::run(c, stages, {len(stages)});",
+            "}",
+            "",
+        ]
+    )
+    return gen.add("chain", text)
 
 
 # Staged reductions ----------------------------------------------------------------------------------------------------

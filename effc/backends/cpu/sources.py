@@ -30,9 +30,11 @@ def bundle(kernels: Iterable[str], generated: Mapping[str, str], target: CpuTarg
     names = sorted(set(kernels))
     units = sorted({unit_of(k) for k in names if k not in generated})
     loops = build.PREAMBLE + "\n".join(generated[k] for k in sorted(generated))
-    needed = {KERNELS / u for u in units}.union(*(build.headers(KERNELS / u) for u in [*units, "loop.hpp"]))
+    needed = {KERNELS / u for u in units}.union(
+        *(build.headers(KERNELS / u) for u in [*units, *build.GENERATED_HEADERS])
+    )
     files = {"generated.cpp": loops, "exports.map": build.exports_map(names)}
-    for path in sorted({*needed, KERNELS / "loop.hpp"}):
+    for path in sorted({*needed, *(KERNELS / h for h in build.GENERATED_HEADERS)}):
         folder = "include" if path.parent == INCLUDE else "kernels"
         files[f"{folder}/{path.name}"] = path.read_text(encoding="utf-8")
     files["flags.txt"] = "\n".join([*build.FLAGS, *target.flags, "-Ikernels", "-Iinclude"]) + "\n"

@@ -11,7 +11,7 @@ import numpy as np
 from ..dims import Dim
 from ..dtypes import DType
 from ..graph import Builder, Graph, Value
-from ..op import Cost, DimAttr, Sample, broadcast_shapes, op, require, same_dim
+from ..op import Cost, DimAttr, Sample, broadcast_shapes, get, op, require, same_dim
 from ..types import TensorType
 from .elementwise import random_array
 
@@ -135,6 +135,35 @@ op(
     decompose=_fused_decompose,
     cost=_matmul_cost,
     doc="matmul followed by elementwise ops: ``body`` takes the product and the extras, which broadcast to it.",
+)
+
+
+def body_cost(ins: Sequence[TensorType | None], outs: Sequence[TensorType], attrs: Mapping[str, Any]) -> Cost:
+    """Operations of all nodes of the body; operands are read and results written once."""
+    flops: Dim = 0
+    for n in attrs["body"].nodes:
+        flops = flops + get(n.op).cost_of([None if v is None else v.type for v in n.inputs], n.types, n.attrs).flops
+    moved: Dim = 0
+    for t in [*ins, *outs]:
+        moved = moved + (0 if t is None else t.nbytes)
+    return Cost(flops, moved)
+
+
+def _inlined(b: Builder, *xs: Value, body: Graph) -> tuple[Value, ...]:
+    return body.inline(b, xs)
+
+
+op(
+    "row_chain",
+    "xs*",
+    {"body": Graph},
+    infer=lambda *xs, body: tuple(v.type for v in body.outputs),
+    category="contraction",
+    level="macro",
+    decompose=_inlined,
+    cost=body_cost,
+    doc="Products with constant weights, and fused regions that reduce along rows only, as one kernel that runs them "
+    "on a block of rows at a time; ``body`` holds them. Values between them and results are [*L, N] with the same L.",
 )
 
 

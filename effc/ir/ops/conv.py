@@ -15,8 +15,9 @@ from .. import dims
 from ..dims import Dim
 from ..dtypes import DType
 from ..graph import Builder, Graph
-from ..op import Cost, Sample, get, op, require, same_dim
+from ..op import Cost, Sample, op, require, same_dim
 from ..types import TensorType
+from .contraction import body_cost
 from .elementwise import random_array
 
 Array = np.ndarray[Any, Any]
@@ -280,13 +281,6 @@ op(
 )
 
 
-def _chain_cost(ins: Any, outs: Any, attrs: Any) -> Cost:
-    flops: Dim = 0
-    for n in attrs["body"].nodes:
-        flops = flops + get(n.op).cost_of([None if v is None else v.type for v in n.inputs], n.types, n.attrs).flops
-    return Cost(flops, sum((t.nbytes for t in [*ins, *outs]), 0))
-
-
 op(
     "conv_chain",
     "xs*",
@@ -295,7 +289,7 @@ op(
     category="contraction",
     level="macro",
     decompose=lambda b, *xs, body: body.inline(b, xs),
-    cost=_chain_cost,
+    cost=body_cost,
     doc="[A convolution,] a depthwise and a pointwise one, with epilogues, as one kernel; ``body`` holds them.",
 )
 

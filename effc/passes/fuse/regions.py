@@ -12,12 +12,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ...ir.dims import Dim, symbols
+from ...ir.dims import Dim
 from ...ir.graph import Builder, Graph, Node, Value
-from ...ir.op import broadcast_shapes, get
-from ...ir.verify import attr_symbols
+from ...ir.op import broadcast_shapes
 from ..manager import Pass, PassReport, in_subgraphs
 from ..rewrite import is_one
+from .groups import Groups
 from .kinds import DEAR, fusible, is_map, is_reduction, is_scalar
 
 
@@ -57,36 +57,17 @@ def reduced(full: Shape, dims: Iterable[int]) -> Shape:
     return tuple(1 if i in inside else d for i, d in enumerate(full))
 
 
-class _Plan:
+class _Plan(Groups):
     def __init__(self, graph: Graph, limits: FuseRegions) -> None:
-        self.graph, self.limits = graph, limits
-        self.nodes = graph.nodes
-        self.index = {id(n): i for i, n in enumerate(self.nodes)}
-        self.uses = graph.uses()
+        super().__init__(graph)
+        self.limits = limits
         self.can = [fusible(n) and (not is_reduction(n) or n.attrs["keepdims"]) for n in self.nodes]
-        self.group = list(range(len(self.nodes)))  # node -> its group, named by the group's seed
-        self.members: dict[int, list[int]] = {}
-        self.taken = [False] * len(self.nodes)
-        self.binders: dict[int, set[int]] = {}  # node -> the nodes that define sizes which it uses
-        self.bound: dict[int, list[int]] = {}  # and the other way round
-        self.late_sizes()
-
-    def late_sizes(self) -> None:
-        """Finds the order that sizes known only while running ask for: no operand tells it."""
-        binder = {s: i for i, n in enumerate(self.nodes) for a in get(n.op).binds for s in attr_symbols(n.attrs.get(a))}
-        for i, n in enumerate(self.nodes if binder else ()):
-            used = {s for t in n.types for d in t.shape for s in symbols(d)} | attr_symbols(tuple(n.attrs.values()))
-            found = {binder[s] for s in used if s in binder} - {i}
-            if found:
-                self.binders[i] = found
-                for k in found:
-                    self.bound.setdefault(k, []).append(i)
 
     # Formation
 
     def form(self) -> None:
         for seed in range(len(self.nodes) - 1, -1, -1):
-            if not self.can[seed] or self.taken[seed]:
+            if not self.can[seed] or self.group[seed] >= 0:
                 continue
             region = {seed}
             changed = True
@@ -102,7 +83,7 @@ class _Plan:
     def join(self, seed: int, region: set[int]) -> None:
         """Records a grown region, within a region it takes values from where the two can be one."""
         for p in sorted({self.index.get(id(v.node), -1) for i in region for v in self.nodes[i].operands} - region):
-            if p < 0 or not self.can[p] or not self.taken[p]:
+            if p < 0 or not self.can[p] or self.group[p] < 0:
                 continue
             other = self.group[p]
             if self.why_not(set(self.members[other]), region, both_ways=True) is None:
@@ -110,13 +91,12 @@ class _Plan:
                 break
         for p in region:
             self.group[p] = seed
-            self.taken[p] = True
         self.members[seed] = sorted(region)
 
     def candidates(self, region: set[int]) -> list[int]:
         """Fusible producers that no region has taken, the nearest first."""
         found = {self.index.get(id(v.node), -1) for i in region for v in self.nodes[i].operands}
-        return sorted((p for p in found - region if p >= 0 and self.can[p] and not self.taken[p]), reverse=True)
+        return sorted((p for p in found - region if p >= 0 and self.can[p] and self.group[p] < 0), reverse=True)
 
     def row_chain(self, p: int) -> set[int]:
         """``p`` with the elementwise ops of its shape that lead up to it, and the reductions that these start from."""
@@ -126,7 +106,7 @@ class _Plan:
             n = self.nodes[todo.pop()]
             for v in n.operands:
                 k = self.index.get(id(v.node), -1)
-                if k >= 0 and k not in chain and self.can[k] and not self.taken[k] and v.shape == n.types[0].shape:
+                if k >= 0 and k not in chain and self.can[k] and self.group[k] < 0 and v.shape == n.types[0].shape:
                     chain.add(k)
                     if is_map(v.node):
                         todo.append(k)
@@ -144,7 +124,7 @@ class _Plan:
         if len(self.operands(nodes, both)) > self.limits.max_operands:
             return "the region would have too many operands"
         reason = self.form_of(nodes, results)
-        if reason is None and self.leaves_and_returns(both, both if both_ways else more, max(both)):
+        if reason is None and self.leaves_and_returns(both, both if both_ways else more, self.last(max(both))):
             return "another kernel between them needs the value first"
         return reason
 
@@ -188,115 +168,23 @@ class _Plan:
                 again += bool(shape)
         return "too many values would be computed again" if again > self.limits.max_recomputed else None
 
-    def results(self, region: set[int]) -> list[Value]:
-        """Values that something outside the region uses."""
-        out = []
-        for i in sorted(region):
-            users = self.uses.get(self.nodes[i][0], [])
-            if not users or any(u is None or self.index[id(u)] not in region for u in users):
-                out.append(self.nodes[i][0])
-        return out
-
-    def operands(self, nodes: Sequence[Node], region: set[int]) -> list[Value]:
-        """Values from outside, in order of first use; scalars are part of the body."""
-        out: dict[Value, None] = {}
-        for n in nodes:
-            for v in n.operands:
-                if self.index.get(id(v.node), -1) not in region and not is_scalar(v):
-                    out[v] = None
-        return list(out)
-
-    def leaves_and_returns(self, region: set[int], more: set[int], seed: int) -> bool:
-        """Whether a path leads from ``more`` through something outside back into the region, regions formed so far
-        contracted."""
-        # Beyond this index nothing leads back: ungrouped nodes only lead onwards, and no group reaches across it.
-        last = max((s for s, group in self.members.items() if len(group) > 1 and group[0] < seed), default=seed)
-        last = max(last, seed)
-        seen: set[int] = set()
-        todo = [
-            self.index[id(u)]
-            for p in more
-            for u in self.uses.get(self.nodes[p][0], [])
-            if u is not None and self.index[id(u)] not in region
-        ]
-        while todo:
-            i = todo.pop()
-            if i in seen:
-                continue
-            group = self.members.get(self.group[i], [i]) if self.taken[i] else [i]
-            seen.update(group)
-            for j in group:
-                for v in self.nodes[j].values:
-                    for u in self.uses.get(v, []):
-                        if u is None:
-                            continue
-                        k = self.index[id(u)]
-                        if k in region:
-                            return True
-                        if k <= last:
-                            todo.append(k)
-                for k in self.bound.get(j, ()):
-                    if k in region:
-                        return True
-                    if k <= last:
-                        todo.append(k)
-        return False
+    def last(self, seed: int) -> int:
+        """The node beyond which nothing leads back to a region that grows from ``seed``: ungrouped nodes only lead
+        onwards, and no group reaches across it."""
+        return max((s for s, group in self.members.items() if len(group) > 1 and group[0] < seed), default=seed)
 
     # Construction
 
     def build(self, report: PassReport) -> Graph:
         """The graph with a ``fused`` node for every region of two or more nodes."""
-        b = Builder(self.graph.symbols)
-        env: dict[Value, Value] = {i[0]: i[0] for i in self.graph.inputs}
-        done: set[int] = set()
-        for i in range(len(self.nodes)):
-            self.emit(i, b, env, done, report)
-        return replace(
-            self.graph, nodes=tuple(b.nodes), outputs=tuple(env[v] for v in self.graph.outputs),
-            commits=tuple(replace(c, value=env[c.value]) for c in self.graph.commits),
-        ).without_dead()  # fmt: skip
 
-    def emit(self, start: int, b: Builder, env: dict[Value, Value], done: set[int], report: PassReport) -> None:
-        """Emits node ``start``'s group after everything it needs."""
-        todo = [start]
-        while todo:
-            i = todo[-1]
-            if i in done:
-                todo.pop()
-                continue
-            group = self.members.get(self.group[i], [i]) if self.taken[i] else [i]
-            inside = set(group)
-            need = []
-            for j in group:
-                for v in self.nodes[j].operands:
-                    k = self.index.get(id(v.node), -1)
-                    if k >= 0 and k not in inside and k not in done:
-                        need.append(k)
-                need.extend(sorted(self.binders.get(j, set()) - inside - done))
-            if need:
-                todo.extend(reversed(need))
-                continue
-            todo.pop()
-            done.update(inside)
-            if len(group) == 1:
-                n = self.nodes[i]
-                ins = tuple(None if v is None else env[v] for v in n.inputs)
-                kept = n if ins == n.inputs else replace(n, inputs=ins)
-                b.nodes.append(kept)
-                env.update(zip(n.values, kept.values, strict=True))
-            else:
-                self.region(group, b, env, report)
+        def make(nodes: Sequence[Node], operands: Sequence[Value], results: Sequence[Value]) -> tuple[str, Graph]:
+            report.count("fuse.regions")
+            report.count("fuse.rows" if any(is_reduction(n) for n in nodes) else "fuse.maps")
+            report.count("fuse.nodes", len(nodes))
+            return "fused", body_of(nodes, operands, results)
 
-    def region(self, group: list[int], b: Builder, env: dict[Value, Value], report: PassReport) -> None:
-        nodes = [self.nodes[i] for i in group]
-        region = set(group)
-        operands, results = self.operands(nodes, region), self.results(region)
-        body = body_of(nodes, operands, results)
-        report.count("fuse.regions")
-        report.count("fuse.rows" if any(is_reduction(n) for n in nodes) else "fuse.maps")
-        report.count("fuse.nodes", len(nodes))
-        made = b.node("fused", [env[v] for v in operands], {"body": body}, loc=nodes[-1].loc)
-        env.update(zip(results, made.values, strict=True))
+        return self.rebuilt([g for g in self.members.values() if len(g) > 1], make)
 
     def explain(self, report: PassReport) -> None:
         """For every edge between fusible nodes of different kernels: why it is a border."""
@@ -335,7 +223,7 @@ def body_of(
                 env[v] = v
         made = replace(n, inputs=tuple(env[v] for v in n.operands))
         b.nodes.append(made)
-        env[n[0]] = made[0]
+        env.update(zip(n.values, made.values, strict=True))
     return b.graph([env[v] for v in results])
 
 

@@ -116,11 +116,22 @@ def kernels(g: Graph) -> list[str]:
 def test_encoder_layer_is_seven_kernels() -> None:
     g = encoder()
     report = PassReport()
-    out = Pipeline(default(ALL), verify=True).run(g, report)
+    out = Pipeline(default(ALL), verify=True, disabled=("fuse_rows",)).run(g, report)
     for sizes in ({"n": 1, "s": 1}, {"n": 2, "s": 5}):
         same_values(g, out, 0, sizes, factor=10)
     assert sorted(kernels(out)) == sorted(["fused"] + (["matmul_fused"] * 4 + ["attention"] + ["fused"] * 2) * 2)
     assert report.stats["attention.formed"] == 2 and report.stats["merge_matmuls.products"] == 6
+
+
+def test_encoder_layer_is_attention_and_what_is_between() -> None:
+    g = encoder(3)
+    report = PassReport()
+    out = Pipeline(default(ALL), verify=True).run(g, report)
+    for sizes in ({"n": 1, "s": 1}, {"n": 2, "s": 5}):
+        same_values(g, out, 0, sizes, factor=10)
+    assert sorted(kernels(out)) == sorted(["fused", "matmul_fused"] + ["attention", "row_chain"] * 3)
+    formed = {k: n for k, n in report.stats.items() if k.startswith("fuse_rows")}
+    assert formed == {"fuse_rows.formed": 3, "fuse_rows.products": 11, "fuse_rows.regions": 6}
 
 
 def test_inverted_bottleneck_is_three_kernels() -> None:

@@ -304,9 +304,8 @@ class Lowering:
             self._undecided = None
         node = self.node
         moved: Dim = 0
-        for b in [*ins, *outs]:
-            if b is not None:
-                moved = moved + b.numel * b.dtype.itemsize
+        for dtype, _, _, shape in {_touched(b): None for b in [*ins, *outs] if b is not None}:
+            moved = moved + dims.product(d for d, _ in shape) * dtype.itemsize
         work: Dim = 0
         if flops is not None:
             work = flops
@@ -439,6 +438,12 @@ class Lowering:
 def _work(node: Node) -> Dim:
     """Operations of a node, as the op table declares them."""
     return get(node.op).cost_of([None if v is None else v.type for v in node.inputs], node.types, node.attrs).flops
+
+
+def _touched(b: Buf) -> tuple[DType, int, Dim, tuple[tuple[Dim, Dim], ...]]:
+    """What elements a kernel reads or writes through a view, each once: equal for two views of the same ones."""
+    real = ((d, s) for d, s in zip(b.shape, b.strides, strict=True) if d != 1 and s != 0)
+    return b.dtype, b.root, b.offset, tuple(real)
 
 
 def _tensor(b: Buf) -> Tensor | None:

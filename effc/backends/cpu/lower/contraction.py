@@ -17,6 +17,7 @@ from ....ir import dims
 from ....ir.dims import Dim, ceildiv, maximum, minimum, product
 from ....ir.dtypes import DType
 from ....ir.graph import Graph, Node, Value
+from ....passes.fuse.rows import only_multiplied
 from ....runtime.errors import EffcError
 from .. import codegen, microkernels
 from ..microkernels import MicroKernel
@@ -84,23 +85,6 @@ def constant_matrix(cx: Lowering, v: Value) -> tuple[Array, tuple[Any, ...]] | N
     return data.reshape(v.node.attrs["shape"]), (*key, "reshape", *v.node.attrs["shape"])
 
 
-def _only_multiplied(cx: Lowering, v: Value) -> bool:
-    """Every use of the constant under ``v`` is the right-hand side of a product."""
-    while v.node.op in ("permute", "reshape"):
-        v = v.node.operands[0]
-    todo = [v]
-    while todo:
-        x = todo.pop()
-        for user in cx.uses.get(x, []):
-            if user is None:
-                return False
-            if user.op in ("permute", "reshape"):
-                todo.append(user[0])
-            elif user.op not in ("matmul", "matmul_fused") or any(i != 1 and y == x for i, y in enumerate(user.inputs)):
-                return False
-    return True
-
-
 def packed_constant(cx: Lowering, node: Node, v: Value, batch: Sequence[Dim]) -> tuple[Buf, list[Dim]] | None:
     """A packed right-hand side and the kernel's attributes, or None where it cannot be packed."""
     if v.dtype not in packing.PACKABLE:
@@ -111,7 +95,9 @@ def packed_constant(cx: Lowering, node: Node, v: Value, batch: Sequence[Dim]) ->
     data, key = found
     if any(d != 1 for d in data.shape[:-2]) and tuple(data.shape[:-2]) != tuple(batch):
         return None
-    if not _only_multiplied(cx, v):
+    while v.node.op in ("permute", "reshape"):
+        v = v.node.operands[0]
+    if not only_multiplied(v, cx.uses):
         cx.note(node, "the weights are read by other ops too, so they are kept once, unpacked")
         return None
     micro = microkernels.choose(cx.target, "matmul", v.dtype)
