@@ -50,6 +50,11 @@ def tune_arguments(p: argparse.ArgumentParser) -> None:
         metavar="MODEL.effc",
         help="also measure the calls of this artifact, where it makes them; may be repeated",
     )
+    p.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="measure on all nodes of a Ray cluster (auto, an address, or local) instead of on this machine",
+    )
     p.add_argument("--train", metavar="MODEL.npz", help="train a cost model on the records and write it here")
     p.add_argument("--data", action="append", default=[], metavar="FILE", help="further records to train on")
 
@@ -72,6 +77,11 @@ def tune(a: argparse.Namespace, sizes: Sizes) -> None:
                 add_model(path, out, sizes)
             if a.seconds > 0:
                 calm = loop.CALM if a.calm is None else a.calm
+            if a.seconds > 0 and a.ray:
+                from .cluster import collect
+
+                collect(a.ray, out, seconds=a.seconds, kernels=kernels, seed=a.seed, calm=calm)
+            elif a.seconds > 0:
                 loop.tune(out, host(), seconds=a.seconds, kernels=kernels, seed=a.seed, calm=calm, report=show)
         except KeyboardInterrupt:
             show.end()

@@ -107,6 +107,22 @@ class Writer:
         self._file.write(text)
         self._file.flush()
 
+    def add_text(self, text: str) -> int:
+        """Appends what another writer wrote on another machine; how many records that were."""
+        count = 0
+        for line in text.splitlines():
+            j = json.loads(line)
+            if "group" in j:
+                self.groups.add(j["group"])
+                count += 1
+            elif j["machine"] in self._known:
+                continue
+            else:
+                self._known.add(j["machine"])
+            self._file.write(line + "\n")
+        self._file.flush()
+        return count
+
     def close(self) -> None:
         self._file.close()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +69,17 @@ def tune(
     blocks: tuple[int, int] = measure.BLOCKS,
     machine: Machine | None = None,
     calm: float = CALM,
+    known: Iterable[str] = (),
     report: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> dict[str, int]:
     """Measures for this many seconds and appends to ``out``; what is there already is not measured again. Returns how
     many records were made by sampler. ``report`` hears of each case. KeyboardInterrupt ends it; what was done is kept.
     ``target`` is a CpuTarget that this machine can run. ``calm``: CPU seconds a second that others may use while a case
-    is measured, before it is measured again; 1 and more: any."""
+    is measured, before it is measured again; 1 and more: any. ``known``: groups that were measured into other files."""
     order = turns(kernels)
     machine = machine or this_machine()
     writer, made = Writer(out), dict.fromkeys(order, 0)
+    writer.groups |= set(known)
     end, start, n = time.perf_counter() + seconds, time.perf_counter(), 0
     following, disturbed = dict.fromkeys(order, 0), 0
     try:
