@@ -58,6 +58,22 @@ EFFC_INLINE int32_t four(const uint8_t* p) {
   return x;
 }
 
+/* Accumulators of R rows by two vectors. */
+template <int R>
+EFFC_INLINE void load_tile(const Tile* t, __m256i (&acc)[R][2]) {
+  EFFC_UNROLL_ALL
+  for (int i = 0; i < R; ++i)
+    EFFC_UNROLL_ALL
+    for (int j = 0; j < 2; ++j) acc[i][j] = _mm256_loadu_si256((const __m256i*)(t->c + i * t->ldc + j * 8));
+}
+template <int R>
+EFFC_INLINE void store_tile(const Tile* t, __m256i (&acc)[R][2]) {
+  EFFC_UNROLL_ALL
+  for (int i = 0; i < R; ++i)
+    EFFC_UNROLL_ALL
+    for (int j = 0; j < 2; ++j) _mm256_storeu_si256((__m256i*)(t->c + i * t->ldc + j * 8), acc[i][j]);
+}
+
 #if defined(__AMX_INT8__)
 /* ---- AMX: rows are computed in full tiles of 16; A and C have room for them ---- */
 #define EFFC_I8_VARIANT "amx_int8"
@@ -179,11 +195,8 @@ EFFC_INLINE void add_extras(const Tile* t, __m256i (&acc)[R][2]) {
 template <int R, int P>
 void micro(const Tile* t) {
   __m256i acc[R][2];
-  const int64_t lda = t->lda, ldc = t->ldc, groups = t->steps / kGroup;
-  EFFC_UNROLL_ALL
-  for (int i = 0; i < R; ++i)
-    EFFC_UNROLL_ALL
-    for (int j = 0; j < 2; ++j) acc[i][j] = _mm256_loadu_si256((const __m256i*)(t->c + i * ldc + j * 8));
+  const int64_t lda = t->lda, groups = t->steps / kGroup;
+  load_tile(t, acc);
   const uint8_t* a = t->a;
   const int8_t* b = t->b;
   for (int64_t g = 0; g < groups; ++g, a += kGroup, b += kGroup * kNR) {
@@ -196,10 +209,7 @@ void micro(const Tile* t) {
     }
   }
   if constexpr (kSplit) add_extras(t, acc);
-  EFFC_UNROLL_ALL
-  for (int i = 0; i < R; ++i)
-    EFFC_UNROLL_ALL
-    for (int j = 0; j < 2; ++j) _mm256_storeu_si256((__m256i*)(t->c + i * ldc + j * 8), acc[i][j]);
+  store_tile(t, acc);
 }
 #endif
 
@@ -215,11 +225,8 @@ constexpr double kWideShare = 0.2;
 template <int R>
 void micro_wide(const Tile* t) {
   __m256i acc[R][2];
-  const int64_t lda = t->lda, ldc = t->ldc, pairs = t->steps / 2;
-  EFFC_UNROLL_ALL
-  for (int i = 0; i < R; ++i)
-    EFFC_UNROLL_ALL
-    for (int j = 0; j < 2; ++j) acc[i][j] = _mm256_loadu_si256((const __m256i*)(t->c + i * ldc + j * 8));
+  const int64_t lda = t->lda, pairs = t->steps / 2;
+  load_tile(t, acc);
   const uint8_t* a = t->a;
   const int8_t* b = t->b;
   for (int64_t s = 0; s < pairs; ++s, a += 4, b += 2 * kNR) {
@@ -233,21 +240,15 @@ void micro_wide(const Tile* t) {
       __asm__("" : "+x"(acc[i][0]), "+x"(acc[i][1])); /* GCC 12 rotates accumulators through registers, and spills them */
     }
   }
-  EFFC_UNROLL_ALL
-  for (int i = 0; i < R; ++i)
-    EFFC_UNROLL_ALL
-    for (int j = 0; j < 2; ++j) _mm256_storeu_si256((__m256i*)(t->c + i * ldc + j * 8), acc[i][j]);
+  store_tile(t, acc);
 }
 
 /* ---- deep panels: D groups are added in 16 bits ---- */
 template <int R, int D>
 void micro_deep(const Tile* t) {
   __m256i acc[R][2];
-  const int64_t lda = t->lda, ldc = t->ldc, groups = t->steps / kGroup;
-  EFFC_UNROLL_ALL
-  for (int i = 0; i < R; ++i)
-    EFFC_UNROLL_ALL
-    for (int j = 0; j < 2; ++j) acc[i][j] = _mm256_loadu_si256((const __m256i*)(t->c + i * ldc + j * 8));
+  const int64_t lda = t->lda, groups = t->steps / kGroup;
+  load_tile(t, acc);
   const uint8_t* a = t->a;
   const int8_t* b = t->b;
   /* 12 accumulators leave 4 registers: the ones stay in memory, and GCC 12 must not reorder the additions. */
@@ -277,10 +278,7 @@ void micro_deep(const Tile* t) {
       }
   }
   add_extras(t, acc);
-  EFFC_UNROLL_ALL
-  for (int i = 0; i < R; ++i)
-    EFFC_UNROLL_ALL
-    for (int j = 0; j < 2; ++j) _mm256_storeu_si256((__m256i*)(t->c + i * ldc + j * 8), acc[i][j]);
+  store_tile(t, acc);
 }
 
 /* Rows of the next tile of at most `most` where `left` are left: as even as can be, or whole hardware tiles. */
