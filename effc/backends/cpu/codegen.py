@@ -87,19 +87,33 @@ def limit_of(n: Node) -> Value | None:
     return known[0] if len(known) == 1 and not np.isnan(known[0].node.attrs["data"]).any() else None
 
 
+def shared_bits(n: Node) -> int | None:
+    """The bits of a float constant that is passed like the value of a dim, so that kernels which differ in it alone are
+    one (the scales of a quantized model, say); None for numbers of few digits, which say what a kernel does."""
+    if n.types[0].dtype is not DType.f32:
+        return None
+    value = np.asarray(n.attrs["data"], np.float32).reshape(-1)[:1]
+    bits = int(value.view(np.uint32)[0])
+    return bits if bits & 0x7FFF and np.isfinite(value).all() else None
+
+
 class Emitter:
     """Writes the expressions of body nodes; ``names`` maps values to C++ variables."""
 
     def __init__(self, body: Graph) -> None:
         self.body = body
         self.names: dict[Value, str] = {}
-        self.dv: list[Dim] = []  # values of symbolic dims used in the body, passed as attributes
+        self.dv: list[Dim] = []  # values of symbolic dims, and bits of floats, used in the body: passed as attributes
         self.limits = {c for n in body.nodes if (c := limit_of(n)) is not None}
 
     def expression(self, n: Node) -> str:
         """The C++ expression of an elementwise node; rounds results of half types as a tensor between two ops would."""
         out = n.types[0].dtype
         if n.op == "constant":
+            bits = shared_bits(n)
+            if bits is not None:
+                self.dv.append(bits)
+                return f"bitcast<float>((uint32_t)dv[{len(self.dv) - 1}])"
             text = literal(n.attrs["data"].reshape(-1)[0], out)
             return f"op::opaque({text})" if n[0] in self.limits else text
         if n.op == "dim_value":
