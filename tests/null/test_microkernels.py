@@ -92,6 +92,53 @@ def test_instructions(m: microkernels.MicroKernel) -> None:
         assert microkernels.choose(less, m.product, m.operands[0]) is not m
 
 
+def innermost_loops(text: str, function: str) -> dict[str, list[list[str]]]:
+    """Instructions of the innermost loops with multiply-adds of each function whose demangled name begins so."""
+    found: dict[str, list[list[str]]] = {}
+    for part in text.split("\n\n"):
+        head = re.match(r"[0-9a-f]+ <(.*)>:", part)
+        if head is None or not head[1].startswith(function):
+            continue
+        lines = re.findall(r"^\s*([0-9a-f]+):\s+(.*)$", part, re.M)
+        index = {at: i for i, (at, _) in enumerate(lines)}
+        spans = []
+        for i, (_, what) in enumerate(lines):
+            jump = re.match(r"j\w+\s+([0-9a-f]+)", what)
+            if jump and index.get(jump[1], i + 1) <= i:
+                spans.append((index[jump[1]], i))
+        inner = [s for s in spans if not any(o != s and s[0] <= o[0] and o[1] <= s[1] for o in spans)]
+        loops = [[what for _, what in lines[first : last + 1]] for first, last in inner]
+        found[head[1]] = [x for x in loops if any("vfmadd" in y or "vpmaddubsw" in y for y in x)]
+    return found
+
+
+@pytest.mark.skipif(not shutil.which("objdump"), reason="objdump is not installed")
+@pytest.mark.parametrize(
+    ("unit", "function", "least"),
+    [
+        ("gemm_f32.cpp", "void effc::gemm::micro<float, float", 12),
+        ("attention_f32.cpp", "void effc::gemm::micro<float, float", 24),
+        ("conv_f32.cpp", "void effc::conv::micro_rows<float", 20),
+        ("gemm_i8.cpp", "void effc::i8::micro", 4),
+    ],
+)
+def test_accumulators_stay_in_registers(unit: str, function: str, least: int) -> None:
+    """No loop over k loads accumulators from the stack and stores them there, whatever the tile. (What it stores first
+    and loads later is an element for which a wide tile leaves no register.)"""
+    t = CpuTarget("x86-64-v3")
+    pending = build.unit_object(unit, t)
+    if pending is not None:
+        pending.result()
+    command = ["objdump", "-d", "-C", "--no-show-raw-insn", str(build.unit_path(unit, t))]
+    loops = innermost_loops(subprocess.run(command, capture_output=True, text=True).stdout, function)
+    assert sum(map(len, loops.values())) >= least
+    for name, bodies in loops.items():
+        for body in bodies:
+            for i, what in enumerate(body):
+                store = re.match(r"vmov\w+\s+%[xyz]mm\d+,(\S*\(%r[sb]p\))", what)
+                assert store is None or not any(store[1] in x for x in body[:i]), f"{name}: {what}"
+
+
 HERE = [m for m in microkernels.TABLE if not m.needs and m.product == "matmul"]
 
 
