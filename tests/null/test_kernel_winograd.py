@@ -135,7 +135,8 @@ def test_bias_and_clamp_after_values_that_are_not_finite(lib: KernelLibrary) -> 
     steps = {"bias": aligned(bias), "residual": aligned(residual), "clamp": (-1.0, 6.0)}
     want = run_conv(lib, x, w, (1, 1), (1, 1), (1, 1), 1, **steps)  # type: ignore[arg-type]
     assert np.isnan(want).any() and (want == 6).any()
-    np.testing.assert_allclose(run_winograd(lib, x, w, (1, 1), 4, **steps), want, rtol=1e-5, atol=1e-4)  # type: ignore[arg-type]
+    got = run_winograd(lib, x, w, (1, 1), 4, **steps)  # type: ignore[arg-type]
+    np.testing.assert_allclose(got, want, rtol=0, atol=4e-6)  # sums are up to 3.4
 
 
 @pytest.mark.parametrize("tile", TILES)
