@@ -1,11 +1,14 @@
-"""Builds the runtime library next to the Python files; everything else is in pyproject.toml.
+"""Builds the runtime library and the kernel library next to the Python files; everything else is in pyproject.toml.
 
 ``libeffc_rt.so`` is loaded with ctypes and knows nothing of Python, so a wheel fits every Python 3 of its platform.
 """
 
+import contextlib
 import importlib
+import os
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 
 from setuptools import Distribution, setup
@@ -15,30 +18,40 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 
 
-def build_runtime(out_dir: Path) -> None:
-    """Runs effc.runtime.build_rt without importing effc itself: the build environment has no numpy."""
-    for name in ("effc", "effc.runtime"):
+@contextlib.contextmanager
+def modules_alone() -> Iterator[None]:
+    """Modules of effc can be imported without their packages: the build environment has no numpy."""
+    for name in ("effc", "effc.runtime", "effc.backends", "effc.backends.cpu"):
         package = types.ModuleType(name)
         package.__path__ = [str(ROOT.joinpath(*name.split(".")))]
         sys.modules[name] = package
     try:
-        importlib.import_module("effc.runtime.build_rt").build(out_dir)
+        yield
     finally:
         for name in [n for n in sys.modules if n == "effc" or n.startswith("effc.")]:
             del sys.modules[name]
+
+
+def build_code(package: Path) -> None:
+    """Compiles the runtime library, and the kernel library for the usual CPUs, into a package's folders."""
+    with modules_alone():
+        importlib.import_module("effc.runtime.build_rt").build(package / "runtime" / "lib")
+        prebuilt = importlib.import_module("effc.backends.cpu.prebuilt")
+        prebuilt.make(package / "backends" / "cpu" / "lib", prebuilt.targets())
 
 
 class BuildPy(build_py):
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
-            build_runtime(Path(self.build_lib) / "effc" / "runtime" / "lib")
+            build_code(Path(self.build_lib) / "effc")
             return
-        # A checkout whose sources change later, or that has no compiler now, compiles it on demand, into the cache.
+        # A checkout whose sources change later, or that has no compiler now, compiles them on demand, into the cache.
+        os.environ.setdefault("EFFC_PREBUILT", "cpu")
         try:
-            build_runtime(ROOT / "effc" / "runtime" / "lib")
+            build_code(ROOT / "effc")
         except Exception as e:
-            print(f"effc_rt is not compiled yet: {e}", file=sys.stderr)
+            print(f"not compiled yet: {e}", file=sys.stderr)
 
 
 class BdistWheel(bdist_wheel):

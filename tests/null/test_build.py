@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from effc.backends.cpu import build
+from effc.backends.cpu import build, prebuilt
 from effc.backends.cpu.target import parse
 from effc.runtime.errors import EffcError
 
@@ -32,6 +32,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         out.write_bytes(b"")
 
     monkeypatch.setenv("EFFC_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(prebuilt, "FOLDER", tmp_path / "lib")
     monkeypatch.setattr(build, "_compile", compile_one)
     with ThreadPoolExecutor(1) as early, ThreadPoolExecutor(2) as pool:
         monkeypatch.setattr(build, "_early_pool", lambda: early)
@@ -81,3 +82,37 @@ def test_shares_of_generated_kernels_have_about_one_length() -> None:
     assert sorted(n for s in shares for n in s) == sorted(kernels)
     assert max(lengths) - min(lengths) <= max(map(len, kernels.values()))
     assert all(len(s) <= build.PER_UNIT for s in shares) and build._shares([], kernels) == []
+
+
+def test_units_that_effc_came_with_are_taken_while_they_fit(compiled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    names, _, _ = compiled
+    full = parse("cpu:x86-64-v4+avx512vnni+avx512bf16+amx")
+    plain = parse("cpu:x86-64-v4")
+    prebuilt.make(prebuilt.FOLDER, [plain, full])
+    assert names.count("copy.cpp") == 1, "it asks for no extra feature"
+    assert names.count("gemm_i8.cpp") == 2 and names.count("gemm_half.cpp") == 2
+    made = len(names)
+    prebuilt.make(prebuilt.FOLDER, [plain, full])
+    assert len(names) == made, "what is there is kept"
+    for unit in ("copy.cpp", "gemm_i8.cpp", "gemm_half.cpp"):
+        assert build.unit_object(unit, full) is None and build.unit_path(unit, full).parent == prebuilt.FOLDER
+    assert build.unit_path("copy.cpp", plain) == build.unit_path("copy.cpp", full)
+    assert build.unit_path("gemm_i8.cpp", plain) != build.unit_path("gemm_i8.cpp", full)
+    assert build.unit_path("copy.cpp", parse("cpu:x86-64-v3")).parent != prebuilt.FOLDER
+    with monkeypatch.context() as m:  # a text that has changed since
+        m.setattr(build, "source_key", lambda path: "another text")
+        assert build.unit_path("copy.cpp", full).parent != prebuilt.FOLDER
+    monkeypatch.setenv("CXX", "g++")
+    assert build.unit_path("copy.cpp", full).parent != prebuilt.FOLDER
+    monkeypatch.delenv("CXX")
+    copied = prebuilt.FOLDER.parent / "package"
+    prebuilt.make(copied, [plain])
+    assert len(names) == made and len(list(copied.iterdir())) == len(list(build.KERNELS.glob("*.cpp")))
+    prebuilt.make(prebuilt.FOLDER, [plain])
+    assert {p.name for p in prebuilt.FOLDER.iterdir()} == {p.name for p in copied.iterdir()}, "others are removed"
+
+
+def test_what_a_wheel_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {t.level for t in prebuilt.targets()} == {"x86-64-v3", "x86-64-v4"}
+    monkeypatch.setenv("EFFC_PREBUILT", "cpu:x86-64-v4+avx512vnni")
+    assert prebuilt.targets() == [parse("cpu:x86-64-v4+avx512vnni")]

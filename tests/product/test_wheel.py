@@ -13,6 +13,9 @@ import numpy as np
 import torch
 
 import effc
+from effc.backends.cpu.build import KERNELS, unit_target
+from effc.backends.cpu.prebuilt import object_name
+from effc.backends.cpu.target import host
 
 from .factories import small
 
@@ -57,13 +60,16 @@ def test_wheel_in_a_bare_environment(tmp_path: Path) -> None:
         str(tmp_path / "dist"),
         str(sources),
     ]
-    subprocess.run(command, check=True, cwd=tmp_path)
+    subprocess.run(command, check=True, cwd=tmp_path, env={**os.environ, "EFFC_PREBUILT": "cpu"})
     (wheel,) = (tmp_path / "dist").glob("effc-*.whl")
     assert wheel.name.endswith("-py3-none-linux_x86_64.whl")
     with zipfile.ZipFile(wheel) as z:
         names = z.namelist()
     assert "effc/runtime/lib/libeffc_rt.so" in names
     assert any(n.endswith("kernels/loop.hpp") for n in names) and "effc/runtime/include/effc.h" in names
+    units = [Path(n).name for n in names if n.startswith("effc/backends/cpu/lib/")]
+    want = {object_name(u.name, unit_target(u.name, host())) for u in KERNELS.glob("*.cpp")}
+    assert set(units) == want and len(want) > 40, "the kernel library for this machine"
     assert not any(n.startswith(("tests/", "bench/", "examples/")) for n in names)
 
     bare = tmp_path / "bare"
@@ -94,9 +100,11 @@ def test_wheel_in_a_bare_environment(tmp_path: Path) -> None:
 
 
 def _copy_sources(to: Path) -> None:
-    """The files of the checkout that belong to the project: pip must not see build leftovers."""
+    """The files of the checkout that belong to the project, and its compiled units: pip must not see other build
+    leftovers."""
     import shutil
 
-    shutil.copytree(ROOT / "effc", to / "effc", ignore=shutil.ignore_patterns("__pycache__", "*.so", "lib"))
+    leftovers = shutil.ignore_patterns("__pycache__", "*.so", "libeffc_rt.hash")
+    shutil.copytree(ROOT / "effc", to / "effc", ignore=leftovers)
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, to / name)

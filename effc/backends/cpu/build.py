@@ -1,7 +1,8 @@
 """Compiling kernels: library units and generated code to objects, objects to one shared object; all cached by content.
 
-Objects live in ``$EFFC_CACHE_DIR`` (else ``~/.cache/effc``) under the hash of what they were made from: source text,
-headers, flags, compiler version. Nothing in the cache is needed to run an artifact, and removing it is always safe.
+Library units come with effc as objects (``prebuilt.py``). What is compiled here lives in ``$EFFC_CACHE_DIR`` (else
+``~/.cache/effc``) under the hash of what it was made from: source text, headers, flags, compiler version. Nothing in
+the cache is needed to run an artifact, and removing it is always safe.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from ...runtime.errors import EffcError
 from .library import INCLUDE, KERNELS, MOVEMENT, ROUNDED, unit_of
-from .target import CpuTarget
+from .target import EXTRA, GROUPS, CpuTarget, macro
 
 FLAGS = (
     "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fno-exceptions", "-fno-rtti",
@@ -73,7 +74,7 @@ def compiler_version() -> str:
     return subprocess.run([*compiler(), "--version"], capture_output=True, text=True, check=False).stdout.split("\n")[0]
 
 
-def _digest(*parts: str | bytes) -> str:
+def digest(*parts: str | bytes) -> str:
     h = hashlib.blake2b(digest_size=16)
     for p in parts:
         h.update(p.encode() if isinstance(p, str) else p)
@@ -83,7 +84,7 @@ def _digest(*parts: str | bytes) -> str:
 
 @lru_cache(maxsize=256)
 def _file_digest(path: Path, stamp: tuple[int, int]) -> str:
-    return _digest(path.read_bytes())
+    return digest(path.read_bytes())
 
 
 _reads: dict[Path, tuple[tuple[int, int], set[str]]] = {}
@@ -115,12 +116,13 @@ def headers(path: Path) -> set[Path]:
     return _includes(path)
 
 
-def _source_key(path: Path) -> str:
+def source_key(path: Path) -> str:
+    """A hash of a source and of this project's headers that it includes."""
     parts = []
     for p in sorted({path, *_includes(path)}):
         st = p.stat()
         parts.append(p.name + _file_digest(p, (st.st_mtime_ns, st.st_size)))
-    return _digest(*parts)
+    return digest(*parts)
 
 
 def level_of(source: str) -> tuple[str, ...]:
@@ -137,7 +139,7 @@ def flags_for(target: CpuTarget, level: Sequence[str] = LIBRARY, sanitize: bool 
 
 def _flag_key(target: CpuTarget, level: Sequence[str] = LIBRARY) -> str:
     """Flags that change the code, without this machine's include paths."""
-    return _digest(compiler_version(), *level, *FLAGS, *target.flags, os.environ.get("EFFC_SANITIZE", ""))
+    return digest(compiler_version(), *level, *FLAGS, *target.flags, os.environ.get("EFFC_SANITIZE", ""))
 
 
 def _run(command: Sequence[str], what: str) -> None:
@@ -164,12 +166,25 @@ def _compile(source: Path, out: Path, target: CpuTarget, what: str, level: Seque
             os.unlink(tmp)
 
 
+def unit_target(source: str, target: CpuTarget) -> CpuTarget:
+    """What a library unit needs of a target: its level, and of the extra features those whose macros the unit or its
+    headers ask for, those of a group together. Others do not change its code."""
+    texts = [p.read_text(encoding="utf-8") for p in (KERNELS / source, *headers(KERNELS / source))]
+    asked = {f for f in EXTRA if any(macro(f) in t for t in texts)}
+    asked.update(f for group in GROUPS.values() if asked & set(group) for f in group)
+    return CpuTarget(target.level, tuple(f for f in EXTRA if f in asked & set(target.extra)))
+
+
 def unit_path(source: str, target: CpuTarget) -> Path:
-    """Where the object of a library unit for a target is kept."""
-    path = KERNELS / source
+    """Where the object of a library unit for a target is, or will be."""
+    from . import prebuilt
+
+    path, target = KERNELS / source, unit_target(source, target)
+    if (found := prebuilt.find(source, target)) is not None:
+        return found
     folder = cache_dir() / "units"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{path.stem}-{_digest(_source_key(path), _flag_key(target, level_of(source)))}.o"
+    return folder / f"{path.stem}-{digest(source_key(path), _flag_key(target, level_of(source)))}.o"
 
 
 @lru_cache(maxsize=1)
@@ -181,6 +196,12 @@ def _pool() -> ThreadPoolExecutor:
 def _early_pool() -> ThreadPoolExecutor:
     """For what is compiled while the frontend works: that one is waited for, so a core is left to it."""
     return ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="effc-cxx-early")
+
+
+def submit(source: str, out: Path, target: CpuTarget, pool: ThreadPoolExecutor | None = None) -> Future[None]:
+    """Compiles a library unit for just this target to ``out``, when the pool comes to it."""
+    work = pool or _pool()
+    return work.submit(_compile, KERNELS / source, out, target, f"kernel unit {source}", level_of(source))
 
 
 _running: dict[Path, Future[None]] = {}
@@ -203,7 +224,7 @@ def unit_object(source: str, target: CpuTarget, early: bool = False) -> Future[N
         if out.exists():
             return None
         pool, table = (_early_pool(), _early) if early else (_pool(), _running)
-        table[out] = pool.submit(_compile, KERNELS / source, out, target, f"kernel unit {source}", level_of(source))
+        table[out] = submit(source, out, unit_target(source, target), pool)
         return table[out]
 
 
@@ -229,7 +250,7 @@ def generated_objects(kernels: Mapping[str, str], target: CpuTarget) -> tuple[li
     """Objects for generated kernels, and the compilations still to be run to make them."""
     folder = cache_dir() / "generated"
     folder.mkdir(parents=True, exist_ok=True)
-    key = _digest(_flag_key(target, GENERATED), *(_source_key(KERNELS / h) for h in GENERATED_HEADERS))
+    key = digest(_flag_key(target, GENERATED), *(source_key(KERNELS / h) for h in GENERATED_HEADERS))
     found: dict[Path, None] = {}
     missing: list[str] = []
     for name in sorted(kernels):
@@ -245,7 +266,7 @@ def generated_objects(kernels: Mapping[str, str], target: CpuTarget) -> tuple[li
     jobs: list[Callable[[], None]] = []
     for part in _shares(missing, kernels):
         text = PREAMBLE + "\n".join(kernels[n] for n in part)
-        out = folder / f"{_digest(key, text)}.o"
+        out = folder / f"{digest(key, text)}.o"
         found[out] = None
         jobs.append(_job(text, out, part, folder, key, target))
     return list(found), jobs
@@ -295,7 +316,7 @@ def shared_object(kernels: Iterable[str], generated: Mapping[str, str], target: 
     objects = [*sorted(objects), *(unit_path(u, target) for u in units)]
     folder = cache_dir() / "linked"
     folder.mkdir(parents=True, exist_ok=True)
-    out = folder / f"{_digest(*(o.name for o in objects), *names, os.environ.get('EFFC_SANITIZE', ''))}.so"
+    out = folder / f"{digest(*(o.name for o in objects), *names, os.environ.get('EFFC_SANITIZE', ''))}.so"
     if not out.exists():
         _link(objects, names, out)
     return out.read_bytes()

@@ -48,6 +48,11 @@ _CPUINFO = {
 }
 
 
+def macro(feature: str) -> str:
+    """The macro that a compiler defines where it may use a feature of ``EXTRA``."""
+    return "__" + EXTRA[feature].removeprefix("-m").replace("-", "_").upper() + "__"
+
+
 @dataclass(frozen=True)
 class CpuTarget:
     """A level plus extra features; ``isa`` is what a CPU must have to run its code."""
