@@ -7,12 +7,14 @@ sizes that are compared, and architectures without weights in any package, with 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from bench.spectral import seeded
 from tests.models import zoo
+from tests.models.fetch import fetch
 from tests.models.zoo import Entry
 
 
@@ -64,6 +66,26 @@ def whisper_tiny_encoder() -> nn.Module:
     return First(WhisperEncoder(config), "last_hidden_state")
 
 
+class OnnxFile(nn.Module):
+    """A model that is published as an ONNX file. Its results are what onnxruntime makes of it without optimisations;
+    engines take the file itself."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.onnx_file = path
+
+    def forward(self, *args: torch.Tensor) -> torch.Tensor:
+        from bench.int8 import written
+
+        result: torch.Tensor = torch.from_numpy(written(self.onnx_file, args)[0])
+        return result
+
+
+def rapidocr_rec() -> nn.Module:
+    """The recogniser of PP-OCRv4 (Chinese and English), a line of text of 48 x 320."""
+    return OnnxFile(fetch("rapidocr") / "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx")
+
+
 class UNet(nn.Module):
     """Ronneberger et al., 2015, with batch norm and padded convolutions, 32 channels at full size."""
 
@@ -108,5 +130,6 @@ DENSE: dict[str, Entry] = {
         seeded("unet", lambda: _settled(UNet()), 1, 3, 256, 256),
         seeded("whisper_tiny_encoder", whisper_tiny_encoder, 1, 80, 3000),
         zoo.ZOO["resemblyzer"],
+        seeded("rapidocr_rec", rapidocr_rec, 1, 3, 48, 320),
     )
 }

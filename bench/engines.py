@@ -35,6 +35,22 @@ def _torch_setup(threads: int) -> None:
     torch.set_grad_enabled(False)
 
 
+def onnx_file(module: Any) -> Path | None:
+    """The file of a model that is one and no torch module, else None."""
+    return getattr(module, "onnx_file", None)
+
+
+def _with_sizes(file: Path, inputs: list[Any], out: Path) -> None:
+    """A file's model for these sizes of its inputs alone."""
+    import onnx
+
+    model = onnx.load(file)
+    for i, t in zip(model.graph.input, inputs, strict=True):
+        for d, n in zip(i.type.tensor_type.shape.dim, t.shape, strict=True):
+            d.dim_value = n
+    onnx.save(model, out)
+
+
 def eager(module: Any, args: tuple[Any, ...], threads: int, work: Path) -> Run:
     _torch_setup(threads)
     return lambda: _leaves(module(*args))
@@ -56,6 +72,8 @@ def _onnx(module: Any, args: tuple[Any, ...], work: Path) -> Path:
     import torch
 
     path = work / "model.onnx"
+    if not path.exists() and (file := onnx_file(module)) is not None:
+        _with_sizes(file, _tensors(args), path)
     if not path.exists():
         recurrent = any(isinstance(m, torch.nn.RNNBase) for m in module.modules())
         names = [f"input{i}" for i in range(len(_tensors(args)))]
@@ -129,10 +147,45 @@ def effc(module: Any, args: tuple[Any, ...], threads: int, work: Path) -> Run:
     path = work / "model.effc"
     if not path.exists():
         part = work / "part.effc"
-        _effc.compile(module, args).save(part)
+        file = None if onnx_file(module) is None else _onnx(module, args, work)
+        made = _effc.compile(module, args) if file is None else _effc.compile(file)
+        made.save(part)
         part.replace(path)
     model = _effc.load(path, num_threads=threads)
+    if onnx_file(module) is not None:
+        arrays = [t.numpy() for t in _tensors(args)]
+        return lambda: list(model(*arrays))
     return lambda: _leaves(model(*args))
+
+
+def tvm(module: Any, args: tuple[Any, ...], threads: int, work: Path) -> Run:
+    """TVM's own frontends and its default pipeline for this CPU. Its kernels are not tuned: a search takes hours."""
+    os.environ["TVM_NUM_THREADS"] = str(threads)
+    import tvm as _tvm
+    from tvm import relax
+
+    from effc.backends.cpu.target import host
+
+    _torch_setup(threads)
+    if onnx_file(module) is None:
+        import torch
+        from tvm.relax.frontend.torch import from_exported_program
+
+        imported = from_exported_program(torch.export.export(module, args))
+    else:
+        import onnx
+        from tvm.relax.frontend.onnx import from_onnx
+
+        imported = from_onnx(onnx.load(_onnx(module, args, work)))
+    cpu = {"kind": "llvm", "mcpu": host().level, "num-cores": threads}  # LLVM's own guess may be more than is enabled
+    machine = relax.VirtualMachine(_tvm.compile(imported, target=_tvm.target.Target(cpu)), _tvm.cpu())
+    handed = [_tvm.runtime.tensor(t.numpy()) for t in _tensors(args)]
+
+    def run() -> list[Any]:
+        out = machine["main"](*handed)
+        return [t.numpy() for t in ([out] if hasattr(out, "numpy") else out)]
+
+    return run
 
 
 def _effc_file(name: str) -> Callable[[Any, tuple[Any, ...], int, Path], Run]:
@@ -157,6 +210,7 @@ ENGINES: dict[str, Callable[[Any, tuple[Any, ...], int, Path], Run]] = {
     "torch.compile": torch_compile,
     "onnxruntime": onnxruntime,
     "openvino": openvino,
+    "tvm": tvm,
     **{name: _onnx_file(name) for name in ONNX_FILES},
     # of bench.int8, which writes int8.onnx and, for most models, f32.onnx
     **{f"onnxruntime.{k}": _onnx_file(k) for k in ("int8", "f32")},

@@ -34,7 +34,7 @@ def error(got: list[Any], want: list[np.ndarray]) -> float:
 
 
 def flops_of(module: Any, args: tuple[Any, ...]) -> float:
-    """Operations of contractions and convolutions, from torch's own counter; LSTMs by their formula."""
+    """Operations of contractions, convolutions and attention, from torch's own counter; LSTMs by their formula."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -48,12 +48,26 @@ def flops_of(module: Any, args: tuple[Any, ...]) -> float:
             if name.startswith("weight"):
                 extra += 2.0 * steps * w.numel()
 
+    def attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+        return 2 * q[0] * q[1] * q[2] * k[2] * (k[3] + v[3])
+
+    kernels = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}  # it does not know this one
     hooks = [m.register_forward_hook(lstm) for m in module.modules() if isinstance(m, torch.nn.LSTM)]
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=kernels) as counter:
         module(*args)
     for h in hooks:
         h.remove()
     return float(counter.get_total_flops()) + extra
+
+
+def counted(path: Path, args: tuple[Any, ...]) -> float:
+    """Operations of an artifact's calls as effc counts them, for a model that torch cannot count."""
+    import effc
+
+    model = effc.load(path)
+    with model.profile() as records:
+        model(*(a.numpy() for a in args))
+    return float(sum(r.flops for r in records))
 
 
 def entries() -> dict[str, Any]:
@@ -87,7 +101,7 @@ def main() -> None:
 
     import torch
 
-    from bench.engines import ENGINES
+    from bench.engines import ENGINES, onnx_file
 
     try:
         chosen = entry(name)
@@ -97,6 +111,13 @@ def main() -> None:
         out = run()
         prepared = time.perf_counter() - start
         info: dict[str, Any] = {"engine": engine, "prepare_s": prepared}
+        if engine == "eager" and onnx_file(module) is not None:
+            np.savez(expected, *out)
+            say({"engine": engine, "failed": "the model is a file: its results are those of onnxruntime, unoptimized"})
+            return
+        if engine == "effc" and (file := onnx_file(module)) is not None:
+            touched = file.stat().st_size + sum(a.nbytes for a in [*args, *out])
+            info.update(flops=counted(work / "model.effc", args), bytes=touched)
         if engine == "eager":
             np.savez(expected, *[np.asarray(x) for x in out])
             weights = sum(
