@@ -139,23 +139,34 @@ def _openvino_request(path: Path, args: tuple[Any, ...], threads: int) -> Run:
     return run
 
 
-def effc(module: Any, args: tuple[Any, ...], threads: int, work: Path) -> Run:
-    """Compiled and saved, then loaded from the file, so that what is measured is what a user ships."""
+def artifact(module: Any, args: tuple[Any, ...], work: Path) -> Path:
+    """The model compiled by effc and saved, with the inputs' own sizes."""
     import effc as _effc
 
-    _torch_setup(threads)
     path = work / "model.effc"
     if not path.exists():
         part = work / "part.effc"
-        file = None if onnx_file(module) is None else _onnx(module, args, work)
-        made = _effc.compile(module, args) if file is None else _effc.compile(file)
+        made = _effc.compile(module, args) if onnx_file(module) is None else _effc.compile(_onnx(module, args, work))
         made.save(part)
         part.replace(path)
+    return path
+
+
+def loaded(path: Path, args: tuple[Any, ...], threads: int, files: bool = False) -> tuple[Any, Run]:
+    """An artifact loaded, and a run of it; ``files``: of a model that was a file, which takes arrays."""
+    import effc as _effc
+
     model = _effc.load(path, num_threads=threads)
-    if onnx_file(module) is not None:
-        arrays = [t.numpy() for t in _tensors(args)]
-        return lambda: list(model(*arrays))
-    return lambda: _leaves(model(*args))
+    if not files:
+        return model, lambda: _leaves(model(*args))
+    arrays = [t.numpy() for t in _tensors(args)]
+    return model, lambda: list(model(*arrays))
+
+
+def effc(module: Any, args: tuple[Any, ...], threads: int, work: Path) -> Run:
+    """Compiled and saved, then loaded from the file, so that what is measured is what a user ships."""
+    _torch_setup(threads)
+    return loaded(artifact(module, args, work), args, threads, onnx_file(module) is not None)[1]
 
 
 def tvm(module: Any, args: tuple[Any, ...], threads: int, work: Path) -> Run:

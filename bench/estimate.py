@@ -21,6 +21,7 @@ import numpy as np
 
 from bench import machine
 from bench.dense import DENSE
+from bench.engines import artifact, loaded, onnx_file
 from bench.worker import entry
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,27 +31,26 @@ def measure(name: str, threads: list[int], rounds: int, block: float) -> list[di
     """One row for each number of threads."""
     import torch
 
-    import effc
     from effc.cost.estimating import of_program
 
     torch.set_num_threads(1)
     e = entry(name)
     args = e.bench()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.effc"
-        effc.compile(e.load().module, args, selftest=False).save(path)
-        models = {n: effc.load(path, num_threads=n) for n in threads}
-    manifest = next(iter(models.values())).manifest
+        module = e.load().module
+        path = artifact(module, args, Path(folder))
+        models = {n: loaded(path, args, n, onnx_file(module) is not None) for n in threads}
+    manifest = next(iter(models.values()))[0].manifest
     program = next(iter(manifest["entries"].values()))["program"]
     blocks: dict[int, list[float]] = {n: [] for n in threads}
-    for model in models.values():
-        model(*args)
+    for _, run in models.values():
+        run()
     for _ in range(rounds):
-        for n, model in models.items():
+        for n, (_, run) in models.items():
             times, end = [], time.perf_counter() + block
             while not times or time.perf_counter() < end:
                 start = time.perf_counter()
-                model(*args)
+                run()
                 times.append(time.perf_counter() - start)
             blocks[n].append(float(np.median(times)))
     rows = []
