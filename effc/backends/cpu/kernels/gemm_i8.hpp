@@ -28,7 +28,7 @@ constexpr int64_t kKC = 1024;  /* steps of a block; its panel stays in L1 */
 constexpr int64_t kLda = kKC + 64; /* not a multiple of 4096, so that rows do not share cache sets */
 constexpr int64_t kShort = 256; /* steps up to which results are finished in parts: */
 constexpr int64_t kHot = 6144;  /* that many sums, 24 KiB, */
-constexpr int64_t kPart = 12;   /* in rows that every tile divides */
+constexpr int64_t kPart = kWholeRows > 1 ? 32 : 12; /* in rows that every tile divides */
 constexpr int64_t kHeader = 64;
 /* Mirrored by packing/int8.py. */
 constexpr int64_t kThreadScratch = kMC * kNC * 4 + kMC * kLda * 3 + kMC * 4;
