@@ -26,9 +26,6 @@ constexpr int64_t kMC = 96;    /* rows of a task; a multiple of every kRows */
 constexpr int64_t kNC = 256;   /* columns of a task */
 constexpr int64_t kKC = 1024;  /* steps of a block; its panel stays in L1 */
 constexpr int64_t kLda = kKC + 64; /* not a multiple of 4096, so that rows do not share cache sets */
-constexpr int64_t kShort = 256; /* steps up to which results are finished in parts: */
-constexpr int64_t kHot = 6144;  /* that many sums, 24 KiB, */
-constexpr int64_t kPart = kWholeRows > 1 ? 32 : 12; /* in rows that every tile divides */
 constexpr int64_t kHeader = 64;
 /* Mirrored by packing/int8.py. */
 constexpr int64_t kThreadScratch = kMC * kNC * 4 + kMC * kLda * 3 + kMC * 4;
@@ -168,52 +165,47 @@ struct Driver {
       int32_t* row = alike ? start : acc + i * cols;
       for (int64_t j = 0; j < cols; ++j) row[j] = (int32_t)(0u - z * (uint32_t)sums[j] - s * (uint32_t)zeros[j]);
     }
-    /* Where sums are short, results are finished while they are in L1. */
-    const int64_t part = early && w.steps <= kShort ? min(rows, max(1, kHot / cols / kPart) * kPart) : rows;
-    for (int64_t q0 = 0; q0 < rows; q0 += part) {
-      const int64_t q1 = min(rows, q0 + part);
-      begin();
-      for (int64_t kb = 0; kb < blocks; ++kb) {
-        const int64_t ks = lines * kb / blocks * kAlign, ke = lines * (kb + 1) / blocks * kAlign;
-        if (!early) load(ks, ke);
-        for (int64_t p = p0; p < p1;) {
-          const int64_t taken = min(kPanels, p1 - p), panel = slot * w.panels + p;
-          Tile t;
-          t.ldc = cols, t.steps = min(ke, ceil_div(w.h.k, kSteps) * kSteps) - ks, t.first_group = ks / kGroup;
-          t.panel_stride = w.steps * kNR;
-          t.b = w.data + panel * w.steps * kNR + ks * kNR;
-          const uint8_t form = kSplit ? w.form[panel] : (uint8_t)kPairs;
-          const bool wide = form == kWide, fresh = alike && kb == 0;
-          const uint8_t* from = at.first ? at.first + ks : wide ? (const uint8_t*)a16 : a;
-          t.lda = at.first ? at.stride : wide ? 2 * kLda : kLda;
-          t.ld_from = fresh ? 0 : cols;
-          if (kSplit && !wide)
-            for (int v = 0; v < 2; ++v) {
-              const uint32_t begin = w.starts[panel * 2 + v], end = w.ends[panel * 2 + v];
-              const uint32_t lo = bound(begin, end, (uint32_t)(ks / kGroup)), hi = bound(lo, end, (uint32_t)(ke / kGroup));
-              t.extra[v] = Extras{w.where + lo, w.extra + (int64_t)lo * 32, (int64_t)hi - lo};
-            }
-          for (int64_t i = q0; i < q1;) {
-            const int64_t mr = tile_rows(q1 - i, Table::most_rows(form));
-            t.a = from + i * t.lda, t.c = acc + i * cols + (p - p0) * kNR;
-            t.from = fresh ? start + (p - p0) * kNR : t.c;
-            table.of(form, mr, taken)(&t);
-            i += mr;
+    begin();
+    for (int64_t kb = 0; kb < blocks; ++kb) {
+      const int64_t ks = lines * kb / blocks * kAlign, ke = lines * (kb + 1) / blocks * kAlign;
+      if (!early) load(ks, ke);
+      for (int64_t p = p0; p < p1;) {
+        const int64_t taken = min(kPanels, p1 - p), panel = slot * w.panels + p;
+        Tile t;
+        t.ldc = cols, t.steps = min(ke, ceil_div(w.h.k, kSteps) * kSteps) - ks, t.first_group = ks / kGroup;
+        t.panel_stride = w.steps * kNR;
+        t.b = w.data + panel * w.steps * kNR + ks * kNR;
+        const uint8_t form = kSplit ? w.form[panel] : (uint8_t)kPairs;
+        const bool wide = form == kWide, fresh = alike && kb == 0;
+        const uint8_t* from = at.first ? at.first + ks : wide ? (const uint8_t*)a16 : a;
+        t.lda = at.first ? at.stride : wide ? 2 * kLda : kLda;
+        t.ld_from = fresh ? 0 : cols;
+        if (kSplit && !wide)
+          for (int v = 0; v < 2; ++v) {
+            const uint32_t begin = w.starts[panel * 2 + v], end = w.ends[panel * 2 + v];
+            const uint32_t lo = bound(begin, end, (uint32_t)(ks / kGroup)), hi = bound(lo, end, (uint32_t)(ke / kGroup));
+            t.extra[v] = Extras{w.where + lo, w.extra + (int64_t)lo * 32, (int64_t)hi - lo};
           }
-          p += taken;
+        for (int64_t i = 0; i < rows;) {
+          const int64_t mr = tile_rows(rows - i, Table::most_rows(form));
+          t.a = from + i * t.lda, t.c = acc + i * cols + (p - p0) * kNR;
+          t.from = fresh ? start + (p - p0) * kNR : t.c;
+          table.of(form, mr, taken)(&t);
+          i += mr;
         }
+        p += taken;
       }
-      end();
-      if (w.h.has_zeros && !early)
-        for (int64_t i = 0; i < rows; ++i)
-          for (int64_t j = 0; j < cols; ++j)
-            acc[i * cols + j] = (int32_t)((uint32_t)acc[i * cols + j] - row_sums[i] * (uint32_t)zeros[j]);
-      const int64_t n0 = group * w.h.n + p0 * kNR, n1 = group * w.h.n + min(w.h.n, p1 * kNR);
-      if (call->epilogue)
-        call->epilogue(call, i0, i1, r0 + q0, r0 + q1, n0, n1, acc + q0 * cols, cols);
-      else
-        store(i0, i1, r0 + q0, r0 + q1, n0, n1, acc + q0 * cols, cols);
     }
+    end();
+    if (w.h.has_zeros && !early)
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = 0; j < cols; ++j)
+          acc[i * cols + j] = (int32_t)((uint32_t)acc[i * cols + j] - row_sums[i] * (uint32_t)zeros[j]);
+    const int64_t n0 = group * w.h.n + p0 * kNR, n1 = group * w.h.n + min(w.h.n, p1 * kNR);
+    if (call->epilogue)
+      call->epilogue(call, i0, i1, r0, r1, n0, n1, acc, cols);
+    else
+      store(i0, i1, r0, r1, n0, n1, acc, cols);
   }
 
   void store(int64_t i0, int64_t i1, int64_t m0, int64_t m1, int64_t n0, int64_t n1, const int32_t* acc, int64_t ld) const {
