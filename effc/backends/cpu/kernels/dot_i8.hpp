@@ -65,6 +65,11 @@ EFFC_INLINE int32_t four(const uint8_t* p) {
   return x;
 }
 
+/* acc += x. In assembly, as GCC 12 else mixes the rows of a tile, rotates accumulators through registers, and spills them. */
+EFFC_INLINE void accumulate(__m256i& acc, __m256i x) {
+  __asm__("vpaddd %1, %0, %0" : "+x"(acc) : "x"(x));
+}
+
 /* Accumulators of R rows by two vectors. */
 template <int R>
 EFFC_INLINE void load_tile(const Tile* t, __m256i (&acc)[R][2]) {
@@ -244,9 +249,8 @@ void micro_wide(const Tile* t) {
     EFFC_UNROLL_ALL
     for (int i = 0; i < R; ++i) {
       const __m256i x = _mm256_set1_epi32(four(a + i * lda));
-      acc[i][0] = _mm256_add_epi32(acc[i][0], _mm256_madd_epi16(x, w0));
-      acc[i][1] = _mm256_add_epi32(acc[i][1], _mm256_madd_epi16(x, w1));
-      __asm__("" : "+x"(acc[i][0]), "+x"(acc[i][1])); /* GCC 12 rotates accumulators through registers, and spills them */
+      accumulate(acc[i][0], _mm256_madd_epi16(x, w0));
+      accumulate(acc[i][1], _mm256_madd_epi16(x, w1));
     }
   }
   store_tile(t, acc);
@@ -262,6 +266,8 @@ void micro_depth2(const Tile* t) {
   load_tile(t, acc);
   const uint8_t* a = t->a;
   const int8_t* b = t->b;
+  __m256i ones = _mm256_set1_epi16(1);
+  __asm__("" : "+x"(ones)); /* it stays in its register */
   for (int64_t g = 0; g < groups; g += 2, a += 2 * kGroup, b += 2 * kGroup * kNR) {
     __m256i w[2][2];
     EFFC_UNROLL_ALL
@@ -274,9 +280,8 @@ void micro_depth2(const Tile* t) {
       EFFC_UNROLL_ALL
       for (int j = 0; j < 2; ++j) {
         const __m256i sum = _mm256_add_epi16(_mm256_maddubs_epi16(x0, w[0][j]), _mm256_maddubs_epi16(x1, w[1][j]));
-        acc[i][j] = _mm256_add_epi32(acc[i][j], _mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
+        accumulate(acc[i][j], _mm256_madd_epi16(sum, ones));
       }
-      __asm__("" : "+x"(acc[i][0]), "+x"(acc[i][1])); /* GCC 12 must not mix the rows: it runs out of registers */
     }
   }
   add_extras(t, acc);
@@ -313,8 +318,7 @@ void micro_deep(const Tile* t) {
       EFFC_UNROLL_ALL
       for (int j = 0; j < 2; ++j) {
         __asm__("vpmaddwd %1, %0, %0" : "+x"(sum[i][j]) : "m"(ones));
-        acc[i][j] = _mm256_add_epi32(acc[i][j], sum[i][j]);
-        __asm__("" : "+x"(acc[i][j]));
+        accumulate(acc[i][j], sum[i][j]);
       }
   }
   add_extras(t, acc);
