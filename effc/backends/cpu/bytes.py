@@ -51,8 +51,8 @@ def reciprocal(scale: float, low: int, high: int) -> tuple[np.float32, np.float3
     r = np.float32(1 / np.float64(s))
     rest = np.float32(1 / np.float64(s) - np.float64(r))
     borders = np.concatenate([np.arange(low, high) + 0.5, [low, high]])
-    near = (borders * np.float64(s)).astype(np.float32).view(np.int32)[:, None] + np.arange(-NEAR, NEAR + 1, dtype=np.int32)
-    x = near.view(np.float32)[borders != 0]
+    around = (borders * np.float64(s)).astype(np.float32)[borders != 0].view(np.int32)
+    x = (around[:, None] + np.arange(-NEAR, NEAR + 1, dtype=np.int32)).view(np.float32)
     sums = x.astype(np.float64) * np.float64(r) + (x * rest).astype(np.float64)
     # A sum that rounding to 53 bits puts half way between two floats is one of which this does not tell.
     if ((sums.view(np.uint64) & np.uint64(0x1FFFFFFF)) == np.uint64(0x10000000)).any():
@@ -76,6 +76,17 @@ def _with_constant(v: Value, op: str) -> tuple[Value, float] | None:
     return None
 
 
+def _quotient(v: Value) -> tuple[Value, float] | None:
+    """``v`` as x / scale; canonical graphs multiply where the scale is a power of two."""
+    if v.node.op == "div":
+        scale = _number(v.node.operands[1])
+        return None if scale is None else (v.node.operands[0], float(scale))
+    found = _with_constant(v, "mul")
+    if found is None or found[1] <= 0 or np.frexp(found[1])[0] != 0.5:
+        return None
+    return found[0], 1 / found[1]
+
+
 def rounding(n: Node) -> Rounding | None:
     """What ``n`` does if it is such a conversion to bytes."""
     if n.op != "convert" or n.types[0].dtype not in BYTES or n.operands[0].dtype is not DType.f32:
@@ -85,21 +96,21 @@ def rounding(n: Node) -> Rounding | None:
     if upper is None or lower is None:
         return None
     whole, zero = _with_constant(lower[0], "add") or (lower[0], 0.0)
-    if whole.node.op != "round" or whole.node.operands[0].node.op != "div":
+    found = _quotient(whole.node.operands[0]) if whole.node.op == "round" else None
+    if found is None:
         return None
-    x, by = whole.node.operands[0].node.operands
-    scale, info = _number(by), np.iinfo(n.types[0].dtype.np)
+    (x, scale), info = found, np.iinfo(n.types[0].dtype.np)
     low, high = lower[1], upper[1]
-    if scale is None or x.dtype is not DType.f32 or zero != int(zero) or low != int(low) or high != int(high):
+    if x.dtype is not DType.f32 or zero != int(zero) or low != int(low) or high != int(high):
         return None
     if not info.min <= low < high <= info.max or not -256 <= zero <= 256:
         return None
     lo, hi, z, s = int(low), int(high), int(zero), np.float32(scale)
-    found = reciprocal(float(s), lo - z, hi - z)
-    if found is None:
+    factors = reciprocal(float(s), lo - z, hi - z)
+    if factors is None:
         return None
     ends = [np.float32(k) * s for k in (lo - z, hi - z, -z)]
-    return Rounding(x, ends[0], ends[1], *found, z, None if lo == 0 else ends[2])
+    return Rounding(x, ends[0], ends[1], *factors, z, None if lo == 0 else ends[2])
 
 
 def _steps_of(n: Node) -> Node | None:

@@ -366,7 +366,8 @@ def rows_kernel(
     reduced_nodes = [n for n in body.nodes if not st.full[n[0]]]
     cached = [
         n[0] for n in body.nodes
-        if n in e.live and st.full[n[0]] and n.op in DEAR and st.stage[n[0]] < stages - 1 and _needed_later(n[0], st, uses)
+        if st.full[n[0]] and n.op in DEAR and st.stage[n[0]] < stages - 1 and _needed_later(n[0], st, uses)
+        and n in e.live
     ]  # fmt: skip
     field_of = {n[0]: f"r{i}" for i, n in enumerate(reduced_nodes)}
     accs = {n[0]: f"a{i}" for i, n in enumerate(n for n in body.nodes if n.op == "reduce")}
