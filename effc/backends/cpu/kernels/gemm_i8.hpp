@@ -10,9 +10,10 @@
  * The first term is the micro-kernel's; the accumulators start from the others, or where K takes several blocks, and a
  * column has a zero point at all, get the third at the end.
  *
- * A task is a block of rows of one batch by a group of panels. A loader copies the block's rows of A as unsigned bytes into
- * thread scratch, kKC steps at a time: rows of a matrix, or the windows of a convolution, whose padding is za. Results go
- * through the epilogue (scale, bias, activation, rounding to bytes: a generated loop) or are stored as they are.
+ * A task is a block of rows of one batch by a group of panels. Rows of A are read where they are, if they are unsigned bytes
+ * side by side; else a loader copies the block's as unsigned bytes into thread scratch, kKC steps at a time: rows of a matrix,
+ * or the windows of a convolution, whose padding is za. Results go through the epilogue (scale, bias, activation, rounding to
+ * bytes: a generated loop) or are stored as they are.
  */
 #ifndef EFFC_GEMM_I8_HPP
 #define EFFC_GEMM_I8_HPP
