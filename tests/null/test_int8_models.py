@@ -358,3 +358,26 @@ def test_bytes_between_layers() -> None:
         parts.append((q.astype(np.int64) - 117).astype(np.float32) * np.float32(0.21))
     want = quantized(np.maximum(parts[0] + parts[1], 0), np.float32(0.21), 0, np.uint8)
     np.testing.assert_array_equal(m(x)[0], want)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_pooled_bytes(dtype: Any) -> None:
+    """A maximum of floats that are made of bytes is taken of the bytes; not where a window may hold none."""
+    rng = np.random.default_rng(14)
+    arrays = {"s": np.float32(0.3), "z": dtype(5), "t": np.float32(0.17), "u": dtype(-9 if dtype is np.int8 else 9)}
+    kind = T.UINT8 if dtype is np.uint8 else T.INT8
+    info = np.iinfo(dtype)
+    x = rng.integers(info.min, info.max + 1, (2, 5, 9, 11)).astype(dtype)
+    for pads, formed in (([1, 0, 1, 1], 1), ([3, 0, 0, 0], 0)):
+        nodes = [
+            h.make_node("DequantizeLinear", ["x", "s", "z"], ["xd"]),
+            h.make_node("MaxPool", ["xd"], ["p"], kernel_shape=[3, 2], strides=[2, 1], pads=pads),
+            h.make_node("QuantizeLinear", ["p", "t", "u"], ["y"]),
+        ]
+        m = effc.compile(model_of(nodes, {"x": (kind, ["n", 5, "h", "w"])}, ("y", kind), arrays))
+        assert stats(m).get("form_quantized.max_pool", 0) == formed
+        wide = np.full((2, 5, 9 + pads[0] + pads[2], 11 + pads[1] + pads[3]), -np.inf, np.float32)
+        wide[:, :, pads[0] : pads[0] + 9, pads[1] : pads[1] + 11] = (x.astype(np.float32) - 5) * np.float32(0.3)
+        windows = np.lib.stride_tricks.sliding_window_view(wide, (3, 2), (2, 3))[:, :, ::2]
+        want = quantized(windows.max((-1, -2)), np.float32(0.17), int(arrays["u"]), dtype)
+        np.testing.assert_array_equal(m(x)[0], want)
