@@ -9,7 +9,8 @@ q is u8 or i8 (weights also 4 and 2 bits). The rewrite takes the zero points int
 the product of the scales. The epilogue pass then gives the op the bias, the activation and the next rounding to bytes,
 and one kernel does it all. A dequantized product is not what it was bit for bit: its sums are exact, not rounded.
 
-Rows taken from a dequantized table (an embedding) are dequantized after they are taken.
+Rows taken from a dequantized table (an embedding) are dequantized after they are taken, and maxima of windows after
+they are found.
 
 Constant weights have a scale and a zero point for each column or all; those of the other operand are for the whole
 tensor, or for rows of a matrix. Where both operands of a matrix product are computed, all
@@ -214,13 +215,15 @@ class FormQuantized(Pass):
         memo: dict[Value, Array | None] = {}
 
         def rule(b: Builder, n: Node, ins: tuple[Value | None, ...]) -> Sequence[Value] | None:
-            if n.op not in ("matmul", "conv", "take"):
+            if n.op not in ("matmul", "conv", "take", "max_pool"):
                 return None
-            left, right = ins
+            left, right = ins[0], ins[-1]
             assert left is not None and right is not None
             b.loc, mark = n.loc, len(b.nodes)
             try:
-                if n.op == "take":
+                if n.op == "max_pool":
+                    out = self.pooled(_Reader(b, memo), n, left, report)
+                elif n.op == "take":
                     out = self.taken(_Reader(b, memo), n, left, right, report)
                 else:
                     out = self.formed(_Reader(b, memo), n, left, right, report)
@@ -322,10 +325,31 @@ class FormQuantized(Pass):
         zero, scale = r.scalar(found.zero), r.scalar(found.scale)
         if any(p is not None and p.rank for p in (zero, scale)):
             raise Declined("a table with more than one scale or zero point")
-        q = b.op("convert", b.op(n.op, found.q, index, **n.attrs), dtype=DType.i32)
+        assert scale is not None
+        report.count(f"{self.name}.take")
+        return self.made_float(b, b.op(n.op, found.q, index, **n.attrs), zero, scale)
+
+    def pooled(self, r: _Reader, n: Node, x: Value, report: PassReport) -> Value | None:
+        """The largest float is that of the largest byte, where the scale is positive."""
+        found, b = r.dequantized(x), r.b
+        if found is None or found.q.dtype not in BYTES or n.attrs["indices"]:
+            return None
+        zero, scale = r.scalar(found.zero), r.scalar(found.scale)
+        if any(p is not None and p.rank for p in (zero, scale)):
+            raise Declined("a pooled value with more than one scale or zero point")
+        known = None if scale is None else r.known(scale)
+        if scale is None or known is None or not 0 < float(known) < np.inf:
+            raise Declined("a pooled value whose scale is not known to be positive")
+        inside = (max(p) < k for p, k in zip(n.attrs["padding"], n.attrs["kernel"], strict=True))
+        if not all(inside) or any(d != 1 for d in n.attrs["dilation"]):
+            raise Declined("a window of padding alone has no largest byte")
+        report.count(f"{self.name}.max_pool")
+        return self.made_float(b, b.op("max_pool", found.q, **n.attrs), zero, scale)
+
+    def made_float(self, b: Builder, q: Value, zero: Value | None, scale: Value) -> Value:
+        q = b.op("convert", q, dtype=DType.i32)
         if zero is not None:
             q = b.op("sub", q, b.op("convert", zero, dtype=DType.i32))
-        report.count(f"{self.name}.take")
         return b.op("mul", b.op("convert", q, dtype=DType.f32), scale)  # type: ignore[no-any-return]
 
     def zero_of(self, b: Builder, x: Quantized) -> Value:

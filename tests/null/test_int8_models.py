@@ -3,6 +3,9 @@ integers are exact, results of QDQ within one step of the output's scale against
 
 from __future__ import annotations
 
+import zipfile
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ from onnx import numpy_helper as nh
 
 import effc
 from effc.backends.cpu import microkernels
+from effc.backends.cpu.bytes import reciprocal
 from effc.backends.cpu.target import parse
 from effc.ir.dtypes import DType
 
@@ -146,21 +150,22 @@ def test_qdq_convolution_with_residual(groups: int) -> None:
         h.make_node("DequantizeLinear", ["x", "xs", "xz"], ["xd"]),
         h.make_node("DequantizeLinear", ["r", "xs", "xz"], ["rd"]),
         h.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=0),
-        h.make_node("Conv", ["xd", "wd", "bias"], ["c"], pads=[1, 1, 1, 1], strides=[2, 1], group=groups),
+        h.make_node("Conv", ["xd", "wd", "bias"], ["c"], pads=[1, 1, 1, 1], strides=[1, 2], group=groups),
         h.make_node("Add", ["c", "rd"], ["a"]),
         h.make_node("Relu", ["a"], ["p"]),
         h.make_node("QuantizeLinear", ["p", "ys", "yz"], ["y"]),
     ]
-    inputs = {"x": (T.UINT8, ["n", c, "h", 9]), "r": (T.UINT8, ["n", o, "k", 9])}
+    inputs = {"x": (T.UINT8, ["n", c, "h", 9]), "r": (T.UINT8, ["n", o, "h", 5])}
     m = effc.compile(model_of(nodes, inputs, ("y", T.UINT8), arrays))
     assert stats(m)["form_quantized.conv"] == 1 and stats(m)["fuse_epilogues.qconv"] == 1
+    assert stats(m)["fuse_epilogues.from_bytes"] == 1
     import torch
 
     for n, height in ((1, 8), (3, 5)):
         x = rng.choice(np.array([0, 120, 255], np.uint8), (n, c, height, 9))
-        r = rng.integers(0, 256, (n, o, (height + 1) // 2, 9)).astype(np.uint8)
+        r = rng.integers(0, 256, (n, o, height, 5)).astype(np.uint8)
         xt, wt = torch.tensor(x.astype(np.float64) - 120), torch.tensor(w.astype(np.float64))
-        acc = torch.nn.functional.conv2d(xt, wt, stride=(2, 1), padding=1, groups=groups).numpy()
+        acc = torch.nn.functional.conv2d(xt, wt, stride=(1, 2), padding=1, groups=groups).numpy()
         scaled = acc * (ws.astype(np.float64) * np.float32(0.03)).reshape(-1, 1, 1) + arrays["bias"].reshape(-1, 1, 1)
         real = np.maximum(scaled + (r.astype(np.float64) - 120) * np.float32(0.03), 0)
         off = np.abs(m(x, r)[0].astype(np.int64) - quantized(real, np.float32(0.1), 100, np.uint8))
@@ -257,3 +262,122 @@ def test_two_computed_operands() -> None:
         )
         off = np.abs(m(q, k)[0].astype(np.int64) - want)
         assert off.max() <= 1 and (off > 0).mean() < 0.01
+
+
+def sources(m: Any, tmp_path: Path) -> str:
+    """The generated code of an artifact."""
+    m.save(tmp_path / "m.effc")
+    with zipfile.ZipFile(tmp_path / "m.effc") as z:
+        return "".join(z.read(n).decode() for n in z.namelist() if n.startswith("sources/") and n.endswith(".cpp"))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_rounding_to_bytes_is_that_of_a_division(dtype: Any, tmp_path: Path) -> None:
+    """Around every border between two bytes, beyond the ends, and for what is no number: bit for bit, and so are the
+    floats made of the bytes."""
+    rng = np.random.default_rng(11)
+    info = np.iinfo(dtype)
+    for scale in (np.float32(0.1), np.float32(2.0**-7), *rng.lognormal(-3, 3, 6).astype(np.float32)):
+        zero = int(rng.integers(info.min, info.max + 1))
+        arrays = {"s": scale, "z": dtype(zero)}
+        nodes = [
+            h.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+            h.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+        ]
+        kind = T.UINT8 if dtype is np.uint8 else T.INT8
+        bytes_, floats = (
+            effc.compile(model_of(nodes[:n], {"x": (T.FLOAT, ["n"])}, out, arrays))
+            for n, out in ((1, ("q", kind)), (2, ("y", T.FLOAT)))
+        )
+        assert "op::Bytes" in sources(bytes_, tmp_path) and "steps(" in sources(floats, tmp_path)
+        borders = (np.arange(-300, 300) + 0.5) * np.float64(scale)
+        near = borders.astype(np.float32).view(np.int32)[:, None] + np.arange(-6, 7, dtype=np.int32)
+        odd = np.float32([0, -0.0, np.inf, -np.inf, np.nan, 3e38, -3e38, 1e-45, -1e-45])
+        some = rng.standard_normal(999).astype(np.float32) * scale * 99
+        x = np.concatenate([near.view(np.float32).ravel(), odd, some])
+        steps = np.rint(x / scale) + np.float32(zero)
+        want = np.where(np.isnan(x), 0, np.clip(steps, info.min, info.max)).astype(dtype)
+        np.testing.assert_array_equal(bytes_(x)[0], want)
+        again = (want.astype(np.int32) - zero).astype(np.float32) * scale
+        np.testing.assert_array_equal(floats(x)[0].view(np.int32), again.view(np.int32))
+
+
+def test_reciprocals() -> None:
+    """Against exact arithmetic: for floats around borders, the sum of products has the whole number of the quotient."""
+    rng = np.random.default_rng(12)
+    for scale in rng.lognormal(-3, 3, 5).astype(np.float32):
+        found = reciprocal(float(scale), -100, 155)
+        assert found is not None
+        r, rest = found
+        for k in rng.integers(-100, 155, 20):
+            x = np.float32((k + 0.5) * np.float64(scale))
+            for step in range(-3, 4):
+                y = (x.view(np.int32) + np.int32(step)).view(np.float32)
+                exact = Fraction(float(y)) * Fraction(float(r)) + Fraction(float(y * rest))
+                assert round(Fraction(float(nearest(exact)))) == np.rint(y / scale)
+    assert reciprocal(2.0**-100, 0, 255) is None and reciprocal(-1.0, 0, 255) is None and reciprocal(1.0, 3, 3) is None
+
+
+def nearest(x: Fraction) -> np.float32:
+    """The float next to ``x``; of two, the even one."""
+    guess = np.float32(float(x))
+    around = [np.nextafter(guess, np.float32(s) * np.float32(np.inf), dtype=np.float32) for s in (-1, 1)]
+    return min([guess, *around], key=lambda f: (abs(Fraction(float(f)) - x), int(f.view(np.int32)) & 1))
+
+
+def test_bytes_between_layers() -> None:
+    """A sum of two products' results, both quantized first: neither kernel writes floats, and the sum reads bytes."""
+    rng = np.random.default_rng(13)
+    k, n = 48, 40
+    arrays: dict[str, Any] = {
+        "xs": np.float32(0.03), "xz": np.uint8(128), "ys": np.float32(0.21), "yz": np.uint8(117), "wz": np.int8(0),
+        "ws": np.float32(0.01), "zero": np.uint8(0),
+    }  # fmt: skip
+    nodes = [h.make_node("DequantizeLinear", ["x", "xs", "xz"], ["xd"])]
+    for i in "ab":
+        arrays[f"w{i}"] = rng.integers(-64, 64, (k, n)).astype(np.int8)
+        nodes += [
+            h.make_node("DequantizeLinear", [f"w{i}", "ws", "wz"], [f"wd{i}"]),
+            h.make_node("MatMul", ["xd", f"wd{i}"], [f"m{i}"]),
+            h.make_node("QuantizeLinear", [f"m{i}", "ys", "yz"], [f"q{i}"]),
+            h.make_node("DequantizeLinear", [f"q{i}", "ys", "yz"], [f"d{i}"]),
+        ]
+    nodes += [
+        h.make_node("Add", ["da", "db"], ["s"]),
+        h.make_node("Relu", ["s"], ["p"]),
+        h.make_node("QuantizeLinear", ["p", "ys", "zero"], ["y"]),
+    ]
+    m = effc.compile(model_of(nodes, {"x": (T.UINT8, ["m", k])}, ("y", T.UINT8), arrays))
+    assert stats(m)["form_quantized.matmul"] == 2 and stats(m)["fuse_epilogues.from_bytes"] == 1
+    x = rng.integers(0, 256, (67, k)).astype(np.uint8)
+    scale = np.float32(0.03) * np.float32(0.01)
+    parts = []
+    for i in "ab":
+        acc = (x.astype(np.int64) - 128) @ arrays[f"w{i}"].astype(np.int64)
+        q = quantized(acc.astype(np.float32) * scale, np.float32(0.21), 117, np.uint8)
+        parts.append((q.astype(np.int64) - 117).astype(np.float32) * np.float32(0.21))
+    want = quantized(np.maximum(parts[0] + parts[1], 0), np.float32(0.21), 0, np.uint8)
+    np.testing.assert_array_equal(m(x)[0], want)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_pooled_bytes(dtype: Any) -> None:
+    """A maximum of floats that are made of bytes is taken of the bytes; not where a window may hold none."""
+    rng = np.random.default_rng(14)
+    arrays = {"s": np.float32(0.3), "z": dtype(5), "t": np.float32(0.17), "u": dtype(-9 if dtype is np.int8 else 9)}
+    kind = T.UINT8 if dtype is np.uint8 else T.INT8
+    info = np.iinfo(dtype)
+    x = rng.integers(info.min, info.max + 1, (2, 5, 9, 11)).astype(dtype)
+    for pads, formed in (([1, 0, 1, 1], 1), ([3, 0, 0, 0], 0)):
+        nodes = [
+            h.make_node("DequantizeLinear", ["x", "s", "z"], ["xd"]),
+            h.make_node("MaxPool", ["xd"], ["p"], kernel_shape=[3, 2], strides=[2, 1], pads=pads),
+            h.make_node("QuantizeLinear", ["p", "t", "u"], ["y"]),
+        ]
+        m = effc.compile(model_of(nodes, {"x": (kind, ["n", 5, "h", "w"])}, ("y", kind), arrays))
+        assert stats(m).get("form_quantized.max_pool", 0) == formed
+        wide = np.full((2, 5, 9 + pads[0] + pads[2], 11 + pads[1] + pads[3]), -np.inf, np.float32)
+        wide[:, :, pads[0] : pads[0] + 9, pads[1] : pads[1] + 11] = (x.astype(np.float32) - 5) * np.float32(0.3)
+        windows = np.lib.stride_tricks.sliding_window_view(wide, (3, 2), (2, 3))[:, :, ::2]
+        want = quantized(windows.max((-1, -2)), np.float32(0.17), int(arrays["u"]), dtype)
+        np.testing.assert_array_equal(m(x)[0], want)

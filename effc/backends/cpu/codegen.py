@@ -21,6 +21,7 @@ from ...ir.dims import Dim
 from ...ir.dtypes import DType
 from ...ir.graph import Graph, Node, Value
 from ...runtime.errors import EffcError
+from .bytes import Rounding, roundings
 
 ANY = 2  # stride pattern: known only at run time
 
@@ -105,6 +106,37 @@ class Emitter:
         self.names: dict[Value, str] = {}
         self.dv: list[Dim] = []  # values of symbolic dims, and bits of floats, used in the body: passed as attributes
         self.limits = {c for n in body.nodes if (c := limit_of(n)) is not None}
+        self.roundings = roundings(body)
+        self.rounded: dict[Rounding, str] = {}  # the name of what their constants are in
+        self.live = self._live()
+
+    def operands(self, n: Node) -> Sequence[Value]:
+        """The values that the node's expression reads."""
+        return (self.roundings[n][0].x,) if n in self.roundings else n.operands
+
+    def _live(self) -> set[Node]:
+        """Nodes that results need."""
+        found: set[Node] = set()
+        todo = [v.node for v in self.body.outputs]
+        while todo:
+            n = todo.pop()
+            if n not in found:
+                found.add(n)
+                todo += [v.node for v in self.operands(n)]
+        return found
+
+    def constants(self) -> list[str]:
+        """Definitions of what is the same for all elements."""
+        lines = [self.define(n) for n in self.body.nodes if not n.operands and n in self.live]
+        for r in dict.fromkeys(r for n, (r, _) in self.roundings.items() if n in self.live):
+            name = self.rounded[r] = f"bytes{len(self.rounded)}"
+            first = len(self.dv)
+            values = r.floats()
+            self.dv += [int(v.view(np.uint32)) for v in values] + [r.zero]
+            parts = [f"bitcast<float>((uint32_t)dv[{first + i}])" for i in range(len(values))]
+            kind = "Bytes" if r.nan is None else "BytesNan"
+            lines.append(f"const op::{kind} {name} = {{{', '.join(parts)}, (int32_t)dv[{first + len(values)}]}};")
+        return lines
 
     def expression(self, n: Node) -> str:
         """The C++ expression of an elementwise node; rounds results of half types as a tensor between two ops would."""
@@ -119,6 +151,10 @@ class Emitter:
         if n.op == "dim_value":
             self.dv.append(n.attrs["value"])
             return f"({compute_type(out)})dv[{len(self.dv) - 1}]"
+        if n in self.roundings:
+            r, steps = self.roundings[n]
+            how = "steps" if steps else f"byte<{STORAGE[out]}>"
+            return f"{self.rounded[r]}.{how}({self.names[r.x]})"
         args = [self.names[v] for v in n.operands]
         limit = limit_of(n)
         if limit is not None:
@@ -174,8 +210,8 @@ def map_kernel(
             load = f"to_compute(convert<{STORAGE[n.types[0].dtype]}>({load}))"
         lines.append(f"      const auto {name} = {load};")
     # Constants before the loop: see opaque in math.hpp.
-    operands += [f"    {e.define(n)}" for n in body.nodes if not n.operands]
-    lines += [f"      {e.define(n)}" for n in body.nodes if n.operands]
+    operands += [f"    {c}" for c in e.constants()]
+    lines += [f"      {e.define(n)}" for n in body.nodes if n.operands and n in e.live]
     n_in = len(body.inputs)
     lines += [f"      o{n_in + k}.store(i, {e.names[v]});" for k, v in enumerate(body.outputs)]
     params = ", ".join(f"int S{k}" for k in range(len(ops)))
@@ -328,10 +364,10 @@ def rows_kernel(
     stages = max([st.stage[n[0]] for n in body.nodes if n.op == "reduce"], default=0) + 1
     uses = body.uses()
     reduced_nodes = [n for n in body.nodes if not st.full[n[0]]]
-    scalars = [n for n in body.nodes if n.op in ("constant", "dim_value")]
     cached = [
         n[0] for n in body.nodes
         if st.full[n[0]] and n.op in DEAR and st.stage[n[0]] < stages - 1 and _needed_later(n[0], st, uses)
+        and n in e.live
     ]  # fmt: skip
     field_of = {n[0]: f"r{i}" for i, n in enumerate(reduced_nodes)}
     accs = {n[0]: f"a{i}" for i, n in enumerate(n for n in body.nodes if n.op == "reduce")}
@@ -346,7 +382,7 @@ def rows_kernel(
 
     inputs = {n[0]: k for k, n in enumerate(body.inputs)}
     cache_at = {v: n_in + len(body.outputs) + i for i, v in enumerate(cached)}
-    consts = _constants(e, scalars)
+    consts = e.constants()
     first = [n for n in body.nodes if n.op == "reduce" and st.stage[n[0]] == 1]
     splittable = stages == 2 and not any(st.full[v] for v in body.outputs)
     loops: list[str] = []
@@ -489,10 +525,6 @@ def _combine(n: Node, a: str, b: str) -> str:
     return f"({a} {'+' if kind == 'sum' else '*'} {b})"
 
 
-def _constants(e: Emitter, scalars: Sequence[Node]) -> list[str]:
-    return [e.define(n) for n in scalars]
-
-
 def _loop(
     k: int,
     body: Graph,
@@ -544,7 +576,7 @@ def _loop(
             else:
                 outer.append(f"    const auto {names[v]} = st.{field_of[v]}[0];")
         else:
-            for x in v.node.operands:
+            for x in e.operands(v.node):
                 visit(x)
             order.append(v.node)
 
@@ -683,14 +715,14 @@ def _around(
             if v in inputs:
                 i = inputs[v]
                 return f"(Operand<{STORAGE[v.dtype]}, 2>::make(p[{i}], s[{i}]).load(j))"
-            args = {x: name(x) for x in v.node.operands}  # a stage 0 value of reduced shape
+            args = {x: name(x) for x in e.operands(v.node)}  # a stage 0 value of reduced shape
             e.names = args
             names[v] = f"w{len(names)}"
             lines.append(f"        const {compute_type(v.dtype)} {names[v]} = {e.expression(v.node)};")
             return names[v]
 
         for n in reduced_nodes:
-            if st.stage[n[0]] != ready:
+            if st.stage[n[0]] != ready or n not in e.live:
                 continue
             if n.op == "reduce":
                 a = accs[n[0]]
@@ -702,7 +734,7 @@ def _around(
                 )
                 lines.append(f"        st.{field_of[n[0]]}[j] = {value};")
             else:
-                e.names = {v: name(v) for v in n.operands}
+                e.names = {v: name(v) for v in e.operands(n)}
                 lines.append(f"        st.{field_of[n[0]]}[j] = {e.expression(n)};")
         for i, v in enumerate(body.outputs):
             if not st.full[v] and st.stage[v] == ready:

@@ -4,6 +4,9 @@
 The epilogue is the largest set of elementwise nodes that (with the contraction) has one result and no user of anything
 else in it: then no operand from outside can depend on the contraction, and the fused node can stand where the last of
 them stood.
+
+Between quantized layers, bytes are what is written and read: an epilogue ends where its result is a byte, though
+elementwise users make a float of it, and one that reads such a float makes it of the byte itself.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ FUSED = {
     "qconv": "qconv_fused",
 }  # fmt: skip
 QUANTIZED = ("qmatmul", "qconv")
+BYTES = (DType.u8, DType.i8)
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,9 @@ class FuseEpilogues(Pass):
         if not plan:
             return graph
         skip = {id(m) for n, chain in plan.values() for m in (n, *chain[:-1])}
+        for key, (n, chain) in plan.items():
+            if n.op in QUANTIZED:
+                plan[key] = (n, self.from_bytes(n, chain, skip, position, report))
         b = Builder(graph.symbols)
         env: dict[Value, Value] = {i[0]: i[0] for i in graph.inputs}
         for n in graph.nodes:
@@ -103,6 +110,8 @@ class FuseEpilogues(Pass):
             if any(u is None or (id(u) not in inside) for m in (n, *chain[:-1]) for u in uses[m[0]]):
                 reason = "a value between it and the end is used elsewhere"
                 continue
+            if n.op in QUANTIZED and _ends_in_float(last, inside, uses):
+                continue
             if len(chain) > self.max_nodes:
                 reason = "the epilogue would have too many nodes"
                 continue
@@ -115,6 +124,18 @@ class FuseEpilogues(Pass):
                 continue
             return chain, None
         return [], reason
+
+    def from_bytes(
+        self, n: Node, chain: list[Node], skip: set[int], position: Mapping[int, int], report: PassReport
+    ) -> list[Node]:
+        """The epilogue, which computes operands from outside that are made of bytes itself."""
+        more: dict[int, Node] = {}
+        for v in _extras(n, chain):
+            found = _made_of_bytes(v)
+            if found is not None and id(found[0].node) not in skip:
+                more.update((id(m), m) for m in found[1])
+                report.count(f"{self.name}.from_bytes")
+        return sorted([*more.values(), *chain], key=lambda m: position[id(m)])
 
     def fused(self, b: Builder, n: Node, chain: Sequence[Node], env: Mapping[Value, Value]) -> Value:
         extras = _extras(n, chain)
@@ -135,6 +156,29 @@ def _between(n: Node, last: Node, after: Mapping[int, Node]) -> dict[int, Node]:
                 out[id(v.node)] = v.node
                 todo.append(v.node)
     return out
+
+
+def _made_of_bytes(v: Value) -> tuple[Value, list[Node]] | None:
+    """The bytes of which ``v``, of another type, is made by conversions and ops with scalars, and the nodes that do it,
+    (byte - zero) * scale above all."""
+    nodes: list[Node] = []
+    shape = v.shape
+    while v.dtype not in BYTES:
+        n = v.node
+        wider = [x for x in n.operands if not is_scalar(x)]
+        if n.op not in ("convert", "sub", "mul") or len(wider) != 1 or wider[0].shape != shape:
+            return None
+        nodes.append(n)
+        v = wider[0]
+    return (v, nodes[::-1]) if nodes else None
+
+
+def _ends_in_float(last: Node, inside: Mapping[int, Node], uses: Mapping[Value, list[Node | None]]) -> bool:
+    """Whether an epilogue's result is made of bytes that are made in it, and users can make it of them as well."""
+    found = _made_of_bytes(last[0])
+    if found is None or id(found[0].node) not in inside:
+        return False
+    return all(u is not None and is_map(u) for u in uses[last[0]])
 
 
 def _extras(n: Node, chain: Sequence[Node]) -> list[Value]:

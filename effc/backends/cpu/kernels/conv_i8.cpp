@@ -18,6 +18,15 @@ struct Windows {
   uint8_t flip, fill;
 
   int32_t zero(int64_t, int64_t, int64_t) const { return fill; }
+  bool one_zero() const { return true; }
+  /* Windows of one tap without steps or padding are pixels, where rows of pixels follow each other. */
+  InPlace in_place(int64_t b, int64_t, int64_t group, int64_t m0) const {
+    bool plain = !flip && stride[3] == shape[4] * stride[4] && (shape[2] == 1 || stride[2] == shape[3] * stride[3]);
+    for (int d = 0; d < 3; ++d)
+      plain &= a[kKernel + d] == 1 && a[kPad + d] == 0 && (a[kStride + d] == 1 || shape[2 + d] == 1) &&
+               a[kSize + d] == shape[2 + d];
+    return {plain ? x + b * stride[0] + group * cg + m0 * stride[4] : nullptr, stride[4]};
+  }
 
   /* Bytes of a window that lie side by side: where its tap is in the window, the bytes [off, off + n) of it, where they are in
    * memory from the window's origin, and where they go. */

@@ -31,6 +31,11 @@ namespace i8 {
 constexpr int kNR = 16;       /* columns of a panel */
 constexpr int kGroup = 4;     /* steps of a group */
 constexpr int kAlign = 64;    /* steps that K and its blocks are padded to */
+#if defined(__AMX_INT8__)
+constexpr int kSteps = 64; /* steps that a tile takes at a time: of the padding, no more than that is multiplied */
+#else
+constexpr int kSteps = 16;
+#endif
 
 /* The blocks of one vector of 8 columns that hold second halves, within the tile's reduction steps. */
 struct Extras {
@@ -44,7 +49,9 @@ struct Tile {
   int64_t lda;      /* bytes */
   const int8_t* b;
   int64_t panel_stride; /* bytes between panels */
-  int64_t steps;        /* a multiple of kAlign */
+  int64_t steps;        /* a multiple of kSteps */
+  const int32_t* from;  /* what the accumulators start from; rows ld_from apart, 0 if they all start from one */
+  int64_t ld_from;
   int32_t* c;
   int64_t ldc;
   int64_t first_group; /* what extras' groups are counted from */
@@ -58,13 +65,18 @@ EFFC_INLINE int32_t four(const uint8_t* p) {
   return x;
 }
 
+/* acc += x. In assembly, as GCC 12 else mixes the rows of a tile, rotates accumulators through registers, and spills them. */
+EFFC_INLINE void accumulate(__m256i& acc, __m256i x) {
+  __asm__("vpaddd %1, %0, %0" : "+x"(acc) : "x"(x));
+}
+
 /* Accumulators of R rows by two vectors. */
 template <int R>
 EFFC_INLINE void load_tile(const Tile* t, __m256i (&acc)[R][2]) {
   EFFC_UNROLL_ALL
   for (int i = 0; i < R; ++i)
     EFFC_UNROLL_ALL
-    for (int j = 0; j < 2; ++j) acc[i][j] = _mm256_loadu_si256((const __m256i*)(t->c + i * t->ldc + j * 8));
+    for (int j = 0; j < 2; ++j) acc[i][j] = _mm256_loadu_si256((const __m256i*)(t->from + i * t->ld_from + j * 8));
 }
 template <int R>
 EFFC_INLINE void store_tile(const Tile* t, __m256i (&acc)[R][2]) {
@@ -94,14 +106,15 @@ EFFC_INLINE void end() { _tile_release(); }
 
 template <int R, int P>
 void micro(const Tile* t) {
-  const int64_t lda = t->lda, ldc = t->ldc * 4;
+  const int64_t lda = t->lda, ldc = t->ldc * 4, ld_from = t->ld_from * 4;
   const uint8_t* a = t->a;
   const int8_t *b0 = t->b, *b1 = t->b + t->panel_stride;
+  const int32_t* from = t->from;
   int32_t* c = t->c;
-  _tile_loadd(0, c, ldc);
-  if (P > 1) _tile_loadd(1, c + kNR, ldc);
-  if (R > 16) _tile_loadd(2, c + 16 * t->ldc, ldc);
-  if (R > 16 && P > 1) _tile_loadd(3, c + 16 * t->ldc + kNR, ldc);
+  _tile_loadd(0, from, ld_from);
+  if (P > 1) _tile_loadd(1, from + kNR, ld_from);
+  if (R > 16) _tile_loadd(2, from + 16 * t->ld_from, ld_from);
+  if (R > 16 && P > 1) _tile_loadd(3, from + 16 * t->ld_from + kNR, ld_from);
   for (int64_t k = 0; k < t->steps; k += 64) {
     _tile_loadd(4, a + k, lda);
     _tile_loadd(6, b0 + k * kNR, 64);
@@ -136,7 +149,7 @@ void micro(const Tile* t) {
   EFFC_UNROLL_ALL
   for (int i = 0; i < R; ++i)
     EFFC_UNROLL_ALL
-    for (int j = 0; j < P; ++j) acc[i][j] = _mm512_loadu_si512(t->c + i * ldc + j * kNR);
+    for (int j = 0; j < P; ++j) acc[i][j] = _mm512_loadu_si512(t->from + i * t->ld_from + j * kNR);
   const uint8_t* a = t->a;
   const int8_t* b = t->b;
   for (int64_t g = 0; g < groups; ++g, a += kGroup, b += kGroup * kNR) {
@@ -215,7 +228,8 @@ void micro(const Tile* t) {
 
 /* The forms of a panel, where weights are split; mirrored by packing/int8.py. */
 enum Form : uint8_t { kPairs = 0, kWide = 1, kDepth2 = 2, kDepth4 = 4 };
-constexpr int kDeepRows = kSplit ? 3 : 0; /* twice the accumulators: those of 16 bits, too */
+constexpr int kDeepRows = kSplit ? 4 : 0;
+constexpr int kDepth4Rows = kSplit ? 3 : 0; /* twice the accumulators: those of 16 bits, too */
 
 /* ---- wide panels: pairs of steps in 16 bits ---- */
 constexpr int kWideRows = kSplit ? 6 : 0;
@@ -235,15 +249,46 @@ void micro_wide(const Tile* t) {
     EFFC_UNROLL_ALL
     for (int i = 0; i < R; ++i) {
       const __m256i x = _mm256_set1_epi32(four(a + i * lda));
-      acc[i][0] = _mm256_add_epi32(acc[i][0], _mm256_madd_epi16(x, w0));
-      acc[i][1] = _mm256_add_epi32(acc[i][1], _mm256_madd_epi16(x, w1));
-      __asm__("" : "+x"(acc[i][0]), "+x"(acc[i][1])); /* GCC 12 rotates accumulators through registers, and spills them */
+      accumulate(acc[i][0], _mm256_madd_epi16(x, w0));
+      accumulate(acc[i][1], _mm256_madd_epi16(x, w1));
     }
   }
   store_tile(t, acc);
 }
 
-/* ---- deep panels: D groups are added in 16 bits ---- */
+/* ---- deep panels: groups are added in 16 bits ---- */
+
+/* Two groups: row by row, so that their sums live shortly and registers are left for four rows. */
+template <int R>
+void micro_depth2(const Tile* t) {
+  __m256i acc[R][2];
+  const int64_t lda = t->lda, groups = t->steps / kGroup;
+  load_tile(t, acc);
+  const uint8_t* a = t->a;
+  const int8_t* b = t->b;
+  __m256i ones = _mm256_set1_epi16(1);
+  __asm__("" : "+x"(ones)); /* it stays in its register */
+  for (int64_t g = 0; g < groups; g += 2, a += 2 * kGroup, b += 2 * kGroup * kNR) {
+    __m256i w[2][2];
+    EFFC_UNROLL_ALL
+    for (int d = 0; d < 2; ++d)
+      EFFC_UNROLL_ALL
+      for (int j = 0; j < 2; ++j) w[d][j] = _mm256_loadu_si256((const __m256i*)(b + d * kGroup * kNR + j * 32));
+    EFFC_UNROLL_ALL
+    for (int i = 0; i < R; ++i) {
+      const __m256i x0 = _mm256_set1_epi32(four(a + i * lda)), x1 = _mm256_set1_epi32(four(a + i * lda + kGroup));
+      EFFC_UNROLL_ALL
+      for (int j = 0; j < 2; ++j) {
+        const __m256i sum = _mm256_add_epi16(_mm256_maddubs_epi16(x0, w[0][j]), _mm256_maddubs_epi16(x1, w[1][j]));
+        accumulate(acc[i][j], _mm256_madd_epi16(sum, ones));
+      }
+    }
+  }
+  add_extras(t, acc);
+  store_tile(t, acc);
+}
+
+/* D groups, group by group: a weight is loaded once for all rows. */
 template <int R, int D>
 void micro_deep(const Tile* t) {
   __m256i acc[R][2];
@@ -273,8 +318,7 @@ void micro_deep(const Tile* t) {
       EFFC_UNROLL_ALL
       for (int j = 0; j < 2; ++j) {
         __asm__("vpmaddwd %1, %0, %0" : "+x"(sum[i][j]) : "m"(ones));
-        acc[i][j] = _mm256_add_epi32(acc[i][j], sum[i][j]);
-        __asm__("" : "+x"(acc[i][j]));
+        accumulate(acc[i][j], sum[i][j]);
       }
   }
   add_extras(t, acc);
@@ -299,7 +343,9 @@ struct Table {
     return form == kWide ? wide[rows] : deep[form / 4][rows];
   }
   /* The most rows of a tile of a form. */
-  static int64_t most_rows(uint8_t form) { return form == kPairs ? kRows : form == kWide ? kWideRows : kDeepRows; }
+  static int64_t most_rows(uint8_t form) {
+    return form == kPairs ? kRows : form == kWide ? kWideRows : form == kDepth2 ? kDeepRows : kDepth4Rows;
+  }
 };
 template <int I>
 constexpr void fill_table(Table& t) {
@@ -319,8 +365,8 @@ constexpr void fill_wide(Table& t) {
 template <int R>
 constexpr void fill_deep(Table& t) {
   if constexpr (R > 0) {
-    t.deep[0][R] = micro_deep<R, 2>;
-    t.deep[1][R] = micro_deep<R, 4>;
+    t.deep[0][R] = micro_depth2<R>;
+    if constexpr (R <= kDepth4Rows) t.deep[1][R] = micro_deep<R, 4>;
     fill_deep<R - 1>(t);
   }
 }

@@ -19,6 +19,11 @@ struct Rows {
     for (int64_t m = m0; m < m1; ++m)
       for (int64_t k = k0; k < k1; ++k) dst[(m - m0) * kLda + k - k0] = p[m * row + k * col] ^ flip;
   }
+  InPlace in_place(int64_t b0, int64_t b1, int64_t, int64_t m0) const {
+    const uint8_t* p = (const uint8_t*)a.data + b0 * a.strides[0] + b1 * a.strides[1] + m0 * a.strides[2];
+    return {a.strides[3] == 1 && !flip ? p : nullptr, a.strides[2]};
+  }
+  bool one_zero() const { return z.strides[2] == 0 || z.shape[2] == 1; }
   int32_t zero(int64_t b0, int64_t b1, int64_t m) const {
     return (uint8_t)(((const uint8_t*)z.data)[b0 * z.strides[0] + b1 * z.strides[1] + m * z.strides[2]] ^ flip);
   }

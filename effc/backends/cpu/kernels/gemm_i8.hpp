@@ -10,9 +10,10 @@
  * The first term is the micro-kernel's; the accumulators start from the others, or where K takes several blocks, and a
  * column has a zero point at all, get the third at the end.
  *
- * A task is a block of rows of one batch by a group of panels. A loader copies the block's rows of A as unsigned bytes into
- * thread scratch, kKC steps at a time: rows of a matrix, or the windows of a convolution, whose padding is za. Results go
- * through the epilogue (scale, bias, activation, rounding to bytes: a generated loop) or are stored as they are.
+ * A task is a block of rows of one batch by a group of panels. Rows of A are read where they are, if they are unsigned bytes
+ * side by side; else a loader copies the block's as unsigned bytes into thread scratch, kKC steps at a time: rows of a matrix,
+ * or the windows of a convolution, whose padding is za. Results go through the epilogue (scale, bias, activation, rounding to
+ * bytes: a generated loop) or are stored as they are.
  */
 #ifndef EFFC_GEMM_I8_HPP
 #define EFFC_GEMM_I8_HPP
@@ -100,10 +101,19 @@ EFFC_INLINE void copy_bytes(uint8_t* dst, const uint8_t* src, int64_t n, uint8_t
   }
 }
 
+/* Rows of A where they are: unsigned bytes, `stride` bytes apart. */
+struct InPlace {
+  const uint8_t* first; /* null: they must be copied */
+  int64_t stride;
+};
+
 /* L (a loader) has:
  *   void rows(int64_t b0, int64_t b1, int64_t group, int64_t m0, int64_t m1, int64_t k0, int64_t k1, uint8_t* dst) const
  *     dst[m - m0][k - k0], rows kLda apart
- *   int32_t zero(int64_t b0, int64_t b1, int64_t m) const     za of a row, as an unsigned byte */
+ *   InPlace in_place(int64_t b0, int64_t b1, int64_t group, int64_t m0) const
+ *     all steps of the rows from m0 on
+ *   int32_t zero(int64_t b0, int64_t b1, int64_t m) const     za of a row, as an unsigned byte
+ *   bool one_zero() const     whether it is the same for all rows of a batch */
 template <class L>
 struct Driver {
   const effc_call* call;
@@ -130,8 +140,12 @@ struct Driver {
     for (int64_t i = 0; i < rows; ++i) row_sums[i] = 0;
     bool any_wide = false;
     for (int64_t p = p0; kSplit && p < p1; ++p) any_wide |= w.form[slot * w.panels + p] == kWide;
+    /* Tiles read whole strides of steps and of rows, which must be there; sums and 16 bits want a copy. */
+    InPlace at{nullptr, 0};
+    if (!any_wide && !w.h.has_zeros && w.h.k % kSteps == 0 && rows % kWholeRows == 0) at = loader.in_place(i0, i1, group, r0);
     /* A block of steps, equal parts of whole lines: the rows' bytes, and their sums where columns have zero points. */
     auto load = [&](int64_t ks, int64_t ke) {
+      if (at.first) return;
       const int64_t k1 = min(ke, w.h.k);
       loader.rows(i0, i1, group, r0, r1, ks, k1, a);
       for (int64_t i = 0; i < rows && k1 < ke; ++i) memset(a + i * kLda + (k1 - ks), 0, ke - k1);
@@ -145,9 +159,11 @@ struct Driver {
     };
     const bool early = blocks == 1; /* all is known before the products */
     if (early) load(0, w.steps);
-    for (int64_t i = 0; i < rows; ++i) {
+    const bool alike = !w.h.has_zeros && loader.one_zero(); /* all rows start from the same sums */
+    alignas(64) int32_t start[kNC];
+    for (int64_t i = 0; i < (alike ? 1 : rows); ++i) {
       const uint32_t z = (uint32_t)loader.zero(i0, i1, r0 + i), s = row_sums[i];
-      int32_t* row = acc + i * cols;
+      int32_t* row = alike ? start : acc + i * cols;
       for (int64_t j = 0; j < cols; ++j) row[j] = (int32_t)(0u - z * (uint32_t)sums[j] - s * (uint32_t)zeros[j]);
     }
     begin();
@@ -157,12 +173,14 @@ struct Driver {
       for (int64_t p = p0; p < p1;) {
         const int64_t taken = min(kPanels, p1 - p), panel = slot * w.panels + p;
         Tile t;
-        t.ldc = cols, t.steps = ke - ks, t.first_group = ks / kGroup;
+        t.ldc = cols, t.steps = min(ke, ceil_div(w.h.k, kSteps) * kSteps) - ks, t.first_group = ks / kGroup;
         t.panel_stride = w.steps * kNR;
         t.b = w.data + panel * w.steps * kNR + ks * kNR;
         const uint8_t form = kSplit ? w.form[panel] : (uint8_t)kPairs;
-        const bool wide = form == kWide;
-        t.lda = wide ? 2 * kLda : kLda;
+        const bool wide = form == kWide, fresh = alike && kb == 0;
+        const uint8_t* from = at.first ? at.first + ks : wide ? (const uint8_t*)a16 : a;
+        t.lda = at.first ? at.stride : wide ? 2 * kLda : kLda;
+        t.ld_from = fresh ? 0 : cols;
         if (kSplit && !wide)
           for (int v = 0; v < 2; ++v) {
             const uint32_t begin = w.starts[panel * 2 + v], end = w.ends[panel * 2 + v];
@@ -171,7 +189,8 @@ struct Driver {
           }
         for (int64_t i = 0; i < rows;) {
           const int64_t mr = tile_rows(rows - i, Table::most_rows(form));
-          t.a = wide ? (const uint8_t*)(a16 + i * kLda) : a + i * kLda, t.c = acc + i * cols + (p - p0) * kNR;
+          t.a = from + i * t.lda, t.c = acc + i * cols + (p - p0) * kNR;
+          t.from = fresh ? start + (p - p0) * kNR : t.c;
           table.of(form, mr, taken)(&t);
           i += mr;
         }
@@ -184,17 +203,20 @@ struct Driver {
         for (int64_t j = 0; j < cols; ++j)
           acc[i * cols + j] = (int32_t)((uint32_t)acc[i * cols + j] - row_sums[i] * (uint32_t)zeros[j]);
     const int64_t n0 = group * w.h.n + p0 * kNR, n1 = group * w.h.n + min(w.h.n, p1 * kNR);
-    if (call->epilogue) {
+    if (call->epilogue)
       call->epilogue(call, i0, i1, r0, r1, n0, n1, acc, cols);
-      return;
-    }
+    else
+      store(i0, i1, r0, r1, n0, n1, acc, cols);
+  }
+
+  void store(int64_t i0, int64_t i1, int64_t m0, int64_t m1, int64_t n0, int64_t n1, const int32_t* acc, int64_t ld) const {
     const int64_t* s = out.strides;
-    for (int64_t i = 0; i < rows; ++i) {
-      int32_t* dst = (int32_t*)out.data + i0 * s[0] + i1 * s[1] + (r0 + i) * s[2] + n0 * s[3];
+    for (int64_t m = m0; m < m1; ++m, acc += ld) {
+      int32_t* dst = (int32_t*)out.data + i0 * s[0] + i1 * s[1] + m * s[2] + n0 * s[3];
       if (s[3] == 1)
-        memcpy(dst, acc + i * cols, (n1 - n0) * 4);
+        memcpy(dst, acc, (n1 - n0) * 4);
       else
-        for (int64_t j = 0; j < n1 - n0; ++j) dst[j * s[3]] = acc[i * cols + j];
+        for (int64_t j = 0; j < n1 - n0; ++j) dst[j * s[3]] = acc[j];
     }
   }
 

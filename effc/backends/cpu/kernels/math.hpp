@@ -489,6 +489,35 @@ EFFC_INLINE T opaque(T x) {
   __asm__("" : "+x"(x));
   return x;
 }
+/* x / scale as the nearest whole number, ties to even, for x in [low, high], and as a byte (bytes.py, which has compared
+ * the two products with a division). NaN is `low`. */
+struct Bytes {
+  float low, high, inverse, rest; /* inverse + rest = 1 / scale */
+  int32_t zero;
+  static constexpr float kWhole = 12582912.0f; /* 1.5 * 2^23: floats around it are whole, and have it in their low bits */
+
+  inline __attribute__((always_inline)) float whole(float x) const {
+    const float from = x > low ? x : low, in = from < high ? from : high;
+    return __builtin_fmaf(in, inverse, in * rest) + kWhole;
+  }
+  inline __attribute__((always_inline)) float steps(float x) const { return whole(x) - kWhole; }
+  template <class T>
+  inline __attribute__((always_inline)) T byte(float x) const {
+    return (T)(bitcast<int32_t>(whole(x)) + zero);
+  }
+};
+/* The same where `low` is not byte 0: NaN is `nan`. */
+struct BytesNan {
+  float low, high, inverse, rest, nan;
+  int32_t zero;
+
+  inline __attribute__((always_inline)) Bytes bytes() const { return Bytes{low, high, inverse, rest, zero}; }
+  inline __attribute__((always_inline)) float steps(float x) const { return bytes().steps(x == x ? x : nan); }
+  template <class T>
+  inline __attribute__((always_inline)) T byte(float x) const {
+    return bytes().byte<T>(x == x ? x : nan);
+  }
+};
 template <class T>
 EFFC_INLINE T fmax(T x, T y) {
   T m = x > y ? x : y;
