@@ -22,13 +22,14 @@ from .steps import steps_of
 
 CACHE = 400 << 10  # bytes of a core's own cache that a chain's buffers and weights may take together
 NEAR = 20 << 10  # bytes of the rows under a depthwise window that are made and read at a time
+PIXELS = 200  # of a step: from here on tiles and calls of a step no longer count
 LARGE = 384 << 10  # bytes between the convolutions from which on a chain pays
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a chain is run: output rows of a step, rows of the first result that are kept, channels of it that are made at a
-    time (at most, if a panel of weights allows), bytes of both buffers."""
+    """How a chain is run: most output rows of a step, rows of the first result that are kept, channels of it that are
+    made at a time (whole panels of weights, so at least one), bytes of both buffers."""
 
     rows: int
     kept: int
@@ -64,7 +65,7 @@ def plan(stages: Sequence[Node]) -> Plan | str:
             break
         cols = max(1, NEAR // (4 * need * width_in))
         best = Plan(rows, kept, cols, buffers)
-        if rows * width >= 48:  # enough pixels for the tiles of the pointwise convolution
+        if rows * width >= PIXELS:
             break
     return best or "a step of one row does not fit a core's cache"
 

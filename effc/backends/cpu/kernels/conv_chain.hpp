@@ -20,7 +20,7 @@ namespace conv {
 /* Attributes; see lower/conv_chain.py. After them those of each convolution (Attr of conv.hpp). */
 enum ChainAttr {
   kChainFirst = 0, /* there is a first convolution */
-  kChainRows = 1,  /* output rows of a step */
+  kChainRows = 1,  /* most output rows of a step */
   kChainKept = 2,  /* rows of the first buffer */
   kChainCols = 3,  /* channels that the first two convolutions make at a time: whole panels of the first */
   kChainWork = 4,  /* bytes of a convolution's own thread scratch */
@@ -141,6 +141,16 @@ void chain_steps(void* arg, int64_t begin, int64_t end, int32_t worker) {
   }
 }
 
+/* Rows of a step, `most` or fewer: as many as leave the busiest thread the fewest rows. */
+inline int64_t chain_share(int64_t images, int64_t height, int64_t most, int64_t threads) {
+  int64_t best = max64(1, most), least = -1;
+  for (int64_t rows = best; rows > 0 && threads > 1; --rows) {
+    const int64_t busiest = ceil_div(images * ceil_div(height, rows), threads) * rows;
+    if (least < 0 || busiest < least) least = busiest, best = rows;
+  }
+  return best;
+}
+
 /* The kernel: in x [N, C, H, W]; then of each convolution its packed weights and its steps' operands; out (N, 1, pixels, O),
  * channels innermost. Float attributes: the bounds of the clamps, in order. */
 template <class T>
@@ -213,6 +223,7 @@ int32_t chain_kernel(const effc_call* call) {
 
   const int64_t height = dw.a[kSpatial + 1];
   if (shape[0] * height * dw.a[kSpatial + 2] <= 0 || v.narrow.out <= 0) return 0;
+  v.rows = chain_share(shape[0], height, v.rows, threads);
   v.steps = ceil_div(height, v.rows);
   call->api->parallel_for(call->run, shape[0] * v.steps, 1, chain_steps<T>, &v);
   return 0;

@@ -38,6 +38,7 @@ struct Depthwise {
   int64_t width_in, lo, hi; /* output columns [lo, hi) have all their taps inside the row */
   int64_t col_blocks, block_cols, segment, lines, group;
   void (*slide)(const Depthwise&, const DwRow<T>*, int64_t, int64_t, int64_t, int64_t, T*, int64_t, int64_t); /* or null */
+  void (*slide2)(const Depthwise&, const DwRow<T>*, int64_t, int64_t, int64_t, int64_t, T*, int64_t, int64_t); /* of two vectors, or null */
 };
 
 template <class T, int L>
@@ -133,29 +134,37 @@ struct DwSlide {
   }
 };
 
-/* As dw_block for P neighbouring pixels of one vector, stride S and K taps along the row known: each vector of x is
+/* As dw_block for P neighbouring pixels of NV vectors, stride S and K taps along the row known: each vector of x is
  * loaded once per row and used for every pixel that it reaches. The block's window begins at column `at` of the image.
  * `Edge`: some taps are outside the row; they are left out. With windows of K rows the loop over them is unrolled. */
-template <class T, int L, int K, int S, int P, bool Square, bool Edge>
+template <class T, int L, int K, int S, int NV, int P, bool Square, bool Edge>
 EFFC_INLINE void dw_slide_block(const DwSlide<T, L, K>& v, int64_t at, T* out, int64_t ld) {
   typedef typename DwVec<T, L>::vec V;
   typedef typename DwVec<T, L>::loose U;
   constexpr int reach = (P - 1) * S + K;
-  V acc[P];
-  const V start = v.bias ? (V) * (const U*)v.bias : V{};
+  V acc[NV][P];
   EFFC_UNROLL
-  for (int p = 0; p < P; ++p) acc[p] = start;
+  for (int j = 0; j < NV; ++j) {
+    const V start = v.bias ? (V) * (const U*)(v.bias + j * L) : V{};
+    EFFC_UNROLL
+    for (int p = 0; p < P; ++p) acc[j][p] = start;
+  }
   const int64_t from = -at, to = v.width - at;
   auto line = [&](const T* x, const T* w) __attribute__((always_inline)) {
-    V wv[K];
+    V wv[NV][K];
     EFFC_UNROLL
-    for (int k = 0; k < K; ++k) wv[k] = *(const U*)(w + k * v.ws);
+    for (int k = 0; k < K; ++k)
+      EFFC_UNROLL
+      for (int j = 0; j < NV; ++j) wv[j][k] = *(const U*)(w + k * v.ws + j * L);
     _Pragma("GCC unroll 32") for (int q = 0; q < reach; ++q, x += v.step) {
       if (Edge && (q < from || q >= to)) continue;
-      const V xv = *(const U*)x;
       EFFC_UNROLL
-      for (int k = 0; k < K; ++k)
-        if (q >= k && (q - k) % S == 0 && (q - k) / S < P) acc[(q - k) / S] += xv * wv[k];
+      for (int j = 0; j < NV; ++j) {
+        const V xv = *(const U*)(x + j * L);
+        EFFC_UNROLL
+        for (int k = 0; k < K; ++k)
+          if (q >= k && (q - k) % S == 0 && (q - k) / S < P) acc[j][(q - k) / S] += xv * wv[j][k];
+      }
     }
   };
   const T *x = v.x + at * v.step, *w = v.w;
@@ -171,15 +180,19 @@ EFFC_INLINE void dw_slide_block(const DwSlide<T, L, K>& v, int64_t at, T* out, i
   if (v.clamp) {
     const V lo = V{} + v.lo, hi = V{} + v.hi;
     EFFC_UNROLL
-    for (int p = 0; p < P; ++p) acc[p] = clamp_vec<V>(acc[p], lo, hi);
+    for (int p = 0; p < P; ++p)
+      EFFC_UNROLL
+      for (int j = 0; j < NV; ++j) acc[j][p] = clamp_vec<V>(acc[j][p], lo, hi);
   }
   EFFC_UNROLL
-  for (int p = 0; p < P; ++p) *(U*)(out + p * ld) = acc[p];
+  for (int p = 0; p < P; ++p)
+    EFFC_UNROLL
+    for (int j = 0; j < NV; ++j) *(U*)(out + p * ld + j * L) = acc[j][p];
 }
 
 /* Columns [m0, m1) of `n` output rows, `out_line` apart, the image's borders with them. A last block that is not full begins
  * earlier: what it makes again is the same. */
-template <class T, int L, int K, int S, bool Square>
+template <class T, int L, int K, int S, int NV, bool Square>
 void dw_slide(const Depthwise<T>& v, const DwRow<T>* rows, int64_t n, int64_t m0, int64_t m1, int64_t c, T* out, int64_t ld,
               int64_t out_line) {
   DwSlide<T, L, K> s(v, c);
@@ -187,22 +200,20 @@ void dw_slide(const Depthwise<T>& v, const DwRow<T>* rows, int64_t n, int64_t m0
     constexpr int P = decltype(size)::value, reach = (P - 1) * S + K;
     const int64_t at = m * S - s.pad;
     if (at >= 0 && at + reach <= s.width)
-      dw_slide_block<T, L, K, S, P, Square, false>(s, at, out + (m - m0) * ld, ld);
+      dw_slide_block<T, L, K, S, NV, P, Square, false>(s, at, out + (m - m0) * ld, ld);
     else
-      dw_slide_block<T, L, K, S, P, false, true>(s, at, out + (m - m0) * ld, ld);
+      dw_slide_block<T, L, K, S, NV, P, false, true>(s, at, out + (m - m0) * ld, ld);
   };
   for (int64_t i = 0; i < n; ++i, out += out_line) {
     s.move(v, rows[i], c);
     int64_t m = m0;
-    for (; m + 8 <= m1; m += 8) block(DwSize<8>(), m);
-    if (m1 - m > 4 && m1 - m0 >= 8) {
-      block(DwSize<8>(), m1 - 8);
-    } else if (m1 - m0 >= 4) {
-      if (m1 - m >= 4) block(DwSize<4>(), m), m += 4;
-      if (m < m1) block(DwSize<4>(), m1 - 4);
-    } else {
-      for (; m < m1; ++m) block(DwSize<1>(), m);
+    if constexpr (NV == 1) {
+      for (; m + 8 <= m1; m += 8) block(DwSize<8>(), m);
+      if (m1 - m > 4 && m1 - m0 >= 8) block(DwSize<8>(), m1 - 8), m = m1;
     }
+    for (; m + 4 <= m1; m += 4) block(DwSize<4>(), m);
+    if (m < m1 && m1 - m0 >= 4) block(DwSize<4>(), m1 - 4), m = m1;
+    for (; m < m1; ++m) block(DwSize<1>(), m);
   }
 }
 
@@ -253,7 +264,11 @@ void dw_channels(const Depthwise<T>& v, const DwRow<T>* rows, int64_t n, int64_t
   }
   if constexpr (wide) {
     if (v.slide) {
+      /* Accumulators enough to hide the latency of a sum: 8 pixels of a vector, or 4 of two where the row is short, and where
+       * two pixels of a vector share few loads. */
+      const bool two = v.slide2 && (v.a[kStride + 2] == 2 || m1 - m0 < 8);
       int64_t c = c0;
+      for (; two && c + 2 * L <= c1; c += 2 * L) v.slide2(v, rows, n, m0, m1, c, out + (c - c0), ld, out_line);
       for (; c + L <= c1; c += L) v.slide(v, rows, n, m0, m1, c, out + (c - c0), ld, out_line);
       if (c < c1) v.slide(v, rows, n, m0, m1, c1 - L, out + (c1 - L - c0), ld, out_line);
       return;
@@ -363,11 +378,12 @@ void dw_columns(Depthwise<T>& v) {
     const int64_t k = a[kKernel + 2], stride = a[kStride + 2];
     if (a[kDilation + 2] == 1) {
       if (a[kKernel + 1] == k) {
-        if (k == 3) v.slide = stride == 1 ? dw_slide<T, L, 3, 1, true> : stride == 2 ? dw_slide<T, L, 3, 2, true> : nullptr;
-        if (k == 5) v.slide = stride == 1 ? dw_slide<T, L, 5, 1, true> : stride == 2 ? dw_slide<T, L, 5, 2, true> : nullptr;
+        if (k == 3) v.slide = stride == 1 ? dw_slide<T, L, 3, 1, 1, true> : stride == 2 ? dw_slide<T, L, 3, 2, 1, true> : nullptr;
+        if (k == 3) v.slide2 = stride == 1 ? dw_slide<T, L, 3, 1, 2, true> : stride == 2 ? dw_slide<T, L, 3, 2, 2, true> : nullptr;
+        if (k == 5) v.slide = stride == 1 ? dw_slide<T, L, 5, 1, 1, true> : stride == 2 ? dw_slide<T, L, 5, 2, 1, true> : nullptr;
       } else {
-        if (k == 3) v.slide = stride == 1 ? dw_slide<T, L, 3, 1, false> : stride == 2 ? dw_slide<T, L, 3, 2, false> : nullptr;
-        if (k == 5) v.slide = stride == 1 ? dw_slide<T, L, 5, 1, false> : stride == 2 ? dw_slide<T, L, 5, 2, false> : nullptr;
+        if (k == 3) v.slide = stride == 1 ? dw_slide<T, L, 3, 1, 1, false> : stride == 2 ? dw_slide<T, L, 3, 2, 1, false> : nullptr;
+        if (k == 5) v.slide = stride == 1 ? dw_slide<T, L, 5, 1, 1, false> : stride == 2 ? dw_slide<T, L, 5, 2, 1, false> : nullptr;
       }
     }
   }
