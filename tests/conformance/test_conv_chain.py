@@ -3,7 +3,10 @@ right against eager."""
 
 from __future__ import annotations
 
+import json
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,6 +61,8 @@ CASES = {
     "no bias, no clamp": (Block(8, 24, 8, 3, 1, act=lambda x: x, bias=False), (1, 8, 12, 12)),
     "stem before it": (Block(3, 32, 16, 3, 1, first=(3, 2)), (2, 3, 33, 31)),
     "large first window": (Block(12, 32, 16, 3, 2, first=(5, 1)), (1, 12, 17, 16)),
+    "blocks of channels": (Block(8, 72, 12, 3, 1), (2, 8, 9, 119)),
+    "blocks of channels, stride 2": (Block(8, 91, 24, 5, 2), (1, 8, 11, 122)),
     "no first": (Block(32, 32, 16, 3, 1, first=None), (2, 32, 14, 13)),
     "no first, stride 2": (Block(40, 40, 24, 5, 2, first=None), (1, 40, 15, 13)),
 }  # fmt: skip
@@ -90,6 +95,19 @@ def test_equal_to_the_kernels_it_replaces(name: str) -> None:
     wide = torch.randn((shape[0], shape[1] + 2, shape[2], shape[3] + 3))
     for y in (x.contiguous(), wide[:, 1:-1, :, 2:-1]):
         assert torch.equal(m(y), apart(y))
+
+
+@pytest.mark.parametrize(("name", "want"), [("blocks of channels", 24), ("blocks of channels, stride 2", 16),
+                                            ("stem before it", 32)])  # fmt: skip
+def test_channels_of_a_block(name: str, want: int, tmp_path: Path) -> None:
+    """Wide rows are made for whole panels of channels at a time; a first convolution that is not pointwise, for all."""
+    net, shape = CASES[name]
+    target = "cpu:x86-64-v3"
+    effc.compile(net.eval(), (torch.zeros(shape),), selftest=False, target=target).save(tmp_path / "m.effc")
+    with zipfile.ZipFile(tmp_path / "m.effc") as z:
+        manifest = json.loads(z.read("manifest.json"))
+    (call,) = (c for c in manifest["entries"]["main"]["program"]["code"] if c.get("kernel") == "effc_conv_chain_f32")
+    assert call["attrs"][3] == want
 
 
 def test_dynamic_batch() -> None:
@@ -164,11 +182,19 @@ class Twice(Block):
         return self.narrow(self.act(self.deep(y))), y
 
 
-def test_a_result_that_is_used_elsewhere() -> None:
-    net = Twice(8, 24, 8, 3, 1).eval()
-    x = torch.randn(2, 8, 12, 12)
+@pytest.mark.parametrize(
+    ("net", "shape"), [(Twice(8, 24, 8, 3, 1), (2, 8, 12, 12)), (Twice(8, 43, 16, 3, 2), (1, 8, 12, 125))]
+)
+def test_a_result_that_is_used_elsewhere(net: Twice, shape: tuple[int, ...]) -> None:
+    """The second has two blocks of channels, of 16 and 27."""
+    net.eval()
+    x = torch.randn(shape)
     m = effc.compile(net, (x,))
     assert stats(m)["fuse_chains.convs"] == 2
+    assert m.report["entries"]["main"]["kernels"]["effc_conv_chain_f32"] == 1
+    apart = effc.compile(net, (x,), disable_passes=("fuse_chains",))
+    for a, b in zip(m(x), apart(x), strict=True):
+        assert torch.equal(a, b)
     with torch.no_grad():
         want = net(x)
     for a, b in zip(m(x), want, strict=True):

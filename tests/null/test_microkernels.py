@@ -119,6 +119,7 @@ def innermost_loops(text: str, function: str) -> dict[str, list[list[str]]]:
         ("gemm_f32.cpp", "void effc::gemm::micro<float, float", 12),
         ("attention_f32.cpp", "void effc::gemm::micro<float, float", 24),
         ("conv_f32.cpp", "void effc::conv::micro_rows<float", 20),
+        ("conv_f32.cpp", "void effc::conv::micro_lines<float", 20),
         ("gemm_i8.cpp", "void effc::i8::micro", 4),
     ],
 )

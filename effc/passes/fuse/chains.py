@@ -21,15 +21,19 @@ from .regions import body_of
 from .steps import steps_of
 
 CACHE = 400 << 10  # bytes of a core's own cache that a chain's buffers and weights may take together
+NEAR = 20 << 10  # bytes of the rows under a depthwise window that are made and read at a time
+PIXELS = 200  # of a step: from here on tiles and calls of a step no longer count
 LARGE = 384 << 10  # bytes between the convolutions from which on a chain pays
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a chain is run: output rows of a step, rows of the first result that are kept, bytes of both buffers."""
+    """How a chain is run: most output rows of a step, rows of the first result that are kept, channels of it that are
+    made at a time (whole panels of weights, so at least one), bytes of both buffers."""
 
     rows: int
     kept: int
+    cols: int
     buffers: int
 
 
@@ -59,8 +63,9 @@ def plan(stages: Sequence[Node]) -> Plan | str:
         buffers = 4 * channels * (kept * width_in + rows * width)
         if buffers + weights > CACHE:
             break
-        best = Plan(rows, kept, buffers)
-        if rows * width >= 48:  # enough pixels for the tiles of the pointwise convolution
+        cols = max(1, NEAR // (4 * need * width_in))
+        best = Plan(rows, kept, cols, buffers)
+        if rows * width >= PIXELS:
             break
     return best or "a step of one row does not fit a core's cache"
 

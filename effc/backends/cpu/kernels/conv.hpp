@@ -9,6 +9,7 @@
  *            contiguous in memory form one run.
  *   offsets  any strides, tile wholly inside the image: one pointer per row, one offset per k.
  *   patch    any strides at the image's border: the k values of each row are gathered first.
+ *   lines    a pointwise convolution of x with its channels innermost: rows lie at equal distances, nothing is listed.
  * A transposed convolution gathers: an output pixel's class (its position modulo the stride) decides which taps reach
  * it, and tiles are made of pixels of one class.
  *
@@ -65,6 +66,7 @@ struct Conv {
   int64_t sp[3], st[3], pad[3]; /* output size, stride, low padding; a pointwise convolution may be seen as one long row */
   int64_t run; /* contiguous k values inside the image */
   bool innermost, direct, transposed;
+  bool lines; /* pointwise, its pixels at equal distances: see run_lines */
   const T* bias;
   const effc_tensor *result, *residual; /* rank 4: (N, 1, pixels, O) */
   bool clamp;
@@ -432,6 +434,8 @@ struct Panel {
   const T* weights;
   const typename Micro<T>::Rows* rows;
   const typename Micro<T>::Offsets* offsets;
+  const typename Micro<T>::OnLines* lines;
+  int nv;
   int64_t k0, k1;
   bool skip_empty; /* a tile without taps in this range of k leaves what is there as it is */
   Sink<T> sink;
@@ -440,13 +444,22 @@ struct Panel {
   Panel(const Conv<T>& v, int64_t g, int64_t c0, int64_t c1, int64_t n, int64_t from, int64_t to) : k0(from), k1(to) {
     constexpr int lanes = Simd<T>::lanes;
     const int64_t valid = min64(v.nv * lanes, c1 - n);
-    const int nv = (int)ceil_div(valid, lanes);
+    nv = (int)ceil_div(valid, lanes);
     weights = v.packed + g * v.group_elems + n * v.k;
     rows = MicroTable<T>::table.rows[nv - 1], offsets = MicroTable<T>::table.offsets[nv - 1];
+    lines = MicroTable<T>::table.lines[nv - 1];
     const bool last = k1 >= v.k;
     skip_empty = k0 > 0 && !last;
     sink = {nullptr, n - c0, v.direct ? valid - (nv - 1) * lanes : lanes, v.bias ? v.bias + g * v.og + n : nullptr,
             k0 > 0,  last,   v.residual != nullptr, v.clamp, v.lo, v.hi};
+  }
+
+  /* The weights that are worked on after this panel's: the next panel's, the first one's next range of k, or the next
+   * block's first panel. */
+  const T* next(const Conv<T>& v, int64_t c0, int64_t c1, int64_t n) const {
+    const int64_t wide = v.nv * Simd<T>::lanes;
+    if (n + wide < c1) return weights + wide * v.k + k0 * wide;
+    return k1 < v.k ? weights + (c0 - n) * v.k + k1 * wide : weights + wide * v.k;
   }
 
   inline void run(const Conv<T>& v, const Tile<T>& tile, const Pixel<T>* pixels, const char* next, int64_t step) {
@@ -459,9 +472,52 @@ struct Panel {
   }
 };
 
+/* A block whose rows lie at equal distances in all that they touch: of one image, or of images that follow each other. */
+template <class T>
+bool one_line(const Conv<T>& v, int64_t r0, int64_t r1) {
+  if (!v.lines) return false;
+  if (r0 / v.pixels == (r1 - 1) / v.pixels) return true;
+  auto follows = [&](const effc_tensor& t) { return t.strides[0] == v.pixels * t.strides[2]; };
+  return v.xs[0] == v.pixels * v.xs[4] && (!v.direct || follows(*v.result)) && (!v.residual || follows(*v.residual));
+}
+
+template <class T>
+void run_lines(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, int64_t r0, int64_t r1) {
+  using S = Simd<T>;
+  const int64_t wide = v.nv * S::lanes, ld = ceil_div(c1 - c0, S::lanes) * S::lanes, n0 = g * v.og + c0;
+  const int64_t b = r0 / v.pixels, m = r0 - b * v.pixels, count = r1 - r0;
+  const effc_tensor& out = *v.result;
+  Lines<T> at;
+  at.x = v.x + b * v.xs[0] + m * v.xs[4] + g * v.cg * v.xs[1], at.x_step = v.xs[4];
+  at.c = v.direct ? (T*)out.data + b * out.strides[0] + m * out.strides[2] + n0 : w.acc;
+  at.c_step = v.direct ? out.strides[2] : ld;
+  at.r = v.residual ? residual_row(v, b, m, n0) : at.c; /* not read */
+  at.r_step = v.residual ? v.residual->strides[2] : 0;
+  /* Tiles of nearly equal size: `more` of them have a row more than the rest. */
+  const int64_t tiles = ceil_div(count, v.mr), each = count / tiles, more = count % tiles;
+  for (int64_t k0 = 0; k0 == 0 || k0 < v.k; k0 += v.block_k) {
+    const int64_t k1 = min64(k0 + v.block_k, v.k);
+    const int64_t bytes = (k1 - k0) * wide * (int64_t)sizeof(T), step = ceil_div(wide * (int64_t)sizeof(T), tiles);
+    for (int64_t n = c0; n < c1; n += wide) {
+      Panel<T> panel(v, g, c0, c1, n, k0, k1);
+      const char* next = (const char*)panel.next(v, c0, c1, n);
+      const T* weights = panel.weights + k0 * panel.nv * S::lanes;
+      Lines<T> to = at;
+      to.x += k0, to.c += n - c0, to.r += n - c0;
+      if (more) panel.lines[each](to, more, k1 - k0, weights, next, step, &panel.sink);
+      const int64_t done = more * (each + 1);
+      to.x += done * to.x_step, to.c += done * to.c_step, to.r += done * to.r_step;
+      panel.lines[each - 1](to, tiles - more, k1 - k0, weights, next + bytes * more / tiles, step, &panel.sink);
+    }
+  }
+  if (!v.direct) finish(v, w.acc, ld, r0, r1, n0, n0 + c1 - c0);
+}
+
 template <class T>
 void run_block(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, int64_t r0, int64_t r1) {
   using S = Simd<T>;
+  if (r1 <= r0) return;
+  if (one_line(v, r0, r1)) return run_lines(v, w, g, c0, c1, r0, r1);
   const int64_t wide = v.nv * S::lanes, ld = ceil_div(c1 - c0, S::lanes) * S::lanes, n0 = g * v.og + c0;
   const int64_t channel0 = g * v.cg, room = v.a[kBlockK] / 8 + 3;
   const bool patches = v.cg < 8 || !v.innermost, runs = v.innermost && v.run >= 8;
@@ -499,8 +555,7 @@ void run_block(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, 
       const int64_t bytes = (k1 - k0) * wide * (int64_t)sizeof(T), step = ceil_div(wide * (int64_t)sizeof(T), max64(1, plain));
       for (int64_t n = c0; n < c1; n += wide) {
         Panel<T> panel(v, g, c0, c1, n, k0, k1);
-        const T* next = panel.weights + wide * v.k + k0 * wide;
-        if (n + wide >= c1) next = k1 < v.k ? panel.weights + (c0 - n) * v.k + k1 * wide : panel.weights + wide * v.k;
+        const T* next = panel.next(v, c0, c1, n);
         for (int64_t t = 0; t < plain; ++t) panel.run(v, w.tiles[t], w.pixels, (const char*)next + bytes * t / plain, step);
       }
       for (int64_t t = plain; t < tiles; ++t) {
@@ -622,6 +677,7 @@ char* set_up(Conv<T>& v, const effc_call* call, const int64_t* a, const effc_ten
   if (one_row && v.xs[3] == v.xs[4] * v.in[2] && (v.in[0] == 1 || v.xs[2] == v.xs[3] * v.in[1])) {
     v.sp[2] = v.in[2] = v.pixels;
     v.sp[0] = v.sp[1] = v.in[0] = v.in[1] = 1;
+    v.lines = v.xs[1] == 1 || v.channels == 1;
   }
   v.direct = !call->epilogue && same && (out.strides[3] == 1 || v.out == 1);
   return s;

@@ -4,7 +4,8 @@
  *
  * A thread makes steps of a few output rows, from top to bottom. It keeps the rows of the first convolution's result that
  * the depthwise window reaches in a buffer, makes those that a step lacks, then the step's depthwise rows in a second buffer,
- * then the step's output. Rows that two threads' windows share are made twice. Each element is summed in the order in which
+ * then the step's output. The first two are done for a block of channels after the other, so that the depthwise one finds in L1
+ * what it reads: the first buffer is [block][row][column][channel of the block]. Rows that two threads' windows share are made twice. Each element is summed in the order in which
  * the kernels conv.hpp and conv_dw.hpp sum it: the result is theirs, bit for bit.
  *
  * Without a first convolution the depthwise one reads x itself.
@@ -19,10 +20,11 @@ namespace conv {
 /* Attributes; see lower/conv_chain.py. After them those of each convolution (Attr of conv.hpp). */
 enum ChainAttr {
   kChainFirst = 0, /* there is a first convolution */
-  kChainRows = 1,  /* output rows of a step */
+  kChainRows = 1,  /* most output rows of a step */
   kChainKept = 2,  /* rows of the first buffer */
-  kChainWork = 3,  /* bytes of a convolution's own thread scratch */
-  kChainAttrs = 4
+  kChainCols = 3,  /* channels that the first two convolutions make at a time: whole panels of the first */
+  kChainWork = 4,  /* bytes of a convolution's own thread scratch */
+  kChainAttrs = 5
 };
 
 /* What a thread's first buffer holds: rows [first, end) of an image; image -1: nothing. On a cache line of its own. */
@@ -36,15 +38,15 @@ struct Chain {
   bool first;
   Conv<T> wide, narrow; /* the first convolution, the pointwise one */
   Depthwise<T> dw;
-  int64_t rows, steps, kept_rows, work_bytes; /* rows of a step, steps of an image */
+  int64_t rows, steps, kept_rows, cols, work_bytes; /* rows of a step, steps of an image, channels of a block */
   int64_t height, width;                      /* of the first convolution's result (without one, of x) */
   Kept* kept;
 };
 
-/* Rows of a convolution's result (pixels [r0, r1) of all images) to `out`: all column blocks, as many pixels at a time as its
- * scratch takes. */
+/* Channels [c0, c1) of rows of a convolution's result (pixels [r0, r1) of all images) to `out`: as many columns and pixels at
+ * a time as its scratch takes. */
 template <class T>
-void chain_rows(const Conv<T>& v, const effc_tensor& out, char* scratch, int64_t r0, int64_t r1) {
+void chain_rows(const Conv<T>& v, const effc_tensor& out, char* scratch, int64_t c0, int64_t c1, int64_t r0, int64_t r1) {
   Conv<T> mine = v;
   mine.result = &out;
   Work<T> w = carve(mine, scratch);
@@ -52,7 +54,7 @@ void chain_rows(const Conv<T>& v, const effc_tensor& out, char* scratch, int64_t
   const int64_t wide = mine.nv * Simd<T>::lanes, cols = max64(1, mine.a[kBlockCols] / wide) * wide;
   for (int64_t p = 0; p < parts; ++p) {
     const int64_t from = r0 + tiles * p / parts * mine.mr, to = min64(r1, r0 + tiles * (p + 1) / parts * mine.mr);
-    for (int64_t c = 0; c < mine.og; c += cols) run_block(mine, w, 0, c, min64(c + cols, mine.og), from, to);
+    for (int64_t c = c0; c < c1; c += cols) run_block(mine, w, 0, c, min64(c + cols, c1), from, to);
   }
 }
 
@@ -68,50 +70,64 @@ effc_tensor chain_window(const effc_tensor& like, T* data, int64_t row, int64_t 
 
 template <class T>
 void chain_step(const Chain<T>& v, int64_t image, int64_t o0, int64_t o1, Kept& kept, char* scratch) {
-  const int64_t *a = v.dw.a, channels = v.dw.channels, width = a[kSpatial + 2];
+  const int64_t *a = v.dw.a, channels = v.dw.channels, width = a[kSpatial + 2], area = v.kept_rows * v.width;
   int64_t strides[4];
   T* made = (T*)(scratch + v.work_bytes);
-  T* deep = made + (v.first ? v.kept_rows * v.width * channels : 0);
+  T* deep = made + (v.first ? area * channels : 0);
   const effc_tensor& out = v.call->out[0];
 
-  Depthwise<T> dw = v.dw;
-  int64_t origin = 0; /* the row of the image that `rows` points to */
-  const T* rows;
+  /* Rows [make0, make1) of the first result are lacking; the first `held` of those that are there move to the front. */
+  int64_t make0 = 0, make1 = 0, gone = 0, held = 0;
   if (v.first) {
     const int64_t reach = (a[kKernel + 1] - 1) * a[kDilation + 1] + 1;
     const int64_t i0 = max64(0, min64(v.height, o0 * a[kStride + 1] - a[kPad + 1]));
-    const int64_t i1 = max64(i0, min64(v.height, (o1 - 1) * a[kStride + 1] - a[kPad + 1] + reach));
+    make1 = max64(i0, min64(v.height, (o1 - 1) * a[kStride + 1] - a[kPad + 1] + reach));
     if (kept.image != image || i0 < kept.first || i0 > kept.end) kept = {image, i0, i0};
-    if (i1 - kept.first > v.kept_rows) {
-      const int64_t held = max64(0, kept.end - i0);
-      memmove(made, made + (i0 - kept.first) * v.width * channels, held * v.width * channels * sizeof(T));
+    if (make1 - kept.first > v.kept_rows) {
+      held = max64(0, kept.end - i0), gone = i0 - kept.first;
       kept.first = i0, kept.end = i0 + held;
     }
-    if (i1 > kept.end) {
-      const effc_tensor t = chain_window(out, made, kept.first, v.width, channels, strides);
-      const int64_t base = image * v.height;
-      chain_rows(v.wide, t, scratch, (base + kept.end) * v.width, (base + i1) * v.width);
-      kept.end = i1;
-    }
-    rows = made, origin = kept.first;
-  } else {
-    rows = v.dw.x + image * v.dw.xs[0];
+    make0 = kept.end, kept.end = max64(make0, make1);
   }
 
-  for (int64_t o = o0; o < o1; ++o) {
-    const int64_t dil = a[kDilation + 1], kernel = a[kKernel + 1], at = o * a[kStride + 1] - a[kPad + 1];
-    DwRow<T> row;
-    row.d0 = 0, row.d1 = 1;
-    row.h0 = at < 0 ? min64(kernel, (-at + dil - 1) / dil) : 0;
-    row.h1 = min64(kernel, max64(row.h0, (v.height - at + dil - 1) / dil));
-    row.x = rows + (at - origin) * dw.xs[3] - a[kPad + 2] * dw.xs[4];
-    dw_channels<T, Simd<T>::lanes>(dw, row, 0, width, 0, channels, deep + (o - o0) * width * channels, channels);
+  const int64_t blocks = max64(1, channels / v.cols);
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t c0 = block * v.cols, c1 = block + 1 == blocks ? channels : c0 + v.cols, wide = c1 - c0;
+    Depthwise<T> dw = v.dw;
+    const T* rows; /* row `origin` of the image, channel 0 */
+    int64_t origin = 0;
+    if (v.first) {
+      T* mine = made + area * c0;
+      if (gone) memmove(mine, mine + gone * v.width * wide, held * v.width * wide * sizeof(T));
+      if (make1 > make0) {
+        const effc_tensor t = chain_window(out, mine - c0, kept.first, v.width, wide, strides);
+        const int64_t base = image * v.height;
+        chain_rows(v.wide, t, scratch, c0, c1, (base + make0) * v.width, (base + make1) * v.width);
+      }
+      rows = mine - c0, origin = kept.first;
+      dw.xs[4] = wide, dw.xs[3] = v.width * wide;
+    } else {
+      rows = v.dw.x + image * v.dw.xs[0];
+    }
+    DwRow<T> row[kDwGroup];
+    for (int64_t o = o0, n; o < o1; o += n) {
+      n = min64(o1 - o, kDwGroup);
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t dil = a[kDilation + 1], kernel = a[kKernel + 1], at = (o + i) * a[kStride + 1] - a[kPad + 1];
+        row[i].d0 = 0, row[i].d1 = 1;
+        row[i].h0 = at < 0 ? min64(kernel, (-at + dil - 1) / dil) : 0;
+        row[i].h1 = min64(kernel, max64(row[i].h0, (v.height - at + dil - 1) / dil));
+        row[i].x = rows + (at - origin) * dw.xs[3] - a[kPad + 2] * dw.xs[4];
+      }
+      T* q = deep + (o - o0) * width * channels + c0;
+      dw_channels<T, Simd<T>::lanes>(dw, row, n, 0, width, c0, c1, q, channels, width * channels);
+    }
   }
 
   Conv<T> narrow = v.narrow;
   narrow.x = deep - o0 * width * channels; /* pixel m of the image is at m * channels */
   const int64_t base = image * narrow.pixels;
-  chain_rows(narrow, out, scratch, base + o0 * width, base + o1 * width);
+  chain_rows(narrow, out, scratch, 0, narrow.og, base + o0 * width, base + o1 * width);
 }
 
 template <class T>
@@ -123,6 +139,16 @@ void chain_steps(void* arg, int64_t begin, int64_t end, int32_t worker) {
     const int64_t o0 = i % v.steps * v.rows;
     chain_step(v, i / v.steps, o0, min64(o0 + v.rows, height), v.kept[worker], scratch);
   }
+}
+
+/* Rows of a step, `most` or fewer: as many as leave the busiest thread the fewest rows. */
+inline int64_t chain_share(int64_t images, int64_t height, int64_t most, int64_t threads) {
+  int64_t best = max64(1, most), least = -1;
+  for (int64_t rows = best; rows > 0 && threads > 1; --rows) {
+    const int64_t busiest = ceil_div(images * ceil_div(height, rows), threads) * rows;
+    if (least < 0 || busiest < least) least = busiest, best = rows;
+  }
+  return best;
 }
 
 /* The kernel: in x [N, C, H, W]; then of each convolution its packed weights and its steps' operands; out (N, 1, pixels, O),
@@ -137,7 +163,8 @@ int32_t chain_kernel(const effc_call* call) {
   Chain<T> v;
   memset(&v, 0, sizeof v);
   v.call = call, v.first = call->attr[kChainFirst] != 0;
-  v.rows = call->attr[kChainRows], v.kept_rows = call->attr[kChainKept], v.work_bytes = call->attr[kChainWork];
+  v.rows = call->attr[kChainRows], v.kept_rows = call->attr[kChainKept], v.cols = call->attr[kChainCols];
+  v.work_bytes = call->attr[kChainWork];
   if (call->n_attr < kChainAttrs + kAttrs * (2 + v.first) || call->n_own < 3 + v.first) return bad("wrong number of operands or attributes");
   const effc_tensor &x = call->in[0], &out = call->out[0];
   char* s = (char*)call->scratch;
@@ -176,7 +203,7 @@ int32_t chain_kernel(const effc_call* call) {
     dw.limit[0] = (T)call->fattr[limits], dw.limit[1] = (T)call->fattr[limits + 1], limits += 2;
   }
   if (v.first) {
-    dw.xs[1] = 1, dw.xs[4] = dw.channels, dw.xs[3] = v.width * dw.channels;
+    dw.xs[1] = 1; /* the others depend on the block */
   } else {
     memcpy(dw.xs, strides, sizeof dw.xs);
     if (dw.xs[1] != 1 && dw.channels != 1) return bad("x must have its channels innermost");
@@ -196,6 +223,7 @@ int32_t chain_kernel(const effc_call* call) {
 
   const int64_t height = dw.a[kSpatial + 1];
   if (shape[0] * height * dw.a[kSpatial + 2] <= 0 || v.narrow.out <= 0) return 0;
+  v.rows = chain_share(shape[0], height, v.rows, threads);
   v.steps = ceil_div(height, v.rows);
   call->api->parallel_for(call->run, shape[0] * v.steps, 1, chain_steps<T>, &v);
   return 0;

@@ -1,10 +1,11 @@
 /* Depthwise convolution, 1 to 3 spatial dims: vectors of channels, blocks of neighbouring output pixels.
  *
  * x has its channels innermost, or is copied so (with every channel repeated where a channel has several filters, which
- * leaves one filter per channel). Pixels whose window is inside the row are done in blocks: for windows 3 or 5 wide with
- * stride 1 or 2 the weights of a row of the window stay in registers and x slides past them, else the weights of a tap do.
- * The few pixels at the left and right border are done one by one, over their valid taps. Channels that are no whole number
- * of vectors end with a vector that overlaps the one before: its lanes are computed twice, to the same value.
+ * leaves one filter per channel). For windows 3 or 5 wide with stride 1 or 2 the weights of a row of the window stay in
+ * registers and x slides past them, without the taps outside the row. Else pixels whose window is inside the row are done in
+ * blocks while the weights of a tap stay, and the few at the left and right border one by one, over their valid taps.
+ * Channels that are no whole number of vectors end with a vector that overlaps the one before: its lanes are computed
+ * twice, to the same value.
  */
 #ifndef EFFC_CONV_DW_HPP
 #define EFFC_CONV_DW_HPP
@@ -12,6 +13,9 @@
 
 namespace effc {
 namespace conv {
+
+constexpr int64_t kDwNear = 20 * 1024; /* bytes of the rows of x that a block of channels of a window takes */
+constexpr int64_t kDwGroup = 8;        /* lines for which a block of channels is kept */
 
 /* The taps of one output row: rows of x that are inside the image. */
 template <class T>
@@ -32,15 +36,21 @@ struct Depthwise {
   const T* bias;
   T limit[2];
   int64_t width_in, lo, hi; /* output columns [lo, hi) have all their taps inside the row */
-  int64_t col_blocks, block_cols, segment, lines;
-  bool cols_outer;
-  void (*slide)(const Depthwise&, const DwRow<T>&, int64_t, int64_t, int64_t, T*, int64_t); /* or null */
+  int64_t col_blocks, block_cols, segment, lines, group;
+  void (*slide)(const Depthwise&, const DwRow<T>*, int64_t, int64_t, int64_t, int64_t, T*, int64_t, int64_t); /* or null */
+  void (*slide2)(const Depthwise&, const DwRow<T>*, int64_t, int64_t, int64_t, int64_t, T*, int64_t, int64_t); /* of two vectors, or null */
 };
 
 template <class T, int L>
 struct DwVec {
   typedef T vec __attribute__((vector_size(L * sizeof(T))));
   typedef T loose __attribute__((vector_size(L * sizeof(T)), aligned(alignof(T)), may_alias));
+};
+
+/* A number of pixels as a type. */
+template <int P>
+struct DwSize {
+  static constexpr int value = P;
 };
 
 /* P neighbouring pixels by NV vectors of L channels, taps [k0, k1) along the row. */
@@ -106,56 +116,112 @@ void dw_inner(const Depthwise<T>& v, const DwRow<T>& row, int64_t m0, int64_t m1
   if constexpr (P > 1) dw_inner<T, L, NV, P / 2>(v, row, m, m1, c, out + (m - m0) * ld, ld);
 }
 
-/* As dw_block for P neighbouring pixels of one vector, stride S and K taps along the row known: each vector of x is
- * loaded once per row and used for every pixel that it reaches. */
-template <class T, int L, int K, int S, int P>
-EFFC_INLINE void dw_slide_block(const Depthwise<T>& v, const DwRow<T>& row, int64_t col, int64_t c, T* out, int64_t ld) {
+/* What the blocks of a row have in common; a copy that their stores cannot change. Distances in elements. */
+template <class T, int L, int K>
+struct DwSlide {
+  const T *x, *w, *bias; /* at the row's first valid plane, row 0 of the window, column 0 of the image; at the vector's channels */
+  int64_t planes, h0, h1, step, line, plane, ws, wplane, width, pad;
+  bool clamp;
+  T lo, hi;
+
+  DwSlide(const Depthwise<T>& v, int64_t c)
+      : x(), w(), bias(v.bias ? v.bias + c : nullptr), planes(), h0(), h1(), step(v.xs[4]), line(v.a[kDilation + 1] * v.xs[3]),
+        plane(v.a[kDilation] * v.xs[2]), ws(v.channels), wplane(v.a[kKernel + 1] * K * v.channels), width(v.width_in),
+        pad(v.a[kPad + 2]), clamp(v.clamp), lo(v.limit[0]), hi(v.limit[1]) {}
+  inline void move(const Depthwise<T>& v, const DwRow<T>& row, int64_t c) {
+    x = row.x + row.d0 * plane + pad * step + c, w = v.w + row.d0 * wplane + c;
+    planes = row.d1 - row.d0, h0 = row.h0, h1 = row.h1;
+  }
+};
+
+/* As dw_block for P neighbouring pixels of NV vectors, stride S and K taps along the row known: each vector of x is
+ * loaded once per row and used for every pixel that it reaches. The block's window begins at column `at` of the image.
+ * `Edge`: some taps are outside the row; they are left out. With windows of K rows the loop over them is unrolled. */
+template <class T, int L, int K, int S, int NV, int P, bool Square, bool Edge>
+EFFC_INLINE void dw_slide_block(const DwSlide<T, L, K>& v, int64_t at, T* out, int64_t ld) {
   typedef typename DwVec<T, L>::vec V;
   typedef typename DwVec<T, L>::loose U;
-  V acc[P];
-  const V start = v.bias ? (V) * (const U*)(v.bias + c) : V{};
+  constexpr int reach = (P - 1) * S + K;
+  V acc[NV][P];
   EFFC_UNROLL
-  for (int p = 0; p < P; ++p) acc[p] = start;
-  const int64_t step = v.xs[4], cs = v.channels;
-  for (int64_t d = row.d0; d < row.d1; ++d)
-    for (int64_t h = row.h0; h < row.h1; ++h) {
-      const T* x = row.x + d * v.a[kDilation] * v.xs[2] + h * v.a[kDilation + 1] * v.xs[3] + col * S * step + c;
-      const T* w = v.w + (d * v.a[kKernel + 1] + h) * K * cs + c;
-      V wv[K];
+  for (int j = 0; j < NV; ++j) {
+    const V start = v.bias ? (V) * (const U*)(v.bias + j * L) : V{};
+    EFFC_UNROLL
+    for (int p = 0; p < P; ++p) acc[j][p] = start;
+  }
+  const int64_t from = -at, to = v.width - at;
+  auto line = [&](const T* x, const T* w) __attribute__((always_inline)) {
+    V wv[NV][K];
+    EFFC_UNROLL
+    for (int k = 0; k < K; ++k)
       EFFC_UNROLL
-      for (int k = 0; k < K; ++k) wv[k] = *(const U*)(w + k * cs);
-      _Pragma("GCC unroll 32") for (int q = 0; q < (P - 1) * S + K; ++q, x += step) {
-        const V xv = *(const U*)x;
+      for (int j = 0; j < NV; ++j) wv[j][k] = *(const U*)(w + k * v.ws + j * L);
+    _Pragma("GCC unroll 32") for (int q = 0; q < reach; ++q, x += v.step) {
+      if (Edge && (q < from || q >= to)) continue;
+      EFFC_UNROLL
+      for (int j = 0; j < NV; ++j) {
+        const V xv = *(const U*)(x + j * L);
         EFFC_UNROLL
         for (int k = 0; k < K; ++k)
-          if (q >= k && (q - k) % S == 0 && (q - k) / S < P) acc[(q - k) / S] += xv * wv[k];
+          if (q >= k && (q - k) % S == 0 && (q - k) / S < P) acc[j][(q - k) / S] += xv * wv[j][k];
       }
     }
+  };
+  const T *x = v.x + at * v.step, *w = v.w;
+  for (int64_t d = 0; d < v.planes; ++d, x += v.plane, w += v.wplane) {
+    if constexpr (Square) {
+      EFFC_UNROLL
+      for (int h = 0; h < K; ++h)
+        if (h >= v.h0 && h < v.h1) line(x + h * v.line, w + h * K * v.ws);
+    } else {
+      for (int64_t h = v.h0; h < v.h1; ++h) line(x + h * v.line, w + h * K * v.ws);
+    }
+  }
   if (v.clamp) {
-    const V lo = V{} + v.limit[0], hi = V{} + v.limit[1];
+    const V lo = V{} + v.lo, hi = V{} + v.hi;
     EFFC_UNROLL
-    for (int p = 0; p < P; ++p) acc[p] = clamp_vec<V>(acc[p], lo, hi);
+    for (int p = 0; p < P; ++p)
+      EFFC_UNROLL
+      for (int j = 0; j < NV; ++j) acc[j][p] = clamp_vec<V>(acc[j][p], lo, hi);
   }
   EFFC_UNROLL
-  for (int p = 0; p < P; ++p) *(U*)(out + p * ld) = acc[p];
+  for (int p = 0; p < P; ++p)
+    EFFC_UNROLL
+    for (int j = 0; j < NV; ++j) *(U*)(out + p * ld + j * L) = acc[j][p];
 }
 
-/* Columns [m0, m1), a multiple of 4. */
-template <class T, int L, int K, int S>
-void dw_slide(const Depthwise<T>& v, const DwRow<T>& row, int64_t m0, int64_t m1, int64_t c, T* out, int64_t ld) {
-  int64_t m = m0;
-  for (; m + 8 <= m1; m += 8) dw_slide_block<T, L, K, S, 8>(v, row, m, c, out + (m - m0) * ld, ld);
-  if (m < m1) dw_slide_block<T, L, K, S, 4>(v, row, m, c, out + (m - m0) * ld, ld);
+/* Columns [m0, m1) of `n` output rows, `out_line` apart, the image's borders with them. A last block that is not full begins
+ * earlier: what it makes again is the same. */
+template <class T, int L, int K, int S, int NV, bool Square>
+void dw_slide(const Depthwise<T>& v, const DwRow<T>* rows, int64_t n, int64_t m0, int64_t m1, int64_t c, T* out, int64_t ld,
+              int64_t out_line) {
+  DwSlide<T, L, K> s(v, c);
+  auto block = [&](auto size, int64_t m) __attribute__((always_inline)) {
+    constexpr int P = decltype(size)::value, reach = (P - 1) * S + K;
+    const int64_t at = m * S - s.pad;
+    if (at >= 0 && at + reach <= s.width)
+      dw_slide_block<T, L, K, S, NV, P, Square, false>(s, at, out + (m - m0) * ld, ld);
+    else
+      dw_slide_block<T, L, K, S, NV, P, false, true>(s, at, out + (m - m0) * ld, ld);
+  };
+  for (int64_t i = 0; i < n; ++i, out += out_line) {
+    s.move(v, rows[i], c);
+    int64_t m = m0;
+    if constexpr (NV == 1) {
+      for (; m + 8 <= m1; m += 8) block(DwSize<8>(), m);
+      if (m1 - m > 4 && m1 - m0 >= 8) block(DwSize<8>(), m1 - 8), m = m1;
+    }
+    for (; m + 4 <= m1; m += 4) block(DwSize<4>(), m);
+    if (m < m1 && m1 - m0 >= 4) block(DwSize<4>(), m1 - 4), m = m1;
+    for (; m < m1; ++m) block(DwSize<1>(), m);
+  }
 }
 
-/* Channels [c0, c1) of output columns [m0, m1) of a row, in vectors of at most L lanes. */
+/* Channels [c0, c1), at least L, of output columns [m0, m1) of a row, taps of any distance. */
 template <class T, int L>
-void dw_channels(const Depthwise<T>& v, const DwRow<T>& row, int64_t m0, int64_t m1, int64_t c0, int64_t c1, T* out, int64_t ld) {
+void dw_columns_of(const Depthwise<T>& v, const DwRow<T>& row, int64_t m0, int64_t m1, int64_t c0, int64_t c1, T* out, int64_t ld) {
   constexpr int P = EFFC_VLEN >= 64 ? 8 : 4;
   constexpr bool wide = L * sizeof(T) == EFFC_VLEN;
-  if constexpr (L > 1) {
-    if (c1 - c0 < L) return dw_channels<T, L / 2>(v, row, m0, m1, c0, c1, out, ld);
-  }
   /* Columns at the border have few taps each: many channels at once hide the latency of their sums. */
   const int64_t inner0 = min64(max64(m0, v.lo), m1), inner1 = max64(inner0, min64(m1, v.hi));
   auto border = [&](int64_t from, int64_t to) {
@@ -174,14 +240,9 @@ void dw_channels(const Depthwise<T>& v, const DwRow<T>& row, int64_t m0, int64_t
   };
   border(m0, inner0);
   border(inner1, m1);
-  int64_t c = c0, from = inner0;
+  const int64_t from = inner0;
+  int64_t c = c0;
   if constexpr (wide) {
-    if (v.slide && inner1 - inner0 >= 4) {
-      const int64_t to = inner1 - (inner1 - inner0) % 4;
-      for (; c + L <= c1; c += L) v.slide(v, row, from, to, c, out + (from - m0) * ld + (c - c0), ld);
-      if (c < c1) dw_inner<T, L, 1, P>(v, row, from, to, c1 - L, out + (from - m0) * ld + (c1 - L - c0), ld);
-      from = to, c = c0;
-    }
     if (inner1 - from < 4)
       for (; c + 4 * L <= c1; c += 4 * L) dw_inner<T, L, 4, 2>(v, row, from, inner1, c, out + (from - m0) * ld + (c - c0), ld);
     for (; c + 2 * L <= c1; c += 2 * L) dw_inner<T, L, 2, P>(v, row, from, inner1, c, out + (from - m0) * ld + (c - c0), ld);
@@ -192,37 +253,73 @@ void dw_channels(const Depthwise<T>& v, const DwRow<T>& row, int64_t m0, int64_t
   }
 }
 
-/* Items: (block of channels, output line). */
+/* Channels [c0, c1) of output columns [m0, m1) of `n` rows, whose results are `out_line` apart, in vectors of at most L
+ * lanes. */
+template <class T, int L>
+void dw_channels(const Depthwise<T>& v, const DwRow<T>* rows, int64_t n, int64_t m0, int64_t m1, int64_t c0, int64_t c1, T* out,
+                 int64_t ld, int64_t out_line) {
+  constexpr bool wide = L * sizeof(T) == EFFC_VLEN;
+  if constexpr (L > 1) {
+    if (c1 - c0 < L) return dw_channels<T, L / 2>(v, rows, n, m0, m1, c0, c1, out, ld, out_line);
+  }
+  if constexpr (wide) {
+    if (v.slide) {
+      /* Accumulators enough to hide the latency of a sum: 8 pixels of a vector, or 4 of two where the row is short, and where
+       * two pixels of a vector share few loads. */
+      const bool two = v.slide2 && (v.a[kStride + 2] == 2 || m1 - m0 < 8);
+      int64_t c = c0;
+      for (; two && c + 2 * L <= c1; c += 2 * L) v.slide2(v, rows, n, m0, m1, c, out + (c - c0), ld, out_line);
+      for (; c + L <= c1; c += L) v.slide(v, rows, n, m0, m1, c, out + (c - c0), ld, out_line);
+      if (c < c1) v.slide(v, rows, n, m0, m1, c1 - L, out + (c1 - L - c0), ld, out_line);
+      return;
+    }
+  }
+  for (int64_t i = 0; i < n; ++i, out += out_line) dw_columns_of<T, L>(v, rows[i], m0, m1, c0, c1, out, ld);
+}
+
+/* The valid taps of output line `line` (of all images), and where its first window begins. */
+template <class T>
+DwRow<T> dw_row(const Depthwise<T>& v, int64_t line) {
+  const int64_t *sp = v.a + kSpatial, oh = line % sp[1], od = line / sp[1] % sp[0], b = line / (sp[1] * sp[0]);
+  DwRow<T> row;
+  int64_t k[2][2], at[2];
+  const int64_t o[2] = {od, oh};
+  for (int d = 0; d < 2; ++d) {
+    int64_t dil = v.a[kDilation + d], kernel = v.a[kKernel + d];
+    at[d] = o[d] * v.a[kStride + d] - v.a[kPad + d];
+    k[d][0] = at[d] < 0 ? min64(kernel, (-at[d] + dil - 1) / dil) : 0;
+    k[d][1] = min64(kernel, max64(k[d][0], (v.in[d] - at[d] + dil - 1) / dil));
+  }
+  row.d0 = k[0][0], row.d1 = k[0][1], row.h0 = k[1][0], row.h1 = k[1][1];
+  row.x = v.x + b * v.xs[0] + at[0] * v.xs[2] + at[1] * v.xs[3] - v.a[kPad + 2] * v.xs[4];
+  return row;
+}
+
+/* Items: (group of output lines, block of channels, line): the rows of x that a line shares with the next one stay in L1. */
 template <class T>
 void dw_run(void* arg, int64_t begin, int64_t end, int32_t worker) {
   const Depthwise<T>& v = *(const Depthwise<T>*)arg;
   const int64_t* sp = v.a + kSpatial;
+  const int64_t per_image = sp[0] * sp[1];
+  const effc_tensor& out = v.call->out[0];
   T* acc = (T*)(v.call->thread_scratch + worker * v.call->thread_scratch_bytes);
-  for (int64_t i = begin; i < end; ++i) {
-    const int64_t block = v.cols_outer ? i / v.lines : i % v.col_blocks, line = v.cols_outer ? i % v.lines : i / v.col_blocks;
-    int64_t c0 = block * v.block_cols, c1 = block + 1 == v.col_blocks ? v.channels : c0 + v.block_cols;
-    int64_t oh = line % sp[1], od = line / sp[1] % sp[0], b = line / (sp[1] * sp[0]);
-    DwRow<T> row;
-    int64_t k[2][2], at[2];
-    const int64_t o[2] = {od, oh};
-    for (int d = 0; d < 2; ++d) {
-      int64_t dil = v.a[kDilation + d], kernel = v.a[kKernel + d];
-      at[d] = o[d] * v.a[kStride + d] - v.a[kPad + d];
-      k[d][0] = at[d] < 0 ? min64(kernel, (-at[d] + dil - 1) / dil) : 0;
-      k[d][1] = min64(kernel, max64(k[d][0], (v.in[d] - at[d] + dil - 1) / dil));
+  DwRow<T> rows[kDwGroup];
+  for (int64_t i = begin, n; i < end; i += n) {
+    const int64_t group = i / (v.group * v.col_blocks), inside = i % (v.group * v.col_blocks);
+    const int64_t size = min64(v.group, v.lines - group * v.group), block = inside / size, line = group * v.group + inside % size;
+    const int64_t c0 = block * v.block_cols, c1 = block + 1 == v.col_blocks ? v.channels : c0 + v.block_cols;
+    const int64_t b = line / per_image, l = line % per_image;
+    /* As many lines as follow each other in this block and image. */
+    n = min64(min64(end - i, size - inside % size), min64(per_image - l, v.direct ? kDwGroup : 1));
+    for (int64_t r = 0; r < n; ++r) rows[r] = dw_row(v, line + r);
+    if (v.direct) {
+      T* q = (T*)out.data + b * out.strides[0] + l * sp[2] * out.strides[2] + c0;
+      dw_channels<T, Simd<T>::lanes>(v, rows, n, 0, sp[2], c0, c1, q, out.strides[2], sp[2] * out.strides[2]);
+      continue;
     }
-    row.d0 = k[0][0], row.d1 = k[0][1], row.h0 = k[1][0], row.h1 = k[1][1];
-    row.x = v.x + b * v.xs[0] + at[0] * v.xs[2] + at[1] * v.xs[3] - v.a[kPad + 2] * v.xs[4];
-    const effc_tensor& out = v.call->out[0];
     for (int64_t w0 = 0; w0 < sp[2]; w0 += v.segment) {
-      int64_t w1 = min64(w0 + v.segment, sp[2]), m0 = (od * sp[1] + oh) * sp[2] + w0, m1 = m0 + w1 - w0;
-      if (v.direct) {
-        T* q = (T*)out.data + b * out.strides[0] + m0 * out.strides[2] + c0;
-        dw_channels<T, Simd<T>::lanes>(v, row, w0, w1, c0, c1, q, out.strides[2]);
-        continue;
-      }
-      const int64_t ld = c1 - c0;
-      dw_channels<T, Simd<T>::lanes>(v, row, w0, w1, c0, c1, acc, ld);
+      const int64_t w1 = min64(w0 + v.segment, sp[2]), m0 = l * sp[2] + w0, m1 = m0 + w1 - w0, ld = c1 - c0;
+      dw_channels<T, Simd<T>::lanes>(v, rows, 1, w0, w1, c0, c1, acc, ld, 0);
       if (v.call->epilogue) {
         v.call->epilogue(v.call, b, 0, m0, m1, c0, c1, acc, ld);
         continue;
@@ -280,8 +377,14 @@ void dw_columns(Depthwise<T>& v) {
     constexpr int L = Simd<T>::lanes;
     const int64_t k = a[kKernel + 2], stride = a[kStride + 2];
     if (a[kDilation + 2] == 1) {
-      if (k == 3) v.slide = stride == 1 ? dw_slide<T, L, 3, 1> : stride == 2 ? dw_slide<T, L, 3, 2> : nullptr;
-      if (k == 5) v.slide = stride == 1 ? dw_slide<T, L, 5, 1> : stride == 2 ? dw_slide<T, L, 5, 2> : nullptr;
+      if (a[kKernel + 1] == k) {
+        if (k == 3) v.slide = stride == 1 ? dw_slide<T, L, 3, 1, 1, true> : stride == 2 ? dw_slide<T, L, 3, 2, 1, true> : nullptr;
+        if (k == 3) v.slide2 = stride == 1 ? dw_slide<T, L, 3, 1, 2, true> : stride == 2 ? dw_slide<T, L, 3, 2, 2, true> : nullptr;
+        if (k == 5) v.slide = stride == 1 ? dw_slide<T, L, 5, 1, 1, true> : stride == 2 ? dw_slide<T, L, 5, 2, 1, true> : nullptr;
+      } else {
+        if (k == 3) v.slide = stride == 1 ? dw_slide<T, L, 3, 1, 1, false> : stride == 2 ? dw_slide<T, L, 3, 2, 1, false> : nullptr;
+        if (k == 5) v.slide = stride == 1 ? dw_slide<T, L, 5, 1, 1, false> : stride == 2 ? dw_slide<T, L, 5, 2, 1, false> : nullptr;
+      }
     }
   }
 }
@@ -359,22 +462,24 @@ int32_t depthwise_kernel(const effc_call* call) {
   }
   dw_columns(v);
 
-  /* Blocks of channels: enough for every thread, no wider than the accumulators allow for 8 pixels. */
+  /* Blocks of channels: enough for every thread, no wider than the accumulators allow for 8 pixels, and so that the rows of x
+   * under a window stay in L1. */
   v.lines = v.batch * a[kSpatial] * a[kSpatial + 1];
   const int64_t step = 2 * Simd<T>::lanes, room_elems = a[kBlockCols];
   int64_t want = call->api->num_threads(call->run) > 1 ? 8 * call->api->num_threads(call->run) : 1;
-  v.col_blocks = max64(1, min64(v.channels / step, max64(ceil_div(want, v.lines), v.channels / 512)));
+  const int64_t under = a[kKernel] * a[kKernel + 1] * v.in[2] * (int64_t)sizeof(T), fit = max64(step, kDwNear / max64(1, under));
+  v.col_blocks = max64(1, min64(v.channels / step, max64(ceil_div(want, v.lines), ceil_div(v.channels, fit))));
   v.block_cols = v.channels / v.col_blocks / step * step;
   if (v.block_cols == 0) v.block_cols = v.channels;
   v.col_blocks = max64(1, v.channels / v.block_cols);
   int64_t widest = v.channels - (v.col_blocks - 1) * v.block_cols;
-  v.segment = v.direct ? a[kSpatial + 2] : max64(1, room_elems / widest);
+  v.segment = max64(1, room_elems / widest);
   if (!v.direct && widest > room_elems) {
     call->api->fail(call, "depthwise conv: %lld channels do not fit the scratch", (long long)widest);
     return 1;
   }
   /* A thread gets what it wrote: a part of the image or of the channels, as a pointwise convolution before deals them. */
-  v.cols_outer = v.channels > v.batch * v.in[0] * v.in[1] * v.in[2];
+  v.group = v.channels > v.batch * v.in[0] * v.in[1] * v.in[2] ? v.lines : min64(v.lines, kDwGroup);
   int64_t items = v.lines * v.col_blocks;
   call->api->parallel_for(call->run, items, max64(1, items / (want * 2)), dw_run<T>, &v);
   return 0;

@@ -52,7 +52,35 @@ struct Sink {
   const T* bias; /* or null */
   bool accumulate, last, residual, clamp;
   T lo, hi;
+  inline T* out(int i) const { return px[i].c + at; }
+  inline const T* add(int i) const { return px[i].r + at; }
 };
+
+/* Pixels that lie at equal distances in x, in the result and in the residual, as those of a pointwise convolution do. */
+template <class T>
+struct Lines {
+  const T* x; /* at the first step of the range of k */
+  T* c;       /* at the panel's first column */
+  const T* r; /* as c; without a residual not read */
+  int64_t x_step, c_step, r_step;
+};
+
+/* A Sink whose pixels are those. */
+template <class T>
+struct LinesSink {
+  Lines<T> to;
+  const Sink<T>& steps;
+  inline T* out(int i) const { return to.c + i * to.c_step; }
+  inline const T* add(int i) const { return to.r + i * to.r_step; }
+};
+template <class T>
+EFFC_INLINE const Sink<T>& steps_of(const Sink<T>& s) {
+  return s;
+}
+template <class T>
+EFFC_INLINE const Sink<T>& steps_of(const LinesSink<T>& s) {
+  return s.steps;
+}
 
 /* The first `tail` lanes at p, the rest zero. */
 template <class T>
@@ -71,8 +99,9 @@ EFFC_INLINE V clamp_vec(V v, V lo, V hi) {
 }
 
 /* Adds what is there already, does the sink's last steps and stores the tile; `Whole`: all lanes of the last vector. */
-template <class T, int MR, int NV, bool Whole>
-EFFC_INLINE void finish_lanes(typename Simd<T>::vec (&acc)[MR][NV], const Sink<T>& s) {
+template <class T, int MR, int NV, bool Whole, class To>
+EFFC_INLINE void finish_lanes(typename Simd<T>::vec (&acc)[MR][NV], const To& to) {
+  const Sink<T>& s = steps_of<T>(to);
   using S = Simd<T>;
   typedef typename S::vec V;
   auto get = [&](const T* p, int j) __attribute__((always_inline)) {
@@ -85,7 +114,7 @@ EFFC_INLINE void finish_lanes(typename Simd<T>::vec (&acc)[MR][NV], const Sink<T
     EFFC_UNROLL
     for (int j = 0; j < NV; ++j)
       EFFC_UNROLL
-      for (int i = 0; i < MR; ++i) acc[i][j] += get(s.px[i].c + s.at, j);
+      for (int i = 0; i < MR; ++i) acc[i][j] += get(to.out(i), j);
   }
   if (s.last) {
     if (s.bias) {
@@ -100,7 +129,7 @@ EFFC_INLINE void finish_lanes(typename Simd<T>::vec (&acc)[MR][NV], const Sink<T
       EFFC_UNROLL
       for (int j = 0; j < NV; ++j)
         EFFC_UNROLL
-        for (int i = 0; i < MR; ++i) acc[i][j] += get(s.px[i].r + s.at, j);
+        for (int i = 0; i < MR; ++i) acc[i][j] += get(to.add(i), j);
     }
     if (s.clamp) {
       const V lo = V{} + s.lo, hi = V{} + s.hi;
@@ -112,7 +141,7 @@ EFFC_INLINE void finish_lanes(typename Simd<T>::vec (&acc)[MR][NV], const Sink<T
   }
   EFFC_UNROLL
   for (int i = 0; i < MR; ++i) {
-    T* c = s.px[i].c + s.at;
+    T* c = to.out(i);
     EFFC_UNROLL
     for (int j = 0; j + 1 < NV || (Whole && j < NV); ++j) S::store(c + j * S::lanes, acc[i][j]);
     if constexpr (!Whole)
@@ -121,20 +150,54 @@ EFFC_INLINE void finish_lanes(typename Simd<T>::vec (&acc)[MR][NV], const Sink<T
 }
 
 /* Columns that end within a vector. Apart, so that the accumulators of all other tiles stay in registers. */
-template <class T, int MR, int NV>
-__attribute__((noinline)) void finish_part(typename Simd<T>::vec (&acc)[MR][NV], const Sink<T>& s) {
+template <class T, int MR, int NV, class To>
+__attribute__((noinline)) void finish_part(typename Simd<T>::vec (&acc)[MR][NV], const To& s) {
   finish_lanes<T, MR, NV, false>(acc, s);
 }
 
-template <class T, int MR, int NV>
-EFFC_INLINE void finish_tile(typename Simd<T>::vec (&acc)[MR][NV], const Sink<T>& s) {
-  if (__builtin_expect(s.tail == Simd<T>::lanes, 1)) return finish_lanes<T, MR, NV, true>(acc, s);
+template <class T, int MR, int NV, class To>
+EFFC_INLINE void finish_tile(typename Simd<T>::vec (&acc)[MR][NV], const To& s) {
+  if (__builtin_expect(steps_of<T>(s).tail == Simd<T>::lanes, 1)) return finish_lanes<T, MR, NV, true>(acc, s);
   typename Simd<T>::vec kept[MR][NV];
   EFFC_UNROLL
   for (int i = 0; i < MR; ++i)
     EFFC_UNROLL
     for (int j = 0; j < NV; ++j) kept[i][j] = acc[i][j];
-  finish_part<T, MR, NV>(kept, s);
+  const To to = s;
+  finish_part<T, MR, NV>(kept, to);
+}
+
+/* As micro_rows with one segment, for `tiles` tiles of pixels at equal distances one after the other: what a tile's sums
+ * wait for at its end overlaps with the next one's start, which counts where k is small. */
+template <class T, int MR, int NV>
+void micro_lines(Lines<T> to, int64_t tiles, int64_t k, const T* panel, const char* next, int64_t step, const Sink<T>* sink) {
+  using S = Simd<T>;
+  for (int64_t t = 0; t < tiles; ++t) {
+    typename S::vec acc[MR][NV];
+    EFFC_UNROLL
+    for (int i = 0; i < MR; ++i)
+      EFFC_UNROLL
+      for (int j = 0; j < NV; ++j) acc[i][j] = typename S::vec{};
+    const T* p[MR];
+    EFFC_UNROLL
+    for (int i = 0; i < MR; ++i) p[i] = to.x + i * to.x_step;
+    const T* b = panel;
+    for (int64_t n = 0; n < k; ++n, b += NV * S::lanes) {
+      typename S::vec w[NV];
+      EFFC_UNROLL
+      for (int j = 0; j < NV; ++j) w[j] = S::load(b + j * S::lanes);
+      __builtin_prefetch(next, 0, 2);
+      next += step;
+      EFFC_UNROLL
+      for (int i = 0; i < MR; ++i) {
+        const T a = p[i][n];
+        EFFC_UNROLL
+        for (int j = 0; j < NV; ++j) acc[i][j] += a * w[j];
+      }
+    }
+    finish_tile<T, MR, NV>(acc, LinesSink<T>{to, *sink});
+    to.x += MR * to.x_step, to.c += MR * to.c_step, to.r += MR * to.r_step;
+  }
 }
 
 /* acc += sum over segs of rows[seg][i][0..len) * panel[seg.k ..][nv * lanes]. Meanwhile the part of the next weights that
@@ -207,18 +270,21 @@ template <class T>
 struct Micro {
   typedef void (*Rows)(const Seg*, int64_t, const T* const*, const T*, const char*, int64_t, const Sink<T>*);
   typedef void (*Offsets)(const int64_t*, int64_t, int64_t, const T* const*, const T*, const char*, int64_t, const Sink<T>*);
+  typedef void (*OnLines)(Lines<T>, int64_t, int64_t, const T*, const char*, int64_t, const Sink<T>*);
   Rows rows[kMaxNv][kMaxRows];
   Offsets offsets[kMaxNv][kMaxRows];
+  OnLines lines[kMaxNv][kMaxRows];
 
   template <int NV, int MR>
   constexpr void fill() {
     if constexpr (MR <= max_rows(NV)) {
       rows[NV - 1][MR - 1] = micro_rows<T, MR, NV>;
       offsets[NV - 1][MR - 1] = micro_offsets<T, MR, NV>;
+      lines[NV - 1][MR - 1] = micro_lines<T, MR, NV>;
       fill<NV, MR + 1>();
     }
   }
-  constexpr Micro() : rows(), offsets() {
+  constexpr Micro() : rows(), offsets(), lines() {
     fill<1, 1>();
     fill<2, 1>();
     fill<3, 1>();

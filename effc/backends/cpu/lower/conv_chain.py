@@ -62,11 +62,11 @@ def _emit(
     cx: Lowering, stages: Sequence[_Stage], weights: Sequence[packing.Array], x: Buf, out: Buf, chosen: Plan
 ) -> None:
     vlen, itemsize = cx.target.vlen, DType.f32.itemsize
-    attrs: list[Dim | bool] = [len(stages) == 3, chosen.rows, chosen.kept]
     own: list[Buf | None] = [x]
     limits: list[float] = []
     scratch: Dim = 64 * 256  # a Kept of conv_chain.hpp for each thread that a pool may have
     work, described = 0, []
+    panel = 2 * vlen // itemsize  # channels that are made together: of the first convolution, if it is pointwise
     for s, w in zip(stages, weights, strict=True):
         oc, cg = w.shape[:2]
         spatial = s.node.types[0].shape[2:]
@@ -79,11 +79,15 @@ def _emit(
             blocks = packing.Shape(oc, cg, 1, w[0, 0].size, itemsize, vlen, wide, True).rule()
             packed = packing.pack_conv(w, 1, vlen)
             work = max(work, blocks.thread_scratch)
+            if len(stages) == 3 and s is stages[0]:
+                panel = blocks.nv * vlen // itemsize if w[0, 0].size == 1 else oc
             scratch = scratch + blocks.scratch
         described += [True, False, False, *geometry(s.node.attrs, w.shape, oc, spatial), *blocks.attrs, s.steps.bits]
         own += [cx.const(packed), *step_operands(cx, s.steps, oc, 4)]
         limits += s.steps.clamp or ()
+    cols = max(1, chosen.cols // panel) * panel
+    attrs = [len(stages) == 3, chosen.rows, chosen.kept, cols, work, *described]
     cx.call(
-        "effc_conv_chain_f32", own, [out], [*attrs, work, *described], limits, scratch=scratch,
+        "effc_conv_chain_f32", own, [out], attrs, limits, scratch=scratch,
         thread_scratch=work + chosen.buffers,
     )  # fmt: skip
