@@ -56,7 +56,7 @@ def family_figures(learn: Sequence[Record], judge: Sequence[Record], rounds: int
         if well.sum() > 4:
             out["time_well_measured"] = {"judged": int(well.sum()), **times(log_t[well], predicted[well])}
     if model.rankers:
-        out["choice"] = choices(t, model.rank(t.x), model.rank_error)
+        out["choice"] = choices(t, t.ranked(model.rank), model.rank_error)
     return out
 
 
@@ -66,9 +66,9 @@ def choices(t: train.Table, score: np.ndarray, margin: float) -> dict[str, Any]:
     found: dict[str, list[float]] = {"model": [], "rule": [], "random": []}
     for g in range(t.group.max() + 1):
         i = np.flatnonzero(t.group == g)
-        if len(i) < 3 or not (t.way[i] == 0).any():
+        if len(i) < 2 or not t.rules[i].any():
             continue
-        base, top = i[np.argmin(t.way[i])], i[np.argmin(score[i])]
+        base, top = i[np.argmax(t.rules[i])], i[np.argmin(score[i])]
         best = t.seconds[i].min()
         taken = top if score[base] - score[top] > margin else base
         for k, x in (("model", taken), ("rule", base), ("random", rng.choice(i))):

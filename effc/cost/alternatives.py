@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .calls import Call
 from .decide import Decision
@@ -81,7 +81,9 @@ def decide(
         made = ask(ways)
         if not made.seconds:
             made = replace(made, why=f"by rule, {made.why}: {why}")
-    entry = {"op": node.op, "name": node.name or node.op, "loc": str(node.loc or ""), "kernel": name}
+    entry: dict[str, Any] = {"op": node.op, "name": node.name or node.op, "loc": str(node.loc or ""), "kernel": name}
+    if made.seconds and not isinstance(ways, str):
+        entry["region"] = ways[0].as_json()  # for effc explain --measure
     report.decisions.append({**entry, **made.as_json(SETS[name].ways)})
     return made.index
 
@@ -114,7 +116,7 @@ def asker(target: str, between: int) -> Ask | None:
 
     def ask(ways: Sequence[Call]) -> Decision:
         if ways[0] not in known:
-            known[ways[0]] = model.choose_way(ways, [model.context(n, between) for n in counts])
+            known[ways[0]] = model.choose_region(ways, [model.context(n, between) for n in counts])
         return known[ways[0]]
 
     return ask

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import EffcError
-from .calls import calls, kernel_class
+from .calls import Call, calls, kernel_class
 
 Sizes = Callable[[Mapping[str, Any], Sequence[str]], dict[str, int]]
 
@@ -309,9 +309,12 @@ def with_measurements(report: dict[str, Any], manifest: Mapping[str, Any], threa
         for name, e in report.get("entries", {}).items():
             program = manifest["entries"][name]["program"]
             for d in e.get("decisions", []):
-                if "at" not in d or "predicted" not in d:
+                if "predicted" not in d or not ("at" in d or "region" in d):
                     continue
-                call = next(calls({**program, "code": [program["code"][d["at"]]]}, {}))
+                if "region" in d:
+                    call = Call.from_json(d["region"])
+                else:
+                    call = next(calls({**program, "code": [program["code"][d["at"]]]}, {}))
                 case = like(call)
                 if case is None:
                     d["not_measured"] = "no case is made of such a call"
@@ -334,7 +337,7 @@ def decisions_text(decisions: Sequence[Mapping[str, Any]]) -> list[str]:
             continue
         for w in [d["predicted"], *d["losers"]]:
             measured = f"  measured {w['measured_us']:.1f} us" if "measured_us" in w else ""
-            role = "taken" if w is d["predicted"] else "rule's" if w["index"] == 0 else ""
+            role = "taken" if w is d["predicted"] else "rule's" if w["index"] == d.get("rule", 0) else ""
             lines.append(f"    {role:7} predicted {w['us']:10.1f} us{measured}  {w['way']}")
         if d["ways"] > len(d["losers"]) + 1:
             lines.append(f"    and {d['ways'] - len(d['losers']) - 1} more ways, predicted to be slower")

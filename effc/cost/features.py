@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import log2, prod
 
 from .calls import Call, Tensor
-from .roofline import Context, floor, operations, taps_inside
+from .roofline import Context, floor, geometry, operations, taps_inside, windows
 
 Extract = Callable[[Call, Context], dict[str, float]]
 SLOW = frozenset(
@@ -119,7 +119,7 @@ def even_share(threads: int, n: int) -> float:
 def conv(call: Call, cx: Context) -> dict[str, float]:
     """effc_conv_*: see kernels/conv.hpp, whose division into blocks this mirrors."""
     a, m = call.attrs, cx.machine
-    batch, channels, size = _spatial(call)
+    batch, channels, _ = _spatial(call)
     item = call.outs[0].itemsize if call.outs[0].dtype in ("f32", "f64") else 4
     lanes = cx.vlen // item
     groups, oc = a[3], a[4]
@@ -142,12 +142,7 @@ def conv(call: Call, cx: Context) -> dict[str, float]:
     used_k = min(block_k, k)
     width = a[19] if taps > 1 else pixels
     last = og - (panels - 1) * wide
-    inside = 1.0
-    for d in range(3):
-        kernel, stride, pad, dilation, out = a[5 + d], a[8 + d], a[11 + d], a[14 + d], a[17 + d]
-        span = dilation * (kernel - 1)
-        inner = sum(0 <= o * stride - pad and o * stride - pad + span < size[d] for o in range(out))
-        inside *= inner / max(1, out)
+    inside = prod(windows(*g)[1] for g in geometry(call))
     x = call.ins[0]
     assert x is not None
     inner_c = x.strides[1] == 1 or channels == 1 or bool(a[2])

@@ -55,9 +55,8 @@ class Forced:
 
 
 def graph_of(case: Case, forced: Ask | None = None) -> Graph:
-    """The case's graph after the passes of the CPU backend. ``forced`` answers what passes ask: of a set of
-    alternatives, a case is of all ways. Else a case is of the kernel that it was made for, and a convolution's algorithm
-    is not chosen."""
+    """The case's graph after the passes of the CPU backend. ``forced`` answers what passes ask. A case of a
+    kernel is of that one: there a convolution's algorithm is not chosen."""
     from .. import builtin_backends  # noqa: F401  (registers them)
     from ..backends.registry import find
     from ..passes.manager import PassReport, Pipeline
@@ -245,10 +244,10 @@ def measure(
     found = bench.times(blocks)
     busy, yard = others.share(), typical(found.pop(YARD).sum(1))
 
-    def record(call: Call, family: str, times: Array, touched: int, group: str, way: int) -> None:
-        repeat = repeat_error(times)
+    def record(call: Call, family: str, times: Array, between: int, group: str, way: int) -> None:
+        measured = (typical(times), repeat_error(times), yard, busy)
         out.append(
-            Record(call, family, threads, touched, typical(times), repeat, yard, busy, group, way, source, target.name, machine)
+            Record(call, family, threads, between, *measured, group, way, source, target.name, machine)
         )  # fmt: skip
 
     for name, times in found.items():

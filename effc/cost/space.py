@@ -345,7 +345,9 @@ def recurrent(rng: Rng) -> Case | None:
         y = b.op(kind, x, *start, *weights, *biases)
         return y[0] if isinstance(y, tuple) else y
 
-    return Case("rnn", f"{kind} {steps}x{batch}x{features} {units}", build, ("effc_lstm_f32", "effc_gru_f32", "effc_rnn_"))
+    return Case(
+        "rnn", f"{kind} {steps}x{batch}x{features} {units}", build, ("effc_lstm_f32", "effc_gru_f32", "effc_rnn_")
+    )
 
 
 # Alternatives (alternatives.py): graphs with one region that a pass asks about ---------------------------------------
@@ -354,8 +356,8 @@ def recurrent(rng: Rng) -> Case | None:
 THREES = (
     (64, 64, 56), (128, 128, 28), (256, 256, 14), (512, 512, 7), (64, 64, 40), (128, 128, 20), (256, 256, 10),
     (512, 512, 5), (32, 32, 128), (64, 64, 64), (128, 128, 32), (256, 256, 16), (64, 128, 64), (256, 128, 32),
-    (128, 64, 64), (64, 32, 128), (16, 16, 96), (24, 24, 80), (48, 48, 48), (96, 96, 28), (192, 192, 14), (384, 256, 13),
-    (32, 64, 28), (80, 192, 35), (160, 160, 17), (512, 512, 14),
+    (128, 64, 64), (64, 32, 128), (16, 16, 96), (24, 24, 80), (48, 48, 48), (96, 96, 28), (192, 192, 14),
+    (384, 256, 13), (32, 64, 28), (80, 192, 35), (160, 160, 17), (512, 512, 14),
 )  # fmt: skip
 
 
@@ -394,11 +396,13 @@ def three(c: int, o: int, height: int, width: int, batch: int, tail: str, pad: i
 # Channels, their multiple between, channels afterwards, side, window and stride of inverted bottlenecks, in MobileNetV2
 # and EfficientNet; a multiple of 0 is a block without the first convolution.
 BOTTLENECKS = (
-    (32, 0, 16, 112, 3, 1), (16, 6, 24, 112, 3, 2), (24, 6, 24, 56, 3, 1), (24, 6, 32, 56, 3, 2), (32, 6, 32, 28, 3, 1),
-    (32, 6, 64, 28, 3, 2), (64, 6, 64, 14, 3, 1), (64, 6, 96, 14, 3, 1), (96, 6, 96, 14, 3, 1), (96, 6, 160, 14, 3, 2),
-    (160, 6, 160, 7, 3, 1), (24, 6, 40, 56, 5, 2), (40, 6, 40, 28, 5, 1), (40, 6, 80, 28, 3, 2), (80, 6, 80, 14, 3, 1),
-    (80, 6, 112, 14, 5, 1), (112, 6, 112, 14, 5, 1), (112, 6, 192, 14, 5, 2), (192, 6, 192, 7, 5, 1), (64, 0, 128, 56, 3, 1),
-    (128, 0, 128, 56, 3, 1), (256, 0, 256, 28, 3, 1), (512, 0, 512, 14, 3, 1), (16, 4, 24, 48, 3, 1), (3, 0, 32, 160, 3, 2),
+    (32, 0, 16, 112, 3, 1), (16, 6, 24, 112, 3, 2), (24, 6, 24, 56, 3, 1), (24, 6, 32, 56, 3, 2),
+    (32, 6, 32, 28, 3, 1), (32, 6, 64, 28, 3, 2), (64, 6, 64, 14, 3, 1), (64, 6, 96, 14, 3, 1),
+    (96, 6, 96, 14, 3, 1), (96, 6, 160, 14, 3, 2), (160, 6, 160, 7, 3, 1), (24, 6, 40, 56, 5, 2),
+    (40, 6, 40, 28, 5, 1), (40, 6, 80, 28, 3, 2), (80, 6, 80, 14, 3, 1), (80, 6, 112, 14, 5, 1),
+    (112, 6, 112, 14, 5, 1), (112, 6, 192, 14, 5, 2), (192, 6, 192, 7, 5, 1), (64, 0, 128, 56, 3, 1),
+    (128, 0, 128, 56, 3, 1), (256, 0, 256, 28, 3, 1), (512, 0, 512, 14, 3, 1), (16, 4, 24, 48, 3, 1),
+    (3, 0, 32, 160, 3, 2),
 )  # fmt: skip
 
 
@@ -536,7 +540,9 @@ def _three_like(call: Call) -> Case | None:
     if a[13] != pad or (a[18], a[19]) != (height + 2 * pad - 2, width + 2 * pad - 2):
         return None
     region = call.kernel == "conv_algorithm"
-    return three(c, a[4], height, width, batch, "relu" if (a[21] if region else a[24] or call.epilogue) else "none", pad)
+    return three(
+        c, a[4], height, width, batch, "relu" if (a[21] if region else a[24] or call.epilogue) else "none", pad
+    )
 
 
 def _bottleneck_like(call: Call) -> Case | None:
@@ -548,7 +554,9 @@ def _bottleneck_like(call: Call) -> Case | None:
     made = [(s[0], s[2], s[3], s[4]) for s in stages]
     batch, c, height, width = x.shape
     same = c == made[-1][0] and (height, width) == call.outs[0].shape[1:3]
-    return bottleneck(batch, c, height, width, tuple(made[:-2]), made[-2], made[-1][0], same and bool(stages[-1][7] & 2))
+    return bottleneck(
+        batch, c, height, width, tuple(made[:-2]), made[-2], made[-1][0], same and bool(stages[-1][7] & 2)
+    )
 
 
 def _conv_like(call: Call) -> Case:

@@ -100,8 +100,8 @@ def alternatives(n: Node, image: Image, rule: int) -> list[Call] | str:
     result's size, extra operands, whether there is an epilogue. ``rule``: the index of the rule's own way."""
     if not all(isinstance(d, int) for t in (n.operands[0].type, n.types[0]) for d in t.shape):
         return DYNAMIC
-    b, c, h, w = (int(d) for d in n.operands[0].shape)  # type: ignore[call-overload]
-    o = int(n.operands[1].shape[0])  # type: ignore[call-overload]
+    b, c, h, w = (int(d) for d in n.operands[0].shape)
+    o = int(n.operands[1].shape[0])
     if min(c, o) < LEAST_CHANNELS:
         return f"with fewer than {LEAST_CHANNELS} channels"
     pads = [p[0] for p in n.attrs["padding"]]

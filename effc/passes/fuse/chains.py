@@ -85,13 +85,13 @@ def alternatives(stages: Sequence[Node], chosen: Plan, rule: int) -> list[Call] 
         described += [
             int(n.types[0].shape[1]), a["groups"], int(n.operands[1].shape[2]), a["stride"][0], a["padding"][0][0],
             a["dilation"][0], int(n.types[0].shape[2]), 0 if steps is None else steps.bits,
-        ]  # type: ignore[call-overload]  # fmt: skip
-    b, c, h, w = (int(d) for d in tensors[0].shape)  # type: ignore[call-overload]
+        ]  # fmt: skip
+    b, c, h, w = (int(d) for d in tensors[0].shape)
     x = Tensor("f32", (b, c, h, w), (h * w * c, 1, w * c, c))
-    weights = [dense_tensor("f32", [int(d) for d in n.operands[1].shape]) for n in stages]  # type: ignore[call-overload]
-    _, oc, *size = (int(d) for d in stages[-1].types[0].shape)  # type: ignore[call-overload]
+    weights = [dense_tensor("f32", [int(d) for d in n.operands[1].shape]) for n in stages]
+    _, oc, *size = (int(d) for d in stages[-1].types[0].shape)
     out = dense_tensor("f32", (b, *size, oc))
-    work = sum(int(get(n.op).cost_of([v.type for v in n.operands], n.types, n.attrs).flops) for n in stages)  # type: ignore[call-overload]
+    work = sum(int(get(n.op).cost_of([v.type for v in n.operands], n.types, n.attrs).flops) for n in stages)
     attrs = (len(stages), chosen.rows, chosen.kept, chosen.buffers, *described)
     return ways_of(Call("conv_or_chain", (x, *weights), (out,), attrs, 1 + len(stages), flops=work), rule)
 

@@ -101,7 +101,7 @@ def alternatives(
     lead = nodes[0].types[0].shape[:-1]
     if not all(isinstance(d, int) for d in lead):
         return DYNAMIC
-    rows = math.prod(int(d) for d in lead)  # type: ignore[call-overload]
+    rows = math.prod(int(d) for d in lead)
     products = [n for n in nodes if n.op != "fused"]
     weights = [n.operands[1] for n in products]
     cols, steps = [_width(n[0]) for n in products], [_width(n.operands[0]) for n in products]
