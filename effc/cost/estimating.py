@@ -40,8 +40,9 @@ class Estimate:
 
 
 def machine_for(model: CostModel | None) -> tuple[Machine, list[str]]:
-    """The machine to predict for: this one. Where it is of the kind that the model was measured on (the CPU's name alone
-    does not tell: clouds cut generations out of it), that one's figures are taken, which were measured with more care."""
+    """The machine to predict for: this one. Where it is of the kind that the model was measured on, that one's figures
+    are taken, which were measured with more care. The name alone does not tell: one may stand for several
+    generations."""
     if model is not None:
         m = model.machine
         measured = (m.cpu, m.cores, {"l1": m.l1, "l2": m.l2, "l3": m.l3})
