@@ -146,15 +146,15 @@ def fit_family(records: Sequence[Record], rounds: int = ROUNDS, pace: Array | No
             use = learn & (fold != f)
             model.rankers.append(grow(t.x[use], y[use], t.weight[use], rounds))
             ranked[fold == f] = t.ranked(model.rankers[-1])[fold == f]
-        model.rank_error = margin(ranked, np.log(t.seconds), t.group, t.rules, t.noise)
+        model.rank_error = margin(ranked, y, t.group, t.rules, t.noise)
     return model
 
 
 def margin(score: Array, y: Array, group: Array, rules: Array, noise: Array) -> float:
     """The predicted gain (log) that a way must have over the rule's own to be taken: the one with which taking it paid
     off most on groups that the ranking had not seen, three standard errors allowed for. NEVER where none did.
-    ``score``: ranks; ``y``: logs of time; ``rules``: which ways are the rule's own; records with much noise do not
-    vote."""
+    ``score``: ranks; ``y``: logs of relative time; ``rules``: which ways are the rule's own; records with much noise do
+    not vote."""
     sets = [np.flatnonzero((group == g) & (noise <= STEADY)) for g in range(group.max() + 1)]
     pairs = []
     for i in sets:
