@@ -21,6 +21,7 @@ SLOW = frozenset(
     "exp exp2 expm1 log log2 log10 log1p tanh sin cos tan erf erfc erfinv sigmoid pow softplus gelu silu sinh cosh "
     "asin acos atan atan2 lgamma digamma".split()
 )
+FAR = 1.5  # times the last cache: what lies further back has left it, however far
 MEDIUM = frozenset("div sqrt rsqrt reciprocal mod remainder floor_divide floordiv".split())
 
 
@@ -79,11 +80,12 @@ def common(call: Call, cx: Context) -> dict[str, float]:
     """Features that every family has."""
     m, size, ops = cx.machine, call.bytes, ops_of(call.body)
     slow, medium = sum(n for o, n in ops.items() if o in SLOW), sum(n for o, n in ops.items() if o in MEDIUM)
+    between = min(max(cx.between, size), FAR * m.l3)
     return {
         "floor": lg(floor(call, cx) * 1e9),
         "flops": lg(operations(call)),
         "bytes": lg(size),
-        "between": lg(max(cx.between, size)),
+        "between": lg(between),
         "intensity": lg(operations(call) / max(1, size)),
         "out": lg(sum(t.nbytes for t in call.outs)),
         "in0": lg(call.ins[0].nbytes) if call.ins and call.ins[0] is not None else 0.0,
@@ -92,7 +94,7 @@ def common(call: Call, cx: Context) -> dict[str, float]:
         "threads": float(cx.threads),
         "l1": size / m.l1,
         "l2": size / m.l2,
-        "l3": max(cx.between, size) / m.l3,
+        "l3": between / m.l3,
         "epilogue": float(call.epilogue),
         "slow": float(slow),
         "medium": float(medium),
