@@ -216,6 +216,11 @@ def attention(rng: Rng) -> Case | None:
     causal = bool(rng.random() < 0.4) and lq == lk
     if 4.0 * b * h * lq * lk * e > MOST_FLOPS or 4 * b * h * lk * e > MOST_BYTES // 2:
         return None
+    return heads(b, h, lq, lk, e, causal)
+
+
+def heads(b: int, h: int, lq: int, lk: int, e: int, causal: bool) -> Case:
+    """Attention of ``h`` heads whose elements are innermost, heads next to them."""
 
     def build(g: Builder) -> Value:
         q, k, v = (
@@ -334,20 +339,24 @@ def recurrent(rng: Rng) -> Case | None:
     gates = {"lstm_layer": 4, "gru_layer": 3, "rnn_layer": 1}[kind]
     if 2.0 * gates * units * (units + features) * batch * steps > MOST_FLOPS:
         return None
-    seed = int(rng.integers(1 << 31))
+    return layer(kind, steps, batch, features, units)
+
+
+def layer(kind: str, steps: int, batch: int, features: int, units: int) -> Case:
+    """One direction of a recurrent layer with biases."""
+    gates = {"lstm_layer": 4, "gru_layer": 3, "rnn_layer": 1}[kind]
 
     def build(b: Builder) -> Value:
-        r = np.random.default_rng(seed)
+        r = np.random.default_rng(units)
         x, states = b.input("x", _type(steps, batch, features)), 2 if kind == "lstm_layer" else 1
         start = [b.constant(np.zeros((batch, units), np.float32)) for _ in range(states)]
         weights = [_constant(b, r, gates * units, k) for k in (features, units)]
         biases = [_constant(b, r, gates * units) for _ in range(2)]
-        y = b.op(kind, x, *start, *weights, *biases)
-        return y[0] if isinstance(y, tuple) else y
+        y: tuple[Value, ...] = b.op(kind, x, *start, *weights, *biases)
+        return y[0]
 
-    return Case(
-        "rnn", f"{kind} {steps}x{batch}x{features} {units}", build, ("effc_lstm_f32", "effc_gru_f32", "effc_rnn_")
-    )
+    spec = f"{kind} {steps}x{batch}x{features} {units}"
+    return Case("rnn", spec, build, ("effc_lstm_f32", "effc_gru_f32", "effc_rnn_"))
 
 
 # Alternatives (alternatives.py): graphs with one region that a pass asks about ---------------------------------------
@@ -525,6 +534,10 @@ def like(call: Call) -> Case | None:
         return _three_like(call)
     if call.kernel == "conv_or_chain":
         return _bottleneck_like(call)
+    if call.kernel == "effc_attention_f32":
+        return _heads_like(call)
+    if call.kernel in ("effc_lstm_f32", "effc_gru_f32", "effc_rnn_tanh_f32"):
+        return _layer_like(call)
     if call.kernel == "effc_conv_f32" and call.attrs[0] and not call.attrs[1] and not call.attrs[2]:
         return _conv_like(call)
     if call.kernel.startswith("effc_matmul") and x.shape[:2] == (1, 1):
@@ -543,6 +556,21 @@ def _three_like(call: Call) -> Case | None:
     return three(
         c, a[4], height, width, batch, "relu" if (a[21] if region else a[24] or call.epilogue) else "none", pad
     )
+
+
+def _heads_like(call: Call) -> Case | None:
+    q, k, v = call.ins[:3]
+    assert q is not None and k is not None and v is not None
+    plain = q.shape[1] == k.shape[1] and k.shape == v.shape and call.ins[3] is None and not call.attrs[1]
+    return heads(*q.shape[:3], *k.shape[2:], bool(call.attrs[0])) if plain else None
+
+
+def _layer_like(call: Call) -> Case | None:
+    """The product for the inputs is a call of its own; here as many features as units go into it."""
+    xg, h, units = call.ins[0], call.ins[1], call.attrs[1]
+    assert xg is not None and h is not None
+    kind = {"lstm": "lstm_layer", "gru_": "gru_layer", "rnn_": "rnn_layer"}[call.kernel[5:9]]
+    return layer(kind, xg.shape[0], xg.shape[1], units, units) if h.shape[1] == units else None
 
 
 def _bottleneck_like(call: Call) -> Case | None:

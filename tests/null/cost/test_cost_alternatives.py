@@ -13,10 +13,11 @@ import pytest
 from cost_calls import MACHINE
 
 import effc
+from effc.backends import cpu
 from effc.backends.cpu.target import parse
 from effc.cost import alternatives, measure, space, train
 from effc.cost.alternatives import SETS, Forced, rule_of, way_of
-from effc.cost.calls import Call
+from effc.cost.calls import Call, calls
 from effc.cost.decide import Decision
 from effc.cost.features import FAMILIES, family_of
 from effc.cost.model import NEVER, CostModel
@@ -133,6 +134,28 @@ def test_a_case_like_a_region_has_that_region(kind: str) -> None:
     again = Forced(kind, 0)
     measure.graph_of(case, again)
     assert again.regions[0] == asked.regions[0]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        space.heads(2, 3, 5, 9, 8, False), space.heads(1, 2, 17, 17, 4, True), space.layer("lstm_layer", 5, 2, 9, 20),
+        space.layer("gru_layer", 3, 1, 4, 12), space.layer("rnn_layer", 4, 3, 8, 10), space.three(8, 9, 7, 6, 2, "relu"),
+    ],
+    ids=lambda c: c.spec,
+)  # fmt: skip
+def test_a_case_like_a_call_makes_that_call(case: space.Case) -> None:
+    def made(c: space.Case) -> Call:
+        g = measure.graph_of(c, Forced("conv_algorithm", 1))
+        found = [x for x in calls(cpu.compile_graphs({"main": g}, TARGET).programs["main"], {}) if fits(x, c)]
+        assert len(found) == 1
+        return replace(found[0], name="", loc="")
+
+    def fits(x: Call, c: space.Case) -> bool:
+        return x.kernel.startswith(c.kernels)
+
+    again = space.like(made(case))
+    assert again is not None and made(again) == made(case)
 
 
 @pytest.mark.isa("x86-64-v3")
