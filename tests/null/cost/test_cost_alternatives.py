@@ -140,7 +140,8 @@ def test_a_case_like_a_region_has_that_region(kind: str) -> None:
     "case",
     [
         space.heads(2, 3, 5, 9, 8, False), space.heads(1, 2, 17, 17, 4, True), space.layer("lstm_layer", 5, 2, 9, 20),
-        space.layer("gru_layer", 3, 1, 4, 12), space.layer("rnn_layer", 4, 3, 8, 10), space.three(8, 9, 7, 6, 2, "relu"),
+        space.layer("gru_layer", 3, 1, 4, 12), space.layer("rnn_layer", 4, 3, 8, 10),
+        space.three(8, 9, 7, 6, 2, "relu"),
     ],
     ids=lambda c: c.spec,
 )  # fmt: skip
