@@ -28,17 +28,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Alternatives:
-    """A set of ways to treat a region, and the pass that chooses among them."""
+    """A set of ways to treat a region, and the pass that chooses among them. ``least``: what another way than the
+    rule's must gain (log), however sure that is."""
 
     name: str
     ways: tuple[str, ...]
     asks: str
+    least: float = 0.0
 
 
 SETS: dict[str, Alternatives] = {
     a.name: a
     for a in (
-        Alternatives("conv_algorithm", ("direct", "F(2x2, 3x3)", "F(4x4, 3x3)"), "form_winograd"),
+        # Winograd's weights lie in the artifact beside the direct sum's, and the larger the tile, the larger they are.
+        Alternatives("conv_algorithm", ("direct", "F(2x2, 3x3)", "F(4x4, 3x3)"), "form_winograd", least=0.05),
         Alternatives("conv_or_chain", ("apart", "chain"), "fuse_chains"),
         Alternatives("rows_or_chain", ("apart", "chain"), "fuse_rows"),
     )

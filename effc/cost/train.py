@@ -147,6 +147,8 @@ def fit_family(records: Sequence[Record], rounds: int = ROUNDS, pace: Array | No
             model.rankers.append(grow(t.x[use], y[use], t.weight[use], rounds))
             ranked[fold == f] = t.ranked(model.rankers[-1])[fold == f]
         model.rank_error = margin(ranked, y, t.group, t.rules, t.noise)
+        if t.family.name in SETS:
+            model.rank_error = max(model.rank_error, SETS[t.family.name].least)
     return model
 
 
