@@ -651,15 +651,39 @@ def reduction(call: Call, cx: Context) -> dict[str, float]:
     }
 
 
-@family("copy", "effc_copy")
+@family("pool", "effc_pool_f32")
+def pool(call: Call, cx: Context) -> dict[str, float]:
+    """effc_pool_*: see kernels/pool.hpp."""
+    a = call.attrs
+    _, channels, size = _spatial(call)
+    return {
+        **_loop(call),
+        "channels": lg(channels),
+        "maximum": float(a[0]),
+        "window": lg(prod(a[4:7])),
+        "stride": float(a[9]),
+        "pixels": lg(prod(call.outs[0].shape[2:])),
+        "image": lg(prod(size)),
+        "taps": lg(call.outs[0].numel * prod(a[4:7])),
+        "padded": float(any(a[10:16])),
+    }
+
+
+@family("copy", "effc_copy", "effc_concat")
 def copy(call: Call, cx: Context) -> dict[str, float]:
-    """effc_copy: see kernels/copy.cpp."""
+    """effc_copy: see kernels/copy.cpp; effc_concat: boxes.cpp."""
     x = call.ins[0]
     f = _loop(call)
     if x is None:
-        return {**f, "in_run": 0.0, "in_stride": 0.0, "page": 0.0}
+        return {**f, "in_run": 0.0, "in_stride": 0.0, "page": 0.0, "joined": 0.0}
     run, last = _inner(x)
-    return {**f, "in_run": lg(run), "in_stride": lg(last), "page": float(last * x.itemsize % 4096 == 0)}
+    return {
+        **f,
+        "joined": float(len(call.ins)),
+        "in_run": lg(run),
+        "in_stride": lg(last),
+        "page": float(last * x.itemsize % 4096 == 0),
+    }
 
 
 def vector(f: Mapping[str, float], names: tuple[str, ...]) -> list[float]:

@@ -33,6 +33,7 @@ DATA = Path(__file__).with_name("data")
 VERSION = 1
 NEVER = 10.0  # the margin (log) of a ranking that did not pay off
 MARGIN = 0.5  # octaves beyond what was measured in which a model is still believed
+UPWARD = 4.0  # and in which its times are, of larger calls: those keep the efficiency of the largest that was measured
 # What the order of additions depends on: attributes of the families that have ways.
 ORDER: dict[str, Callable[[Call], int]] = {
     "conv": lambda c: c.attrs[23],
@@ -78,10 +79,10 @@ class FamilyModel:
             return "no model ranks its ways"
         return "" if self.rank_error < NEVER else "choosing did not pay off where it was measured"
 
-    def beyond(self, features: Mapping[str, float]) -> str:
+    def beyond(self, features: Mapping[str, float], upward: float = MARGIN) -> str:
         """Why a call of these features is outside of what was measured, or nothing."""
         for n, (lo, hi) in self.ranges.items():
-            if not lo - MARGIN <= features[n] <= hi + MARGIN:
+            if not lo - MARGIN <= features[n] <= hi + upward:
                 return f"2^{features[n]:.1f} {n}: measured were 2^{lo:.1f} to 2^{hi:.1f}"
         return ""
 
@@ -112,7 +113,7 @@ class CostModel:
                 estimate(call, cx), log(SLACK), "roofline", f"no {kernel_class(call.kernel)} was measured"
             )
         f = FAMILIES[name].features(call, cx)
-        why = model.beyond(f)
+        why = model.beyond(f, UPWARD)
         if why:
             return Prediction(estimate(call, cx), log(SLACK), "roofline", why)
         mean, spread = model.log_ratio(np.array([vector(f, model.names)]))

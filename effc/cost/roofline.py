@@ -46,6 +46,14 @@ def windows(kernel: int, stride: int, pad: int, dilation: int, out: int, size: i
     return taps / max(1, out * kernel), whole / max(1, out)
 
 
+@lru_cache(maxsize=4096)
+def reached(kernel: int, stride: int, pad: int, dilation: int, out: int, size: int) -> float:
+    """Along one dim of a transposed convolution: the share of taps that meet an element of the image; with a stride all
+    others fall between its elements."""
+    at = (o + pad - dilation * k for o in range(out) for k in range(kernel))
+    return sum(x % stride == 0 and 0 <= x // stride < size for x in at) / max(1, out * kernel)
+
+
 def geometry(call: Call) -> tuple[tuple[int, int, int, int, int, int], ...]:
     """A convolution's dims as :func:`windows` takes them."""
     a, x = call.attrs, call.ins[0]
@@ -56,9 +64,9 @@ def geometry(call: Call) -> tuple[tuple[int, int, int, int, int, int], ...]:
 
 def taps_inside(call: Call) -> float:
     """Of a convolution's multiply-adds, the share that lies inside the image: kernels leave the others out."""
-    if len(call.attrs) < 20 or call.ins[0] is None or call.attrs[1]:
+    if len(call.attrs) < 20 or call.ins[0] is None:
         return 1.0
-    return prod(windows(*g)[0] for g in geometry(call))
+    return prod(reached(*g) if call.attrs[1] else windows(*g)[0] for g in geometry(call))
 
 
 def operations(call: Call) -> float:

@@ -55,6 +55,11 @@ def size(rng: Rng, low: int, high: int) -> int:
     return int(min(high, max(low, round(x / step) * step if x > 2 * step else int(x))))
 
 
+def most(rng: Rng) -> float:
+    """The most operations of a call: one of six is of a large model."""
+    return MOST_FLOPS * (6 if rng.random() < 1 / 6 else 1)
+
+
 def _type(*shape: int, dtype: DType = DType.f32) -> TensorType:
     return TensorType(dtype, shape)
 
@@ -103,7 +108,7 @@ def conv(rng: Rng) -> Case | None:
     if min(out) < 1:
         return None
     flops = 2.0 * batch * prod(out) * co * (ci // groups) * prod(k)
-    if flops > MOST_FLOPS or 4 * co * ci // groups * prod(k) > MOST_BYTES or 4 * batch * ci * prod(image) > MOST_BYTES:
+    if flops > most(rng) or 4 * co * ci // groups * prod(k) > MOST_BYTES or 4 * batch * ci * prod(image) > MOST_BYTES:
         return None
     tail = str(rng.choice(["none", "bias", "relu"]))
     seed = int(rng.integers(1 << 31))
@@ -125,6 +130,24 @@ def conv(rng: Rng) -> Case | None:
 
     spec = f"conv {batch}x{ci}x{image} {co} {k} s{stride} p{pad} g{groups} {tail}"
     return Case("conv", spec, build, ("effc_conv_f32",))
+
+
+@sampler("upsampling")
+def upsampling(rng: Rng) -> Case | None:
+    """Transposed convolutions with a stride of 2: windows of 2, and of 3 or 4 that overlap."""
+    ci, co, side, k = size(rng, 8, 512), size(rng, 8, 512), size(rng, 4, 128), int(rng.choice([2, 2, 3, 4]))
+    if 2.0 * ci * co * side**2 * k**2 > MOST_FLOPS or 16 * max(ci, co) * side**2 > MOST_BYTES:
+        return None
+    pad, extra, seed = (k - 1) // 2, int(k == 3), int(rng.integers(1 << 31))
+
+    def build(b: Builder) -> Value:
+        r = np.random.default_rng(seed)
+        x = b.op("permute", b.input("x", _type(1, side, side, ci)), dims=(0, 3, 1, 2))
+        more = {"stride": (2, 2), "padding": ((pad, pad),) * 2, "output_padding": (extra, extra), "dilation": (1, 1)}
+        y = b.op("conv_transpose", x, _constant(b, r, ci, co, k, k), groups=1, **more)
+        return _tail(b, y, "relu", r, 1)
+
+    return Case("conv", f"upsampling {ci}x{side} {co} {k}", build, ("effc_conv_f32",))
 
 
 @sampler("winograd")
@@ -179,7 +202,7 @@ def matmul(rng: Rng) -> Case | None:
         batch, m, k, n = int(rng.choice([2, 4, 8, 12, 16])), min(m, 512), size(rng, 16, 256), size(rng, 16, 512)
     if rng.random() < 0.08 and kind == "packed":
         n = size(rng, 4096, 32000)
-    if 2.0 * batch * m * k * n > MOST_FLOPS or 4 * batch * k * n > MOST_BYTES or 4 * batch * m * n > MOST_BYTES:
+    if 2.0 * batch * m * k * n > most(rng) or 4 * batch * k * n > 4 * MOST_BYTES or 4 * batch * m * n > MOST_BYTES:
         return None
     tail = str(rng.choice(["none", "bias", "relu"]))
     across = bool(rng.random() < 0.3)  # k contiguous in the right-hand side
@@ -214,7 +237,7 @@ def attention(rng: Rng) -> Case | None:
     lk = size(rng, 4, 2048)
     lq = 1 if rng.random() < 0.2 else lk if rng.random() < 0.7 else size(rng, 1, lk)
     causal = bool(rng.random() < 0.4) and lq == lk
-    if 4.0 * b * h * lq * lk * e > MOST_FLOPS or 4 * b * h * lk * e > MOST_BYTES // 2:
+    if 4.0 * b * h * lq * lk * e > most(rng) or 4 * b * h * lk * e > MOST_BYTES // 2:
         return None
     return heads(b, h, lq, lk, e, causal)
 
@@ -328,6 +351,38 @@ def copy(rng: Rng) -> Case | None:
         return b.op("reshape", y, shape=(a * b_ * c,))  # a permutation alone is a view
 
     return Case("copy", f"copy {a}x{b_}x{c} {order}", build, ("effc_copy",))
+
+
+@sampler("concat")
+def concat(rng: Rng) -> Case | None:
+    """Two images joined along their channels, which lie innermost."""
+    side, parts = size(rng, 4, 160), [size(rng, 8, 512) for _ in range(2)]
+    if 4 * side**2 * sum(parts) > MOST_BYTES // 2:
+        return None
+
+    def build(b: Builder) -> Value:
+        xs = [b.input(f"x{i}", _type(1, side, side, c)) for i, c in enumerate(parts)]
+        return b.op("concat", *(b.op("permute", x, dims=(0, 3, 1, 2)) for x in xs), dim=1)
+
+    return Case("copy", f"concat {side} {parts}", build, ("effc_concat",))
+
+
+@sampler("pool")
+def pool(rng: Rng) -> Case | None:
+    """Maxima and means of windows, channels innermost, and means of whole images."""
+    batch, c, side = int(rng.choice([1, 1, 2, 8])), size(rng, 8, 512), size(rng, 6, 256)
+    window, stride = ((2, 2), (3, 2), (3, 1), (0, 1))[int(rng.integers(4))]
+    op = str(rng.choice(["max_pool", "max_pool", "avg_pool"])) if window else "avg_pool"
+    window, pad = window or side, 1 if window == 3 else 0
+    if 4 * batch * c * side**2 > MOST_BYTES:
+        return None
+
+    def build(b: Builder) -> Value:
+        x = b.op("permute", b.input("x", _type(batch, side, side, c)), dims=(0, 3, 1, 2))
+        more = {"dilation": (1, 1)} if op == "max_pool" else {}
+        return b.op(op, x, kernel=(window,) * 2, stride=(stride,) * 2, padding=((pad, pad),) * 2, **more)
+
+    return Case("pool", f"{op} {batch}x{c}x{side} {window} s{stride}", build, ("effc_pool_f32",))
 
 
 @sampler("rnn")
