@@ -94,16 +94,25 @@ def whole_models(learn: Sequence[Record], judge: Sequence[Record], rounds: int) 
         for r in judge
         if r.group.removeprefix("a-").removeprefix("b-").rpartition("-t")[0] == f"{r.source}-{r.group.split('-')[-2]}"
     ]
-    pace = dict(zip([r.group for r in judge], train.paces([*learn, *judge])[len(learn) :], strict=True))
-    out: dict[str, dict[str, float]] = {}
+    pace = dict(zip([(r.machine.id, r.group) for r in judge], train.paces([*learn, *judge])[len(learn) :], strict=True))
+    newest, out = judge[-1].machine.id, dict[str, dict[str, float]]()
     for r in placed:
         cx, low = train.context_of(r), train.floor(r.call, train.context_of(r))
         seconds, family = model.predict(r.call, cx), model.families.get(r.family)
         value = seconds.seconds
-        if seconds.source == "model" and family is not None and not np.isnan(pace[r.group]):
-            x = np.array([[*vector(train.FAMILIES[r.family].features(r.call, cx), family.names[:-1]), pace[r.group]]])
+        if seconds.source == "model" and family is not None and not np.isnan(pace[r.machine.id, r.group]):
+            x = np.array(
+                [
+                    [
+                        *vector(train.FAMILIES[r.family].features(r.call, cx), family.names[:-1]),
+                        pace[r.machine.id, r.group],
+                    ]
+                ]
+            )
             value = max(low, low * float(np.exp(family.log_ratio(x)[0][0])))
-        earlier = " (earlier)" if r.group[:2] in ("a-", "b-") else ""
+        earlier = (
+            "" if r.machine.id == newest else f" (earlier, {r.machine.id} {r.group[:2] if r.group[1] == '-' else ''})"
+        )
         line = out.setdefault(
             f"{r.source}, {r.threads} threads{earlier}", {"measured": 0.0, "predicted": 0.0, "learned": 0.0}
         )
