@@ -21,6 +21,7 @@ SLOW = frozenset(
     "exp exp2 expm1 log log2 log10 log1p tanh sin cos tan erf erfc erfinv sigmoid pow softplus gelu silu sinh cosh "
     "asin acos atan atan2 lgamma digamma".split()
 )
+CONV_ATTRS = 25  # of effc_conv_*
 FAR = 1.5  # times the last cache: what lies further back has left it, however far
 MEDIUM = frozenset("div sqrt rsqrt reciprocal mod remainder floor_divide floordiv".split())
 
@@ -296,11 +297,11 @@ def _chain(cx: Context, sizes: list[tuple[int, int, int, int, int]], rows: int, 
 
 @family("conv_chain", "effc_conv_chain_f32")
 def conv_chain(call: Call, cx: Context) -> dict[str, float]:
-    """effc_conv_chain_*: see kernels/conv_chain.hpp; the attributes of each convolution follow four of its own."""
+    """effc_conv_chain_*: see kernels/conv_chain.hpp; the attributes of its convolutions come last."""
     a = call.attrs
     channels, sizes = _spatial(call)[1], []
-    for at in range(4, len(a) - 24, 25):
-        s = a[at : at + 25]
+    for at in range(len(a) % CONV_ATTRS, len(a), CONV_ATTRS):
+        s = a[at : at + CONV_ATTRS]
         sizes.append((channels, s[4], prod(s[5:8]), prod(s[17:20]), s[18]))
         channels = s[4]
     width = sizes[-1][3] // max(1, sizes[-1][4])
