@@ -96,6 +96,8 @@ def common(call: Call, cx: Context) -> dict[str, float]:
         "l1": size / m.l1,
         "l2": size / m.l2,
         "l3": between / m.l3,
+        "own_cache": lg(m.l2),
+        "balance": lg(m.peak(cx.threads) / m.bandwidth(cx.threads)),
         "epilogue": float(call.epilogue),
         "slow": float(slow),
         "medium": float(medium),
