@@ -72,7 +72,7 @@ def test_trees_are_lightgbms_own() -> None:
     booster = lgb.train(dict(train.PARAMETERS), lgb.Dataset(x, y), 50)
     trees = Trees.from_text(booster.model_to_string())
     more = np.concatenate([x, rng.standard_normal((400, 5)) * 3, trees.threshold[: 80 - 80 % 5].reshape(-1, 5)])
-    np.testing.assert_allclose(trees(more), booster.predict(more), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(trees(more), booster.predict(more), rtol=0, atol=1e-5)  # leaves are f32
     again = Trees.from_arrays(trees.arrays("a"), "a")
     np.testing.assert_array_equal(again(more), trees(more))
 
