@@ -33,9 +33,9 @@ PARAMETERS: Mapping[str, Any] = {
     "num_threads": 1, "seed": 1, "verbose": -1, "use_missing": False, "max_bin": 511,
 }  # fmt: skip
 ROUNDS = 300
-# Families whose ways are ranked: those where choosing has paid off on held-out shapes (docs/cost.md). That of matrix
-# products has not yet: their ways differ by less than what was measured is good for.
-RANKED = ("conv", *SETS)
+# Families whose ways are ranked: those where choosing has paid off (docs/cost.md). That of matrix products has not:
+# their ways differ by less than what was measured is good for. Nor has that of chains of convolutions, in whole models.
+RANKED = ("conv", "conv_algorithm", "rows_or_chain")
 PACE = "pace"
 STEADY = 0.15  # repeat error of a record that may say whether a choice was good
 MARGINS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, NEVER)
