@@ -7,7 +7,7 @@ groups (ways of one shape stay together), or all records of the named models. Ti
 |predicted / measured - 1|, beside the measurement's own repeat error, and beside the roofline with the best constant
 factor. A record's prediction is for the speed that the yardstick beside it says the machine had then. Choices: time of
 the way taken over the fastest of those that were measured (a fair lot of all), beside the fixed rule, and a way drawn
-at random.
+at random. Threads: how many calls would have been faster with one thread than with all.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 
 from effc.cost import train
+from effc.cost.calls import kernel_class
 from effc.cost.features import vector
 from effc.cost.records import Record, read
 
 HELD = "mobilenet_v2,minilm,resnet18,mtcnn_onet,gpt2"
+CALM = 0.35  # CPUs that neighbours used while a record with several threads was made
 GOOD = 0.05  # repeat error of a record that was measured well
 
 
@@ -131,6 +133,29 @@ def split(records: Sequence[Record], models: Sequence[str]) -> tuple[list[Record
     return [r for r in records if r.group not in held], [r for r in records if r.group in held]
 
 
+def threads(records: Sequence[Record]) -> dict[str, dict[str, float]]:
+    """What could be gained by giving a call fewer threads than there are: calls that were measured with one and with
+    all, by kernel. ``loss``: their time with all threads over the faster of both."""
+    best: dict[Any, dict[int, float]] = {}
+    for r in records:
+        if r.threads == 1 or r.busy < CALM:
+            key = (r.machine.id, r.call, r.way, r.between, r.source)
+            of_call = best.setdefault(key, {})
+            of_call[r.threads] = min(r.seconds, of_call.get(r.threads, r.seconds))
+    by_kernel: dict[str, list[tuple[float, float]]] = {}
+    for (_, call, *_rest), t in best.items():
+        if len(t) > 1 and 1 in t:
+            by_kernel.setdefault(kernel_class(call.kernel), []).append((t[1], t[max(t)]))
+    out = {}
+    for kernel, pairs in sorted(by_kernel.items()):
+        one, all_ = np.array(pairs).T
+        fewer = one < 0.98 * all_
+        longest = float(one[fewer].max()) if fewer.any() else 0.0
+        loss = float(np.mean(np.maximum(1, all_ / one)))
+        out[kernel] = {"pairs": len(pairs), "faster_alone": int(fewer.sum()), "longest": longest, "loss": loss}
+    return out
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("records", nargs="+")
@@ -168,12 +193,18 @@ def main() -> None:
                     f"  rule over model: {c['gain']:.3f}; another way than the rule's in {c['changed']:.0%} of groups, "
                     f"{c['gain_where_changed']:.3f} there (margin {f['margin']:.2f})"
                 )
+    result["threads"] = threads(records)
     learn, judge = split(records, a.models.split(","))
     result["whole"] = whole_models(learn, judge, a.rounds)
     off = [abs(x["predicted"] / x["measured"] - 1) for x in result["whole"].values()]
     if a.json:
         print(json.dumps(result))
         return
+    for kernel, x in result["threads"].items():
+        print(
+            f"{kernel}: {x['pairs']} calls with one thread and with all, {x['faster_alone']} faster with one "
+            f"(the longest of {x['longest'] * 1e6:.0f} us); all threads over the faster: {x['loss']:.3f}"
+        )
     for name, x in result["whole"].items():
         print(
             f"{name}: measured {x['measured']:.3f} ms, predicted {x['predicted']:.3f} ms "
