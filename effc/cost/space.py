@@ -591,6 +591,8 @@ def like(call: Call) -> Case | None:
         return _three_like(call)
     if call.kernel == "conv_or_chain":
         return _bottleneck_like(call)
+    if call.kernel == "rows_or_chain":
+        return _rows_like(call)
     if call.kernel == "effc_attention_f32":
         return _heads_like(call)
     if call.kernel in ("effc_lstm_f32", "effc_gru_f32", "effc_rnn_tanh_f32"):
@@ -613,6 +615,17 @@ def _three_like(call: Call) -> Case | None:
     return three(
         c, a[4], height, width, batch, "relu" if (a[21] if region else a[24] or call.epilogue) else "none", pad
     )
+
+
+def _rows_like(call: Call) -> Case | None:
+    """A transformer's layer from one attention to the next, for a region whose products can be those of one."""
+    x, (rows, _, _, data, products, regions, cols) = call.ins[0], call.attrs[:7]
+    assert x is not None
+    d = x.shape[1]
+    h = data // 4 // d - cols + d  # of d d + 2 d h + d after weights and d + h + d + after columns
+    after = cols - 2 * d - h
+    fits = data == 4 * d * (h + cols - d) and h > 0 and after >= 0 and products == 3 + (after > 0)
+    return transformer_rows(rows, d, h, after, post=regions > 1) if fits else None
 
 
 def _heads_like(call: Call) -> Case | None:

@@ -125,10 +125,18 @@ def test_features_are_finite_and_tell_ways_and_sizes_apart(kind: str) -> None:
     assert len(seen) == 8 * len(SETS[kind].ways)
 
 
-@pytest.mark.parametrize("kind", ["conv_algorithm", "conv_or_chain"])
-def test_a_case_like_a_region_has_that_region(kind: str) -> None:
+@pytest.mark.parametrize(
+    "made",
+    [
+        *(small(kind) for kind in SETS), space.transformer_rows(50, 64, 96, 0, post=True),
+        space.transformer_rows(50, 64, 96, 0, post=False), space.transformer_rows(30, 64, 128, 192, post=False),
+    ],
+    ids=lambda c: c.spec,
+)  # fmt: skip
+def test_a_case_like_a_region_has_that_region(made: space.Case) -> None:
+    kind = made.family
     asked = Forced(kind, 0)
-    measure.graph_of(small(kind), asked)
+    measure.graph_of(made, asked)
     case = space.like(asked.regions[0][0])
     assert case is not None
     again = Forced(kind, 0)
