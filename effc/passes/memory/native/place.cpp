@@ -219,6 +219,10 @@ class Search {
         for (bool again = true; again;) {
             again = false;
             for (int j : members) {
+                if (twin_[j] >= 0 && !placed_[twin_[j]] && least_[j] < least_[twin_[j]] + height_[j]) {
+                    if (!raise(j, least_[twin_[j]] + height_[j])) return changed_.clear(), ++stamp_, false;
+                    again = true;
+                }
                 if (least_[j] == slot_[j]) continue;
                 int64_t low = INT64_MAX, top = slot_[j] + height_[j];
                 for (const Near& x : near_[j])
@@ -359,9 +363,9 @@ int64_t greedy(const Problem& p, const std::vector<int>& order, bool tight, std:
     return total;
 }
 
-class Planner {
+class PlacePlanner {
   public:
-    Planner(const effc_mem_placement& in, effc_mem_placed& out) : in_(in), out_(out) {}
+    PlacePlanner(const effc_mem_placement& in, effc_mem_placed& out) : in_(in), out_(out) {}
 
     void run() {
         started_ = Clock::now();
@@ -467,6 +471,33 @@ class Planner {
         return order;
     }
 
+    static int64_t luby(uint64_t k) {  // from k = 0: 1 1 2 1 1 2 4 ...
+        uint64_t size = 1;
+        int power = 0;
+        for (; size < k + 1; size = 2 * size + 1) ++power;
+        for (; size - 1 != k; k %= size) size = (size - 1) / 2, --power;
+        return int64_t(1) << power;
+    }
+
+    // The members in the order of the keys; in later rounds each is moved by up to a quarter of them, by a fixed sequence.
+    std::vector<int> disturbed(const char* keys, const std::vector<int>& group, uint64_t round) const {
+        std::vector<char> in(p_.items.size(), 0);
+        for (int b : group) in[b] = 1;
+        std::vector<int> members;
+        for (int b : sorted(keys))
+            if (in[b]) members.push_back(b);
+        if (!round) return members;
+        std::vector<std::pair<int64_t, int>> keyed;
+        uint64_t x = round * 0x9E3779B97F4A7C15ull;
+        for (size_t i = 0; i < members.size(); ++i) {
+            x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+            keyed.push_back({int64_t(i) + int64_t(x % (members.size() / 4 + 2)), members[i]});
+        }
+        std::stable_sort(keyed.begin(), keyed.end());
+        for (size_t i = 0; i < members.size(); ++i) members[i] = keyed[i].second;
+        return members;
+    }
+
     void keep(const std::vector<int64_t>& offset, int64_t total, int how) {
         if (total >= out_.total) return;
         out_.total = total, out_.how = how, best_ = offset;
@@ -519,32 +550,28 @@ class Planner {
 
     // Whether everything fits into `capacity`: FOUND leaves the offsets in `offset`.
     Search::Result solve(int64_t capacity, int64_t budget, std::vector<int64_t>& offset) {
-        static const char* const orders[] = {"wat", "taw", "twa", "awt", "zwt", "wzt"};
+        constexpr int ORDERS = 3, SHARE = 5000;
+        static const char* const orders[ORDERS] = {"taw", "wat", "twa"};
         for (const Item& i : p_.items)
             if (i.pinned >= 0 && i.pinned + i.height > capacity) return Search::NONE;
         Search::Result all = Search::FOUND;
         for (const auto& group : components()) {
             Search::Result r = Search::STOPPED;
-            // Each order gets its share; shares double, so that no order's bad luck costs more than a constant factor.
+            // Run times vary by orders of magnitude with the order (heavy tails): many short tries in the manner of Luby
+            // et al. (1993), each with a static order, from the second round on with its keys disturbed.
             int64_t left = budget;
-            for (int64_t share = 20000; r == Search::STOPPED && left > 0; share *= 2)
-                for (const char* keys : orders) {
-                    if (left <= 0 || r != Search::STOPPED) break;
-                    std::vector<int> members;
-                    std::vector<char> in(p_.items.size(), 0);
-                    for (int b : group) in[b] = 1;
-                    for (int b : sorted(keys))
-                        if (in[b]) members.push_back(b);
-                    Search search(p_, members, capacity);
-                    r = search.run(std::min(share, left), until_);
-                    left -= std::max<int64_t>(search.nodes(), 1);
-                    out_.nodes += search.nodes();
-                    if (r == Search::FOUND) search.result([&](int b, int64_t at) { offset[b] = at; });
-                    if (Clock::now() > until_) {
-                        out_of_time_ = true;
-                        if (r == Search::STOPPED) return r;
-                    }
+            for (uint64_t k = 0; r == Search::STOPPED && left > 0; ++k) {
+                std::vector<int> members = disturbed(orders[k % ORDERS], group, k / ORDERS);
+                Search search(p_, members, capacity);
+                r = search.run(std::min<int64_t>(SHARE * luby(k), left), until_);
+                left -= std::max<int64_t>(search.nodes(), 1);
+                out_.nodes += search.nodes();
+                if (r == Search::FOUND) search.result([&](int b, int64_t at) { offset[b] = at; });
+                if (r == Search::STOPPED && Clock::now() > until_) {
+                    out_of_time_ = true;
+                    return r;
                 }
+            }
             if (r == Search::NONE && whole(group)) return r;
             if (r != Search::FOUND) all = Search::STOPPED;
             if (all != Search::FOUND) return all;
@@ -594,7 +621,7 @@ class Planner {
 
 extern "C" EFFC_MEM_API int effc_mem_place(const effc_mem_placement* in, effc_mem_placed* out) {
     try {
-        effc_memory::Planner(*in, *out).run();
+        effc_memory::PlacePlanner(*in, *out).run();
         return 0;
     } catch (...) {
         return 1;  // no memory left
