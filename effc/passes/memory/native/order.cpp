@@ -8,7 +8,7 @@
 // - a state Y reached from X with f(Y) <= f(X), where no part of the way has less than f(Y), can be passed through by
 //   every order from X that stays within p: run the way to Y first, then the rest of that order. So all alternatives
 //   below X are dropped (a commitment). The part of the way with least f is found by a minimum cut;
-// - a state that failed once fails always (one entry in a hash table of 128-bit keys for each);
+// - a state that failed once fails always (a hash table of 128-bit keys);
 // - after a node that every other node precedes or follows there is one state only: a commitment as well.
 //
 // p starts at a lower bound: of each node's step in any order, the least bytes (a minimum cut that separates what must
@@ -28,6 +28,7 @@ namespace effc_memory {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+using Key = std::pair<uint64_t, uint64_t>;
 
 struct Use {
     int tensor;
@@ -135,7 +136,7 @@ class State {
     int left(int t) const { return left_[t]; }
 
     int64_t live = 0;
-    std::pair<uint64_t, uint64_t> key{1, 1};
+    Key key{1, 1};
     std::vector<int> sequence;
 
   private:
@@ -155,14 +156,15 @@ class State {
     std::vector<std::pair<uint64_t, uint64_t>> keys_;
 };
 
-class Seen {
+class Failed {
   public:
-    Seen() : slots_(1 << 12) {}
+    Failed() : slots_(1 << 12) {}
     void clear() {
         std::fill(slots_.begin(), slots_.end(), Key{0, 0});
         used_ = 0;
     }
-    bool insert(std::pair<uint64_t, uint64_t> k) {  // false: it was there
+    bool has(const Key& k) { return *find(k) == k; }
+    void insert(const Key& k) {
         if (2 * ++used_ > slots_.size()) {
             std::vector<Key> old(slots_.size() * 2);
             old.swap(slots_);
@@ -170,13 +172,11 @@ class Seen {
                 if (o.first | o.second) *find(o) = o;
         }
         Key* at = find(k);
-        if (*at == k) return --used_, false;
+        if (*at == k) --used_;
         *at = k;
-        return true;
     }
 
   private:
-    using Key = std::pair<uint64_t, uint64_t>;
     Key* find(const Key& k) {
         size_t i = k.first & (slots_.size() - 1);
         while ((slots_[i].first | slots_[i].second) && slots_[i] != k) i = (i + 1) & (slots_.size() - 1);
@@ -383,12 +383,13 @@ class OrderPlanner {
         int64_t live;
         std::vector<int> choices;
         size_t next = 0;
+        std::vector<Key> fail_with;  // this state's key and those of states that fail if this one does
     };
 
     // Whether some order stays within p.
     Result decide(int64_t p, int64_t budget, std::vector<int>& found) {
         State s(g_);
-        seen_.clear();
+        failed_.clear();
         exceeded_ = UNBOUNDED;
         std::vector<Frame> frames;
         int64_t spent = 0;
@@ -399,6 +400,7 @@ class OrderPlanner {
             Frame& f = frames.back();
             while (s.sequence.size() > f.length) s.back();
             if (f.next == f.choices.size()) {
+                for (const Key& k : f.fail_with) failed_.insert(k);
                 frames.pop_back();
                 continue;
             }
@@ -409,10 +411,15 @@ class OrderPlanner {
             s.run(f.choices[f.next++]);
             settle(s, p, length, frames);
             if (int(s.sequence.size()) == g_.n) return found = s.sequence, FOUND;
-            commit(s, p, frames);
+            std::vector<Key> dropped;
+            commit(s, p, frames, dropped);
             if (int(s.sequence.size()) == g_.n) return found = s.sequence, FOUND;
-            if (!seen_.insert(s.key)) continue;
+            if (failed_.has(s.key)) {
+                for (const Key& k : dropped) failed_.insert(k);
+                continue;
+            }
             open(s, p, frames);
+            frames.back().fail_with.insert(frames.back().fail_with.end(), dropped.begin(), dropped.end());
         }
         return NONE;
     }
@@ -434,7 +441,7 @@ class OrderPlanner {
     }
 
     void open(State& s, int64_t p, std::vector<Frame>& frames) {
-        Frame f{s.sequence.size(), s.live, {}, 0};
+        Frame f{s.sequence.size(), s.live, {}, 0, {s.key}};
         for (int v : s.ready()) {
             int64_t b = s.step(v);
             if (b <= p)
@@ -449,8 +456,9 @@ class OrderPlanner {
         frames.push_back(std::move(f));
     }
 
-    // From the earliest state on the stack with as many live bytes as now, or more, only one way is kept.
-    void commit(State& s, int64_t p, std::vector<Frame>& frames) {
+    // From the earliest state on the stack with as many live bytes as now, or more, only one way is kept. The states it
+    // drops fail if the one it ends in does; not before, since that one need not contain them.
+    void commit(State& s, int64_t p, std::vector<Frame>& frames, std::vector<Key>& dropped) {
         for (size_t i = 0; i < frames.size(); ++i) {
             if (frames[i].live < s.live) continue;
             size_t from = frames[i].length;
@@ -470,7 +478,10 @@ class OrderPlanner {
                     settle(s, p, from, frames);
                 }
             }
-            if (i < frames.size()) frames.resize(i);
+            while (frames.size() > i) {
+                dropped.insert(dropped.end(), frames.back().fail_with.begin(), frames.back().fail_with.end());
+                frames.pop_back();
+            }
             return;
         }
     }
@@ -552,7 +563,7 @@ class OrderPlanner {
     Graph g_;
     std::vector<int> best_, place_, local_, local_tensor_;
     std::vector<char> gate_;
-    Seen seen_;
+    Failed failed_;
     Clock::time_point until_;
     int64_t exceeded_ = 0;
     bool late_ = false;
