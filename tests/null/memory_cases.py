@@ -154,3 +154,39 @@ def least_arena(intervals: list[Interval]) -> int:
         if fits(0):
             return capacity
     raise AssertionError
+
+
+def has_order_below(p: Problem, peak: int, inplace: bool = False, limit: int = 300_000) -> bool | None:
+    """Whether some order stays below ``peak``: all reachable sets of nodes that have run, one by one. None if there are
+    more than ``limit``."""
+    nodes = list(p.nodes)
+    producer = {t: k for k, x in enumerate(nodes) for t in x.outs}
+    index = {x.id: k for k, x in enumerate(nodes)}
+    need = [sum(1 << k for k in {producer[t] for t in x.ins if t in producer} | {index[a] for a in x.after}) for x in nodes]
+    readers = {t: sum(1 << k for k, x in enumerate(nodes) if t in x.ins) for t in producer}
+    size = {t: p.tensors[t].bytes for t in producer}
+    made = [sum(size[t] for t in x.outs) + x.workspace for x in nodes]
+    over = [
+        [t for t in x.inplace_ok if p.tensors[t].kind == "intermediate"] if inplace and len(x.outs) == 1 else []
+        for x in nodes
+    ]
+    everything = (1 << len(nodes)) - 1
+    seen, todo = {0}, [0]
+    while todo:
+        done = todo.pop()
+        if done == everything:
+            return True
+        live = sum(
+            size[t] for t, k in producer.items() if done >> k & 1 and (p.tensors[t].kind == "output" or readers[t] & ~done)
+        )
+        for k in range(len(nodes)):
+            if done >> k & 1 or need[k] & ~done:
+                continue
+            after = done | 1 << k
+            gain = max((size[t] for t in over[k] if not readers[t] & ~after), default=0)
+            if live + made[k] - gain < peak and after not in seen:
+                seen.add(after)
+                todo.append(after)
+        if len(seen) > limit:
+            return None
+    return False

@@ -41,8 +41,8 @@ class Interval:
 class Placement:
     """Byte offsets by id, the arena's size, and the live lower bound that no placement can beat.
 
-    ``ended`` says why the search for a smaller arena stopped: ``proven`` (none is smaller), ``budget`` (of nodes:
-    reproducible), ``time`` (the outer guard), or why there was no search.
+    ``ended`` says why the search for a smaller arena stopped: ``proven`` (none is smaller), ``budget`` (of
+    work: reproducible), ``time`` (the outer guard), or why there was no search.
     """
 
     offsets: dict[int, int]
@@ -87,28 +87,31 @@ def overlaps(a: Interval, b: Interval) -> bool:
     return a.start <= b.stop and b.start <= a.stop
 
 
-def _taken(a: Interval, at: int, b: Interval) -> list[tuple[int, int]]:
+def _meet(a: Interval, at: int, b: Interval) -> tuple[tuple[int, int], ...]:
     """Offsets of ``b`` at which it meets ``a``, which lies at ``at``: open intervals."""
-    out = []
-    for s, e, lo, hi in a.boxes:
-        for start, stop, low, high in b.boxes:
-            if s <= stop and start <= e and low < high and lo < hi:
-                out.append((at + lo - high, at + aligned(hi, a.align) - low if not a.parts else at + hi - low))
-    return out
+    if not a.parts and not b.parts:
+        return ((at - b.bytes, at + a.bytes),) if overlaps(a, b) else ()
+    return tuple(
+        (at + lo - high, at + hi - low)
+        for s, e, lo, hi in a.boxes
+        for start, stop, low, high in b.boxes
+        if s <= stop and start <= e and low < high and lo < hi
+    )
 
 
 def place(order: Iterable[Interval], best_fit: bool = False) -> dict[int, int]:
     """Buffers one by one, each in the lowest (or, ``best_fit``, the tightest) gap that is free for its whole life;
     pinned ones first."""
     items = list(order)
-    done = [i for i in items if i.offset is not None]
-    offsets = {i.id: i.offset for i in done if i.offset is not None}
+    done = [(i, i.offset) for i in items if i.offset is not None]
+    offsets = {i.id: at for i, at in done}
     for i in items:
         if i.offset is not None:
             continue
         at, tightest, room = 0, -1, -1
-        taken = [z for o in done if overlaps(i, o) for z in _taken(o, offsets[o.id], i)]
-        for low, high in sorted(taken):
+        start, stop = i.start, i.stop
+        near = [(o, x) for o, x in done if start <= o.stop and o.start <= stop]
+        for low, high in sorted(z for o, x in near for z in _meet(o, x, i)):
             if low >= at:  # from ``at`` to ``low`` it fits
                 if not best_fit:
                     break
@@ -116,7 +119,7 @@ def place(order: Iterable[Interval], best_fit: bool = False) -> dict[int, int]:
                     tightest, room = at, low - at
             at = max(at, aligned(high, i.align))
         offsets[i.id] = at if tightest < 0 else tightest
-        done.append(i)
+        done.append((i, offsets[i.id]))
     return offsets
 
 
@@ -179,18 +182,19 @@ def greedy(intervals: Sequence[Interval], effort: int = 24) -> tuple[dict[int, i
 def plan(
     intervals: Sequence[Interval],
     effort: int = 24,
-    budget: int = 200_000,
-    seconds: float = 5.0,
+    budget: int = 500_000_000,
+    seconds: float = 20.0,
 ) -> Placement:
-    """Offsets for all buffers, checked. ``budget`` is that of the search's nodes for one capacity, ``seconds`` an outer
-    guard. The arena's size is a multiple of the alignment."""
+    """Offsets for all buffers, checked. ``budget`` is the search's work for one capacity (visits to buffers, some
+    10^9 a second), ``seconds`` an outer guard. The arena's size is a multiple of the alignment."""
     from .verify import verify_placement
 
     bound = lower_bound(intervals)
-    first = strategies(intervals)["size"]
-    offsets = place(first)
-    result = Placement(offsets, height(intervals, offsets), bound, "size", proven_bound=bound)
-    if result.total > bound:
+    result = None
+    if len(intervals) <= 128:  # usually enough, and then no library is needed
+        offsets = place(sorted(intervals, key=lambda i: (-i.bytes, i.start, i.id)))
+        result = Placement(offsets, height(intervals, offsets), bound, "size", proven_bound=bound)
+    if result is None or result.total > bound:
         result = _search(intervals, bound, budget, seconds, effort)
     verify_placement(intervals, result.offsets)
     return result

@@ -21,7 +21,7 @@ typedef struct {
     const int64_t* part_first;  // [buffers + 1]
     const int64_t *part_start, *part_stop, *part_lo, *part_hi;
     int64_t bound;   // no placement is lower
-    int64_t budget;  // nodes of one search
+    int64_t budget;  // work for one capacity: visits to buffers
     double seconds;  // an outer guard: what ends by it is not reproducible
 } effc_mem_placement;
 

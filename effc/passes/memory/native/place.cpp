@@ -10,7 +10,7 @@
 // - a buffer is not placed where another remaining one would fit entirely below it: the two could be swapped in order
 //   (dominance), so every remaining buffer's lowest top limits the next offset.
 //
-// Several static orders break ties and are tried in turn with growing budgets of nodes, so results are reproducible.
+// Several static orders break ties and are tried in turn with growing numbers of nodes, and the end is by work done, not by the clock, so results are reproducible.
 // A buffer may be a stack of boxes with fixed relative offsets (a concatenation whose parts are made in place); for
 // these the search is sound but may miss solutions that put something into a hollow. Pinned buffers are obstacles.
 #include <algorithm>
@@ -117,8 +117,9 @@ class Search {
         mark_.assign(sections_, 0);
     }
 
-    Result run(int64_t budget, Clock::time_point until) {
-        nodes_ = 0, budget_ = budget, until_ = until;
+    // At most so many nodes, and so much work: visits to buffers and sections.
+    Result run(int64_t nodes, int64_t work, Clock::time_point until) {
+        nodes_ = work_ = 0, most_nodes_ = nodes, most_work_ = work, until_ = until;
         for (int r = 0; r < n_; ++r)
             if (least_[r] + height_[r] > capacity_) return NONE;
         for (int s = 0; s < sections_; ++s)
@@ -130,6 +131,7 @@ class Search {
     }
 
     int64_t nodes() const { return nodes_; }
+    int64_t work() const { return work_; }
 
     template <class F>
     void result(F&& set) const {
@@ -156,6 +158,7 @@ class Search {
     // The lowest offset at which anything can still come to lie in the section; false if too little is left above it.
     bool refloor(int s) {
         if (!rest_[s]) return true;
+        work_ += int64_t(inside_[s].size());
         int64_t low = INT64_MAX;
         for (const auto& x : inside_[s])
             if (!placed_[x.first]) low = std::min(low, least_[x.first] + x.second);
@@ -204,6 +207,7 @@ class Search {
             for (int s = q.from - first_; s < q.to - first_; ++s) rest_[s] -= q.hi - q.lo;
         touch(b);
         bool fits = true;
+        work_ += int64_t(near_[b].size());
         for (const Near& x : near_[b]) {
             int j = x.item;
             if (placed_[j] || at + x.above <= slot_[j]) continue;
@@ -218,12 +222,14 @@ class Search {
     bool propagate(const std::vector<int>& members) {
         for (bool again = true; again;) {
             again = false;
+            work_ += int64_t(members.size());
             for (int j : members) {
                 if (twin_[j] >= 0 && !placed_[twin_[j]] && least_[j] < least_[twin_[j]] + height_[j]) {
                     if (!raise(j, least_[twin_[j]] + height_[j])) return changed_.clear(), ++stamp_, false;
                     again = true;
                 }
                 if (least_[j] == slot_[j]) continue;
+                work_ += int64_t(near_[j].size());
                 int64_t low = INT64_MAX, top = slot_[j] + height_[j];
                 for (const Near& x : near_[j])
                     if (!placed_[x.item] && least_[x.item] < top) low = std::min(low, least_[x.item] + x.below);
@@ -278,8 +284,8 @@ class Search {
                 if (b < 0 || least_[r] < least_[b] || (least_[r] == least_[b] && r < b)) b = r;
             }
             if (least_[b] != slot_[b] || dead <= least_[b]) return undo(entered), NONE;
-            if (nodes_ >= budget_) return STOPPED;
-            if ((nodes_ & 1023) == 1023 && Clock::now() > until_) return STOPPED;
+            if (nodes_ >= most_nodes_ || work_ >= most_work_) return STOPPED;
+            if ((nodes_ & 255) == 255 && Clock::now() > until_) return STOPPED;
             ++nodes_;
             size_t before = trail_.size();
             if (put(b)) {
@@ -324,7 +330,7 @@ class Search {
     std::vector<Change> trail_;
     std::vector<int> changed_;
     std::vector<int64_t> mark_;
-    int64_t stamp_ = 1, nodes_ = 0, budget_ = 0;
+    int64_t stamp_ = 1, nodes_ = 0, work_ = 0, most_nodes_ = 0, most_work_ = 0;
     Clock::time_point until_;
     bool pinned_any_ = false;
 };
@@ -563,8 +569,8 @@ class PlacePlanner {
             for (uint64_t k = 0; r == Search::STOPPED && left > 0; ++k) {
                 std::vector<int> members = disturbed(orders[k % ORDERS], group, k / ORDERS);
                 Search search(p_, members, capacity);
-                r = search.run(std::min<int64_t>(SHARE * luby(k), left), until_);
-                left -= std::max<int64_t>(search.nodes(), 1);
+                r = search.run(SHARE * luby(k), left, until_);
+                left -= search.work() + int64_t(group.size());
                 out_.nodes += search.nodes();
                 if (r == Search::FOUND) search.result([&](int b, int64_t at) { offset[b] = at; });
                 if (r == Search::STOPPED && Clock::now() > until_) {
@@ -601,7 +607,7 @@ class PlacePlanner {
             } else {
                 if (r == Search::NONE && out_.bound <= try_) out_.bound = try_ + 1;
                 low = try_ + 1;
-                budget = std::max<int64_t>(in_.budget / 8, 1000);
+                budget = in_.budget / 8;
             }
             try_ = low + (out_.total - low) / 2;
             if (out_.total - low <= out_.total / 2000) break;  // not worth more
