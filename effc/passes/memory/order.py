@@ -7,6 +7,7 @@ it has the least peak.
 from __future__ import annotations
 
 import ctypes
+import heapq
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,56 +35,128 @@ class Order:
         return self.peak == self.bound
 
 
-def steps(p: Problem, order: Sequence[int], choices: Choices | None = None) -> list[int]:
-    """Live bytes during each step. With ``choices`` None nodes overwrite what they may; that is for the search."""
+@dataclass
+class _Model:
+    """What the search sees: liveness by readers, and an order between nodes, for given rewrites.
+
+    A part of a concatenation is dead once that has run, which then holds it. Of the part's other readers, those that
+    must follow the concatenation keep its result alive; the rest come before it (``after``), some by choice.
+    """
+
+    producer: dict[int, int]
+    stays: dict[int, bool]
+    readers: dict[int, list[int]]
+    absorbed: dict[int, int]
+    after: dict[int, set[int]]
+    over: dict[int, tuple[int, ...]]
+
+
+def _model(p: Problem, choices: Choices, inplace: bool) -> _Model:
     node = p.node()
-    _, stays, readers, absorbed = _tensors(p, choices)
-    left = {t: len(r) for t, r in readers.items()}
-    over = _over(p, choices)
-    live, out = 0, []
-    for n in order:
-        made = sum(p.tensors[t].bytes for t in node[n].outs)
-        gain = max((p.tensors[t].bytes for t in over[n] if left[t] == 1), default=0)
-        out.append(live + made + node[n].workspace - absorbed[n] - gain)
-        live += made
-        reads = {t for t in left if n in readers[t]} if absorbed[n] else {t for t in node[n].ins if n in readers.get(t, ())}
-        for t in reads:
-            left[t] -= 1
-            if not left[t] and not stays[t]:
-                live -= p.tensors[t].bytes
-        live -= sum(p.tensors[t].bytes for t in node[n].outs if not readers[t] and not stays[t])
-    return out
-
-
-def _over(p: Problem, choices: Choices | None) -> dict[int, tuple[int, ...]]:
-    if choices is not None:
-        return {n.id: ((choices.inplace[n.id],) if n.id in choices.inplace else ()) for n in p.nodes}
-    return {
-        n.id: tuple(t for t in n.inplace_ok if p.tensors[t].kind == "intermediate") if len(n.outs) == 1 else ()
-        for n in p.nodes
-    }
-
-
-def _tensors(
-    p: Problem, choices: Choices | None
-) -> tuple[dict[int, int], dict[int, bool], dict[int, list[int]], dict[int, int]]:
-    """Producers, whether they stay, readers that count for liveness, and bytes of parts that lie in each node's result:
-    a part is dead once its concatenation has run, which then holds it."""
     producer = {t: n.id for n in p.nodes for t in n.outs}
-    stays = {t: p.tensors[t].kind == "output" for t in producer}
     readers: dict[int, list[int]] = {t: [] for t in producer}
     for n in p.nodes:
         for t in dict.fromkeys(n.ins):
             if t in readers:
                 readers[t].append(n.id)
+    after = {n.id: set(n.after) for n in p.nodes}
     absorbed = {n.id: 0 for n in p.nodes}
-    for n_id, parts in (choices.concat if choices else {}).items():
-        out = p.node()[n_id].outs[0]
+    held = {t for ts in choices.concat.values() for t in ts}
+    for cat, parts in choices.concat.items():
+        out = node[cat].outs[0]
         for t in parts:
-            readers[out] += [r for r in readers[t] if r != n_id and r not in readers[out]]
-            readers[t] = [n_id]
-            absorbed[n_id] += p.tensors[t].bytes
-    return producer, stays, readers, absorbed
+            others = [r for r in readers[t] if r != cat]
+            following = _reach(p, after, cat)
+            readers[out] += [r for r in others if r in following and r not in readers[out]]
+            after[cat].update(r for r in others if r not in following)
+            for r in others:
+                after[r].add(producer[t])
+            readers[t] = [cat]
+            absorbed[cat] += p.tensors[t].bytes
+    if inplace:
+        over = {
+            n.id: tuple(t for t in n.inplace_ok if p.tensors[t].kind == "intermediate" and t not in held)
+            if len(n.outs) == 1
+            else ()
+            for n in p.nodes
+        }
+    else:
+        over = {n.id: (choices.inplace[n.id],) if n.id in choices.inplace else () for n in p.nodes}
+    stays = {t: p.tensors[t].kind == "output" for t in producer}
+    return _Model(producer, stays, readers, absorbed, after, over)
+
+
+def _reach(p: Problem, after: dict[int, set[int]], start: int) -> set[int]:
+    """Nodes that must follow ``start``."""
+    readers: dict[int, list[int]] = {}
+    for n in p.nodes:
+        for t in n.ins:
+            readers.setdefault(t, []).append(n.id)
+    follows: dict[int, list[int]] = {}
+    for v, us in after.items():
+        for u in us:
+            follows.setdefault(u, []).append(v)
+    node = p.node()
+    seen: set[int] = set()
+    todo = [start]
+    while todo:
+        u = todo.pop()
+        for v in [r for t in node[u].outs for r in readers.get(t, ())] + follows.get(u, []):
+            if v not in seen:
+                seen.add(v)
+                todo.append(v)
+    return seen
+
+
+def _start(p: Problem, m: _Model) -> list[int]:
+    """The order given, with nodes delayed where rewrites demand that others come first."""
+    ids = p.given
+    at = {n: k for k, n in enumerate(ids)}
+    needs = {n.id: {m.producer[t] for t in n.ins if t in m.producer} | m.after[n.id] for n in p.nodes}
+    followers: dict[int, list[int]] = {n: [] for n in ids}
+    for n, us in needs.items():
+        for u in us:
+            followers[u].append(n)
+    waits = {n: len(us) for n, us in needs.items()}
+    ready = [at[n] for n in ids if not waits[n]]
+    heapq.heapify(ready)
+    out = []
+    while ready:
+        n = ids[heapq.heappop(ready)]
+        out.append(n)
+        for v in followers[n]:
+            waits[v] -= 1
+            if not waits[v]:
+                heapq.heappush(ready, at[v])
+    if len(out) != len(ids):
+        raise ValueError("these rewrites leave no order")
+    return out
+
+
+def steps(p: Problem, order: Sequence[int], choices: Choices | None = None, inplace: bool = False) -> list[int]:
+    """Live bytes during each step, with rewrites; ``inplace``: nodes overwrite what they may wherever it dies there."""
+    return _steps(p, order, _model(p, choices or Choices(), inplace))
+
+
+def _steps(p: Problem, order: Sequence[int], m: _Model) -> list[int]:
+    node = p.node()
+    left = {t: len(r) for t, r in m.readers.items()}
+    reads: dict[int, list[int]] = {n: [] for n in node}
+    for t, rs in m.readers.items():
+        for r in rs:
+            reads[r].append(t)
+    size = {t: p.tensors[t].bytes for t in m.producer}
+    live, out = 0, []
+    for n in order:
+        made = sum(size[t] for t in node[n].outs)
+        gain = max((size[t] for t in m.over[n] if left[t] == 1 and not m.stays[t]), default=0)
+        out.append(live + made + node[n].workspace - m.absorbed[n] - gain)
+        live += sum(size[t] for t in node[n].outs if m.readers[t] or m.stays[t])
+        for t in reads[n]:
+            left[t] -= 1
+            if not left[t] and not m.stays[t]:
+                live -= size[t]
+    return out
 
 
 def order(
@@ -91,55 +164,49 @@ def order(
 ) -> Order:
     """``choices``: rewrites to count on; ``inplace``: any node may overwrite what it is allowed to, if that dies there.
 
-    Which readers of a part come after its concatenation is not limited; a plan with such a part is checked later.
+    ``budget`` is the number of states; the given order is the plan's start, with what rewrites forbid put right.
+    ValueError if no order suits the rewrites.
     """
     began = time.perf_counter()
-    choices = choices or Choices()
-    ids = p.given
-    at = {n: k for k, n in enumerate(ids)}
-    given_steps = steps(p, ids, None if inplace and not choices.concat else choices)
-    given_peak = max(given_steps, default=0)
+    m = _model(p, choices or Choices(), inplace)
+    node = p.node()
+    ids = _start(p, m)
+    given_peak = max(_steps(p, ids, m), default=0)
     missing = library.why_not()
     if missing or not ids:
-        bound = max((_own(p, n.id) for n in p.nodes), default=0) if not (choices.inplace or choices.concat or inplace) else 0
-        ended = "proven" if bound == given_peak else str(missing)
-        return Order(tuple(ids), given_peak, given_peak, bound, ended)
-    producer, stays, readers, absorbed = _tensors(p, choices)
-    names = list(producer)
+        bound = 0 if any(m.absorbed.values()) else max((_own(p, n, m) for n in ids), default=0)
+        return Order(tuple(ids), given_peak, given_peak, bound, "proven" if bound == given_peak else str(missing))
+    at = {n: k for k, n in enumerate(ids)}
+    names = list(m.producer)
     index = {t: k for k, t in enumerate(names)}
-    over = _over(p, None if inplace else choices)
     array, ragged = library.array, library.ragged
-    use_first, use = ragged([[at[n] for n in readers[t]] for t in names])
-    # An order between nodes that pass no tensor (any more): a part's later readers still follow its producer.
-    extra = [
-        sorted({at[a] for a in n.after} | {at[producer[t]] for t in n.ins if t in producer and n.id not in readers[t]})
-        for n in p.nodes
-    ]
-    after_first, after = ragged(extra)
-    held = {t for ts in choices.concat.values() for t in ts}
-    over_first, over_flat = ragged([[index[t] for t in over[n] if t not in held] for n in ids])
+    use_first, use = ragged([[at[n] for n in m.readers[t]] for t in names])
+    after_first, after = ragged([sorted(at[a] for a in m.after[n]) for n in ids])
+    over_first, over = ragged([[index[t] for t in m.over[n]] for n in ids])
     into = array([0] * len(ids))
     question = library.OrderIn(
         len(ids),
         len(names),
         array([p.tensors[t].bytes for t in names]),
-        array([at[producer[t]] for t in names]),
-        (ctypes.c_uint8 * max(1, len(names)))(*[stays[t] for t in names]),
+        array([at[m.producer[t]] for t in names]),
+        (ctypes.c_uint8 * max(1, len(names)))(*[m.stays[t] for t in names]),
         use_first,
         use,
         after_first,
         after,
-        array([n.workspace for n in p.nodes]),
+        array([node[n].workspace for n in ids]),
         over_first,
-        over_flat,
-        array([absorbed[n] for n in ids]),
+        over,
+        array([m.absorbed[n] for n in ids]),
         array(list(range(len(ids)))),
         budget,
         seconds,
     )
     answer = library.OrderOut(order=into)
-    if library.handle().effc_mem_order(ctypes.byref(question), ctypes.byref(answer)):
+    status = library.handle().effc_mem_order(ctypes.byref(question), ctypes.byref(answer))
+    if status == 1:
         raise MemoryError("the order search had no memory left")
+    assert status == 0
     return Order(
         tuple(ids[into[k]] for k in range(len(ids))),
         answer.peak,
@@ -152,7 +219,9 @@ def order(
     )
 
 
-def _own(p: Problem, n: int) -> int:
+def _own(p: Problem, n: int, m: _Model) -> int:
+    """Bytes that a node needs in any order."""
     node = p.node()[n]
-    touched = {t for t in (*node.ins, *node.outs) if p.tensors[t].kind != "input"}
-    return node.workspace + sum(p.tensors[t].bytes for t in touched)
+    touched = {t for t in (*node.ins, *node.outs) if t in m.producer}
+    over = max((p.tensors[t].bytes for t in m.over[n]), default=0)
+    return node.workspace + sum(p.tensors[t].bytes for t in touched) - over

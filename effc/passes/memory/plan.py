@@ -183,7 +183,7 @@ def plan(
     intervals: Sequence[Interval],
     effort: int = 24,
     budget: int = 500_000_000,
-    seconds: float = 20.0,
+    seconds: float = 8.0,
 ) -> Placement:
     """Offsets for all buffers, checked. ``budget`` is the search's work for one capacity (visits to buffers, some
     10^9 a second), ``seconds`` an outer guard. The arena's size is a multiple of the alignment."""

@@ -53,6 +53,7 @@ typedef struct {
     int32_t ended;
 } effc_mem_ordered;
 
+// 0; 1: no memory left; 2: the order given is not one of this graph.
 int EFFC_MEM_API effc_mem_order(const effc_mem_graph* in, effc_mem_ordered* out);
 
 #ifdef __cplusplus

@@ -190,8 +190,10 @@ class OrderPlanner {
   public:
     OrderPlanner(const effc_mem_graph& in, effc_mem_ordered& out) : in_(in), out_(out), g_(in) {}
 
-    void run() {
+    // False if the order given is none.
+    bool run() {
         until_ = Clock::now() + std::chrono::microseconds(int64_t(in_.seconds * 1e6));
+        if (!possible()) return false;
         best_.assign(in_.given, in_.given + g_.n);
         place_.resize(g_.n);
         for (int i = 0; i < g_.n; ++i) place_[best_[i]] = i;
@@ -209,10 +211,23 @@ class OrderPlanner {
         out_.peak = high, out_.bound = std::min(low, high);
         out_.ended = low >= high ? EFFC_MEM_PROVEN : late_ ? EFFC_MEM_TIME : EFFC_MEM_BUDGET;
         std::copy(best_.begin(), best_.end(), out_.order);
+        return true;
     }
 
   private:
     enum Result { FOUND, NONE, STOPPED };
+
+    bool possible() const {
+        std::vector<char> ran(g_.n, 0);
+        for (int i = 0; i < g_.n; ++i) {
+            int64_t v = in_.given[i];
+            if (v < 0 || v >= g_.n || ran[v]) return false;
+            for (int u : g_.before[v])
+                if (!ran[u]) return false;
+            ran[v] = 1;
+        }
+        return true;
+    }
 
     int64_t peak(const std::vector<int>& order, std::vector<int64_t>* steps) const {
         State s(g_);
@@ -574,8 +589,7 @@ class OrderPlanner {
 
 extern "C" EFFC_MEM_API int effc_mem_order(const effc_mem_graph* in, effc_mem_ordered* out) {
     try {
-        effc_memory::OrderPlanner(*in, *out).run();
-        return 0;
+        return effc_memory::OrderPlanner(*in, *out).run() ? 0 : 2;
     } catch (...) {
         return 1;  // no memory left
     }
