@@ -56,7 +56,7 @@ def family_figures(learn: Sequence[Record], judge: Sequence[Record], rounds: int
         if well.sum() > 4:
             out["time_well_measured"] = {"judged": int(well.sum()), **times(log_t[well], predicted[well])}
     if model.rankers:
-        out["choice"] = choices(t, model.rank(t.x), model.rank_error)
+        out["choice"] = choices(t, t.ranked(model.rank), model.rank_error)
     return out
 
 
@@ -66,9 +66,9 @@ def choices(t: train.Table, score: np.ndarray, margin: float) -> dict[str, Any]:
     found: dict[str, list[float]] = {"model": [], "rule": [], "random": []}
     for g in range(t.group.max() + 1):
         i = np.flatnonzero(t.group == g)
-        if len(i) < 3 or not (t.way[i] == 0).any():
+        if len(i) < 2 or not t.rules[i].any():
             continue
-        base, top = i[np.argmin(t.way[i])], i[np.argmin(score[i])]
+        base, top = i[np.argmax(t.rules[i])], i[np.argmin(score[i])]
         best = t.seconds[i].min()
         taken = top if score[base] - score[top] > margin else base
         for k, x in (("model", taken), ("rule", base), ("random", rng.choice(i))):
@@ -94,16 +94,25 @@ def whole_models(learn: Sequence[Record], judge: Sequence[Record], rounds: int) 
         for r in judge
         if r.group.removeprefix("a-").removeprefix("b-").rpartition("-t")[0] == f"{r.source}-{r.group.split('-')[-2]}"
     ]
-    pace = dict(zip([r.group for r in judge], train.paces([*learn, *judge])[len(learn) :], strict=True))
-    out: dict[str, dict[str, float]] = {}
+    pace = dict(zip([(r.machine.id, r.group) for r in judge], train.paces([*learn, *judge])[len(learn) :], strict=True))
+    newest, out = judge[-1].machine.id, dict[str, dict[str, float]]()
     for r in placed:
         cx, low = train.context_of(r), train.floor(r.call, train.context_of(r))
         seconds, family = model.predict(r.call, cx), model.families.get(r.family)
         value = seconds.seconds
-        if seconds.source == "model" and family is not None and not np.isnan(pace[r.group]):
-            x = np.array([[*vector(train.FAMILIES[r.family].features(r.call, cx), family.names[:-1]), pace[r.group]]])
+        if seconds.source == "model" and family is not None and not np.isnan(pace[r.machine.id, r.group]):
+            x = np.array(
+                [
+                    [
+                        *vector(train.FAMILIES[r.family].features(r.call, cx), family.names[:-1]),
+                        pace[r.machine.id, r.group],
+                    ]
+                ]
+            )
             value = max(low, low * float(np.exp(family.log_ratio(x)[0][0])))
-        earlier = " (earlier)" if r.group[:2] in ("a-", "b-") else ""
+        earlier = (
+            "" if r.machine.id == newest else f" (earlier, {r.machine.id} {r.group[:2] if r.group[1] == '-' else ''})"
+        )
         line = out.setdefault(
             f"{r.source}, {r.threads} threads{earlier}", {"measured": 0.0, "predicted": 0.0, "learned": 0.0}
         )

@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -197,6 +197,7 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
     from .backends import cpu
     from .backends.cpu import build
     from .backends.cpu.target import parse
+    from .cost.alternatives import asker
     from .passes.manager import PassReport, Pipeline
     from .passes.pipeline import default
 
@@ -225,7 +226,7 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
     for n, im in imported.items():
         reports[n] = PassReport()
         pipeline = Pipeline(
-            default(find("cpu").passes()),
+            default(replace(find("cpu").passes(), ask=asker(t.name, constant_bytes(im.graph)))),
             disabled=options.disable_passes,
             verify=options.verify or bool(os.environ.get("EFFC_VERIFY")),
         )
@@ -238,7 +239,7 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
     seconds["backend"] = time.perf_counter() - mark
     if debug.level() >= 3:
         debug.show(debug.kernels_text(parts.programs, parts.notes))
-        debug.show(debug.decisions_text(parts.decisions))
+        debug.show(debug.decisions_text({n: [*r.decisions, *parts.decisions[n]] for n, r in reports.items()}))
     mark = time.perf_counter()
     cases, left_out = (
         selftests(entries, imported, graphs) if options.selftest else ({}, dict.fromkeys(entries, "not asked for"))
@@ -254,7 +255,7 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
                 "passes": reports[n].as_json(),
                 "kernels": kernel_counts(parts.programs[n]),
                 "arena": parts.programs[n]["arena"],
-                "decisions": parts.decisions[n],
+                "decisions": [*reports[n].decisions, *parts.decisions[n]],
             }
             for n in graphs
         },
@@ -268,12 +269,16 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
     return _runnable(path, folder, t, options.num_threads)
 
 
+def constant_bytes(graph: Any) -> int:
+    """Bytes of a graph's constants: what a run of it touches at least."""
+    return sum(n.attrs["data"].nbytes for n in graph.nodes if n.op == "constant")
+
+
 def chooser(target: str, num_threads: int | None, graph: Any) -> Any:
     """The cost model's choice for a graph, or None without a model for the target."""
     from .cost.model import chooser as of_model
 
-    constants = sum(n.attrs["data"].nbytes for n in graph.nodes if n.op == "constant")
-    return of_model(target, num_threads, constants)
+    return of_model(target, num_threads, constant_bytes(graph))
 
 
 def decided_by(num_threads: int | None) -> str:
@@ -281,7 +286,7 @@ def decided_by(num_threads: int | None) -> str:
     own."""
     named = os.environ.get("EFFC_COST_MODEL", "")
     stamp = os.stat(named).st_mtime_ns if named and os.path.exists(named) else 0
-    return f"threads {num_threads or len(os.sched_getaffinity(0))} cost model {named} {stamp}"
+    return f"threads {num_threads or 0} cost model {named} {stamp}"
 
 
 def selftests(

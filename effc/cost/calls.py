@@ -96,8 +96,8 @@ class Call:
 
 
 def kernel_class(kernel: str) -> str:
-    """A kernel's name without the hash of a generated one: ``map``, ``red``, else the name itself."""
-    return re.sub(r"^(map|red)_[0-9a-f]{16}$", r"\1", kernel)
+    """A kernel's name without the hash of a generated one: ``map``, ``red``, ``chain``, else the name itself."""
+    return re.sub(r"^(map|red|chain)_[0-9a-f]{16}$", r"\1", kernel)
 
 
 def value_of(dim: Any, env: Mapping[str, int]) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import EffcError
-from .calls import calls, kernel_class
+from .calls import Call, calls, kernel_class
 
 Sizes = Callable[[Mapping[str, Any], Sequence[str]], dict[str, int]]
 
@@ -146,7 +146,7 @@ def add_model(path: str, out: Path, sizes: Sizes) -> None:
     from .calls import footprint
     from .features import family_of
     from .machine import this_machine
-    from .measure import Bench, graph_of, measure, measure_model, temporary
+    from .measure import Bench, measure, measure_model, temporary
     from .records import Writer
     from .space import SAMPLERS, like
 
@@ -166,7 +166,7 @@ def add_model(path: str, out: Path, sizes: Sizes) -> None:
                     continue
                 any_case = SAMPLERS["map"](np.random.default_rng(0))
                 assert any_case is not None
-                yard = Bench(any_case, graph_of(any_case), [0], 0, threads, parse(manifest["target"]), Path(folder))
+                yard = Bench(any_case, [0], 0, threads, parse(manifest["target"]), Path(folder))
                 model = load(path, num_threads=threads)
                 inputs = random_inputs(entry, env, 0, 1)
                 found, whole = measure_model(
@@ -299,7 +299,7 @@ def with_measurements(report: dict[str, Any], manifest: Mapping[str, Any], threa
     """Adds ``measured_us`` to the ways of each decision of the report, and the rule's own way where it is missing.
     Equal calls are measured once."""
     from ..backends.cpu.target import parse
-    from .measure import Bench, graph_of, temporary, typical
+    from .measure import Bench, temporary, typical
     from .space import like
 
     target = parse(manifest["target"])
@@ -309,9 +309,12 @@ def with_measurements(report: dict[str, Any], manifest: Mapping[str, Any], threa
         for name, e in report.get("entries", {}).items():
             program = manifest["entries"][name]["program"]
             for d in e.get("decisions", []):
-                if "at" not in d or "predicted" not in d:
+                if "predicted" not in d or not ("at" in d or "region" in d):
                     continue
-                call = next(calls({**program, "code": [program["code"][d["at"]]]}, {}))
+                if "region" in d:
+                    call = Call.from_json(d["region"])
+                else:
+                    call = next(calls({**program, "code": [program["code"][d["at"]]]}, {}))
                 case = like(call)
                 if case is None:
                     d["not_measured"] = "no case is made of such a call"
@@ -319,7 +322,7 @@ def with_measurements(report: dict[str, Any], manifest: Mapping[str, Any], threa
                 ways = [d["predicted"], *d["losers"]]
                 if case.spec not in known:
                     index = sorted({w["index"] for w in ways})
-                    bench = Bench(case, graph_of(case), index, 0, count, target, Path(folder))
+                    bench = Bench(case, index, 0, count, target, Path(folder))
                     known[case.spec] = {bench.ways[n]: typical(t) for n, t in bench.times().items() if n in bench.ways}
                 for w in ways:
                     w["measured_us"] = round(known[case.spec][w["index"]] * 1e6, 3)
@@ -334,7 +337,7 @@ def decisions_text(decisions: Sequence[Mapping[str, Any]]) -> list[str]:
             continue
         for w in [d["predicted"], *d["losers"]]:
             measured = f"  measured {w['measured_us']:.1f} us" if "measured_us" in w else ""
-            role = "taken" if w is d["predicted"] else "rule's" if w["index"] == 0 else ""
+            role = "taken" if w is d["predicted"] else "rule's" if w["index"] == d.get("rule", 0) else ""
             lines.append(f"    {role:7} predicted {w['us']:10.1f} us{measured}  {w['way']}")
         if d["ways"] > len(d["losers"]) + 1:
             lines.append(f"    and {d['ways'] - len(d['losers']) - 1} more ways, predicted to be slower")

@@ -9,7 +9,7 @@ from math import sqrt
 from typing import Any
 
 from .calls import Call, calls, footprint, kernel_class
-from .machine import Machine, cpu_name, this_machine
+from .machine import Machine, caches, cpu_name, this_machine
 from .model import CostModel, Prediction, shipped
 from .roofline import SLACK, Context, estimate, floor, vlen_of
 
@@ -41,9 +41,13 @@ class Estimate:
 
 def machine_for(model: CostModel | None) -> tuple[Machine, list[str]]:
     """The machine to predict for: this one. Where it is of the kind that the model was measured on, that one's figures
-    are taken, which were measured with more care."""
-    if model is not None and model.machine.cpu == cpu_name() and model.machine.cores == len(os.sched_getaffinity(0)):
-        return model.machine, []
+    are taken, which were measured with more care. The name alone does not tell: one may stand for several
+    generations."""
+    if model is not None:
+        m = model.machine
+        measured = (m.cpu, m.cores, {"l1": m.l1, "l2": m.l2, "l3": m.l3})
+        if measured == (cpu_name(), len(os.sched_getaffinity(0)), caches()):
+            return m, []
     here = this_machine()
     if model is None:
         return here, ["there is no cost model for this target: the roofline alone"]

@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from math import log2, prod
 
 from .calls import Call, Tensor
-from .roofline import Context, floor, operations, taps_inside
+from .roofline import Context, floor, geometry, operations, taps_inside, windows
 
 Extract = Callable[[Call, Context], dict[str, float]]
 SLOW = frozenset(
     "exp exp2 expm1 log log2 log10 log1p tanh sin cos tan erf erfc erfinv sigmoid pow softplus gelu silu sinh cosh "
     "asin acos atan atan2 lgamma digamma".split()
 )
+CONV_ATTRS = 25  # of effc_conv_*
+FAR = 1.5  # times the last cache: what lies further back has left it, however far
 MEDIUM = frozenset("div sqrt rsqrt reciprocal mod remainder floor_divide floordiv".split())
 
 
@@ -79,11 +81,12 @@ def common(call: Call, cx: Context) -> dict[str, float]:
     """Features that every family has."""
     m, size, ops = cx.machine, call.bytes, ops_of(call.body)
     slow, medium = sum(n for o, n in ops.items() if o in SLOW), sum(n for o, n in ops.items() if o in MEDIUM)
+    between = min(max(cx.between, size), FAR * m.l3)
     return {
         "floor": lg(floor(call, cx) * 1e9),
         "flops": lg(operations(call)),
         "bytes": lg(size),
-        "between": lg(max(cx.between, size)),
+        "between": lg(between),
         "intensity": lg(operations(call) / max(1, size)),
         "out": lg(sum(t.nbytes for t in call.outs)),
         "in0": lg(call.ins[0].nbytes) if call.ins and call.ins[0] is not None else 0.0,
@@ -92,7 +95,9 @@ def common(call: Call, cx: Context) -> dict[str, float]:
         "threads": float(cx.threads),
         "l1": size / m.l1,
         "l2": size / m.l2,
-        "l3": max(cx.between, size) / m.l3,
+        "l3": between / m.l3,
+        "own_cache": lg(m.l2),
+        "balance": lg(m.peak(cx.threads) / m.bandwidth(cx.threads)),
         "epilogue": float(call.epilogue),
         "slow": float(slow),
         "medium": float(medium),
@@ -119,7 +124,7 @@ def even_share(threads: int, n: int) -> float:
 def conv(call: Call, cx: Context) -> dict[str, float]:
     """effc_conv_*: see kernels/conv.hpp, whose division into blocks this mirrors."""
     a, m = call.attrs, cx.machine
-    batch, channels, size = _spatial(call)
+    batch, channels, _ = _spatial(call)
     item = call.outs[0].itemsize if call.outs[0].dtype in ("f32", "f64") else 4
     lanes = cx.vlen // item
     groups, oc = a[3], a[4]
@@ -142,12 +147,7 @@ def conv(call: Call, cx: Context) -> dict[str, float]:
     used_k = min(block_k, k)
     width = a[19] if taps > 1 else pixels
     last = og - (panels - 1) * wide
-    inside = 1.0
-    for d in range(3):
-        kernel, stride, pad, dilation, out = a[5 + d], a[8 + d], a[11 + d], a[14 + d], a[17 + d]
-        span = dilation * (kernel - 1)
-        inner = sum(0 <= o * stride - pad and o * stride - pad + span < size[d] for o in range(out))
-        inside *= inner / max(1, out)
+    inside = prod(windows(*g)[1] for g in geometry(call))
     x = call.ins[0]
     assert x is not None
     inner_c = x.strides[1] == 1 or channels == 1 or bool(a[2])
@@ -261,6 +261,150 @@ def depthwise(call: Call, cx: Context) -> dict[str, float]:
     }
 
 
+def _chain(cx: Context, sizes: list[tuple[int, int, int, int, int]], rows: int, buffers: int) -> dict[str, float]:
+    """Features of [a convolution,] a depthwise and a pointwise one. ``sizes``: of each the channels that it takes and
+    makes, its taps, its result's pixels and height; ``rows`` of a step, bytes of its ``buffers``."""
+    m, lanes = cx.machine, cx.vlen // 4
+    first, (_, wide, taps, between, height), (_, out, _, pixels, _) = sizes[:-2], *sizes[-2:]
+    work = [2 * n * o * t * p for n, o, t, p, _ in first] + [2 * wide * taps * between, 2 * wide * out * pixels]
+    weights = 4 * (sum(n * o * t for n, o, t, _, _ in first) + wide * taps + wide * out)
+    steps = ceil_div(height, max(1, rows))
+    large = 4 * wide * (first[0][3] if first else between)
+    return {
+        "first": float(len(first)),
+        "in": lg(sizes[0][0]),
+        "wide": lg(wide),
+        "out_c": lg(out),
+        "taps": lg(taps),
+        "first_taps": float(first[0][2] if first else 0),
+        "pixels": lg(pixels),
+        "height": lg(height),
+        "step": lg(rows),
+        "steps": lg(steps),
+        "even": even_share(cx.threads, steps),
+        "rest": height / (steps * max(1, rows)),
+        "large": lg(large),
+        "large_l2": large / m.l2,
+        "large_l3": large / m.l3,
+        "buffers_l2": buffers / m.l2,
+        "weights_l2": weights / m.l2,
+        "step_pixels": lg(rows * pixels / max(1, height)),
+        "work_first": work[0] / sum(work) if first else 0.0,
+        "work_deep": work[-2] / sum(work),
+        "fill_out": out / (ceil_div(out, lanes) * lanes),
+        "fill_wide": wide / (ceil_div(wide, lanes) * lanes),
+        "saved": lg(sum(work) / max(1, large)),
+    }
+
+
+@family("conv_chain", "effc_conv_chain_f32")
+def conv_chain(call: Call, cx: Context) -> dict[str, float]:
+    """effc_conv_chain_*: see kernels/conv_chain.hpp; the attributes of its convolutions come last."""
+    a = call.attrs
+    channels, sizes = _spatial(call)[1], []
+    for at in range(len(a) % CONV_ATTRS, len(a), CONV_ATTRS):
+        s = a[at : at + CONV_ATTRS]
+        sizes.append((channels, s[4], prod(s[5:8]), prod(s[17:20]), s[18]))
+        channels = s[4]
+    width = sizes[-1][3] // max(1, sizes[-1][4])
+    buffers = 4 * sizes[-1][0] * a[1] * width + (4 * sizes[-1][0] * a[2] * (sizes[0][3] // sizes[0][4]) if a[0] else 0)
+    return _chain(cx, sizes, a[1], buffers)
+
+
+@family("conv_or_chain", "conv_or_chain")
+def conv_or_chain(call: Call, cx: Context) -> dict[str, float]:
+    """The region of fuse_chains: see passes/fuse/chains.py for its attributes."""
+    a = call.attrs
+    batch, channels, size = _spatial(call)
+    count, rows, kept, buffers = a[:4]
+    x_height, x_width, sizes, strides = size[1], size[2], [], 1
+    for i in range(count):
+        s = a[4 + 8 * i : 12 + 8 * i]
+        strides *= s[3]
+        width = ceil_div(x_width, strides)
+        sizes.append((channels, s[0], s[2] * s[2], s[6] * width, s[6]))
+        channels = s[0]
+    deep = a[4 + 8 * (count - 2) : 12 + 8 * (count - 2)]
+    return {
+        "way": float(a[-1]),
+        "rule": float(a[-2]),
+        "batch": lg(batch),
+        "x": lg(x_height * x_width),
+        "kept": lg(kept),
+        "stride": float(deep[3]),
+        "residual": float(bool(a[4 + 8 * (count - 1) + 7] & 2)),
+        **_chain(cx, sizes, rows, buffers),
+    }
+
+
+@family("conv_algorithm", "conv_algorithm")
+def conv_algorithm(call: Call, cx: Context) -> dict[str, float]:
+    """The region of form_winograd: see passes/winograd.py, whose estimate is among the features."""
+    from ..passes.winograd import DIRECT, TILES, Image, costs
+
+    a, m, lanes = call.attrs, cx.machine, cx.vlen // 4
+    batch, c, _ = _spatial(call)
+    o, height, width = a[4], a[18], a[19]
+    image = Image(batch, height, width)
+    cost = costs(c, o, image)
+    out: dict[str, float] = {
+        "way": float(a[-1]),
+        "rule": float(a[-2]),
+        "c": lg(c),
+        "o": lg(o),
+        "height": lg(height),
+        "width": lg(width),
+        "batch": lg(batch),
+        "pixels": lg(batch * height * width),
+        "extras_own": float(a[20]),
+        "fused": float(a[21]),
+        "fill_o": o / (ceil_div(o, lanes) * lanes),
+        "weights_l2": 36 * c * o / m.l2,
+        "weights_l3": 36 * c * o / m.l3,
+        "x_l2": 4 * batch * height * width * c / m.l2,
+        "y_l2": 4 * batch * height * width * o / m.l2,
+        "narrow": lg(1 / c + 1 / o),
+    }
+    for t in TILES:
+        out[f"cost{t}"] = lg(cost[t] / cost[DIRECT])
+        out[f"fill{t}"] = batch * height * width / (image.tiles(t) * t * t)
+        out[f"tiles{t}"] = lg(image.tiles(t))
+    return out
+
+
+# Recurrent layers -----------------------------------------------------------------------------------------------------
+
+
+@family("rnn", "effc_lstm_f32", "effc_gru_f32", "effc_rnn_tanh_f32", "effc_rnn_relu_f32")
+def rnn(call: Call, cx: Context) -> dict[str, float]:
+    """The recurrence of a layer: see kernels/rnn.hpp."""
+    xg, h = call.ins[0], call.ins[1]
+    assert xg is not None and h is not None
+    steps, batch, columns = xg.shape
+    out, units, lanes = h.shape[1], call.attrs[1], cx.vlen // 4
+    gates = 4 if "lstm" in call.kernel else 3 if "gru" in call.kernel else 1
+    rows, blocks = 4 if gates == 3 else 3, columns // ((3 if gates == 3 else 4) * lanes)
+    work = 2.0 * batch * out * columns
+    split = batch < cx.threads and work >= 3e5 and blocks > 1
+    share = ceil_div(batch, cx.threads)
+    return {
+        "time": lg(steps),
+        "batch": lg(batch),
+        "units": lg(units),
+        "state": lg(out),
+        "gates": float(gates),
+        "projected": float(out != units),
+        "split": float(split),
+        "used": float(min(cx.threads, batch) if not split else cx.threads),
+        "even": even_share(cx.threads, blocks if split else batch),
+        "tile_rows": batch / rows if split else share / (ceil_div(share, rows) * rows),
+        "weights_l1": 4 * out * columns / cx.machine.l1,
+        "weights_l2": 4 * out * columns / cx.machine.l2,
+        "step_work": lg(work),
+        "fill": units * gates / columns,
+    }
+
+
 # Matrix products ------------------------------------------------------------------------------------------------------
 
 
@@ -348,12 +492,27 @@ def matmul(call: Call, cx: Context) -> dict[str, float]:
 
 @family("attention", "effc_attention_")
 def attention(call: Call, cx: Context) -> dict[str, float]:
-    """effc_attention_*: see kernels/attention.hpp."""
+    """effc_attention_*: see kernels/attention.hpp, whose division into tasks this mirrors."""
     q, k, v = call.ins[0], call.ins[1], call.ins[2]
     assert q is not None and k is not None and v is not None
     heads, lq, e, lk, ev = q.shape[0] * q.shape[1], q.shape[2], q.shape[3], k.shape[2], v.shape[3]
-    blocks = heads * ceil_div(lq, 64)
+    lanes, nr, shared = cx.vlen // 4, cx.vlen // 4 * (4 if cx.vlen >= 64 else 2), k.shape[0] * k.shape[1]
+    units, unit_rows = (shared, heads // max(1, shared) * lq) if lq < 64 else (heads, lq)
+    row_blocks = max(1, ceil_div(unit_rows, 64))
+    blocks = units * row_blocks
+    parts = 1 if blocks >= 16 else max(1, min(16, lk // 256))
+    share = ceil_div(ceil_div(unit_rows, row_blocks), lanes) * lanes
     return {
+        "tasks": lg(blocks * parts),
+        "parts": float(parts),
+        "share": float(share),
+        "fill_rows": unit_rows / (row_blocks * share),
+        "fill_panels": share / (ceil_div(share, nr) * nr),
+        "key_block": lk / parts / max(1, ceil_div(ceil_div(lk, parts), 96)),
+        "fill_keys": lk / (ceil_div(lk, 6) * 6),
+        "fill_e": ev / (ceil_div(ev, 6) * 6),
+        "in_place": float(k.strides[3] == 1 and v.strides[3] == 1),
+        "row_bytes": lg(k.strides[2] * k.itemsize),
         "heads": lg(heads),
         "lq": lg(lq),
         "lk": lg(lk),
@@ -362,12 +521,59 @@ def attention(call: Call, cx: Context) -> dict[str, float]:
         "causal": float(call.attrs[0]),
         "mask": float(len(call.ins) > 3 and call.ins[3] is not None),
         "blocks": lg(blocks),
-        "even": even_share(cx.threads, blocks),
+        "even": even_share(cx.threads, blocks * parts),
         "fill_q": lq / (ceil_div(lq, 64) * 64),
         "fill_k": lk / (ceil_div(lk, 96) * 96),
         "scores": lg(heads * lq * lk),
         "kv_l2": lk * (e + ev) * q.itemsize / cx.machine.l2,
         "lq_small": float(min(lq, 16)),
+    }
+
+
+def _rows(call: Call, cx: Context, rows: int, block: int, floats: int, weights: int) -> dict[str, float]:
+    """Features of a chain along rows. ``block``: rows of a block; ``floats`` between the kernels, for a row; bytes of
+    ``weights``."""
+    m, blocks = cx.machine, ceil_div(rows, max(1, block))
+    blocks = ceil_div(blocks, cx.threads) * cx.threads
+    return {
+        "rows": lg(rows),
+        "floats": lg(floats),
+        "block": lg(rows / blocks),
+        "blocks": lg(blocks),
+        "weights": lg(weights),
+        "weights_l2": weights / m.l2,
+        "weights_l3": weights / m.l3,
+        "stream": lg(weights * blocks / max(1, call.flops)),
+        "between_l2": 4 * floats * rows / m.l2,
+        "between_l3": 4 * floats * rows / m.l3,
+        "buffer_l2": 4 * floats * rows / blocks / m.l2,
+        "few": float(min(rows, 48)),
+        "tile": rows / blocks % 6,
+    }
+
+
+@family("row_chain", "chain")
+def row_chain(call: Call, cx: Context) -> dict[str, float]:
+    """Products and regions along rows as one kernel: see kernels/row_chain.hpp."""
+    rows, block, large, _, floats = call.attrs[:5]
+    packed = [t for t in call.ins if t is not None and t.dtype == "u8"]
+    f = _rows(call, cx, rows, block if rows >= large else rows, floats, sum(t.nbytes for t in packed))
+    return {**f, "in_blocks": float(rows >= large), "products": float(len(packed)), "operands": float(len(call.ins))}
+
+
+@family("rows_or_chain", "rows_or_chain")
+def rows_or_chain(call: Call, cx: Context) -> dict[str, float]:
+    """The region of fuse_rows: see passes/fuse/rows.py for its attributes."""
+    rows, block, floats, weights, products, regions, total, most, steps, rule, way = call.attrs
+    return {
+        "way": float(way),
+        "rule": float(rule),
+        **_rows(call, cx, rows, block, floats, weights),
+        "products": float(products),
+        "regions": float(regions),
+        "columns": lg(total),
+        "widest": lg(most),
+        "longest": lg(steps),
     }
 
 
@@ -448,15 +654,39 @@ def reduction(call: Call, cx: Context) -> dict[str, float]:
     }
 
 
-@family("copy", "effc_copy")
+@family("pool", "effc_pool_f32")
+def pool(call: Call, cx: Context) -> dict[str, float]:
+    """effc_pool_*: see kernels/pool.hpp."""
+    a = call.attrs
+    _, channels, size = _spatial(call)
+    return {
+        **_loop(call),
+        "channels": lg(channels),
+        "maximum": float(a[0]),
+        "window": lg(prod(a[4:7])),
+        "stride": float(a[9]),
+        "pixels": lg(prod(call.outs[0].shape[2:])),
+        "image": lg(prod(size)),
+        "taps": lg(call.outs[0].numel * prod(a[4:7])),
+        "padded": float(any(a[10:16])),
+    }
+
+
+@family("copy", "effc_copy", "effc_concat")
 def copy(call: Call, cx: Context) -> dict[str, float]:
-    """effc_copy: see kernels/copy.cpp."""
+    """effc_copy: see kernels/copy.cpp; effc_concat: boxes.cpp."""
     x = call.ins[0]
     f = _loop(call)
     if x is None:
-        return {**f, "in_run": 0.0, "in_stride": 0.0, "page": 0.0}
+        return {**f, "in_run": 0.0, "in_stride": 0.0, "page": 0.0, "joined": 0.0}
     run, last = _inner(x)
-    return {**f, "in_run": lg(run), "in_stride": lg(last), "page": float(last * x.itemsize % 4096 == 0)}
+    return {
+        **f,
+        "joined": float(len(call.ins)),
+        "in_run": lg(run),
+        "in_stride": lg(last),
+        "page": float(last * x.itemsize % 4096 == 0),
+    }
 
 
 def vector(f: Mapping[str, float], names: tuple[str, ...]) -> list[float]:

@@ -1,4 +1,5 @@
-"""Measuring: one kernel call in every way it can be made, side by side; and all calls of a model, where it makes them.
+"""Measuring: one kernel call in every way it can be made, or a region in every way a pass can treat it, side by side;
+and all calls of a model, where it makes them.
 
 Times are the runtime's own, per instruction (its profile). Ways of one call are entry points of one artifact and run in
 short blocks in turn, so that a change of the machine's speed meets all of them; a block's time is its mean, a record's
@@ -14,6 +15,7 @@ import ctypes
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,8 +26,11 @@ from ..ir.dtypes import DType
 from ..ir.graph import Builder, Graph
 from ..ir.types import TensorType
 from ..runtime.errors import EffcError
+from . import alternatives
+from .alternatives import Ask
 from .calls import Call, calls
 from .decide import Decision
+from .features import family_of
 from .machine import Machine, Others
 from .records import Record
 from .space import Case
@@ -35,6 +40,7 @@ BLOCK_SECONDS, WAY_SECONDS = 0.4e-3, 30e-3
 SWEEP_ROW = 4096
 YARD = "yard"
 Rng = np.random.Generator
+Array = np.ndarray[Any, Any]
 
 
 class Forced:
@@ -48,9 +54,9 @@ class Forced:
         return Decision(min(self.index, len(ways) - 1), why="forced")
 
 
-def graph_of(case: Case) -> Graph:
-    """The case's graph after the passes of the CPU backend, all but the choice of a convolution's algorithm: a case is
-    of the kernel that it was made for."""
+def graph_of(case: Case, forced: Ask | None = None) -> Graph:
+    """The case's graph after the passes of the CPU backend. ``forced`` answers what passes ask. A case of a
+    kernel is of that one: there a convolution's algorithm is not chosen."""
     from .. import builtin_backends  # noqa: F401  (registers them)
     from ..backends.registry import find
     from ..passes.manager import PassReport, Pipeline
@@ -59,7 +65,8 @@ def graph_of(case: Case) -> Graph:
 
     b = Builder()
     g = b.graph([case.build(b)])
-    return Pipeline(default(find("cpu").passes()), disabled=(FormWinograd.name,)).run(g, PassReport())
+    off = () if case.family == "conv_algorithm" else (FormWinograd.name,)
+    return Pipeline(default(replace(find("cpu").passes(), ask=forced)), disabled=off).run(g, PassReport())
 
 
 def _wrapped(g: Graph, sweep: int) -> Graph:
@@ -88,37 +95,49 @@ def _signature(g: Graph) -> Any:
 
 
 class Bench:
-    """The ways of one call, compiled and loaded. ``graphs``: the same function by way; ``target``: a CpuTarget."""
+    """The ways of one call or region, compiled and loaded. ``ways``: their indices; ``target``: a CpuTarget. ``calls``:
+    by way's name what is measured; of a region, ``parts`` are the kernel calls that it is made of."""
 
-    def __init__(
-        self, case: Case, graph: Graph, ways: Sequence[int], sweep: int, threads: int, target: Any, folder: Path
-    ) -> None:
+    def __init__(self, case: Case, ways: Sequence[int], sweep: int, threads: int, target: Any, folder: Path) -> None:
         from ..backends import cpu
         from ..compiler import write_artifact
         from ..runtime.loader import load
 
-        g = _wrapped(graph, sweep)
-        names = {f"w{w}": Forced(w) for w in ways}
-        graphs = {**dict.fromkeys(names, g), YARD: yardstick()}
-        parts = cpu.compile_graphs(graphs, target, threads, lambda n: names.get(n))
+        self.ways = {f"w{w}": w for w in ways}
+        asked = {n: alternatives.Forced(case.family, w) for n, w in self.ways.items()}
+        region = case.family in alternatives.SETS
+        plain = None if region else _wrapped(graph_of(case), sweep)
+        graphs = {n: plain or _wrapped(graph_of(case, asked[n]), sweep) for n in self.ways}
+        g = graphs[next(iter(graphs))]
+        graphs[YARD] = yardstick()
+        deciders = {} if region else {n: Forced(w) for n, w in self.ways.items()}
+        parts = cpu.compile_graphs(graphs, target, threads, lambda n: deciders.get(n))
         self.calls: dict[str, Call] = {}
+        self.parts: dict[str, list[Call]] = {}
         self._at: dict[str, list[int]] = {}
-        self.ways = {n: f.index for n, f in names.items()}
+        self._each = dict.fromkeys(graphs, 1)  # calls that make up one
         for n, program in parts.programs.items():
+            made = list(enumerate(calls(program, {})))
             if n == YARD:
-                self._at[n] = [i for i, c in enumerate(calls(program, {})) if c.kernel.startswith("effc_matmul")]
+                self._at[n] = [i for i, c in made if c.kernel.startswith("effc_matmul")]
                 continue
-            found = [(c.bytes, i, c) for i, c in enumerate(calls(program, {})) if c.kernel.startswith(case.kernels)]
-            if sweep and case.family == "red":  # the sweep is a reduction, too, and comes last
-                found = found[:-1]
+            if region:
+                found = [(i, c) for i, c in made if not _of_bench(c, sweep)]
+                if len(asked[n].regions) != 1:
+                    raise EffcError(f"{case.spec} has {len(asked[n].regions)} regions of {case.family}, not one")
+                self.calls[n], self.parts[n] = asked[n].regions[0][self.ways[n]], [c for _, c in found]
+            else:
+                found = [(i, c) for i, c in made if c.kernel.startswith(case.kernels) and not _of_bench(c, sweep)]
+                found = sorted(found, key=lambda f: f[1].bytes)[-1:]
+                self.calls[n] = found[0][1] if found else Call("", (), ())
             if not found:
                 raise EffcError(f"{case.spec} makes no call of {case.kernels}")
-            _, at, call = max(found, key=lambda f: f[0])
-            self.calls[n] = call
-            repeat = 1 if sweep else max(1, min(16, int(100e-6 / (call.flops / 30e9 + call.bytes / 10e9 + 1e-6))))
+            self._each[n] = len(found)
+            size = sum(c.flops for _, c in found) / 30e9 + sum(c.bytes for _, c in found) / 10e9
+            repeat = 1 if sweep else max(1, min(16, int(100e-6 / (size + 1e-6))))
             each = len(program["code"])
             program["code"] = program["code"] * repeat
-            self._at[n] = [at + each * i for i in range(repeat)]
+            self._at[n] = [at + each * i for i in range(repeat) for at, _ in found]
         path = folder / "case.effc"
         write_artifact(path, target, {n: _signature(x) for n, x in graphs.items()}, graphs, parts, {})
         self.model = load(path, num_threads=threads)
@@ -129,28 +148,31 @@ class Bench:
         self.yard = {yard.name: np.ones(yard.types[0].shape, np.float32)}  # type: ignore[arg-type]
         self._index = {n: i for i, n in enumerate(self.model.entry_names)}
 
-    def _spent(self, name: str) -> tuple[int, int]:
-        """Nanoseconds and calls of the measured instruction so far."""
+    def _spent(self, name: str) -> tuple[Array, int]:
+        """Nanoseconds so far of each call that makes up one, and how often it ran."""
         from ..runtime import _rt
 
-        lib, p, ns, count = _rt.lib(), _rt.Profile(), 0, 0
-        for i in self._at[name]:
+        lib, p, each = _rt.lib(), _rt.Profile(), self._each[name]
+        ns, count = np.zeros(each), 0
+        for k, i in enumerate(self._at[name]):
             _rt.check(lib.effc_profile_get(self.model._ptr, self._index[name], i, ctypes.byref(p)))
-            ns, count = ns + p.ns, count + p.calls
+            ns[k % each] += p.ns
+            count += p.calls if k % each == 0 else 0
         return ns, count
 
-    def block(self, name: str, runs: int) -> float:
-        """Seconds per call over this many runs."""
+    def block(self, name: str, runs: int) -> Array:
+        """Seconds of each call that makes up one, over this many runs."""
         ns, count = self._spent(name)
         run = self.model.entry(name).run
         inputs = self.yard if name == YARD else self.inputs
         for _ in range(runs):
             run(inputs)
         ns2, count2 = self._spent(name)
-        return (ns2 - ns) * 1e-9 / max(1, count2 - count)
+        return np.asarray((ns2 - ns) * 1e-9 / max(1, count2 - count))
 
-    def times(self, blocks: tuple[int, int] = BLOCKS) -> dict[str, list[float]]:
-        """Seconds of each block of each way, and of the yardstick, blocks in turn: at least and at most so many."""
+    def times(self, blocks: tuple[int, int] = BLOCKS) -> dict[str, Array]:
+        """Seconds (block, call) of each way, and of the yardstick, blocks in turn: at least and at most so many. Only a
+        region is made up of more than one call."""
         from ..runtime import _rt
 
         _rt.lib().effc_profile_enable(self.model._ptr, 1)
@@ -162,19 +184,26 @@ class Bench:
             once = time.perf_counter() - start
             runs[n] = max(1, min(64, int(BLOCK_SECONDS / once)))
             longest = max(longest, once * runs[n])
-        found: dict[str, list[float]] = {n: [] for n in order}
+        found: dict[str, list[Array]] = {n: [] for n in order}
         for i in range(max(blocks[0], min(blocks[1], int(WAY_SECONDS / longest)))):
             for n in order[:: 1 if i % 2 else -1]:
                 found[n].append(self.block(n, runs[n]))
-        return found
+        return {n: np.stack(times) for n, times in found.items()}
 
 
-def typical(blocks: Sequence[float]) -> float:
+def _of_bench(c: Call, sweep: int) -> bool:
+    """Whether a call is one that :func:`_wrapped` has added."""
+    if all(t.numel == 1 for t in c.outs):
+        return True
+    return bool(sweep and c.ins and c.ins[0] is not None and c.ins[0].shape[-1] == SWEEP_ROW and c.kernel[:4] == "red_")
+
+
+def typical(blocks: Sequence[float] | Array) -> float:
     """The lower quartile of blocks' times, seconds."""
     return float(np.percentile(blocks, 25))
 
 
-def repeat_error(blocks: Sequence[float]) -> float:
+def repeat_error(blocks: Sequence[float] | Array) -> float:
     """|ln| of the ratio of what every other block says: how far two measurements, each half as long, differ."""
     return abs(float(np.log(typical(blocks[::2]) / typical(blocks[1::2]))))
 
@@ -203,33 +232,31 @@ def measure(
     source: str = "space",
     blocks: tuple[int, int] = BLOCKS,
 ) -> list[Record]:
-    """Records of a case: the backend's own way, and up to ``most - 1`` others drawn at random."""
-    graph = graph_of(case)
-    n = ways_of(graph, target)
-    ways = [0, *(int(i) + 1 for i in rng.permutation(n - 1)[: most - 1])]
-    bench = Bench(case, graph, ways, sweep, threads, target, folder)
+    """Records of a case: the rule's own way, and up to ``most - 1`` others drawn at random. Of alternatives all ways,
+    and the kernel calls that they are made of, each a group of its own."""
+    if case.family in alternatives.SETS:
+        ways = list(range(len(alternatives.SETS[case.family].ways)))
+    else:
+        n = ways_of(graph_of(case), target)
+        ways = [0, *(int(i) + 1 for i in rng.permutation(n - 1)[: most - 1])]
+    bench = Bench(case, ways, sweep, threads, target, folder)
     out, others = [], Others()
     found = bench.times(blocks)
-    busy, yard = others.share(), typical(found.pop(YARD))
-    for name, times in found.items():
-        call = bench.calls[name]
+    busy, yard = others.share(), typical(found.pop(YARD).sum(1))
+
+    def record(call: Call, family: str, times: Array, between: int, group: str, way: int) -> None:
+        measured = (typical(times), repeat_error(times), yard, busy)
         out.append(
-            Record(
-                call,
-                case.family,
-                threads,
-                max(sweep, call.bytes),
-                typical(times),
-                repeat_error(times),
-                yard,
-                busy,
-                group,
-                bench.ways[name],
-                source,
-                target.name,
-                machine,
-            )
-        )
+            Record(call, family, threads, between, *measured, group, way, source, target.name, machine)
+        )  # fmt: skip
+
+    for name, times in found.items():
+        call, way = bench.calls[name], bench.ways[name]
+        record(call, case.family, times.sum(1), max(sweep, call.bytes), group, way)
+        parts = bench.parts.get(name, [])
+        touched = max(sweep, sum(c.bytes for c in parts))
+        for i, part in enumerate(parts):
+            record(part, family_of(part), times[:, i], touched, f"{group}/{way}/{i}", 0)
     return out
 
 
@@ -282,7 +309,7 @@ def measure_model(
             _rt.check(lib.effc_profile_get(model._ptr, index, slot, ctypes.byref(p)))
             b.append(p.ns * 1e-9 / max(1, p.calls))
         lib.effc_profile_enable(model._ptr, 0)
-        yards += [yard.block(YARD, 2) for _ in range(4)]
+        yards += [float(yard.block(YARD, 2).sum()) for _ in range(4)]
     between, busy = footprint(program, env), others.share()
     records = [
         Record(

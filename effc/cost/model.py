@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..runtime.errors import EffcError
+from .alternatives import SETS, rule_of, way_of
 from .calls import Call, kernel_class
 from .decide import Decision
 from .features import FAMILIES, family_of, vector
@@ -30,7 +31,9 @@ from .trees import Trees
 Array = np.ndarray[Any, Any]
 DATA = Path(__file__).with_name("data")
 VERSION = 1
+NEVER = 10.0  # the margin (log) of a ranking that did not pay off
 MARGIN = 0.5  # octaves beyond what was measured in which a model is still believed
+UPWARD = 4.0  # and in which its times are, of larger calls: those keep the efficiency of the largest that was measured
 # What the order of additions depends on: attributes of the families that have ways.
 ORDER: dict[str, Callable[[Call], int]] = {
     "conv": lambda c: c.attrs[23],
@@ -70,16 +73,23 @@ class FamilyModel:
         """Log times relative to one another, of the ways of one call."""
         return np.asarray(np.mean([m(x) for m in self.rankers], 0))
 
-    def beyond(self, features: Mapping[str, float]) -> str:
+    def why_no_rank(self, call: Call) -> str:
+        """Why another way than the rule's is never taken for such a call, or nothing."""
+        if not self.rankers or kernel_class(call.kernel) not in self.kernels:
+            return "no model ranks its ways"
+        return "" if self.rank_error < NEVER else "choosing did not pay off where it was measured"
+
+    def beyond(self, features: Mapping[str, float], upward: float = MARGIN) -> str:
         """Why a call of these features is outside of what was measured, or nothing."""
         for n, (lo, hi) in self.ranges.items():
-            if not lo - MARGIN <= features[n] <= hi + MARGIN:
+            if not lo - MARGIN <= features[n] <= hi + upward:
                 return f"2^{features[n]:.1f} {n}: measured were 2^{lo:.1f} to 2^{hi:.1f}"
         return ""
 
 
 class CostModel:
-    """The families' models, and the machine that they were measured on. ``info``: how it was made."""
+    """The families' models, and the machine that they were measured on, of several the last one. ``info``: how it was
+    made."""
 
     def __init__(
         self, families: Mapping[str, FamilyModel], machine: Machine, target: str, info: Mapping[str, Any]
@@ -103,7 +113,7 @@ class CostModel:
                 estimate(call, cx), log(SLACK), "roofline", f"no {kernel_class(call.kernel)} was measured"
             )
         f = FAMILIES[name].features(call, cx)
-        why = model.beyond(f)
+        why = model.beyond(f, UPWARD)
         if why:
             return Prediction(estimate(call, cx), log(SLACK), "roofline", why)
         mean, spread = model.log_ratio(np.array([vector(f, model.names)]))
@@ -112,32 +122,57 @@ class CostModel:
 
     # Choices ----------------------------------------------------------------------------------------------------------
 
+    def why_not(self, call: Call, cx: Context) -> str:
+        """Why the rule decides about a call's ways, or nothing."""
+        name = family_of(call)
+        model = self.families.get(name)
+        if model is None:
+            return f"no model of family {name}"
+        return model.why_no_rank(call) or model.beyond(FAMILIES[name].features(call, cx))
+
     def choose(self, ways: Sequence[Call], cx: Context) -> Decision:
         """The way to make a call; ``ways[0]`` is the backend's own. Another is taken only if the ranking says that it
-        gains more than the ranking's error. What decides the order of additions is settled for one thread, so that it
-        does not depend on how many there are."""
-        name = family_of(ways[0])
-        model = self.families.get(name)
-        if model is None or not model.rankers or kernel_class(ways[0].kernel) not in model.kernels:
-            return Decision(0, why=f"no model ranks {name}")
-        one = Context(cx.machine, cx.vlen, 1, cx.between)
-        first = FAMILIES[name].features(ways[0], cx)
-        why = model.beyond(first)
+        gains more than the margin with which that paid off. What decides the order of additions is settled for one
+        thread, so that it does not depend on how many there are."""
+        why = self.why_not(ways[0], cx)
         if why:
             return Decision(0, why=f"the rule's own: {why}")
-        rows = [vector(FAMILIES[name].features(w, one), model.names) for w in ways]
-        score = model.rank(np.array(rows))
+        name = family_of(ways[0])
+        model, one = self.families[name], Context(cx.machine, cx.vlen, 1, cx.between)
+        score = self._rank(ways, one)
         index = _better(score, range(len(ways)), 0, model.rank_error)
         if cx.threads > 1:
             order = ORDER[name]
             same = [i for i, w in enumerate(ways) if order(w) == order(ways[index])]
-            rows = [vector(FAMILIES[name].features(w, cx), model.names) for w in ways]
-            score = model.rank(np.array(rows))
+            score = self._rank(ways, cx)
             index = _better(score, same, index, model.rank_error)
+        return self._decision(ways, score, index, 0, cx)
+
+    def choose_region(self, ways: Sequence[Call], contexts: Sequence[Context]) -> Decision:
+        """The way of a set of alternatives that is best in all of these contexts together (the mean of the logs)."""
+        rule = rule_of(ways[0])
+        why = self.why_not(ways[0], contexts[-1])
+        if why:
+            return Decision(rule, why=why, rule=rule)
+        score = np.asarray(np.mean([self._rank(ways, cx) for cx in contexts], 0))
+        index = _better(score, range(len(ways)), rule, self.families[ways[0].kernel].rank_error)
+        return self._decision(ways, score, index, rule, contexts[-1])
+
+    def _rank(self, ways: Sequence[Call], cx: Context) -> Array:
+        """Log times of ways of one call, up to a constant. Those of alternatives are over way 0, which has none."""
+        name = family_of(ways[0])
+        f, names = FAMILIES[name], self.families[name].names
+        score = self.families[name].rank(np.array([vector(f.features(w, cx), names) for w in ways]))
+        return np.where([way_of(w) == 0 for w in ways], 0.0, score) if name in SETS else score
+
+    def _decision(self, ways: Sequence[Call], score: Array, index: int, rule: int, cx: Context) -> Decision:
         base = self.predict(ways[0], cx).seconds
         seconds = tuple(base * exp(s - score[0]) for s in score)
-        why = "the rule: nothing beats it by more than the uncertainty" if index == 0 else "predicted to be faster"
-        return Decision(index, seconds, exp(score[0] - score[index]), model.rank_error, why)
+        margin = self.families[family_of(ways[0])].rank_error
+        why = "predicted to be faster than the rule's way"
+        if index == rule:
+            why = "the rule's way: nothing beats it by more than the margin"
+        return Decision(index, seconds, exp(score[rule] - score[index]), margin, why, rule)
 
     # Files ------------------------------------------------------------------------------------------------------------
 
@@ -228,20 +263,18 @@ def shipped(target: str) -> CostModel | None:
 
 def chooser(target: str, threads: int | None, between: int) -> Callable[[Sequence[Call]], Decision] | None:
     """What lowering asks; None without a model for the target. ``between``: bytes that a run of the program touches.
-    Answers are kept: the layers of a model repeat. ``$EFFC_COST_MODEL`` asks for it, 1 for the shipped model: whole
-    models were no faster by its choices so far (docs/cost.md), and those take seconds of compile time."""
-    if os.environ.get("EFFC_COST_MODEL", "") in ("", "0"):
-        return None
+    Answers are kept: the layers of a model repeat. They are for so many ``threads``, by default those of the machine
+    that was measured, whatever this one has."""
     model = shipped(target)
     if model is None:
         return None
-    count = threads or len(os.sched_getaffinity(0))
+    cx = model.context(threads or model.machine.cores, between)
     known: dict[Any, Decision] = {}
 
     def decide(ways: Sequence[Call]) -> Decision:
         key = (ways[0], len(ways))
         if key not in known:
-            known[key] = model.choose(ways, model.context(count, between))
+            known[key] = model.choose(ways, cx)
         return known[key]
 
     return decide

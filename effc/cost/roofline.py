@@ -7,6 +7,7 @@ where no model knows better. (Williams, Waterman, Patterson: "Roofline", 2009.)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 from ..runtime.dtypes import BY_NAME
@@ -34,28 +35,38 @@ def vlen_of(target: str) -> int:
     return 64 if "x86-64-v4" in target else 32
 
 
+@lru_cache(maxsize=4096)  # ways of one call ask again and again
+def windows(kernel: int, stride: int, pad: int, dilation: int, out: int, size: int) -> tuple[float, float]:
+    """Along one dim: the share of taps that lie inside the image, and of windows that lie inside as a whole."""
+    span, taps, whole = dilation * (kernel - 1), 0, 0
+    for o in range(out):
+        first = o * stride - pad
+        taps += max(0, min(kernel, -(-(size - first) // dilation)) - max(0, -(first // dilation)))
+        whole += first >= 0 and first + span < size
+    return taps / max(1, out * kernel), whole / max(1, out)
+
+
+@lru_cache(maxsize=4096)
+def reached(kernel: int, stride: int, pad: int, dilation: int, out: int, size: int) -> float:
+    """Along one dim of a transposed convolution: the share of taps that meet an element of the image; with a stride all
+    others fall between its elements."""
+    at = (o + pad - dilation * k for o in range(out) for k in range(kernel))
+    return sum(x % stride == 0 and 0 <= x // stride < size for x in at) / max(1, out * kernel)
+
+
+def geometry(call: Call) -> tuple[tuple[int, int, int, int, int, int], ...]:
+    """A convolution's dims as :func:`windows` takes them."""
+    a, x = call.attrs, call.ins[0]
+    assert x is not None
+    size = (1,) * (5 - len(x.shape)) + x.shape[2:]
+    return tuple((a[5 + d], a[8 + d], a[11 + d], a[14 + d], a[17 + d], size[d]) for d in range(3))
+
+
 def taps_inside(call: Call) -> float:
     """Of a convolution's multiply-adds, the share that lies inside the image: kernels leave the others out."""
-    a, x = call.attrs, call.ins[0]
-    if len(a) < 20 or x is None or a[1]:
+    if len(call.attrs) < 20 or call.ins[0] is None:
         return 1.0
-    size = (1,) * (5 - len(x.shape)) + x.shape[2:]
-    share = 1.0
-    for d in range(3):
-        kernel, stride, pad, dilation, out = a[5 + d], a[8 + d], a[11 + d], a[14 + d], a[17 + d]
-        if kernel == 1 and pad == 0:
-            continue
-        inside = sum(
-            len(
-                range(
-                    max(0, -(-(pad - o * stride) // dilation)),
-                    min(kernel, -(-(size[d] + pad - o * stride) // dilation)),
-                )
-            )
-            for o in range(out)
-        )
-        share *= inside / max(1, out * kernel)
-    return share
+    return prod(reached(*g) if call.attrs[1] else windows(*g)[0] for g in geometry(call))
 
 
 def operations(call: Call) -> float:

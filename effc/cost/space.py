@@ -27,7 +27,7 @@ SAMPLERS: dict[str, Sampler] = {}
 @dataclass(frozen=True)
 class Case:
     """A graph to measure. ``kernels``: prefixes of the calls that are meant, by family; others (copies, say) are not
-    recorded. ``spec`` names it."""
+    recorded. For a set of alternatives ``family`` is its name, and all calls are. ``spec`` names it."""
 
     family: str
     spec: str
@@ -53,6 +53,11 @@ def size(rng: Rng, low: int, high: int) -> int:
     x = float(np.exp(rng.uniform(np.log(low), np.log(high + 1))))
     step = (1, 8, 32)[int(rng.integers(3))]
     return int(min(high, max(low, round(x / step) * step if x > 2 * step else int(x))))
+
+
+def most(rng: Rng) -> float:
+    """The most operations of a call: one of six is of a large model."""
+    return MOST_FLOPS * (6 if rng.random() < 1 / 6 else 1)
 
 
 def _type(*shape: int, dtype: DType = DType.f32) -> TensorType:
@@ -103,7 +108,7 @@ def conv(rng: Rng) -> Case | None:
     if min(out) < 1:
         return None
     flops = 2.0 * batch * prod(out) * co * (ci // groups) * prod(k)
-    if flops > MOST_FLOPS or 4 * co * ci // groups * prod(k) > MOST_BYTES or 4 * batch * ci * prod(image) > MOST_BYTES:
+    if flops > most(rng) or 4 * co * ci // groups * prod(k) > MOST_BYTES or 4 * batch * ci * prod(image) > MOST_BYTES:
         return None
     tail = str(rng.choice(["none", "bias", "relu"]))
     seed = int(rng.integers(1 << 31))
@@ -125,6 +130,24 @@ def conv(rng: Rng) -> Case | None:
 
     spec = f"conv {batch}x{ci}x{image} {co} {k} s{stride} p{pad} g{groups} {tail}"
     return Case("conv", spec, build, ("effc_conv_f32",))
+
+
+@sampler("upsampling")
+def upsampling(rng: Rng) -> Case | None:
+    """Transposed convolutions with a stride of 2: windows of 2, and of 3 or 4 that overlap."""
+    ci, co, side, k = size(rng, 8, 512), size(rng, 8, 512), size(rng, 4, 128), int(rng.choice([2, 2, 3, 4]))
+    if 2.0 * ci * co * side**2 * k**2 > MOST_FLOPS or 16 * max(ci, co) * side**2 > MOST_BYTES:
+        return None
+    pad, extra, seed = (k - 1) // 2, int(k == 3), int(rng.integers(1 << 31))
+
+    def build(b: Builder) -> Value:
+        r = np.random.default_rng(seed)
+        x = b.op("permute", b.input("x", _type(1, side, side, ci)), dims=(0, 3, 1, 2))
+        more = {"stride": (2, 2), "padding": ((pad, pad),) * 2, "output_padding": (extra, extra), "dilation": (1, 1)}
+        y = b.op("conv_transpose", x, _constant(b, r, ci, co, k, k), groups=1, **more)
+        return _tail(b, y, "relu", r, 1)
+
+    return Case("conv", f"upsampling {ci}x{side} {co} {k}", build, ("effc_conv_f32",))
 
 
 @sampler("winograd")
@@ -179,7 +202,7 @@ def matmul(rng: Rng) -> Case | None:
         batch, m, k, n = int(rng.choice([2, 4, 8, 12, 16])), min(m, 512), size(rng, 16, 256), size(rng, 16, 512)
     if rng.random() < 0.08 and kind == "packed":
         n = size(rng, 4096, 32000)
-    if 2.0 * batch * m * k * n > MOST_FLOPS or 4 * batch * k * n > MOST_BYTES or 4 * batch * m * n > MOST_BYTES:
+    if 2.0 * batch * m * k * n > most(rng) or 4 * batch * k * n > 4 * MOST_BYTES or 4 * batch * m * n > MOST_BYTES:
         return None
     tail = str(rng.choice(["none", "bias", "relu"]))
     across = bool(rng.random() < 0.3)  # k contiguous in the right-hand side
@@ -214,8 +237,13 @@ def attention(rng: Rng) -> Case | None:
     lk = size(rng, 4, 2048)
     lq = 1 if rng.random() < 0.2 else lk if rng.random() < 0.7 else size(rng, 1, lk)
     causal = bool(rng.random() < 0.4) and lq == lk
-    if 4.0 * b * h * lq * lk * e > MOST_FLOPS or 4 * b * h * lk * e > MOST_BYTES // 2:
+    if 4.0 * b * h * lq * lk * e > most(rng) or 4 * b * h * lk * e > MOST_BYTES // 2:
         return None
+    return heads(b, h, lq, lk, e, causal)
+
+
+def heads(b: int, h: int, lq: int, lk: int, e: int, causal: bool) -> Case:
+    """Attention of ``h`` heads whose elements are innermost, heads next to them."""
 
     def build(g: Builder) -> Value:
         q, k, v = (
@@ -314,15 +342,240 @@ def reduction(rng: Rng) -> Case | None:
 def copy(rng: Rng) -> Case | None:
     """Copies that change the order of dims."""
     a, b_, c = size(rng, 1, 16), size(rng, 4, 1024), size(rng, 4, 1024)
+    order: Any = [(0, 2, 1), (2, 0, 1), (1, 0, 2)][int(rng.integers(3))]
+    if a == 1 and order == (1, 0, 2):  # moves nothing
+        return None
     if 4 * a * b_ * c > MOST_BYTES // 2:
         return None
-    order: Any = [(0, 2, 1), (2, 0, 1), (1, 0, 2)][int(rng.integers(3))]
 
     def build(b: Builder) -> Value:
         y = b.op("permute", b.input("x", _type(a, b_, c)), dims=order)
         return b.op("reshape", y, shape=(a * b_ * c,))  # a permutation alone is a view
 
     return Case("copy", f"copy {a}x{b_}x{c} {order}", build, ("effc_copy",))
+
+
+@sampler("concat")
+def concat(rng: Rng) -> Case | None:
+    """Two images joined along their channels, which lie innermost."""
+    side, parts = size(rng, 4, 160), [size(rng, 8, 512) for _ in range(2)]
+    if 4 * side**2 * sum(parts) > MOST_BYTES // 2:
+        return None
+
+    def build(b: Builder) -> Value:
+        xs = [b.input(f"x{i}", _type(1, side, side, c)) for i, c in enumerate(parts)]
+        return b.op("concat", *(b.op("permute", x, dims=(0, 3, 1, 2)) for x in xs), dim=1)
+
+    return Case("copy", f"concat {side} {parts}", build, ("effc_concat",))
+
+
+@sampler("pool")
+def pool(rng: Rng) -> Case | None:
+    """Maxima and means of windows, channels innermost, and means of whole images."""
+    batch, c, side = int(rng.choice([1, 1, 2, 8])), size(rng, 8, 512), size(rng, 6, 256)
+    window, stride = ((2, 2), (3, 2), (3, 1), (0, 1))[int(rng.integers(4))]
+    op = str(rng.choice(["max_pool", "max_pool", "avg_pool"])) if window else "avg_pool"
+    window, pad = window or side, 1 if window == 3 else 0
+    if 4 * batch * c * side**2 > MOST_BYTES:
+        return None
+
+    def build(b: Builder) -> Value:
+        x = b.op("permute", b.input("x", _type(batch, side, side, c)), dims=(0, 3, 1, 2))
+        more = {"dilation": (1, 1)} if op == "max_pool" else {}
+        return b.op(op, x, kernel=(window,) * 2, stride=(stride,) * 2, padding=((pad, pad),) * 2, **more)
+
+    return Case("pool", f"{op} {batch}x{c}x{side} {window} s{stride}", build, ("effc_pool_f32",))
+
+
+@sampler("rnn")
+def recurrent(rng: Rng) -> Case | None:
+    """LSTM, GRU and plain layers of 16 to 768 units."""
+    kind = str(rng.choice(["lstm_layer", "lstm_layer", "gru_layer", "rnn_layer"]))
+    units, batch = size(rng, 16, 768), int(rng.choice([1, 1, 1, 2, 3, 8, 16]))
+    steps, features = size(rng, 1, 400), size(rng, 8, 512)
+    gates = {"lstm_layer": 4, "gru_layer": 3, "rnn_layer": 1}[kind]
+    if 2.0 * gates * units * (units + features) * batch * steps > MOST_FLOPS:
+        return None
+    return layer(kind, steps, batch, features, units)
+
+
+def layer(kind: str, steps: int, batch: int, features: int, units: int) -> Case:
+    """One direction of a recurrent layer with biases."""
+    gates = {"lstm_layer": 4, "gru_layer": 3, "rnn_layer": 1}[kind]
+
+    def build(b: Builder) -> Value:
+        r = np.random.default_rng(units)
+        x, states = b.input("x", _type(steps, batch, features)), 2 if kind == "lstm_layer" else 1
+        start = [b.constant(np.zeros((batch, units), np.float32)) for _ in range(states)]
+        weights = [_constant(b, r, gates * units, k) for k in (features, units)]
+        biases = [_constant(b, r, gates * units) for _ in range(2)]
+        y: tuple[Value, ...] = b.op(kind, x, *start, *weights, *biases)
+        return y[0]
+
+    spec = f"{kind} {steps}x{batch}x{features} {units}"
+    return Case("rnn", spec, build, ("effc_lstm_f32", "effc_gru_f32", "effc_rnn_"))
+
+
+# Alternatives (alternatives.py): graphs with one region that a pass asks about ---------------------------------------
+
+# Channels and sides of 3x3 convolutions in ResNets, VGG, U-Nets and detectors.
+THREES = (
+    (64, 64, 56), (128, 128, 28), (256, 256, 14), (512, 512, 7), (64, 64, 40), (128, 128, 20), (256, 256, 10),
+    (512, 512, 5), (32, 32, 128), (64, 64, 64), (128, 128, 32), (256, 256, 16), (64, 128, 64), (256, 128, 32),
+    (128, 64, 64), (64, 32, 128), (16, 16, 96), (24, 24, 80), (48, 48, 48), (96, 96, 28), (192, 192, 14),
+    (384, 256, 13), (32, 64, 28), (80, 192, 35), (160, 160, 17), (512, 512, 14),
+)  # fmt: skip
+
+
+def near(rng: Rng, x: int, step: int = 1) -> int:
+    """A size up to a third smaller or larger, a multiple of ``step``."""
+    return max(step, round(x * float(np.exp(rng.uniform(-0.35, 0.35))) / step) * step)
+
+
+@sampler("conv_algorithm")
+def conv_algorithm(rng: Rng) -> Case | None:
+    """3x3 convolutions: those of models, some like them, and any."""
+    how = rng.random()
+    c, o, side = THREES[int(rng.integers(len(THREES)))]
+    if how < 0.4:
+        c, o, side = near(rng, c, 8), near(rng, o, 8), near(rng, side)
+    elif how < 0.7:
+        c, o, side = size(rng, 8, 512), size(rng, 8, 512), size(rng, 4, 160)
+    return three(c, o, side, side, int(rng.choice([1, 1, 1, 2, 4])), str(rng.choice(["none", "bias", "relu", "relu"])))
+
+
+def three(c: int, o: int, height: int, width: int, batch: int, tail: str, pad: int = 1) -> Case | None:
+    """A 3x3 convolution that may become one by Winograd's algorithm."""
+    pixels = batch * height * width
+    if 18.0 * pixels * c * o > 3 * MOST_FLOPS or 4 * pixels * max(c, o) > MOST_BYTES or 144 * c * o > 2 * MOST_BYTES:
+        return None
+
+    def build(b: Builder) -> Value:
+        x = b.op("permute", b.input("x", _type(batch, height, width, c)), dims=(0, 3, 1, 2))
+        w, pads = _constant(b, np.random.default_rng(c), o, c, 3, 3), ((pad, pad), (pad, pad))
+        y = b.op("conv", x, w, stride=(1, 1), padding=pads, dilation=(1, 1), groups=1)
+        return _tail(b, y, tail, np.random.default_rng(o), 1)
+
+    return Case("conv_algorithm", f"three {batch}x{c}x{height}x{width} {o} p{pad} {tail}", build, ("effc_conv_",))
+
+
+# Channels, their multiple between, channels afterwards, side, window and stride of inverted bottlenecks, in MobileNetV2
+# and EfficientNet; a multiple of 0 is a block without the first convolution.
+BOTTLENECKS = (
+    (32, 0, 16, 112, 3, 1), (16, 6, 24, 112, 3, 2), (24, 6, 24, 56, 3, 1), (24, 6, 32, 56, 3, 2),
+    (32, 6, 32, 28, 3, 1), (32, 6, 64, 28, 3, 2), (64, 6, 64, 14, 3, 1), (64, 6, 96, 14, 3, 1),
+    (96, 6, 96, 14, 3, 1), (96, 6, 160, 14, 3, 2), (160, 6, 160, 7, 3, 1), (24, 6, 40, 56, 5, 2),
+    (40, 6, 40, 28, 5, 1), (40, 6, 80, 28, 3, 2), (80, 6, 80, 14, 3, 1), (80, 6, 112, 14, 5, 1),
+    (112, 6, 112, 14, 5, 1), (112, 6, 192, 14, 5, 2), (192, 6, 192, 7, 5, 1), (64, 0, 128, 56, 3, 1),
+    (128, 0, 128, 56, 3, 1), (256, 0, 256, 28, 3, 1), (512, 0, 512, 14, 3, 1), (16, 4, 24, 48, 3, 1),
+    (3, 0, 32, 160, 3, 2),
+)  # fmt: skip
+
+
+@sampler("conv_or_chain")
+def conv_or_chain(rng: Rng) -> Case | None:
+    """Inverted bottlenecks and separable convolutions."""
+    c, multiple, o, side, window, stride = BOTTLENECKS[int(rng.integers(len(BOTTLENECKS)))]
+    if rng.random() < 0.6 and c > 3:
+        same = c == o
+        c, o, side = near(rng, c, 8), near(rng, o, 8), near(rng, side)
+        o, window = c if same else o, int(rng.choice([3, 3, 5]))
+    first = ((32, 3, 2, 1),) if c == 3 else ((c * multiple, 1, 1, 0),) if multiple else ()
+    wide = first[0][0] if first else c
+    deep = (wide, window, 1 if c == 3 else stride, window // 2)
+    batch = int(rng.choice([1, 1, 1, 2]))
+    return bottleneck(batch, c, side, side, first, deep, o, residual=stride == 1 and c == o and bool(first))
+
+
+Stage = tuple[int, int, int, int]  # channels, window, stride, padding
+
+
+def bottleneck(
+    batch: int, c: int, height: int, width: int, first: tuple[Stage, ...], deep: Stage, o: int, residual: bool
+) -> Case | None:
+    """[A convolution with a clamp,] a depthwise one with a clamp, a pointwise one."""
+    from ..passes.fuse.chains import CACHE
+
+    channels, window, stride, _ = deep
+    weights = channels * o + (c * channels * first[0][1] ** 2 if first else 0)
+    kept = channels * width // (first[0][2] if first else 1) * (window + max(stride, window - stride)) if first else 0
+    if 4 * batch * max(c, channels) * height * width > MOST_BYTES:
+        return None
+    if 4 * (weights + kept + channels * -(-width // stride)) > CACHE:  # not even one row would fit
+        return None
+
+    def build(b: Builder) -> Value:
+        r = np.random.default_rng(0)
+        x = y = b.op("permute", b.input("x", _type(batch, height, width, c)), dims=(0, 3, 1, 2))
+        stages = [*((s, 1) for s in first), (deep, deep[0]), ((o, 1, 1, 0), 1)]
+        for i, ((channels, window, stride, pad), groups) in enumerate(stages):
+            taken = int(y.shape[1])  # type: ignore[call-overload]
+            w, both = _constant(b, r, channels, taken // groups, window, window), ((pad, pad), (pad, pad))
+            y = b.op("conv", y, w, stride=(stride, stride), padding=both, dilation=(1, 1), groups=groups)
+            y = _tail(b, y, "bias", r, 1)
+            y = _clamped(b, y) if i < len(stages) - 1 else y
+        return b.op("add", y, x) if residual else y
+
+    spec = f"bottleneck {batch}x{c}x{height}x{width} {first} {deep} {o} {int(residual)}"
+    return Case("conv_or_chain", spec, build, ("effc_conv_",))
+
+
+def _full(b: Builder, value: float, like: Value) -> Value:
+    return b.op("broadcast_to", b.constant(np.full((1,) * like.type.rank, value, np.float32)), shape=like.shape)
+
+
+def _clamped(b: Builder, x: Value) -> Value:
+    return b.op("minimum", b.op("maximum", x, _full(b, 0.0, x)), _full(b, 6.0, x))
+
+
+@sampler("rows_or_chain")
+def rows_or_chain(rng: Rng) -> Case | None:
+    """What stands between two attentions of a transformer. Widths are few: norms are compiled for each. The widest have
+    a narrow product between: with a wide one they would be two regions."""
+    d = int(rng.choice([192, 256, 384, 512, 768]))
+    h, rows = d * (2 if d == 768 else int(rng.choice([2, 4, 4]))), size(rng, 8, 2048)
+    post, after = bool(rng.random() < 0.5), int(rng.choice([0, 1, 3])) * d
+    return transformer_rows(rows, d, h, after, post)
+
+
+def transformer_rows(rows: int, d: int, h: int, after: int, post: bool) -> Case | None:
+    """[Projection, residual, norm,] products by (d, h) and (h, d) with a GELU, residual, norm, product by ``after``
+    columns; norms stand after what they norm (``post``) or before."""
+    if 2.0 * rows * d * (2 * h + d + after) > 5 * MOST_FLOPS:
+        return None
+
+    def build(b: Builder) -> Value:
+        r = np.random.default_rng(0)
+
+        def linear(x: Value, n: int) -> Value:
+            k = int(x.shape[1])  # type: ignore[call-overload]
+            return _tail(b, b.op("matmul", x, _constant(b, r, k, n)), "bias", r, 1)
+
+        def mean(x: Value) -> Value:
+            total = b.op("reduce", x, kind="sum", dims=(1,), keepdims=True)
+            return b.op("broadcast_to", b.op("mul", total, _full(b, 1 / d, total)), shape=(rows, d))
+
+        def norm(x: Value) -> Value:
+            x = b.op("sub", x, mean(x))
+            y = b.op("mul", x, b.op("rsqrt", b.op("add", mean(b.op("mul", x, x)), _full(b, 1e-5, x))))
+            scale, shift = (b.op("broadcast_to", _constant(b, r, 1, d), shape=(rows, d)) for _ in range(2))
+            return b.op("add", b.op("mul", y, scale), shift)
+
+        def gelu(x: Value) -> Value:
+            e = b.op("erf", b.op("mul", x, _full(b, 0.7071067811865476, x)))
+            return b.op("mul", b.op("mul", x, _full(b, 0.5, x)), b.op("add", e, _full(b, 1.0, x)))
+
+        x = b.input("x", _type(rows, d))
+        y = b.op("add", linear(b.input("a", _type(rows, d)), d), x)
+        if post:
+            y = norm(y)
+            y = norm(b.op("add", linear(gelu(linear(y, h)), d), y))
+        else:
+            y = b.op("add", linear(gelu(linear(norm(y), h)), d), y)
+            y = norm(y) if after else y
+        return linear(y, after) if after else y
+
+    return Case("rows_or_chain", f"rows {rows}x{d} {h} {after} {int(post)}", build, ("effc_matmul_", "chain_"))
 
 
 # Calls of models ------------------------------------------------------------------------------------------------------
@@ -334,11 +587,61 @@ def like(call: Call) -> Case | None:
     x = call.ins[0]
     if x is None or any(t is not None and t.dtype not in ("f32", "u8") for t in call.ins):
         return None
+    if call.kernel in ("conv_algorithm", "effc_conv_winograd_f32"):
+        return _three_like(call)
+    if call.kernel == "conv_or_chain":
+        return _bottleneck_like(call)
+    if call.kernel == "effc_attention_f32":
+        return _heads_like(call)
+    if call.kernel in ("effc_lstm_f32", "effc_gru_f32", "effc_rnn_tanh_f32"):
+        return _layer_like(call)
     if call.kernel == "effc_conv_f32" and call.attrs[0] and not call.attrs[1] and not call.attrs[2]:
         return _conv_like(call)
     if call.kernel.startswith("effc_matmul") and x.shape[:2] == (1, 1):
         return _matmul_like(call)
     return None
+
+
+def _three_like(call: Call) -> Case | None:
+    a, x = call.attrs, call.ins[0]
+    assert x is not None
+    batch, c, height, width = x.shape
+    pad = a[12]
+    if a[13] != pad or (a[18], a[19]) != (height + 2 * pad - 2, width + 2 * pad - 2):
+        return None
+    region = call.kernel == "conv_algorithm"
+    return three(
+        c, a[4], height, width, batch, "relu" if (a[21] if region else a[24] or call.epilogue) else "none", pad
+    )
+
+
+def _heads_like(call: Call) -> Case | None:
+    q, k, v = call.ins[:3]
+    assert q is not None and k is not None and v is not None
+    plain = q.shape[1] == k.shape[1] and k.shape == v.shape and call.ins[3] is None and not call.attrs[1]
+    return heads(*q.shape[:3], *k.shape[2:], bool(call.attrs[0])) if plain else None
+
+
+def _layer_like(call: Call) -> Case | None:
+    """The product for the inputs is a call of its own; here as many features as units go into it."""
+    xg, h, units = call.ins[0], call.ins[1], call.attrs[1]
+    assert xg is not None and h is not None
+    kind = {"lstm": "lstm_layer", "gru_": "gru_layer", "rnn_": "rnn_layer"}[call.kernel[5:9]]
+    return layer(kind, xg.shape[0], xg.shape[1], units, units) if h.shape[1] == units else None
+
+
+def _bottleneck_like(call: Call) -> Case | None:
+    a, x = call.attrs, call.ins[0]
+    assert x is not None
+    stages = [a[4 + 8 * i : 12 + 8 * i] for i in range(a[0])]
+    if any(s[5] != 1 for s in stages):
+        return None
+    made = [(s[0], s[2], s[3], s[4]) for s in stages]
+    batch, c, height, width = x.shape
+    same = c == made[-1][0] and (height, width) == call.outs[0].shape[1:3]
+    return bottleneck(
+        batch, c, height, width, tuple(made[:-2]), made[-2], made[-1][0], same and bool(stages[-1][7] & 2)
+    )
 
 
 def _conv_like(call: Call) -> Case:

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from ..runtime.errors import EffcError
+from .alternatives import SETS, rule_of
 from .calls import kernel_class
 from .features import FAMILIES, vector
-from .model import CostModel, FamilyModel
+from .model import NEVER, CostModel, FamilyModel
 from .records import Record
 from .roofline import Context, floor, vlen_of
 from .trees import Trees
@@ -32,12 +33,12 @@ PARAMETERS: Mapping[str, Any] = {
     "num_threads": 1, "seed": 1, "verbose": -1, "use_missing": False, "max_bin": 511,
 }  # fmt: skip
 ROUNDS = 300
-# Families whose ways are ranked: those where choosing has paid off on held-out shapes (docs/cost.md). That of matrix
-# products has not yet: their ways differ by less than what was measured is good for.
-RANKED = ("conv",)
+# Families whose ways are ranked: those where choosing has paid off (docs/cost.md). That of matrix products has not:
+# their ways differ by less than what was measured is good for. Nor has that of chains of convolutions, in whole models.
+RANKED = ("conv", "conv_algorithm", "rows_or_chain")
 PACE = "pace"
 STEADY = 0.15  # repeat error of a record that may say whether a choice was good
-MARGINS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, 10.0)
+MARGINS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, NEVER)
 
 
 def lightgbm() -> Any:
@@ -83,14 +84,24 @@ class Table:
         self.y = np.log(self.seconds / self.floor)
         self.noise = np.array([max(NOISE, min(2.0, r.repeat)) for r in records])
         self.weight = 1 / (self.noise**2 + 0.05**2)
-        _, self.group = np.unique([r.group for r in records], return_inverse=True)
+        _, self.group = np.unique([f"{r.machine.id} {r.group}" for r in records], return_inverse=True)
         self.way = np.array([r.way for r in records])
+        self.rules = np.array([r.way == rule_of(r.call) for r in records])  # the ways that the fixed rule takes
         _, self.shape = np.unique([f"{r.call.kernel} {r.call.ins}" for r in records], return_inverse=True)
 
     def relative(self) -> Array:
-        """y less the weighted mean of its group."""
+        """y less the weighted mean of its group; of alternatives, log time over that of way 0."""
+        if self.family.name in SETS:
+            base = np.zeros(self.group.max() + 1)
+            base[self.group[self.way == 0]] = np.log(self.seconds[self.way == 0])
+            return np.asarray(np.log(self.seconds) - base[self.group])
         total = np.bincount(self.group, self.weight * self.y) / np.bincount(self.group, self.weight)
         return np.asarray(self.y - total[self.group])
+
+    def ranked(self, rank: Callable[[Array], Array], x: Array | None = None) -> Array:
+        """What a ranking says of the records, way 0 of alternatives being 0."""
+        score = rank(self.x if x is None else x)
+        return np.where(self.way == 0, 0.0, score) if self.family.name in SETS else score
 
     def with_ways(self) -> Array:
         """Which records belong to a group of several ways."""
@@ -129,33 +140,36 @@ def fit_family(records: Sequence[Record], rounds: int = ROUNDS, pace: Array | No
     model = FamilyModel(t.names, tuple(sorted({kernel_class(r.call.kernel) for r in records})), ranges, members, error)
     several = t.with_ways()
     if several.sum() >= LEAST and t.family.name in RANKED:
-        y = t.relative()
+        y, learn = t.relative(), several & ((t.way > 0) | (t.family.name not in SETS))
         ranked = np.zeros(len(y))
         for f in range(FOLDS):
-            use = several & (fold != f)
+            use = learn & (fold != f)
             model.rankers.append(grow(t.x[use], y[use], t.weight[use], rounds))
-            ranked[fold == f] = model.rankers[-1](t.x[fold == f])
-        model.rank_error = margin(ranked, t.y, t.group, t.way, t.noise)
+            ranked[fold == f] = t.ranked(model.rankers[-1])[fold == f]
+        model.rank_error = margin(ranked, y, t.group, t.rules, t.noise)
+        if t.family.name in SETS:
+            model.rank_error = max(model.rank_error, SETS[t.family.name].least)
     return model
 
 
-def margin(score: Array, y: Array, group: Array, way: Array, noise: Array) -> float:
+def margin(score: Array, y: Array, group: Array, rules: Array, noise: Array) -> float:
     """The predicted gain (log) that a way must have over the rule's own to be taken: the one with which taking it paid
-    off most on groups that the ranking had not seen, three standard errors allowed for. The largest of all, which means
-    never, where none did. ``score``: ranks; ``y``: logs of time; records with much noise do not vote."""
+    off most on groups that the ranking had not seen, three standard errors allowed for. NEVER where none did.
+    ``score``: ranks; ``y``: logs of relative time; ``rules``: which ways are the rule's own; records with much noise do
+    not vote."""
     sets = [np.flatnonzero((group == g) & (noise <= STEADY)) for g in range(group.max() + 1)]
     pairs = []
     for i in sets:
-        if len(i) > 1 and (way[i] == 0).any():
-            base, top = i[np.argmin(way[i])], i[np.argmin(score[i])]
+        if len(i) > 1 and rules[i].any():
+            base, top = i[np.argmax(rules[i])], i[np.argmin(score[i])]
             pairs.append((score[base] - score[top], y[base] - y[top]))
     if not pairs:
-        return MARGINS[-1]
+        return NEVER
     predicted, gain = np.array(pairs).T
     gain = gain.clip(-0.2, 0.2)  # more than that is a disturbance more often than a gain
     surely = {m: gain[predicted > m].sum() - 3 * float(np.sqrt((gain[predicted > m] ** 2).sum())) for m in MARGINS}
     best = max(MARGINS, key=lambda m: (surely[m], m))
-    return best if surely[best] > 0 else MARGINS[-1]
+    return best if surely[best] > 0 else NEVER
 
 
 def _spread(off: Array, weight: Array, noise: Array) -> float:
@@ -192,8 +206,7 @@ def fit(records: Sequence[Record], rounds: int = ROUNDS, report: Callable[[str],
     counts: dict[str, int] = {}
     for r in records:
         counts[r.machine.id] = counts.get(r.machine.id, 0) + 1
-    most = max(counts, key=lambda k: counts[k])
-    machine = next(r.machine for r in records if r.machine.id == most)
+    machine = records[-1].machine  # that of the newest: choices are made for it
     info = {
         "records": len(records), "data": digest(records), "rounds": rounds, "folds": FOLDS,
         "lightgbm": lightgbm().__version__, "machines": counts,

@@ -36,12 +36,13 @@ class Declined:
 
 @dataclass
 class PassReport:
-    """What passes did: counters (``"fold.folded" -> 3``) and the reasons of rules that declined, most frequent ones
-    once each."""
+    """What passes did: counters (``"fold.folded" -> 3``), the reasons of rules that declined, most frequent ones once
+    each, and choices among alternatives (``effc.cost.alternatives``)."""
 
     stats: dict[str, int] = field(default_factory=dict)
     declined: dict[Declined, int] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
+    decisions: list[dict[str, Any]] = field(default_factory=list)
 
     def count(self, key: str, n: int = 1) -> None:
         self.stats[key] = self.stats.get(key, 0) + n

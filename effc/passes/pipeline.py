@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..cost.alternatives import Ask
 from .attention import FormAttention
 from .attention_refine import RefineAttention
 from .canonical import Canonicalise
@@ -32,6 +33,7 @@ class Options:
 
     fold_limit: int = 1 << 28  # largest result, in bytes, that constant folding may create
     kernels: bool = True  # form fused kernels; not for a target that takes single ops, such as ONNX
+    ask: Ask | None = None  # chooses among alternatives of a rewrite; without it the passes' rules do
 
 
 def default(options: Options | None = None) -> tuple[Pass, ...]:
@@ -54,8 +56,8 @@ def default(options: Options | None = None) -> tuple[Pass, ...]:
         Canonicalise(),
         Cse(),
         *((RotateHalf(), FuseEpilogues(), PrepareFusion(), Canonicalise(), Cse(), FuseRegions()) if o.kernels else ()),
-        *((FuseChains(),) if o.kernels and o.native("conv_chain") else ()),
-        *((FormWinograd(),) if o.kernels and o.native("conv_winograd") else ()),
-        *((FuseRows(),) if o.kernels and o.native("row_chain") else ()),
+        *((FuseChains(o.ask),) if o.kernels and o.native("conv_chain") else ()),
+        *((FormWinograd(o.ask),) if o.kernels and o.native("conv_winograd") else ()),
+        *((FuseRows(o.ask),) if o.kernels and o.native("row_chain") else ()),
         Dce(),
     )

@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..cost.alternatives import DYNAMIC, Ask, decide, ways_of
+from ..cost.calls import Call, Tensor, dense_tensor
 from ..ir import dims
 from ..ir.dims import Dim
 from ..ir.dtypes import DType
@@ -22,6 +24,7 @@ from .manager import Pass, PassReport, in_subgraphs
 
 TILES = (2, 4)
 DIRECT = 0  # stands for no tiles
+WAYS = (DIRECT, *TILES)  # of conv_algorithm (effc/cost/alternatives.py)
 # What things cost in operations at a core's peak, as measured on AVX2 (docs/benchmarks.md): an operation of the direct
 # sum, one of the transformed products, a value of the transformed input or of the sums, and a byte of the weights: they
 # come from memory once a run, while products are made of those that came before.
@@ -40,6 +43,10 @@ class Image:
     height: int
     width: int
 
+    def tiles(self, m: int) -> int:
+        """Tiles of m x m results in all images."""
+        return self.batch * -(-self.height // m) * -(-self.width // m)
+
 
 def costs(c: int, o: int, image: Image) -> dict[int, float]:
     """Estimated cost by tile size, DIRECT included, for c input and o output channels."""
@@ -47,7 +54,7 @@ def costs(c: int, o: int, image: Image) -> dict[int, float]:
     weights = 4 * c * o
     out = {DIRECT: max(DIRECT_OPERATION * 18 * pixels * c * o, PER_BYTE * 9 * weights)}
     for m in TILES:
-        tiles, positions = image.batch * -(-image.height // m) * -(-image.width // m), (m + 2) ** 2
+        tiles, positions = image.tiles(m), (m + 2) ** 2
         work = tiles * positions * (PER_OPERATION * 2 * c * o + PER_VALUE * (c + o))
         out[m] = max(work, PER_BYTE * positions * weights)
     return out
@@ -88,10 +95,31 @@ def why_not(n: Node) -> str | None:
     return None
 
 
+def alternatives(n: Node, image: Image, rule: int) -> list[Call] | str:
+    """The convolution as a region of ``conv_algorithm``, or why it is none. Attributes: those of effc_conv_* up to the
+    result's size, extra operands, whether there is an epilogue. ``rule``: the index of the rule's own way."""
+    if not all(isinstance(d, int) for t in (n.operands[0].type, n.types[0]) for d in t.shape):
+        return DYNAMIC
+    b, c, h, w = (int(d) for d in n.operands[0].shape)
+    o = int(n.operands[1].shape[0])
+    if min(c, o) < LEAST_CHANNELS:
+        return f"with fewer than {LEAST_CHANNELS} channels"
+    pads = [p[0] for p in n.attrs["padding"]]
+    x = Tensor("f32", (b, c, h, w), (h * w * c, 1, w * c, c))
+    out = dense_tensor("f32", (b, 1, image.height * image.width, o))
+    attrs = (1, 0, 0, 1, o, 1, 3, 3, 1, 1, 1, 0, *pads, 1, 1, 1, 1, image.height, image.width)
+    more = (len(n.operands) - 2, int(n.op == "conv_fused"))
+    direct = 18 * image.batch * image.height * image.width * c * o
+    region = Call("conv_algorithm", (x, dense_tensor("f32", (o, c, 3, 3))), (out,), (*attrs, *more), 2, flops=direct)
+    return ways_of(region, rule, {i: 2 * image.tiles(m) * (m + 2) ** 2 * c * o for i, m in enumerate(WAYS) if m})
+
+
 @dataclass(frozen=True)
 class FormWinograd(Pass):
-    """Forms ``conv_winograd`` from ``conv`` and ``conv_fused``."""
+    """Forms ``conv_winograd`` from ``conv`` and ``conv_fused``. ``ask``: the cost model, which chooses where it can;
+    else :func:`choose` does."""
 
+    ask: Ask | None = None
     name: ClassVar[str] = "form_winograd"
 
     def apply(self, graph: Graph, report: PassReport) -> Graph:
@@ -106,12 +134,14 @@ class FormWinograd(Pass):
                 o, c = n.operands[1].shape[:2]
                 image = image_of(n, graph.symbols)
                 assert isinstance(o, int) and isinstance(c, int)
-                tile = choose(c, o, image)
+                base, why = WAYS.index(choose(c, o, image)), explain(c, o, image)
+                ways = alternatives(n, image, base)
+                tile = WAYS[decide(self.ask, ways, base, "conv_algorithm", why, n, report)]
                 if tile != DIRECT:
                     report.count(f"{self.name}.tile{tile}")
                     report.count(f"{self.name}.formed")
                     return _formed(b, n, ins, tile)
-                reason = f"direct is the better choice: {explain(c, o, image)}"
+                reason = f"direct is the better choice: {why}"
             report.decline(self.name, reason, n)
             return None
 

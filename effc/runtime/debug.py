@@ -90,9 +90,12 @@ def decisions_text(decisions: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             lines.append(f"  {d['name']}: {d['kernel']}, {d['chosen']}: {d['why']}{where}")
             if d.get("predicted"):
                 gain = f", {d['gain']:.2f} times the rule's speed, give or take {d['uncertainty']:.0%}"
-                lines.append(f"    {d['predicted']['us']:10.1f} us predicted{gain if d['predicted']['index'] else ''}")
+                taken = d["predicted"]
+                lines.append(
+                    f"    {taken['us']:10.1f} us predicted{gain if taken['index'] != d.get('rule', 0) else ''}"
+                )
             for x in d.get("losers", ()):
-                mark = ", the rule's own" if x["index"] == 0 else ""
+                mark = ", the rule's own" if x["index"] == d.get("rule", 0) else ""
                 lines.append(f"    {x['us']:10.1f} us  {x['way']}{mark}")
     return "\n".join(lines)
 

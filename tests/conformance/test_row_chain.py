@@ -18,7 +18,8 @@ from effc.runtime.artifact import ArtifactReader
 
 @pytest.fixture(autouse=True)
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chains are formed, and run in blocks, for few rows too."""
+    """Chains are formed, and run in blocks, for few rows too; the rule decides, not the cost model."""
+    monkeypatch.setenv("EFFC_COST_MODEL", "0")
     monkeypatch.setattr(rows, "LARGE", 0)
     monkeypatch.setenv("EFFC_MODEL_CACHE", "0")  # which knows no such changes
 

@@ -30,6 +30,12 @@ class Net(torch.nn.Module):
         return self.activation(self.three(z))
 
 
+@pytest.fixture(autouse=True)
+def by_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule decides, not the cost model."""
+    monkeypatch.setenv("EFFC_COST_MODEL", "0")
+
+
 def stats(m: Any) -> dict[str, int]:
     found: dict[str, int] = m.report["entries"]["main"]["passes"]["stats"]
     return found

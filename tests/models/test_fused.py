@@ -26,8 +26,14 @@ def calls(program: dict[str, Any]) -> list[dict[str, Any]]:
     return program["code"]
 
 
+@pytest.fixture
+def by_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The passes' rules decide what is fused, not the cost model."""
+    monkeypatch.setenv("EFFC_COST_MODEL", "0")
+
+
 @pytest.mark.parametrize("batch", [1, 8])
-def test_minilm_between_attentions(batch: int, tmp_path: Any) -> None:
+def test_minilm_between_attentions(batch: int, tmp_path: Any, by_rule: None) -> None:
     """All between two attentions is one kernel for many rows, and six where what is between those would stay in the
     caches anyway; the results are the same, bit for bit."""
     module, _, _, _ = zoo.load("minilm")
@@ -80,7 +86,7 @@ def test_minilm_layer(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize(("name", "large"), [("mobilenet_v2", 7), ("efficientnet_lite0", 6)])
-def test_inverted_bottleneck(name: str, large: int, tmp_path: Any) -> None:
+def test_inverted_bottleneck(name: str, large: int, tmp_path: Any, by_rule: None) -> None:
     """Expand, depthwise, project: one kernel for a block of large images, else three; norms, activations and residuals
     inside them, no layout copies."""
     module, _, _, _ = zoo.load(name)

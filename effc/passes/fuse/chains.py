@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from ...cost.alternatives import DYNAMIC, Ask, decide, ways_of
+from ...cost.calls import Call, Tensor, dense_tensor
 from ...ir.dims import Dim
 from ...ir.dtypes import DType
 from ...ir.graph import Builder, Graph, Node, Value
@@ -65,10 +67,40 @@ def plan(stages: Sequence[Node]) -> Plan | str:
     return best or "a step of one row does not fit a core's cache"
 
 
+APART, CHAIN = 0, 1  # the ways of conv_or_chain (effc/cost/alternatives.py)
+STAGE_ATTRS = 8
+
+
+def alternatives(stages: Sequence[Node], chosen: Plan, rule: int) -> list[Call] | str:
+    """The convolutions as a region of ``conv_or_chain``, or why they are none. Attributes: how many they are, the plan
+    (rows, kept, buffers), and of each channels, groups, window, stride, padding, dilation, the result's height, and
+    what follows it (bias, residual, clamp as bits)."""
+    tensors = [stages[0].operands[0].type, *(n.types[0] for n in stages)]
+    if not all(isinstance(d, int) for t in tensors for d in t.shape):
+        return DYNAMIC
+    described: list[int] = []
+    for n in stages:
+        steps = steps_of(n.attrs["body"], n.operands[2:]) if n.op == "conv_fused" else None
+        a = n.attrs
+        described += [
+            int(n.types[0].shape[1]), a["groups"], int(n.operands[1].shape[2]), a["stride"][0], a["padding"][0][0],
+            a["dilation"][0], int(n.types[0].shape[2]), 0 if steps is None else steps.bits,
+        ]  # fmt: skip
+    b, c, h, w = (int(d) for d in tensors[0].shape)
+    x = Tensor("f32", (b, c, h, w), (h * w * c, 1, w * c, c))
+    weights = [dense_tensor("f32", [int(d) for d in n.operands[1].shape]) for n in stages]
+    _, oc, *size = (int(d) for d in stages[-1].types[0].shape)
+    out = dense_tensor("f32", (b, *size, oc))
+    work = sum(int(get(n.op).cost_of([v.type for v in n.operands], n.types, n.attrs).flops) for n in stages)
+    attrs = (len(stages), chosen.rows, chosen.kept, chosen.buffers, *described)
+    return ways_of(Call("conv_or_chain", (x, *weights), (out,), attrs, 1 + len(stages), flops=work), rule)
+
+
 @dataclass(frozen=True)
 class FuseChains(Pass):
-    """Forms ``conv_chain``."""
+    """Forms ``conv_chain``. ``ask``: the cost model, which chooses where it can; else :data:`LARGE` does."""
 
+    ask: Ask | None = None
     name: ClassVar[str] = "fuse_chains"
 
     def apply(self, graph: Graph, report: PassReport) -> Graph:
@@ -85,7 +117,7 @@ class FuseChains(Pass):
                 if (said := self.why_dense(n, uses)) is not None:
                     report.decline(self.name, said, n)
                 return None
-            reason = self.why_not(stages)
+            reason = self.why_not(stages) or self.why_apart(stages, report)
             if reason is not None:
                 report.decline(self.name, reason, n)
                 return None
@@ -140,11 +172,20 @@ class FuseChains(Pass):
             if n.op == "conv_fused" and (steps is None or (n is not stages[-1] and steps.residual is not None)):
                 return "its epilogue is more than a bias, a residual and a clamp"
         chosen = plan(stages)
-        if isinstance(chosen, str):
-            return chosen
+        return chosen if isinstance(chosen, str) else None
+
+    def why_apart(self, stages: Sequence[Node], report: PassReport) -> str | None:
+        """Why convolutions that could be a chain are better apart, or None."""
+        chosen = plan(stages)
+        assert isinstance(chosen, Plan)
         wide = stages[0].types[0] if len(stages) == 3 else stages[0].operands[0].type
         size = 4 * math.prod(_constant(wide.shape[1:]) or ())
-        return None if size >= LARGE else f"only {size >> 10} KiB are between the convolutions"
+        rule = CHAIN if size >= LARGE else APART
+        why = f"{size >> 10} KiB are between the convolutions"
+        ways = alternatives(stages, chosen, rule)
+        if decide(self.ask, ways, rule, "conv_or_chain", why, stages[-1], report) == CHAIN:
+            return None
+        return f"only {why}" if rule == APART else f"the cost model keeps them apart: {why}"
 
 
 def _operands(stages: Sequence[Node]) -> list[Value]:

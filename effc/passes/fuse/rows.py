@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ...cost.alternatives import DYNAMIC, Ask, decide, ways_of
+from ...cost.calls import Call, dense_tensor
 from ...ir.dims import Dim
 from ...ir.dtypes import DType
 from ...ir.graph import Graph, Node, Value
@@ -87,10 +89,37 @@ def plan(nodes: Sequence[Node], outputs: Sequence[Value]) -> Plan | str:
     return Plan(rows, places, floats)
 
 
+APART, CHAIN = 0, 1  # the ways of rows_or_chain (effc/cost/alternatives.py)
+
+
+def alternatives(
+    nodes: Sequence[Node], operands: Sequence[Value], results: Sequence[Value], chosen: Plan, rule: int
+) -> list[Call] | str:
+    """The nodes as a region of ``rows_or_chain``, or why they are none. Attributes: rows, rows of a block, elements of
+    a row between the kernels, bytes of weights, products, regions, the sum and the most of the products' columns, the
+    most of their steps."""
+    lead = nodes[0].types[0].shape[:-1]
+    if not all(isinstance(d, int) for d in lead):
+        return DYNAMIC
+    rows = math.prod(int(d) for d in lead)
+    products = [n for n in nodes if n.op != "fused"]
+    weights = [n.operands[1] for n in products]
+    cols, steps = [_width(n[0]) for n in products], [_width(n.operands[0]) for n in products]
+    data = sum(4 * c * s for c, s in zip(cols, steps, strict=True))
+    ins = [dense_tensor("f32", (rows, _width(v))) for v in operands if v.rank and v.shape[:-1] == lead]
+    ins.append(dense_tensor("f32", (data // 4,)))
+    outs = tuple(dense_tensor("f32", (rows, _width(v))) for v in results)
+    attrs = (rows, chosen.rows, chosen.floats, data, len(weights), len(nodes) - len(products), sum(cols), max(cols))
+    flops = sum(2 * rows * c * s for c, s in zip(cols, steps, strict=True))
+    region = Call("rows_or_chain", tuple(ins), outs, (*attrs, max(steps)), len(ins), flops=flops)
+    return ways_of(region, rule)
+
+
 @dataclass(frozen=True)
 class FuseRows(Pass):
-    """Forms ``row_chain``."""
+    """Forms ``row_chain``. ``ask``: the cost model, which chooses where it can; else :data:`LARGE` does."""
 
+    ask: Ask | None = None
     name: ClassVar[str] = "fuse_rows"
 
     def apply(self, graph: Graph, report: PassReport) -> Graph:
@@ -156,14 +185,20 @@ class FuseRows(Pass):
         if len(nodes) < 2:
             report.decline(self.name, "nothing beside it works on the same rows", nodes[0])
             return False
-        lead = [d for d in nodes[0].types[0].shape[:-1] if isinstance(d, int)]
-        found = plan(nodes, g.results(set(group)))
+        region = set(group)
+        results = g.results(region)
+        found = plan(nodes, results)
         assert isinstance(found, Plan)  # the group has grown by it
-        if len(lead) == nodes[0].types[0].rank - 1 and math.prod(lead) < found.large:
-            size = 4 * math.prod(lead) * found.floats
-            report.decline(self.name, f"only {size >> 10} KiB are between the kernels", products[0])
-            return False
-        return True
+        lead = [d for d in nodes[0].types[0].shape[:-1] if isinstance(d, int)]
+        few = len(lead) == nodes[0].types[0].rank - 1 and math.prod(lead) < found.large
+        size = 4 * math.prod(lead) * found.floats
+        rule, why = APART if few else CHAIN, f"{size >> 10} KiB are between the kernels"
+        ways = alternatives(nodes, g.operands(nodes, region), results, found, rule)
+        if decide(self.ask, ways, rule, "rows_or_chain", why, products[0], report) == CHAIN:
+            return True
+        said = f"only {why}" if rule == APART else f"the cost model keeps them apart: {why}"
+        report.decline(self.name, said, products[0])
+        return False
 
 
 def _constant(v: Value) -> Value | None:

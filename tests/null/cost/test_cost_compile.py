@@ -104,7 +104,7 @@ def test_report_explain_and_estimate(
     assert main(["explain", str(path)]) == 0
     text = capsys.readouterr().out
     assert "effc_conv_f32: nv" in text and "predicted" in text
-    assert "no model ranks matmul" in text
+    assert "no model of family matmul" in text
     monkeypatch.setattr(estimating, "this_machine", lambda: MACHINE)
     assert main(["estimate", str(path), "--json", "--threads", "1"]) == 0
     out = json.loads(capsys.readouterr().out)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from cost_calls import MACHINE, conv_call, conv_ways, made_up, map_call
 
+from effc.cost import alternatives, records, train
 from effc.cost import model as cost_model
-from effc.cost import records, train
 from effc.cost.calls import Call, calls, dense_tensor, footprint
 from effc.cost.features import FAMILIES, family_of
 from effc.cost.machine import Machine
@@ -72,9 +72,25 @@ def test_trees_are_lightgbms_own() -> None:
     booster = lgb.train(dict(train.PARAMETERS), lgb.Dataset(x, y), 50)
     trees = Trees.from_text(booster.model_to_string())
     more = np.concatenate([x, rng.standard_normal((400, 5)) * 3, trees.threshold[: 80 - 80 % 5].reshape(-1, 5)])
-    np.testing.assert_allclose(trees(more), booster.predict(more), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(trees(more), booster.predict(more), rtol=0, atol=1e-5)  # leaves are f32
     again = Trees.from_arrays(trees.arrays("a"), "a")
     np.testing.assert_array_equal(again(more), trees(more))
+
+
+def test_trees_cut_down_to_what_differs_predict_the_same() -> None:
+    lgb = pytest.importorskip("lightgbm")
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((600, 7))
+    y = np.sin(x[:, 0]) * x[:, 3] + (x[:, 5] > 0)
+    trees = Trees.from_text(lgb.train(dict(train.PARAMETERS), lgb.Dataset(x, y), 40).model_to_string())
+    for free in ([], [0], [0, 3], [1, 2, 4, 6], list(range(7))):
+        rows = np.repeat(x[:1], 50, 0)
+        rows[:, free] = x[1:51][:, free]
+        np.testing.assert_allclose(trees(rows), trees._sum(rows), rtol=0, atol=1e-12)
+        known = np.array([i not in free for i in range(7)])
+        left = trees.given(rows[0], known)
+        assert not set(left.feature[left.children[left.children >= 0]]) & set(np.flatnonzero(known))
+        assert (len(left.roots) == 0) == (not free)
 
 
 def test_a_tree_without_a_split() -> None:
@@ -200,16 +216,19 @@ def test_chooses_what_is_faster_and_settles_the_order_for_one_thread(learned: co
     assert none.index == 0 and "ranks" in none.why
 
 
-def test_a_gain_within_the_uncertainty_is_not_taken(learned: cost_model.CostModel) -> None:
+def test_a_gain_within_the_margin_is_not_taken(learned: cost_model.CostModel) -> None:
     ways = conv_ways(64, 96, 32, 3)
     family = learned.families["conv"]
     before = family.rank_error
     try:
-        family.rank_error = 10.0
+        family.rank_error = cost_model.NEVER
+        never = learned.choose(ways, CX)
+        family.rank_error = 5.0
         made = learned.choose(ways, CX)
     finally:
         family.rank_error = before
-    assert made.index == 0 and "uncertainty" in made.why and len(made.seconds) == len(ways)
+    assert never.index == 0 and "did not pay off" in never.why and not never.seconds
+    assert made.index == 0 and "margin" in made.why and len(made.seconds) == len(ways)
     text = made.as_json([str(c.attrs[20:24]) for c in ways])
     assert len(text["losers"]) == 4 and text["ways"] == len(ways)
     assert [x["us"] for x in text["losers"]] == sorted(x["us"] for x in text["losers"])
@@ -217,14 +236,14 @@ def test_a_gain_within_the_uncertainty_is_not_taken(learned: cost_model.CostMode
 
 def test_margin_asks_for_proof() -> None:
     rng = np.random.default_rng(0)
-    group, way = np.repeat(np.arange(200), 2), np.tile([0, 1], 200)
+    group, rules = np.repeat(np.arange(200), 2), np.tile([True, False], 200)
     score = np.tile([0.0, -0.06], 200)
     real = np.tile([0.0, -0.06], 200) + 0.05 * rng.standard_normal(400)
     quiet = np.full(400, 0.03)
-    assert train.margin(score, real, group, way, quiet) == 0.05  # the largest that still takes them
+    assert train.margin(score, real, group, rules, quiet) == 0.05  # the largest that still takes them
     for chance in (0.05 * rng.standard_normal(400), -real):
-        assert train.margin(score, chance, group, way, quiet) == train.MARGINS[-1]
-    assert train.margin(score, real, group, way, quiet + 1) == train.MARGINS[-1]  # nobody may vote
+        assert train.margin(score, chance, group, rules, quiet) == train.MARGINS[-1]
+    assert train.margin(score, real, group, rules, quiet + 1) == train.MARGINS[-1]  # nobody may vote
 
 
 def test_pace_is_relative_to_a_calm_minute() -> None:
@@ -251,8 +270,10 @@ def test_a_file_that_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert cost_model.shipped("cpu:x86-64-v3") is None
 
 
-def test_choices_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    for named, chooses, predicts in (("", False, True), ("0", False, False), ("1", True, True)):
+def test_choices_are_made_unless_they_are_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    for named, on in (("", True), ("0", False), ("1", True)):
         monkeypatch.setenv("EFFC_COST_MODEL", named)
-        assert (cost_model.chooser("cpu:x86-64-v3", 1, 0) is not None) == chooses
-        assert (cost_model.shipped("cpu:x86-64-v3") is not None) == predicts
+        assert (cost_model.chooser("cpu:x86-64-v3", 1, 0) is not None) == on
+        assert (alternatives.asker("cpu:x86-64-v3", 0) is not None) == on
+        assert (cost_model.shipped("cpu:x86-64-v3") is not None) == on
+        assert cost_model.chooser("cpu:x86-64-v4", 1, 0) is alternatives.asker("cpu:x86-64-v4", 0) is None

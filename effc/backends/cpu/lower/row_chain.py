@@ -134,10 +134,12 @@ class _Chain:
         cx.kernels.update(s.kernel for s in self.stages)
         cx.kernels.update(s.epilogue for s in self.stages if s.epilogue is not None)
         p = self.plan
-        attrs: list[Dim] = [self.rows, p.rows, p.large, packing.TILE, p.floats]
+        # Where the number of rows is known, the pass has decided that they are enough to be run in blocks.
+        large = min(p.large, self.rows) if isinstance(self.rows, int) else p.large
+        attrs: list[Dim] = [self.rows, p.rows, large, packing.TILE, p.floats]
         for s in self.stages:
             attrs += s.described()
-        few = _flag(p.large - self.rows)  # 0 where there are blocks
+        few = _flag(large - self.rows)  # 0 where there are blocks
         work = max(s.thread_scratch for s in self.stages)  # type: ignore[type-var]
         cx.call(
             kernel, self.ins, flat, attrs, scratch=few * self.rows * p.floats * 4,

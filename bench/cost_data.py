@@ -1,0 +1,48 @@
+"""Makes the shipped records and the shipped cost model of records.
+
+    python -m bench.cost_data RECORDS.jsonl ... [--drop FAMILY,...] [--data effc/cost/data/x86-64-v3]
+
+The records are appended to DATA.jsonl.xz and a model is trained on all of them into DATA.npz. ``--drop``: families
+whose records there are stale, because their kernel has changed: these leave the file first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import lzma
+from pathlib import Path
+
+from effc.cost import records, train
+
+DATA = Path(__file__).resolve().parents[1] / "effc" / "cost" / "data" / "x86-64-v3"
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("records", nargs="+", type=Path)
+    p.add_argument("--drop", default="")
+    p.add_argument("--data", type=Path, default=DATA)
+    a = p.parse_args()
+    packed, dropped = Path(f"{a.data}.jsonl.xz"), set(a.drop.split(","))
+    part = packed.with_suffix(".part")
+    kept = left_out = 0
+    with lzma.open(part, "wt", encoding="utf-8", preset=9) as out:
+        for path in (packed, *a.records):
+            for line in records.lines(path):
+                if path == packed and line.get("family") in dropped:
+                    left_out += 1
+                    continue
+                kept += "group" in line
+                out.write(json.dumps(line, separators=(",", ":")) + "\n")
+    part.replace(packed)
+    print(f"{packed}: {kept} records, {packed.stat().st_size:,} bytes; {left_out} dropped")
+    model = train.fit(records.read([packed]), report=lambda text: print(f"training on {text}", flush=True))
+    model.save(f"{a.data}.npz")
+    for name, m in model.families.items():
+        print(f"{name}: error {m.error:.1%}" + (f", margin {m.rank_error:g}" if m.rankers else ""))
+    print(f"{a.data}.npz: {Path(f'{a.data}.npz').stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
