@@ -1,4 +1,4 @@
-"""Builds the runtime library, the memory planner and the kernel library next to the Python files; everything else is in pyproject.toml.
+"""Builds the runtime library, the memory planner and the kernels beside the Python files; the rest is pyproject.toml.
 
 ``libeffc_rt.so`` is loaded with ctypes and knows nothing of Python, so a wheel fits every Python 3 of its platform.
 """

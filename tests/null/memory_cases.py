@@ -23,7 +23,7 @@ def random_graph(
 ) -> Problem:
     """Nodes with one or two results that read some earlier tensors; ``wide``: how likely a node starts anew."""
     rng = np.random.default_rng(seed)
-    tensors: dict[int, Tensor] = {0: Tensor(0, 1024, "input", "x")}
+    tensors: dict[int, Tensor] = {0: Tensor(0, 1024, "input", "x", 1024)}
     readers: dict[int, int] = {0: 0}
     out: list[Node] = []
     for k in range(nodes):
@@ -51,7 +51,12 @@ def random_graph(
             tensors[t] = Tensor(t, -(-size // align) * align, "intermediate", f"t{t}", raw)
             made.append(t)
         may = tuple(
-            t for t in ins if t and len(made) == 1 and op != "cat" and tensors[t].bytes == tensors[made[0]].bytes
+            t
+            for t in ins
+            if t
+            and len(made) == 1
+            and op != "cat"
+            and tensors[t].bytes == tensors[made[0]].bytes
             and rng.random() < inplace
         )
         out.append(
@@ -127,33 +132,27 @@ def random_intervals(seed: int, n: int, steps: int = 6, align: int = 1, pinned: 
     return out
 
 
+def _fits(order: list[Interval], capacity: int, offsets: dict[int, int]) -> bool:
+    """Whether the rest of the buffers can be placed beside those that have offsets."""
+    k = len(offsets)
+    if k == len(order):
+        return True
+    i = order[k]
+    for at in [i.offset] if i.offset is not None else range(0, capacity - i.bytes + 1, i.align):
+        clear = all(
+            i.stop < o.start or o.stop < i.start or at + i.bytes <= offsets[o.id] or offsets[o.id] + o.bytes <= at
+            for o in order[:k]
+        )
+        if at + i.bytes <= capacity and clear and _fits(order, capacity, {**offsets, i.id: at}):
+            return True
+    return False
+
+
 def least_arena(intervals: list[Interval]) -> int:
     """By all offsets at multiples of the alignment, smallest arena first (tiny cases)."""
-    from effc.passes.memory.plan import lower_bound
-
     align = intervals[0].align
     order = sorted(intervals, key=lambda i: (i.offset is None, -i.bytes))
-    for capacity in itertools.count(lower_bound(intervals) // align * align, align):
-        offsets: dict[int, int] = {}
-
-        def fits(k: int) -> bool:
-            if k == len(order):
-                return True
-            i = order[k]
-            for at in [i.offset] if i.offset is not None else range(0, capacity - i.bytes + 1, align):  # noqa: B023
-                if at + i.bytes <= capacity and all(  # noqa: B023
-                    i.stop < o.start or o.stop < i.start or at + i.bytes <= offsets[o.id] or offsets[o.id] + o.bytes <= at  # noqa: B023
-                    for o in order[:k]
-                ):
-                    offsets[i.id] = at  # noqa: B023
-                    if fits(k + 1):
-                        return True
-                    del offsets[i.id]  # noqa: B023
-            return False
-
-        if fits(0):
-            return capacity
-    raise AssertionError
+    return next(c for c in itertools.count(align, align) if _fits(order, c, {}))
 
 
 def has_order_below(p: Problem, peak: int, inplace: bool = False, limit: int = 300_000) -> bool | None:
@@ -162,7 +161,9 @@ def has_order_below(p: Problem, peak: int, inplace: bool = False, limit: int = 3
     nodes = list(p.nodes)
     producer = {t: k for k, x in enumerate(nodes) for t in x.outs}
     index = {x.id: k for k, x in enumerate(nodes)}
-    need = [sum(1 << k for k in {producer[t] for t in x.ins if t in producer} | {index[a] for a in x.after}) for x in nodes]
+    need = [
+        sum(1 << k for k in {producer[t] for t in x.ins if t in producer} | {index[a] for a in x.after}) for x in nodes
+    ]
     readers = {t: sum(1 << k for k, x in enumerate(nodes) if t in x.ins) for t in producer}
     size = {t: p.tensors[t].bytes for t in producer}
     made = [sum(size[t] for t in x.outs) + x.workspace for x in nodes]
@@ -177,7 +178,9 @@ def has_order_below(p: Problem, peak: int, inplace: bool = False, limit: int = 3
         if done == everything:
             return True
         live = sum(
-            size[t] for t, k in producer.items() if done >> k & 1 and (p.tensors[t].kind == "output" or readers[t] & ~done)
+            size[t]
+            for t, k in producer.items()
+            if done >> k & 1 and (p.tensors[t].kind == "output" or readers[t] & ~done)
         )
         for k in range(len(nodes)):
             if done >> k & 1 or need[k] & ~done:

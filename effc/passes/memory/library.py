@@ -95,7 +95,8 @@ def array(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
 
 def ragged(rows: Sequence[Sequence[int]]) -> tuple[ctypes.Array[ctypes.c_int64], ctypes.Array[ctypes.c_int64]]:
     """Starts (one more than rows) and entries."""
-    first, flat = [0], []
+    first = [0]
+    flat: list[int] = []
     for row in rows:
         flat.extend(row)
         first.append(len(flat))

@@ -209,9 +209,7 @@ def _search(intervals: Sequence[Interval], bound: int, budget: int, seconds: flo
     if missing:
         offsets, total, name = greedy(intervals, effort)
         return Placement(offsets, total, bound, name, "proven" if total == bound else missing, 0, bound)
-    boxes = [
-        (s, e, lo, hi if i.parts else aligned(hi, i.align)) for i in intervals for s, e, lo, hi in i.boxes
-    ]
+    boxes = [(s, e, lo, hi if i.parts else aligned(hi, i.align)) for i in intervals for s, e, lo, hi in i.boxes]
     first = [0]
     for i in intervals:
         first.append(first[-1] + len(i.boxes))

@@ -138,7 +138,7 @@ def from_dict(g: Mapping[str, Any]) -> Problem:
         )
         for n in g["nodes"]
     )
-    spaces = g.get("spaces") or {s: None for s in sorted({ARENA, *(t.space for t in tensors.values())})}
+    spaces = g.get("spaces") or dict.fromkeys(sorted({ARENA, *(t.space for t in tensors.values())}))
     return Problem(nodes, tensors, g.get("align", 64), g.get("name", ""), spaces)
 
 
@@ -194,9 +194,7 @@ def plan_from_dict(d: Mapping[str, Any]) -> Plan:
     def numbers(x: Mapping[str, int] | None) -> dict[int, int]:
         return {int(k): v for k, v in (x or {}).items()}
 
-    choices = Choices(
-        numbers(d.get("inplace")), {int(k): tuple(v) for k, v in (d.get("concat") or {}).items()}
-    )
+    choices = Choices(numbers(d.get("inplace")), {int(k): tuple(v) for k, v in (d.get("concat") or {}).items()})
     offsets = numbers(d["offsets"]) if d.get("offsets") is not None else None
     return Plan(tuple(d["order"]), offsets, choices, numbers(d.get("workspaces")))
 
@@ -277,22 +275,22 @@ def boxes(p: Problem, order: Sequence[int], choices: Choices) -> tuple[list[Inte
         pins = {p.tensors[t].pinned - o for t, o in members if p.tensors[t].pinned is not None}  # type: ignore[operator]
         if len(pins) > 1 or len({p.tensors[t].space for t, _ in members}) > 1:
             raise ValueError(f"tensors that share bytes with {root} are bound to different places")
-        parts = tuple((life[t][0], life[t][1], o, o + size[t]) for t, o in members if life[t][0] <= life[t][1])
+        pieces = tuple((life[t][0], life[t][1], o, o + size[t]) for t, o in members if life[t][0] <= life[t][1])
         pinned = next(iter(pins), None)
         out_intervals.append(
             Interval(
                 root,
-                min(x[0] for x in parts),
-                max(x[1] for x in parts),
-                max(x[3] for x in parts),
+                min(x[0] for x in pieces),
+                max(x[1] for x in pieces),
+                max(x[3] for x in pieces),
                 p.align,
                 pinned,
-                parts if len(parts) > 1 else (),
+                pieces if len(pieces) > 1 else (),
             )
         )
-    for n in p.nodes:
-        if n.workspace:
-            out_intervals.append(Interval(-1 - n.id, at[n.id], at[n.id], n.workspace, p.align))
+    for x in p.nodes:
+        if x.workspace:
+            out_intervals.append(Interval(-1 - x.id, at[x.id], at[x.id], x.workspace, p.align))
     return out_intervals, where_is
 
 
@@ -366,8 +364,15 @@ def from_program(program: Mapping[str, Any], name: str = "", align: int = 64) ->
             touched.setdefault(t, []).append(k)
         takes = [t for t in dict.fromkeys(takes) if t not in gives]
         nodes.append(
-            Node(k, tuple(takes), tuple(dict.fromkeys(gives)), ins.get("kernel", ins["op"]), ins.get("name", "") or "",
-                 after=tuple(sorted(after - {k})), flops=_known(ins.get("flops")))
+            Node(
+                k,
+                tuple(takes),
+                tuple(dict.fromkeys(gives)),
+                ins.get("kernel", ins["op"]),
+                ins.get("name", "") or "",
+                after=tuple(sorted(after - {k})),
+                flops=_known(ins.get("flops")),
+            )
         )
     return Problem(tuple(nodes), tensors, align, name)
 

@@ -49,7 +49,12 @@ class Schedule:
 
 
 def lay_out(
-    p: Problem, order: Sequence[int], choices: Choices | None = None, *, budget: int = 2_000_000_000, seconds: float = 20.0
+    p: Problem,
+    order: Sequence[int],
+    choices: Choices | None = None,
+    *,
+    budget: int = 2_000_000_000,
+    seconds: float = 20.0,
 ) -> Layout:
     """Offsets for everything, each memory space by itself. ValueError for rewrites that do not suit the order."""
     began = time.perf_counter()
@@ -69,14 +74,21 @@ def lay_out(
     return Layout(made, placements, verify(p, made), time.perf_counter() - began)
 
 
-def schedule(p: Problem, *, rewrite: bool = False, states: int = 2_000_000, seconds: float = 60.0) -> Schedule:
-    """``states`` limits each search for an order, ``seconds`` everything (an outer guard)."""
+def schedule(
+    p: Problem,
+    *,
+    rewrite: bool = False,
+    states: int = 2_000_000,
+    work: int = 100_000_000,
+    seconds: float = 60.0,
+) -> Schedule:
+    """``states`` limits each search for an order, ``work`` each for offsets, ``seconds`` everything (an outer guard)."""
     until = time.perf_counter() + seconds
-    given = lay_out(p, p.given)
+    given = lay_out(p, p.given, budget=work)
     best = given
     found = ordering.order(p, budget=states, seconds=seconds)
     if found.order != given.plan.order:
-        trial = lay_out(p, found.order)
+        trial = lay_out(p, found.order, budget=work)
         if trial.arena < best.arena:
             best = trial
     if rewrite:
@@ -90,7 +102,7 @@ def schedule(p: Problem, *, rewrite: bool = False, states: int = 2_000_000, seco
             o, kept = trial_order
             for picked in (_needed(p, o, kept), kept):
                 try:
-                    trial = lay_out(p, o.order, picked)
+                    trial = lay_out(p, o.order, picked, budget=work)
                 except ValueError:
                     continue
                 if trial.arena < best.arena:

@@ -6,6 +6,7 @@ that they return.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -101,7 +102,7 @@ def verify(p: Problem, plan: Plan) -> Seen:
                 where = plan.workspaces[n]
                 taken.append(("arena", where, where + nodes[n].workspace, f"the workspace of node {n}"))
             taken = sorted(x for x in taken if x[1] < x[2])
-            for low, high in zip(taken, taken[1:]):
+            for low, high in itertools.pairwise(taken):
                 if low[0] == high[0] and high[1] < low[2]:
                     raise MemoryPlanError(f"{low[3]} and {high[3]} share bytes at step {step}, both live")
             for space, _, stop, _ in taken:
@@ -185,7 +186,7 @@ def verify_placement(intervals: Sequence[Interval], offsets: Mapping[int, int]) 
     for now in sorted(begins):
         live = [x for x in live if x[1] >= now] + begins[now]
         live.sort(key=lambda x: (x[2], x[3]))
-        for a, b in zip(live, live[1:]):
+        for a, b in itertools.pairwise(live):
             if b[2] < a[3]:
                 raise MemoryPlanError(f"buffers {a[4]} and {b[4]} overlap in the arena while both are live")
     return total
