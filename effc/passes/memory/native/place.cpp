@@ -592,25 +592,41 @@ class PlacePlanner {
         return true;
     }
 
+    // All offsets of a lowest placement, and so its arena, are multiples of this.
+    int64_t unit() const {
+        int64_t g = 0;
+        for (const Item& i : p_.items) {
+            g = std::gcd(g, i.align);
+            if (i.pinned >= 0) g = std::gcd(g, i.pinned);
+            for (const Part& q : i.parts) g = std::gcd(std::gcd(g, q.lo), q.hi);
+        }
+        return std::max<int64_t>(g, 1);
+    }
+
     // The bound first; if that is not reached within the budget, capacities between it and the best, by halves.
     void descend() {
         std::vector<int64_t> offset(p_.items.size(), 0);
         for (size_t i = 0; i < p_.items.size(); ++i) offset[i] = std::max<int64_t>(0, p_.items[i].pinned);
-        int64_t low = in_.bound, budget = in_.budget;  // low: the next capacity that is neither refuted nor given up
-        int64_t try_ = low;
+        int64_t unit = this->unit(), budget = in_.budget;
+        int64_t low = align_up(in_.bound, unit);  // the next capacity that is neither refuted nor given up
+        out_.bound = low;
+        int64_t next = low;
         while (low < out_.total && !out_of_time_) {
-            Search::Result r = solve(try_, budget, offset);
+            Search::Result r = solve(next, budget, offset);
             if (r == Search::FOUND) {
                 int64_t total = 0;
                 for (size_t i = 0; i < p_.items.size(); ++i) total = std::max(total, offset[i] + p_.items[i].height);
                 keep(offset, total, 60);
             } else {
-                if (r == Search::NONE && out_.bound <= try_) out_.bound = try_ + 1;
-                low = try_ + 1;
-                budget = in_.budget / 8;
+                // All below is refuted only if nothing below was given up.
+                if (r == Search::NONE && out_.bound == low) out_.bound = next + unit;
+                low = next + unit;
+                if (r == Search::STOPPED) {
+                    budget = in_.budget / 8;
+                    if (out_.total - low <= out_.total / 2000) break;  // not worth more
+                }
             }
-            try_ = low + (out_.total - low) / 2;
-            if (out_.total - low <= out_.total / 2000) break;  // not worth more
+            next = low + (out_.total - low) / 2 / unit * unit;
         }
     }
 
