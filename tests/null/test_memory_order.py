@@ -124,6 +124,20 @@ def test_a_thousand_nodes() -> None:
 
 
 @needs_search
+@pytest.mark.parametrize("count, length", [(3, 5), (4, 4), (5, 3), (16, 3)])
+def test_branches_that_leave_something_behind(count: int, length: int) -> None:
+    """What adds up is short to search from its end, where each branch taken back leaves less; forwards no set of
+    branches comes back to as few bytes."""
+    for seed in range(5):
+        sizes = [[3 + (k * 7 + j + seed) % 11 for j in range(length)] + [1 + (k + seed) % 3] for k in range(count)]
+        p = branches(sizes)
+        o = order.order(p)
+        assert o.proven and o.peak <= o.given_peak
+        if count < 10:
+            assert has_order_below(p, o.peak) is False
+
+
+@needs_search
 def test_edges() -> None:
     empty = order.order(Problem((), {}))
     assert empty.order == () and empty.peak == empty.bound == 0

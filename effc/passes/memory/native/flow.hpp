@@ -51,6 +51,20 @@ class Flow {
         return reaches;
     }
 
+    // Nodes that the source reaches in the residual graph: its side of the smallest minimum cut.
+    std::vector<char> reached(int source) const {
+        std::vector<char> seen(head_.size(), 0);
+        std::vector<int> todo{source};
+        seen[source] = 1;
+        while (!todo.empty()) {
+            int x = todo.back();
+            todo.pop_back();
+            for (int a = head_[x]; a >= 0; a = arcs_[a].next)
+                if (arcs_[a].capacity > 0 && !seen[arcs_[a].to]) seen[arcs_[a].to] = 1, todo.push_back(arcs_[a].to);
+        }
+        return seen;
+    }
+
   private:
     struct Arc {
         int to, next;

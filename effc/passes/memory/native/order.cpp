@@ -131,8 +131,15 @@ class State {
         live -= adds(v);
     }
 
+    // Takes back `v`, which need not be the last, but nothing that has run may depend on it.
+    void take_back(int v) {
+        std::swap(*std::find(sequence.rbegin(), sequence.rend(), v), sequence.back());
+        back();
+    }
+
     const std::vector<int>& ready() const { return ready_; }
     bool ran(int v) const { return ran_[v]; }
+    const Graph& graph() const { return g_; }
     int left(int t) const { return left_[t]; }
 
     int64_t live = 0;
@@ -154,6 +161,62 @@ class State {
     std::vector<char> ran_;
     std::vector<int> waits_, left_, ready_, at_;
     std::vector<std::pair<uint64_t, uint64_t>> keys_;
+};
+
+// The same states, walked from the end: to run a node here is to take it back there. For graphs whose nodes overwrite
+// nothing: with fewer nodes run, fewer operands die.
+class Backwards {
+  public:
+    explicit Backwards(State&& end) : s_(std::move(end)), g_(s_.graph()), holds_(g_.n, 0), live(s_.live), key(s_.key) {
+        for (int v = 0; v < g_.n; ++v)
+            if (s_.ran(v))
+                for (int u : g_.before[v]) ++holds_[u];
+        for (int v = 0; v < g_.n; ++v)
+            if (s_.ran(v) && !holds_[v]) ready_.push_back(v);
+    }
+
+    int64_t step(int v) const { return live + adds(v) + g_.made[v] + g_.extra[v] - g_.absorbed[v]; }
+
+    int64_t adds(int v) const {
+        int64_t d = 0;
+        for (int t : g_.makes[v])
+            if (g_.stays[t] || !g_.readers[t].empty()) d -= g_.bytes[t];
+        for (int t : g_.reads[v])
+            if (!s_.left(t) && !g_.stays[t]) d += g_.bytes[t];
+        return d;
+    }
+
+    void run(int v) {
+        s_.take_back(v);
+        ready_.erase(std::find(ready_.begin(), ready_.end(), v));
+        for (int u : g_.before[v])
+            if (!--holds_[u]) ready_.push_back(u);
+        sequence.push_back(v);
+        live = s_.live, key = s_.key;
+    }
+
+    void back() {
+        int v = sequence.back();
+        sequence.pop_back();
+        for (int u : g_.before[v])
+            if (!holds_[u]++) ready_.erase(std::find(ready_.begin(), ready_.end(), u));
+        ready_.push_back(v);
+        s_.run(v);
+        live = s_.live, key = s_.key;
+    }
+
+    const std::vector<int>& ready() const { return ready_; }
+    int left(int t) const { return s_.left(t); }
+
+  private:
+    State s_;
+    const Graph& g_;
+    std::vector<int> holds_, ready_;
+
+  public:
+    int64_t live;
+    Key key;
+    std::vector<int> sequence;
 };
 
 class Failed {
@@ -200,6 +263,7 @@ class OrderPlanner {
         std::vector<int64_t> steps;
         int64_t high = peak(best_, &steps);
         out_.states = 0;
+        for (const auto& o : g_.over) overwrites_ |= !o.empty();
         gates();
         int64_t low = simple_bound();
         if (low < high) improve_by_greedy(high);
@@ -401,15 +465,51 @@ class OrderPlanner {
         std::vector<Key> fail_with;  // this state's key and those of states that fail if this one does
     };
 
-    // Whether some order stays within p.
+    // Whether some order stays within p. Between gates each stretch of the best order is searched by itself, forwards
+    // and backwards in turn with growing budgets: where results add up one way is short, where they are used up the
+    // other.
     Result decide(int64_t p, int64_t budget, std::vector<int>& found) {
-        State s(g_);
+        found = best_;
+        std::vector<int64_t> steps;
+        peak(best_, &steps);
+        for (int from = 0, to = 0; from < g_.n; from = to) {
+            bool over = false;
+            do over |= steps[found[to]] > p;
+            while (!gate_[found[to++]] && to < g_.n);
+            if (!over) continue;
+            Result r = STOPPED;
+            for (int64_t share = 2000; r == STOPPED && budget > 0 && !late_; share *= 4)
+                for (bool forwards : {true, false}) {
+                    if (!forwards && overwrites_) continue;
+                    if (r != STOPPED || budget <= 0 || late_) break;
+                    State s(g_);
+                    for (int i = 0; i < (forwards ? from : to); ++i) s.run(found[i]);
+                    int64_t before = out_.states;
+                    std::vector<int> way;
+                    if (forwards) {
+                        r = stretch(s, p, std::min(share, budget), to, way);
+                        if (r == FOUND) std::copy(way.begin() + from, way.end(), found.begin() + from);
+                    } else {
+                        Backwards w(std::move(s));
+                        r = stretch(w, p, std::min(share, budget), to - from, way);
+                        if (r == FOUND) std::copy(way.rbegin(), way.rend(), found.begin() + from);
+                    }
+                    budget -= out_.states - before + 1;
+                }
+            if (r != FOUND) return r;
+        }
+        return FOUND;
+    }
+
+    // From where `s` is until `length` nodes stand in its sequence.
+    template <class S>
+    Result stretch(S& s, int64_t p, int64_t budget, int length, std::vector<int>& found) {
         failed_.clear();
         exceeded_ = UNBOUNDED;
         std::vector<Frame> frames;
         int64_t spent = 0;
-        settle(s, p, 0, frames);
-        if (int(s.sequence.size()) == g_.n) return found = s.sequence, FOUND;
+        settle(s, p, s.sequence.size(), length, frames);
+        if (int(s.sequence.size()) == length) return found = s.sequence, FOUND;
         open(s, p, frames);
         while (!frames.empty()) {
             Frame& f = frames.back();
@@ -422,13 +522,13 @@ class OrderPlanner {
             if (spent >= budget) return STOPPED;
             if ((spent & 255) == 255 && Clock::now() > until_) return late_ = true, STOPPED;
             ++spent, ++out_.states;
-            size_t length = s.sequence.size();
+            size_t before = s.sequence.size();
             s.run(f.choices[f.next++]);
-            settle(s, p, length, frames);
-            if (int(s.sequence.size()) == g_.n) return found = s.sequence, FOUND;
+            settle(s, p, before, length, frames);
+            if (int(s.sequence.size()) == length) return found = s.sequence, FOUND;
             std::vector<Key> dropped;
-            commit(s, p, frames, dropped);
-            if (int(s.sequence.size()) == g_.n) return found = s.sequence, FOUND;
+            commit(s, p, length, frames, dropped);
+            if (int(s.sequence.size()) == length) return found = s.sequence, FOUND;
             if (failed_.has(s.key)) {
                 for (const Key& k : dropped) failed_.insert(k);
                 continue;
@@ -440,8 +540,9 @@ class OrderPlanner {
     }
 
     // Forced steps. Past a gate nothing else can have been done, so no alternative is kept.
-    void settle(State& s, int64_t p, size_t from, std::vector<Frame>& frames) {
-        for (bool again = true; again;) {
+    template <class S>
+    void settle(S& s, int64_t p, size_t from, int length, std::vector<Frame>& frames) {
+        for (bool again = true; again && int(s.sequence.size()) < length;) {
             again = false;
             int pick = -1;
             for (int v : s.ready())
@@ -455,7 +556,8 @@ class OrderPlanner {
             }
     }
 
-    void open(State& s, int64_t p, std::vector<Frame>& frames) {
+    template <class S>
+    void open(S& s, int64_t p, std::vector<Frame>& frames) {
         Frame f{s.sequence.size(), s.live, {}, 0, {s.key}};
         for (int v : s.ready()) {
             int64_t b = s.step(v);
@@ -473,7 +575,8 @@ class OrderPlanner {
 
     // From the earliest state on the stack with as many live bytes as now, or more, only one way is kept. The states it
     // drops fail if the one it ends in does; not before, since that one need not contain them.
-    void commit(State& s, int64_t p, std::vector<Frame>& frames, std::vector<Key>& dropped) {
+    template <class S>
+    void commit(S& s, int64_t p, int length, std::vector<Frame>& frames, std::vector<Key>& dropped) {
         for (size_t i = 0; i < frames.size(); ++i) {
             if (frames[i].live < s.live) continue;
             size_t from = frames[i].length;
@@ -490,7 +593,7 @@ class OrderPlanner {
                         for (int v : way) s.run(v);
                         continue;
                     }
-                    settle(s, p, from, frames);
+                    settle(s, p, from, length, frames);
                 }
             }
             while (frames.size() > i) {
@@ -502,7 +605,20 @@ class OrderPlanner {
     }
 
     // Of the nodes last run, the largest subset (with its predecessors) after which least is live, in their order.
-    std::vector<int> least_part(const State& s, const std::vector<int>& way) {
+    std::vector<int> least_part(State& s, const std::vector<int>& way) { return cut_way(s, way, true); }
+
+    // Backwards: what is kept of the nodes taken back is the smallest such subset.
+    std::vector<int> least_part(Backwards& s, const std::vector<int>& way) {
+        for (size_t i = 0; i < way.size(); ++i) s.back();
+        std::vector<int> kept = cut_way(s, way, false), part;
+        for (int v : way) s.run(v);
+        for (int v : way)
+            if (std::find(kept.begin(), kept.end(), v) == kept.end()) part.push_back(v);
+        return part;
+    }
+
+    template <class S>
+    std::vector<int> cut_way(const S& s, const std::vector<int>& way, bool largest) {
         if (local_.empty()) local_.assign(g_.n, -1), local_tensor_.assign(g_.m, -1);
         int k = int(way.size());
         for (int i = 0; i < k; ++i) local_[way[i]] = i;
@@ -532,7 +648,7 @@ class OrderPlanner {
             for (int u : g_.before[v])
                 if (local_[u] >= 0) flow.edge(local_[v], local_[u], UNBOUNDED);
         flow.run(source, sink);
-        std::vector<char> in = flow.source_side(sink);
+        std::vector<char> in = largest ? flow.source_side(sink) : flow.reached(source);
         std::vector<int> part;
         for (int i = 0; i < k; ++i)
             if (in[i]) part.push_back(way[i]);
@@ -581,7 +697,7 @@ class OrderPlanner {
     Failed failed_;
     Clock::time_point until_;
     int64_t exceeded_ = 0;
-    bool late_ = false;
+    bool late_ = false, overwrites_ = false;
 };
 
 }  // namespace
