@@ -154,3 +154,41 @@ def test_problems_and_plans_survive_json(seed: int, tmp_path: Path) -> None:
 def test_other_formats_are_refused() -> None:
     with pytest.raises(ValueError, match="effc-memory-graph-1"):
         problem.from_dict({"format": "other", "tensors": [], "nodes": []})
+
+
+def test_from_a_lowered_program() -> None:
+    """Views and aliases are their storage; one that is written twice keeps its writers and readers in order; what the
+    program hands on stays; states are touched in order."""
+    f = {"d": "f32", "shape": [20]}
+    values = [
+        {**f, "k": "input", "i": 0},
+        {**f, "k": "temp"},  # 1
+        {**f, "k": "view", "base": 1, "offset": 0, "strides": [1]},
+        {**f, "k": "temp", "alias": 1},  # 3
+        {**f, "k": "temp"},  # 4
+        {**f, "k": "output", "i": 0},
+        {**f, "k": "state", "name": "s"},  # 6
+        {**f, "k": "temp"},  # 7, committed
+    ]
+
+    def call(ins: list[int], out: list[int]) -> dict[str, object]:
+        return {"op": "call", "kernel": "k", "in": ins, "out": out, "flops": 8}
+
+    code = [call([0], [1]), call([2, 6, -1], [4]), call([1], [3]), call([3, 4], [5]), call([4], [6]), call([4], [7])]
+    p = problem.from_program({"values": values, "code": code, "outputs": [5], "commits": [{"state": "s", "value": 7}]})
+    assert {t: (x.bytes, x.raw_bytes, x.kind) for t, x in p.tensors.items()} == {
+        1: (128, 80, "intermediate"),
+        4: (128, 80, "intermediate"),
+        7: (128, 80, "output"),
+    }
+    assert [(n.ins, n.outs) for n in p.nodes] == [
+        ((), (1,)),
+        ((1,), (4,)),
+        ((1,), ()),
+        ((1, 4), ()),
+        ((4,), ()),
+        ((4,), (7,)),
+    ]
+    assert set(p.nodes[2].after) == {0, 1} and 2 in p.nodes[3].after and 1 in p.nodes[4].after
+    assert p.nodes[0].flops == 8
+    assert schedule.lay_out(p, p.given).arena == 256

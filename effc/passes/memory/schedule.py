@@ -82,7 +82,7 @@ def schedule(
     work: int = 100_000_000,
     seconds: float = 60.0,
 ) -> Schedule:
-    """``states`` limits each search for an order, ``work`` each for offsets, ``seconds`` everything (an outer guard)."""
+    """``states`` limits each search for an order, ``work`` each for offsets, ``seconds`` all (an outer guard)."""
     until = time.perf_counter() + seconds
     given = lay_out(p, p.given, budget=work)
     best = given
