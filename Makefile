@@ -12,7 +12,8 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.stamp
 PROJECT := pyproject.toml setup.py constraints.txt
-RT := $(wildcard effc/runtime/src/*.cpp effc/runtime/src/*.hpp effc/runtime/include/*.h effc/runtime/build_rt.py)
+RT := $(wildcard effc/runtime/src/*.cpp effc/runtime/src/*.hpp effc/runtime/include/*.h effc/runtime/build_rt.py \
+    effc/runtime/shared_library.py effc/passes/memory/library.py effc/passes/memory/native/*)
 export EFFC_CACHE_DIR ?= $(CURDIR)/.cache/effc
 
 .PHONY: help demo test slow bench lint install wheel clean

@@ -1,4 +1,4 @@
-"""Builds the runtime library and the kernel library next to the Python files; everything else is in pyproject.toml.
+"""Builds the runtime library, the memory planner and the kernels beside the Python files; the rest is pyproject.toml.
 
 ``libeffc_rt.so`` is loaded with ctypes and knows nothing of Python, so a wheel fits every Python 3 of its platform.
 """
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent
 @contextlib.contextmanager
 def modules_alone() -> Iterator[None]:
     """Modules of effc can be imported without their packages: the build environment has no numpy."""
-    for name in ("effc", "effc.runtime", "effc.backends", "effc.backends.cpu"):
+    for name in ("effc", "effc.runtime", "effc.passes", "effc.passes.memory", "effc.backends", "effc.backends.cpu"):
         package = types.ModuleType(name)
         package.__path__ = [str(ROOT.joinpath(*name.split(".")))]
         sys.modules[name] = package
@@ -33,9 +33,11 @@ def modules_alone() -> Iterator[None]:
 
 
 def build_code(package: Path) -> None:
-    """Compiles the runtime library, and the kernel library for the usual CPUs, into a package's folders."""
+    """Compiles the runtime library, the memory planner's searches, and the kernel library for the usual CPUs, into a
+    package's folders."""
     with modules_alone():
         importlib.import_module("effc.runtime.build_rt").build(package / "runtime" / "lib")
+        importlib.import_module("effc.passes.memory.library").build(package / "passes" / "memory" / "lib")
         prebuilt = importlib.import_module("effc.backends.cpu.prebuilt")
         prebuilt.make(package / "backends" / "cpu" / "lib", prebuilt.targets())
 

@@ -1,0 +1,381 @@
+"""What is planned: nodes that make and read tensors, in one or several memory spaces. Neutral: no IR, no backend.
+
+A tensor is live from the step of the node that makes it to that of its last reader, both included; an ``output`` stays
+to the last step. An ``input`` is the caller's and takes no space. A node's workspace is live during its step alone.
+
+Two rewrites are part of a plan, not of the problem:
+
+- in place: a node's only output takes over the bytes of an operand that dies there (``Node.inplace_ok`` lists those it
+  may overwrite);
+- concatenation in place: operands are made inside the result's bytes, each at its own place (``Node.concat``).
+
+Sources: ``from_json`` reads the format "effc-memory-graph-1" (below), ``intervals_from_csv`` instances of MiniMalloc
+(id, lower, upper, size; half open), ``from_program`` a lowered program.
+
+effc-memory-graph-1: ``{"name", "format", "align", "tensors": [{"id", "name", "bytes", "raw_bytes", "kind":
+"input" | "intermediate" | "output"}], "nodes": [{"id", "name", "op", "ins": [tensor], "outs": [tensor], "inplace_ok":
+[tensor]}]}``. Nodes stand in the order given. An op ``cat`` joins along the outermost axis: operand k starts behind
+the raw bytes of those before it. Written beside these where they are not the default: ``space`` and ``pinned`` (an
+offset) of tensors, ``workspace``, ``after`` (nodes that must have run) and ``flops`` of nodes, ``spaces``
+(capacities).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .plan import Interval
+
+FORMAT = "effc-memory-graph-1"
+ARENA = "arena"  # the space of tensors that name none
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """``bytes`` is what it takes in an arena (a multiple of the alignment), ``raw_bytes`` what it holds."""
+
+    id: int
+    bytes: int
+    kind: str = "intermediate"
+    name: str = ""
+    raw_bytes: int = -1  # -1: as bytes
+    space: str = ARENA
+    pinned: int | None = None
+
+    @property
+    def raw(self) -> int:
+        return self.bytes if self.raw_bytes < 0 else self.raw_bytes
+
+
+@dataclass(frozen=True)
+class Node:
+    id: int
+    ins: tuple[int, ...] = ()
+    outs: tuple[int, ...] = ()
+    op: str = ""
+    name: str = ""
+    inplace_ok: tuple[int, ...] = ()
+    concat: tuple[tuple[int, int], ...] = ()  # operands that may be made inside the only output: (tensor, byte offset)
+    workspace: int = 0
+    after: tuple[int, ...] = ()
+    flops: int = 0  # what running it again would cost
+
+
+@dataclass(frozen=True)
+class Problem:
+    """``nodes`` stand in the order given; ``spaces`` has capacities, None where there is no limit."""
+
+    nodes: tuple[Node, ...]
+    tensors: Mapping[int, Tensor]
+    align: int = 64
+    name: str = ""
+    spaces: Mapping[str, int | None] = field(default_factory=lambda: {ARENA: None})
+
+    @property
+    def given(self) -> list[int]:
+        return [n.id for n in self.nodes]
+
+    def node(self) -> dict[int, Node]:
+        return {n.id: n for n in self.nodes}
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The rewrites of a plan. ``inplace``: node -> the tensor that its output overwrites; ``concat``: node -> tensors
+    made inside its output."""
+
+    inplace: Mapping[int, int] = field(default_factory=dict)
+    concat: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``order``: node ids; one that came twice would be a recomputation, which no planner here makes yet. ``offsets``
+    by tensor and ``workspaces`` by node, in the tensor's space and in the arena."""
+
+    order: tuple[int, ...]
+    offsets: Mapping[int, int] | None = None
+    choices: Choices = Choices()
+    workspaces: Mapping[int, int] = field(default_factory=dict)
+
+
+# Reading and writing --------------------------------------------------------------------------------------------------
+
+
+def from_dict(g: Mapping[str, Any]) -> Problem:
+    if g.get("format") != FORMAT:
+        raise ValueError(f"not a memory graph of the format {FORMAT}: {g.get('format')!r}")
+    tensors = {
+        t["id"]: Tensor(
+            t["id"],
+            t["bytes"],
+            t["kind"],
+            t.get("name", ""),
+            t.get("raw_bytes", t["bytes"]),
+            t.get("space", ARENA),
+            t.get("pinned"),
+        )
+        for t in g["tensors"]
+    }
+    nodes = tuple(
+        Node(
+            n["id"],
+            tuple(n["ins"]),
+            tuple(n["outs"]),
+            n.get("op", ""),
+            n.get("name", ""),
+            tuple(n.get("inplace_ok", ())),
+            _parts(n, tensors),
+            n.get("workspace", 0),
+            tuple(n.get("after", ())),
+            n.get("flops", 0),
+        )
+        for n in g["nodes"]
+    )
+    spaces = g.get("spaces") or dict.fromkeys(sorted({ARENA, *(t.space for t in tensors.values())}))
+    return Problem(nodes, tensors, g.get("align", 64), g.get("name", ""), spaces)
+
+
+def _parts(n: Mapping[str, Any], tensors: Mapping[int, Tensor]) -> tuple[tuple[int, int], ...]:
+    if n.get("op") != "cat" or len(n["outs"]) != 1:
+        return ()
+    out, at = [], 0
+    for t in n["ins"]:
+        if tensors[t].kind == "intermediate" and list(n["ins"]).count(t) == 1:
+            out.append((t, at))
+        at += tensors[t].raw
+    return tuple(out) if at <= tensors[n["outs"][0]].bytes else ()
+
+
+def to_dict(p: Problem) -> dict[str, Any]:
+    def rest(**more: tuple[Any, Any]) -> dict[str, Any]:
+        return {k: v for k, (v, default) in more.items() if v != default}
+
+    tensors = [
+        {"id": t.id, "name": t.name, "bytes": t.bytes, "raw_bytes": t.raw, "kind": t.kind}
+        | rest(space=(t.space, ARENA), pinned=(t.pinned, None))
+        for t in p.tensors.values()
+    ]
+    nodes = [
+        {"id": n.id, "name": n.name, "op": n.op, "ins": list(n.ins), "outs": list(n.outs)}
+        | {"inplace_ok": list(n.inplace_ok)}
+        | rest(workspace=(n.workspace, 0), after=(list(n.after), []), flops=(n.flops, 0))
+        for n in p.nodes
+    ]
+    out = {"name": p.name, "format": FORMAT, "align": p.align, "tensors": tensors, "nodes": nodes}
+    return out | rest(spaces=(dict(p.spaces), {ARENA: None}))
+
+
+def from_json(path: str | os.PathLike[str]) -> Problem:
+    return from_dict(json.loads(Path(path).read_text()))
+
+
+def plan_to_dict(plan: Plan) -> dict[str, Any]:
+    """A solution: what other checkers of the format read."""
+    out: dict[str, Any] = {"order": list(plan.order)}
+    if plan.offsets is not None:
+        out["offsets"] = {str(t): o for t, o in sorted(plan.offsets.items())}
+    if plan.choices.inplace:
+        out["inplace"] = {str(n): t for n, t in sorted(plan.choices.inplace.items())}
+    if plan.choices.concat:
+        out["concat"] = {str(n): list(ts) for n, ts in sorted(plan.choices.concat.items())}
+    if plan.workspaces:
+        out["workspaces"] = {str(n): o for n, o in sorted(plan.workspaces.items())}
+    return out
+
+
+def plan_from_dict(d: Mapping[str, Any]) -> Plan:
+    def numbers(x: Mapping[str, int] | None) -> dict[int, int]:
+        return {int(k): v for k, v in (x or {}).items()}
+
+    choices = Choices(numbers(d.get("inplace")), {int(k): tuple(v) for k, v in (d.get("concat") or {}).items()})
+    offsets = numbers(d["offsets"]) if d.get("offsets") is not None else None
+    return Plan(tuple(d["order"]), offsets, choices, numbers(d.get("workspaces")))
+
+
+def intervals_from_csv(path: str | os.PathLike[str]) -> list[Interval]:
+    """Buffers with given lifetimes and no alignment."""
+    with open(path, newline="") as f:
+        rows = list(csv.DictReader(f))
+    return [Interval(int(r["id"]), int(r["lower"]), int(r["upper"]) - 1, int(r["size"]), align=1) for r in rows]
+
+
+# Lifetimes ------------------------------------------------------------------------------------------------------------
+
+
+def lifetimes(p: Problem, order: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """First and last step of each tensor that is not an input, as if nothing were rewritten."""
+    node = p.node()
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for k, n in enumerate(order):
+        for t in node[n].outs:
+            first[t] = last[t] = k
+        for t in node[n].ins:
+            last[t] = k
+    end = len(order) - 1
+    return {t: (a, end if p.tensors[t].kind == "output" else last[t]) for t, a in first.items()}
+
+
+def boxes(p: Problem, order: Sequence[int], choices: Choices) -> tuple[list[Interval], dict[int, tuple[int, int]]]:
+    """What is placed, and where each tensor lies in it: tensor -> (interval, byte offset).
+
+    Tensors that share bytes form one interval of several parts. Workspaces are intervals too, -1 - node. ValueError for
+    rewrites that contradict the order or each other.
+    """
+    node = p.node()
+    life = lifetimes(p, order)
+    at = {n: k for k, n in enumerate(order)}
+    parent: dict[int, tuple[int, int]] = {}
+
+    def find(t: int) -> tuple[int, int]:
+        offset = 0
+        while t in parent:
+            t, by = parent[t]
+            offset += by
+        return t, offset
+
+    held: set[int] = set()
+    size = {t: p.tensors[t].bytes for t in life}
+    for n, parts in choices.concat.items():
+        out = node[n].outs[0]
+        where = dict(node[n].concat)
+        for t in parts:
+            if t not in where or t in parent:
+                raise ValueError(f"tensor {t} cannot be made inside the result of node {n}")
+            if life[t][1] > life[out][1]:
+                raise ValueError(f"tensor {t} is read after the result of node {n} is dead")
+            parent[t] = (out, where[t])
+            held.add(t)
+            size[t] = p.tensors[t].raw
+            life[t] = (life[t][0], at[n] - 1)
+    for n, t in choices.inplace.items():
+        out = node[n].outs[0]
+        if t not in node[n].inplace_ok or t in held or p.tensors[t].kind != "intermediate" or life[t][1] != at[n]:
+            raise ValueError(f"node {n} cannot overwrite tensor {t}")
+        root, offset = find(out)
+        if root == t or offset % p.align:
+            raise ValueError(f"node {n} cannot overwrite tensor {t}: its result lies inside another")
+        parent[t] = (out, 0)
+        life[t] = (life[t][0], at[n] - 1)
+    groups: dict[int, list[tuple[int, int]]] = {}
+    where_is: dict[int, tuple[int, int]] = {}
+    for t in life:
+        root, offset = find(t)
+        groups.setdefault(root, []).append((t, offset))
+        where_is[t] = (root, offset)
+    out_intervals: list[Interval] = []
+    for root, members in groups.items():
+        pins = {p.tensors[t].pinned - o for t, o in members if p.tensors[t].pinned is not None}  # type: ignore[operator]
+        if len(pins) > 1 or len({p.tensors[t].space for t, _ in members}) > 1:
+            raise ValueError(f"tensors that share bytes with {root} are bound to different places")
+        pieces = tuple((life[t][0], life[t][1], o, o + size[t]) for t, o in members if life[t][0] <= life[t][1])
+        pinned = next(iter(pins), None)
+        out_intervals.append(
+            Interval(
+                root,
+                min(x[0] for x in pieces),
+                max(x[1] for x in pieces),
+                max(x[3] for x in pieces),
+                p.align,
+                pinned,
+                pieces if len(pieces) > 1 else (),
+            )
+        )
+    for x in p.nodes:
+        if x.workspace:
+            out_intervals.append(Interval(-1 - x.id, at[x.id], at[x.id], x.workspace, p.align))
+    return out_intervals, where_is
+
+
+# A lowered program ----------------------------------------------------------------------------------------------------
+
+
+def from_program(program: Mapping[str, Any], name: str = "", align: int = 64) -> Problem:
+    """The temporaries and calls of a lowered program (architecture.md), values resolved to their storages; sizes must
+    be known. Results of the caller's, constants and states take no space. A storage written more than once (in-place
+    aliases, parts) is one tensor whose writers stay in their order."""
+    from ...ir.dtypes import DType
+
+    values = program["values"]
+
+    def storage(i: int) -> int:
+        while True:
+            v = values[i]
+            if v["k"] == "view":
+                i = v["base"]
+            elif "alias" in v:
+                i = v["alias"]
+            else:
+                return i
+
+    kept = {storage(i) for i in [*program["outputs"], *(c["value"] for c in program["commits"])]}
+    tensors: dict[int, Tensor] = {}
+
+    def tensor(i: int) -> int | None:
+        i = storage(i)
+        v = values[i]
+        if v["k"] != "temp" or v.get("dyn"):
+            return None
+        if i not in tensors:
+            size = DType(v["d"]).itemsize
+            for d in v["shape"]:
+                if not isinstance(d, int):
+                    raise ValueError(f"value {i} has a size that is not known: {d!r}")
+                size *= d
+            kind = "output" if i in kept else "intermediate"
+            tensors[i] = Tensor(i, -(-max(size, 1) // align) * align, kind, name=v.get("name", ""), raw_bytes=size)
+        return i
+
+    nodes: list[Node] = []
+    made: dict[int, int] = {}  # by whom, last
+    touched: dict[int, list[int]] = {}
+    effects: dict[int, list[int]] = {}  # states and inputs that are written: accesses stay in order
+    for k, ins in enumerate(program["code"]):
+        reads = [i for key in ("in", "carry", "xs", "consts") for i in ins.get(key, ()) if i >= 0]
+        if isinstance(ins.get("cond"), int):
+            reads.append(ins["cond"])
+        after: set[int] = set()
+        takes = list(dict.fromkeys(t for i in reads if (t := tensor(i)) is not None))
+        gives: list[int] = []
+        for i in ins["out"]:
+            t = tensor(i)
+            if t is None:
+                continue
+            if t in made:  # written again
+                after.update(touched[t])
+                takes.append(t)
+            else:
+                gives.append(t)
+        for i in [*reads, *ins["out"]]:
+            root = storage(i)
+            if values[root]["k"] in ("state", "input", "output") or values[root].get("dyn"):
+                after.update(effects.get(root, ()))
+                effects.setdefault(root, []).append(k)
+        after.update(made[t] for t in takes)
+        made.update((t, k) for i in ins["out"] if (t := tensor(i)) is not None)
+        for t in {*takes, *gives}:
+            touched.setdefault(t, []).append(k)
+        takes = [t for t in dict.fromkeys(takes) if t not in gives]
+        nodes.append(
+            Node(
+                k,
+                tuple(takes),
+                tuple(dict.fromkeys(gives)),
+                ins.get("kernel", ins["op"]),
+                ins.get("name", "") or "",
+                after=tuple(sorted(after - {k})),
+                flops=_known(ins.get("flops")),
+            )
+        )
+    return Problem(tuple(nodes), tensors, align, name)
+
+
+def _known(x: Any) -> int:
+    return x if isinstance(x, int) else 0

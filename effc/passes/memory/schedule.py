@@ -1,0 +1,182 @@
+"""Order, rewrites and placement of a problem together: the searches as evaluators of each other's choices.
+
+``lay_out`` places what an order and its rewrites ask for; ``schedule`` chooses them. The order with the least peak
+comes first; rewrites are kept only if they make the arena smaller; whatever is returned has been verified, and takes no
+more than the order given, as it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from . import order as ordering
+from .order import Order
+from .plan import Interval, Placement, plan
+from .problem import ARENA, Choices, Plan, Problem, boxes, lifetimes
+from .verify import Seen, verify
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A verified plan with offsets. ``live`` is its peak of live bytes, ``arena`` what it takes, of all spaces."""
+
+    plan: Plan
+    placements: Mapping[str, Placement]
+    seen: Seen
+    seconds: float = 0.0
+
+    @property
+    def arena(self) -> int:
+        return sum(self.seen.arena.values())
+
+    @property
+    def live(self) -> int:
+        return self.seen.peak
+
+    @property
+    def ended(self) -> str:
+        return next((x.ended for x in self.placements.values() if x.ended != "proven"), "proven")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    layout: Layout
+    order: Order  # of the search that made the plan's order
+    given: Layout  # the order given, nothing rewritten
+
+
+def lay_out(
+    p: Problem,
+    order: Sequence[int],
+    choices: Choices | None = None,
+    *,
+    budget: int = 2_000_000_000,
+    seconds: float = 20.0,
+) -> Layout:
+    """Offsets for everything, each memory space by itself. ValueError for rewrites that do not suit the order."""
+    began = time.perf_counter()
+    choices = choices or Choices()
+    intervals, where = boxes(p, order, choices)
+    spaces: dict[str, list[Interval]] = {}
+    for i in intervals:
+        spaces.setdefault(p.tensors[i.id].space if i.id >= 0 else ARENA, []).append(i)
+    placements = {s: plan(members, budget=budget, seconds=seconds) for s, members in spaces.items()}
+    at = {i: o for x in placements.values() for i, o in x.offsets.items()}
+    made = Plan(
+        tuple(order),
+        {t: at[root] + by for t, (root, by) in where.items()},
+        choices,
+        {n.id: at[-1 - n.id] for n in p.nodes if n.workspace},
+    )
+    return Layout(made, placements, verify(p, made), time.perf_counter() - began)
+
+
+def schedule(
+    p: Problem,
+    *,
+    rewrite: bool = False,
+    states: int = 2_000_000,
+    work: int = 100_000_000,
+    seconds: float = 60.0,
+) -> Schedule:
+    """``states`` limits each search for an order, ``work`` each for offsets, ``seconds`` all (an outer guard)."""
+    until = time.perf_counter() + seconds
+    given = lay_out(p, p.given, budget=work)
+    best = given
+    found = ordering.order(p, budget=states, seconds=seconds)
+    if found.order != given.plan.order:
+        trial = lay_out(p, found.order, budget=work)
+        if trial.arena < best.arena:
+            best = trial
+    if rewrite:
+        # Fewest rewrites first, so that equal arenas keep them few.
+        for choices, inplace in _candidates(p, states, until):
+            if time.perf_counter() > until:
+                break
+            trial_order = _evaluate(p, choices, inplace, states, until)
+            if trial_order is None or trial_order[0].peak >= best.arena:
+                continue
+            o, kept = trial_order
+            for picked in (_needed(p, o, kept), kept):
+                try:
+                    trial = lay_out(p, o.order, picked, budget=work)
+                except ValueError:
+                    continue
+                if trial.arena < best.arena:
+                    best, found = trial, o
+    return Schedule(best, found, given)
+
+
+def _evaluate(p: Problem, choices: Choices, inplace: bool, states: int, until: float) -> tuple[Order, Choices] | None:
+    """The best order for these rewrites, without the parts that would outlive what holds them, and with the operands
+    that can be overwritten in it."""
+    for _ in range(8):
+        left = max(0.1, until - time.perf_counter())
+        try:
+            found = ordering.order(p, choices, inplace=inplace, budget=states, seconds=left)
+        except ValueError:
+            return None
+        life = lifetimes(p, found.order)
+        out = {n.id: n.outs[0] for n in p.nodes if n.outs}
+        valid = {
+            n: kept
+            for n, parts in choices.concat.items()
+            if (kept := tuple(t for t in parts if life[t][1] <= life[out[n]][1]))
+        }
+        if valid == choices.concat:
+            break
+        choices = Choices(choices.inplace, valid)
+    else:
+        return None
+    if not inplace:
+        return found, choices
+    at = {n: k for k, n in enumerate(found.order)}
+    held = {t for parts in choices.concat.values() for t in parts}
+    over = {}
+    for n in p.nodes:
+        dying = [
+            t
+            for t in n.inplace_ok
+            if len(n.outs) == 1 and p.tensors[t].kind == "intermediate" and life[t][1] == at[n.id] and t not in held
+        ]
+        if dying:
+            over[n.id] = max(dying, key=lambda t: p.tensors[t].bytes)
+    return found, Choices(over, choices.concat)
+
+
+def _needed(p: Problem, o: Order, choices: Choices) -> Choices:
+    """Only what is overwritten in steps that would otherwise exceed the peak."""
+    plain = ordering.steps(p, o.order, Choices({}, choices.concat))
+    above = {n for n, b in zip(o.order, plain) if b > o.peak}
+    return Choices({n: t for n, t in choices.inplace.items() if n in above}, choices.concat)
+
+
+def _candidates(p: Problem, states: int, until: float) -> list[tuple[Choices, bool]]:
+    """Sets of concatenations made in place, with and without overwriting: all sets if there are few, else those that a
+    greedy search by peak goes through."""
+    cats = {n.id: tuple(t for t, _ in n.concat) for n in p.nodes if n.concat}
+    over = any(n.inplace_ok for n in p.nodes)
+    sets: list[tuple[int, ...]] = []
+    if len(cats) <= 4:
+        for k in range(len(cats) + 1):
+            sets += itertools.combinations(cats, k)
+    else:
+        sets = [(), tuple(cats)]
+        chosen: tuple[int, ...] = ()
+        peak = None
+        for n in sorted(cats, key=lambda n: -sum(p.tensors[t].bytes for t in cats[n])):
+            if time.perf_counter() > until:
+                break
+            trial = (*chosen, n)
+            got = _evaluate(p, Choices({}, {k: cats[k] for k in trial}), over, states // 10, until)
+            if got is not None and (peak is None or got[0].peak <= peak):
+                chosen, peak = trial, got[0].peak
+                sets.append(chosen)
+    out = []
+    for s in sets:
+        choices = Choices({}, {n: cats[n] for n in s})
+        out += [(choices, flag) for flag in ((False, True) if over else (False,)) if s or flag]
+    return out
