@@ -61,6 +61,8 @@ def torch_compile(module: Any, args: tuple[Any, ...], threads: int, work: Path) 
     import torch
     import torch._inductor.config as config
 
+    if onnx_file(module) is not None:
+        raise ValueError("the model is an ONNX file")
     _torch_setup(threads)
     config.freezing = True
     compiled = torch.compile(module, mode="max-autotune", dynamic=False)
