@@ -164,10 +164,11 @@ def test_depthwise(lib: KernelLibrary, seed: int) -> None:
 @pytest.mark.parametrize("kernel", [3, 5])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_depthwise_sliding_windows(lib: KernelLibrary, kernel: int, stride: int) -> None:
-    """Every number of columns that blocks of 8, 4 and fewer can leave over; whole vectors of channels or not."""
+    """Every number of columns that blocks of 8, 7, 4 and fewer can leave over; whole vectors of channels or not;
+    padding by none, half of the window (which blocks know) and any other number of columns."""
     rng = np.random.default_rng(10 * kernel + stride)
     for width in range(1, 31):
-        pad = width % (kernel // 2 + 1)
+        pad = width % kernel
         if width + 2 * pad < kernel:
             continue
         for channels in (8, 20, 64):
@@ -176,6 +177,23 @@ def test_depthwise_sliding_windows(lib: KernelLibrary, kernel: int, stride: int)
             size = ((stride, stride), (pad, pad), (1, 1))
             got = run_conv(lib, x, w, *size, channels, packed=True, threads=2)
             check(got, reference(x, w, *size, channels), (x.shape, kernel, stride, pad))
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_sums_do_not_depend_on_blocks(lib: KernelLibrary, kernel: int, stride: int) -> None:
+    """A column's sum is the same, bit for bit, wherever it lies in its block, whatever number of rows is made."""
+    rng = np.random.default_rng(kernel + stride)
+    channels, pad = 40, kernel // 2
+    x, w = data(rng, (1, channels, 20, 61), np.float32), data(rng, (channels, 1, kernel, kernel), np.float32)
+    size = ((stride, stride), (pad, pad), (1, 1))
+    want = run_conv(lib, channels_last(x), w, *size, channels, packed=True)
+    for width in range(kernel, 34):
+        got = run_conv(lib, channels_last(x[:, :, :, :width]), w, *size, channels, packed=True, threads=width % 3 + 1)
+        inner = (width - 1 - pad) // stride + 1 - pad  # columns whose windows end before the cut
+        assert np.array_equal(got[..., : max(inner, 0)], want[..., : max(inner, 0)]), width
+    rows = run_conv(lib, channels_last(x[:, :, : 9 + pad]), w, *size, channels, packed=True)
+    assert np.array_equal(rows[:, :, : 9 // stride], want[:, :, : 9 // stride])
 
 
 CASES = [  # input, weights, stride, padding, dilation, groups: other dtypes

@@ -10,6 +10,7 @@
 #ifndef EFFC_CONV_DW_HPP
 #define EFFC_CONV_DW_HPP
 #include "conv.hpp"
+#include "simd.hpp"
 
 namespace effc {
 namespace conv {
@@ -134,14 +135,35 @@ struct DwSlide {
   }
 };
 
+constexpr int kDwAny = -1; /* for the taps of a block that are outside of the image: to be found out */
+
+/* p + step by an addition, which the compiler does not see through: else it keeps the distances of a whole block, in more
+ * registers than there are, and loads each of them from the stack before the vector that it leads to. */
+template <class T>
+EFFC_INLINE const T* dw_next(const T* p, int64_t step) {
+  p += step;
+  __asm__("" : "+r"(p));
+  return p;
+}
+
+/* A vector that stays in its register until its last use: else the compiler may load it again for each. */
+template <class V, class U>
+EFFC_INLINE V dw_load(const U* p) {
+  V v = *p;
+  if constexpr (sizeof(V) <= EFFC_HARDWARE_VLEN) __asm__("" : "+v"(v));
+  return v;
+}
+
 /* As dw_block for P neighbouring pixels of NV vectors, stride S and K taps along the row known: each vector of x is
  * loaded once per row and used for every pixel that it reaches. The block's window begins at column `at` of the image.
- * `Edge`: some taps are outside the row; they are left out. With windows of K rows the loop over them is unrolled. */
-template <class T, int L, int K, int S, int NV, int P, bool Square, bool Edge>
+ * Its first Lead and last Trail columns are outside of the image and left out; kDwAny: as many as `at` says. With windows of K
+ * rows the loop over them is unrolled. */
+template <class T, int L, int K, int S, int NV, int P, bool Square, int Lead, int Trail>
 EFFC_INLINE void dw_slide_block(const DwSlide<T, L, K>& v, int64_t at, T* out, int64_t ld) {
   typedef typename DwVec<T, L>::vec V;
   typedef typename DwVec<T, L>::loose U;
   constexpr int reach = (P - 1) * S + K;
+  constexpr bool any = Lead == kDwAny;
   V acc[NV][P];
   EFFC_UNROLL
   for (int j = 0; j < NV; ++j) {
@@ -153,23 +175,23 @@ EFFC_INLINE void dw_slide_block(const DwSlide<T, L, K>& v, int64_t at, T* out, i
   auto line = [&](const T* x, const T* w) __attribute__((always_inline)) {
     V wv[NV][K];
     EFFC_UNROLL
-    for (int k = 0; k < K; ++k)
+    for (int k = 0; k < K; ++k, w = dw_next(w, v.ws))
       EFFC_UNROLL
-      for (int j = 0; j < NV; ++j) wv[j][k] = *(const U*)(w + k * v.ws + j * L);
-    _Pragma("GCC unroll 32") for (int q = 0; q < reach; ++q, x += v.step) {
-      if (Edge && (q < from || q >= to)) continue;
+      for (int j = 0; j < NV; ++j) wv[j][k] = *(const U*)(w + j * L);
+    _Pragma("GCC unroll 32") for (int q = 0; q < reach; ++q, x = dw_next(x, v.step)) {
+      if (any ? q < from || q >= to : q < Lead || q >= reach - Trail) continue;
       EFFC_UNROLL
       for (int j = 0; j < NV; ++j) {
-        const V xv = *(const U*)(x + j * L);
+        const V xv = dw_load<V>((const U*)(x + j * L));
         EFFC_UNROLL
         for (int k = 0; k < K; ++k)
-          if (q >= k && (q - k) % S == 0 && (q - k) / S < P) acc[j][(q - k) / S] += xv * wv[j][k];
+          if (q >= k && (q - k) % S == 0 && (q - k) / S < P) multiply_add(acc[j][(q - k) / S], xv, wv[j][k]);
       }
     }
   };
   const T *x = v.x + at * v.step, *w = v.w;
   for (int64_t d = 0; d < v.planes; ++d, x += v.plane, w += v.wplane) {
-    if constexpr (Square) {
+    if constexpr (Square && !any) {
       EFFC_UNROLL
       for (int h = 0; h < K; ++h)
         if (h >= v.h0 && h < v.h1) line(x + h * v.line, w + h * K * v.ws);
@@ -191,29 +213,46 @@ EFFC_INLINE void dw_slide_block(const DwSlide<T, L, K>& v, int64_t at, T* out, i
 }
 
 /* Columns [m0, m1) of `n` output rows, `out_line` apart, the image's borders with them. A last block that is not full begins
- * earlier: what it makes again is the same. */
+ * earlier: what it makes again is the same. A block is made in all rows before the next one: where it lies is asked once. */
 template <class T, int L, int K, int S, int NV, bool Square>
 void dw_slide(const Depthwise<T>& v, const DwRow<T>* rows, int64_t n, int64_t m0, int64_t m1, int64_t c, T* out, int64_t ld,
               int64_t out_line) {
   DwSlide<T, L, K> s(v, c);
-  auto block = [&](auto size, int64_t m) __attribute__((always_inline)) {
+  auto blocks = [&](auto size) __attribute__((always_inline)) {
     constexpr int P = decltype(size)::value, reach = (P - 1) * S + K;
-    const int64_t at = m * S - s.pad;
-    if (at >= 0 && at + reach <= s.width)
-      dw_slide_block<T, L, K, S, NV, P, Square, false>(s, at, out + (m - m0) * ld, ld);
-    else
-      dw_slide_block<T, L, K, S, NV, P, false, true>(s, at, out + (m - m0) * ld, ld);
-  };
-  for (int64_t i = 0; i < n; ++i, out += out_line) {
-    s.move(v, rows[i], c);
-    int64_t m = m0;
-    if constexpr (NV == 1) {
-      for (; m + 8 <= m1; m += 8) block(DwSize<8>(), m);
-      if (m1 - m > 4 && m1 - m0 >= 8) block(DwSize<8>(), m1 - 8), m = m1;
+    for (int64_t m = m0, end; m < m1; m = end) {
+      if (m1 - m < P) m = m1 - P;
+      end = m + P;
+      const int64_t at = m * S - s.pad, lead = -at, trail = at + reach - s.width;
+      auto all = [&](auto first, auto last) __attribute__((always_inline)) {
+        T* q = out + (m - m0) * ld;
+        for (int64_t i = 0; i < n; ++i, q += out_line) {
+          s.move(v, rows[i], c);
+          dw_slide_block<T, L, K, S, NV, P, Square, decltype(first)::value, decltype(last)::value>(s, at, q, ld);
+        }
+      };
+      if (lead <= 0 && trail <= 0)
+        all(DwSize<0>(), DwSize<0>());
+      else if (P > 1 && lead == K / 2 && trail <= 0)
+        all(DwSize<K / 2>(), DwSize<0>());
+      else if (P > 1 && trail == K / 2 && lead <= 0)
+        all(DwSize<0>(), DwSize<K / 2>());
+      else if (P >= 7 && trail == K / 2 && lead == K / 2)
+        all(DwSize<K / 2>(), DwSize<K / 2>());
+      else
+        all(DwSize<kDwAny>(), DwSize<kDwAny>());
     }
-    for (; m + 4 <= m1; m += 4) block(DwSize<4>(), m);
-    if (m < m1 && m1 - m0 >= 4) block(DwSize<4>(), m1 - 4), m = m1;
-    for (; m < m1; ++m) block(DwSize<1>(), m);
+  };
+  const int64_t width = m1 - m0;
+  if (NV == 1 && width >= 7) {
+    if (ceil_div(width, 8) * 8 <= ceil_div(width, 7) * 7)
+      blocks(DwSize<8>());
+    else
+      blocks(DwSize<7>());
+  } else if (width >= 4) {
+    blocks(DwSize<4>());
+  } else {
+    blocks(DwSize<1>());
   }
 }
 
@@ -266,7 +305,7 @@ void dw_channels(const Depthwise<T>& v, const DwRow<T>* rows, int64_t n, int64_t
     if (v.slide) {
       /* Accumulators enough to hide the latency of a sum: 8 pixels of a vector, or 4 of two where the row is short, and where
        * two pixels of a vector share few loads. */
-      const bool two = v.slide2 && (v.a[kStride + 2] == 2 || m1 - m0 < 8);
+      const bool two = v.slide2 && (v.a[kStride + 2] == 2 || m1 - m0 < 7);
       int64_t c = c0;
       for (; two && c + 2 * L <= c1; c += 2 * L) v.slide2(v, rows, n, m0, m1, c, out + (c - c0), ld, out_line);
       for (; c + L <= c1; c += L) v.slide(v, rows, n, m0, m1, c, out + (c - c0), ld, out_line);
