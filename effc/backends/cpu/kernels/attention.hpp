@@ -8,10 +8,10 @@
  *     O^T[e, queries] += V^T[e, keys] P^T[keys, queries]   V read column by column
  *
  * so that neither K nor V is transposed, and both products are the GEMM's micro-kernel. K and V are read in place, or where their
- * rows lie far apart and many queries use them, from a copy of the block: rows of one page each cost more than the copy. log2(e) is part of
- * the scale of Q, so that scores are exponents of two. Query heads that share a key head and are short are rows of one task. Few
- * tasks over many keys (decoding) split the keys into a number of parts that depends on the shape alone; the parts' sums are merged
- * in order.
+ * rows lie apart and many queries use them, from a copy of the block: rows of one page each cost more than the copy. log2(e) is
+ * part of the scale of Q, so that scores are exponents of two. Query heads that share a key head and are short are rows of one
+ * task. Few tasks over many keys (decoding) split the keys into a number of parts that depends on the shape alone; the parts'
+ * sums are merged in order.
  */
 #ifndef EFFC_ATTENTION_HPP
 #define EFFC_ATTENTION_HPP
@@ -281,7 +281,7 @@ struct Attention {
         high[c] = old == none ? V{} : old;
       }
     }
-    constexpr int kRows = N < 4 ? 4 / N : 1; /* four vectors at a time: one is a chain of some 45 cycles */
+    constexpr int kRows = N < 2 ? 2 : 1; /* two vectors at a time at least: one is a chain of some 45 cycles */
     int64_t j = 0;
     for (; j + kRows <= keys; j += kRows) exponentials<N, kRows>(s + j * NR, high, total);
     for (; j < keys; ++j) exponentials<N, 1>(s + j * NR, high, total);
