@@ -38,7 +38,7 @@ def run(
 ) -> Array:  # fmt: skip
     acc = DType.from_np(q.dtype).compute
     nr, e, ev, lk = panel_width(acc, lib.vlen), q.shape[3], v.shape[3], k.shape[2]
-    thread = acc.itemsize * (e * 64 + 2 * 96 * nr + ev * 64 + 96 * (e + ev) + 6 * 64)
+    thread = acc.itemsize * (e * 256 + 2 * 192 * nr + ev * 256 + 192 * (e + ev) + 6 * 256)
     parts = min(16, lk // 256)
     scratch = 16 * parts * (ev + 2) * 64 * acc.itemsize if parts > 1 else 0
     full = (*q.shape[:3], k.shape[2])
@@ -211,3 +211,44 @@ def test_scores_are_never_formed(lib: h.KernelLibrary) -> None:
     q, k, v = qkv(rng, 1, 1, 1, 1024, 1024, 8, 8, np.float32)
     assert 4 * (8 * 64 + 2 * 96 * 64 + 8 * 64 + 96 * 16 + 6 * 64) * 64 < 4 * 1024 * 1024
     check(run(lib, q, k, v, causal=True), reference(q, k, v, causal=True))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_long(lib: h.KernelLibrary, dtype: str, causal: bool) -> None:
+    """Several blocks of queries and keys, rows that lie apart, scores that grow beyond any slack."""
+    rng = np.random.default_rng(9)
+    kind = BF16 if dtype == "bfloat16" else np.dtype(dtype)
+    b, heads, length, e = 1, 2, 613, 40
+    x = rng.standard_normal((b, length, 3 * heads, e))
+    x[:, :, heads : 2 * heads] *= np.linspace(0.1, 6, length)[None, :, None, None]
+    x = x.astype(kind)
+    q, k, v = (x[:, :, i * heads : (i + 1) * heads].transpose(0, 2, 1, 3) for i in range(3))
+    got = run(lib, q, k, v, causal=causal, threads=3, mode="threads")
+    check(got, reference(q, k, v, causal=causal))
+    assert np.array_equal(got, run(lib, q, k, v, causal=causal, mode="reverse", threads=2))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_least_number_as_mask(lib: h.KernelLibrary, dtype: str) -> None:
+    """The least finite number hides keys; where it hides all keys of a row, all of them count alike, as in torch."""
+    rng = np.random.default_rng(10)
+    q, k, v = qkv(rng, 2, 3, 3, 70, 400, 32, 32, dtype)
+    mask = np.zeros((2, 1, 70, 400), dtype)
+    mask[0, :, :, 250:] = np.finfo(dtype).min
+    mask[1, :, 5] = np.finfo(dtype).min
+    mask[1, :, 6] = np.finfo(dtype).max
+    mask[1, :, 7] = -np.inf
+    got = run(lib, q, k, v, mask)
+    check(got, reference(q, k, v, mask))
+    np.testing.assert_allclose(got[1, :, 5], v[1].mean(1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("payload", [0x7FC00000, 0x7FC00001, 0xFFC001FF])
+def test_nan_of_any_payload(lib: h.KernelLibrary, payload: int) -> None:
+    """A NaN stays one whatever its low bits are, and stays in its row."""
+    rng = np.random.default_rng(11)
+    q, k, v = qkv(rng, 1, 1, 1, 40, 300, 16, 16, np.float32)
+    q[0, 0, 3, 2] = np.array([payload], np.uint32).view(np.float32)[0]
+    got = run(lib, q, k, v)
+    assert np.isnan(got[0, 0, 3]).all() and np.isfinite(np.delete(got[0, 0], 3, 0)).all()

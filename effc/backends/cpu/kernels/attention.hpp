@@ -1,15 +1,17 @@
 /* Attention with an online softmax: softmax(scale q k^T + mask) v without the matrix of scores.
  *
  * After Rabe and Staats, "Self-attention does not need O(n^2) memory" (2021), and Dao et al., "FlashAttention" (2022). A task is
- * up to 64 query rows; keys come in blocks of kKB. Scores are held transposed, [key][query], so that queries lie along vectors:
+ * up to kQB query rows; keys come in blocks of kKB. Scores are held transposed, [key][query], so that queries lie along vectors:
  *
- *     S^T[keys, queries] = K[keys, e] Q^T[e, queries]      K read in place, row by row; Q^T is made once per task
- *     P^T = exp(S^T - max)                                 maxima and sums are vectors, there is no horizontal reduction
- *     O^T[e, queries] += V^T[e, keys] P^T[keys, queries]   V read in place, column by column
+ *     S^T[keys, queries] = K[keys, e] Q^T[e, queries]      K read row by row; Q^T is made once per task
+ *     P^T = 2^(S^T - reference)                            maxima and sums are vectors, there is no horizontal reduction
+ *     O^T[e, queries] += V^T[e, keys] P^T[keys, queries]   V read column by column
  *
- * so that neither K nor V is packed, and both products are the GEMM's micro-kernel. Query heads that share a key head and are
- * short are rows of one task. Few tasks over many keys (decoding) split the keys into a number of parts that depends on the shape
- * alone; the parts' sums are merged in order.
+ * so that neither K nor V is transposed, and both products are the GEMM's micro-kernel. K and V are read in place, or where their
+ * rows lie apart and many queries use them, from a copy of the block: rows of one page each cost more than the copy. log2(e) is
+ * part of the scale of Q, so that scores are exponents of two. Query heads that share a key head and are short are rows of one
+ * task. Few tasks over many keys (decoding) split the keys into a number of parts that depends on the shape alone; the parts'
+ * sums are merged in order.
  */
 #ifndef EFFC_ATTENTION_HPP
 #define EFFC_ATTENTION_HPP
@@ -26,10 +28,15 @@ using gemm::max;
 using gemm::min;
 using gemm::Tile;
 
-constexpr int64_t kQB = 64;    /* query rows of a task */
-constexpr int64_t kKB = 96;    /* keys of a block */
+constexpr int64_t kQB = 256;   /* query rows of a task, at most */
+constexpr int64_t kQFew = 64;  /* of one whose keys are split; also what a task should have at least */
+constexpr int64_t kKB = 192;   /* keys of a block: whole tiles */
 constexpr int64_t kPart = 256; /* keys of a part, at least */
 constexpr int64_t kParts = 16; /* parts, at most; also the number of tasks from which on keys are not split */
+
+constexpr double kLog2E = 1.4426950408889634;
+constexpr double kSlack = 8; /* by which scores may exceed their reference, as a power of two */
+static_assert(kKB % kMR == 0 && kQB % kQFew == 0, "blocks are whole tiles");
 
 /* Kernels by rows and vectors. */
 struct Micros {
@@ -71,7 +78,7 @@ struct Tensor {
  * type, T the type of arithmetic. attrs: causal, causal offset, NaN for rows without keys, default scale; fattrs: scale, softcap. */
 template <class T, class S>
 struct Attention {
-  static constexpr int L = lanes<T>, NR = kNR<T>, P = (int)(kQB / NR);
+  static constexpr int L = lanes<T>, NR = kNR<T>;
   typedef Vec<T> V;
   typedef typename VecOf<typename IntOf<sizeof(T)>::type>::type I;
   typedef typename IntOf<sizeof(T)>::type Index;
@@ -84,7 +91,8 @@ struct Attention {
   T scale, softcap;
 
   static int64_t thread_elements(int64_t e, int64_t ev) { return e * kQB + 2 * kKB * NR + ev * kQB + kKB * (e + ev) + 6 * kQB; }
-  int64_t part_elements() const { return (ev + 2) * kQB; }
+  int64_t part_elements() const { return (ev + 2) * kQFew; }
+  static int64_t padded(int64_t rows) { return ceil_div(rows, NR) * NR; }
 
   struct Scratch {
     T *qt, *s, *o, *kbuf, *vbuf, *mbuf, *top, *sum;
@@ -107,7 +115,8 @@ struct Attention {
   }
 
   void load_queries(int64_t b, int64_t unit, int64_t r0, int64_t r1, const Scratch& w) const {
-    memset((void*)w.qt, 0, sizeof(T) * e * kQB);
+    const int64_t all = padded(r1 - r0);
+    if (all != r1 - r0) memset((void*)(w.qt + e * (all - NR)), 0, sizeof(T) * e * NR);
     runs(unit, r0, r1, [&](int64_t head, int64_t i, int64_t row, int64_t n) {
       for (int64_t done = 0; done < n;) { /* panel by panel */
         const int64_t r = row + done, p = r / NR, c = r % NR, m = min(n - done, NR - c);
@@ -116,10 +125,38 @@ struct Attention {
       }
       for (int64_t j = 0; j < n; ++j) w.limit[row + j] = (Index)max<int64_t>(-1, min(i + j + offset, lk - 1));
     });
-    for (int64_t j = r1 - r0; j < kQB; ++j) w.limit[j] = w.limit[0];
-    for (int64_t j = 0; j < e * kQB; ++j) w.qt[j] *= scale;
-    for (int64_t j = 0; j < kQB; ++j) w.top[j] = -__builtin_inf(), w.sum[j] = 0;
-    memset((void*)w.o, 0, sizeof(T) * ev * kQB);
+    for (int64_t j = r1 - r0; j < all; ++j) w.limit[j] = w.limit[0];
+    for (int64_t j = 0; j < e * all; ++j) w.qt[j] *= scale * T(kLog2E);
+    for (int64_t j = 0; j < all; ++j) w.top[j] = -__builtin_inf(), w.sum[j] = 0;
+    memset((void*)w.o, 0, sizeof(T) * ev * all);
+  }
+
+  /* dst[rows][cols] of rows that lie `stride` apart, likely on a page each: the hardware does not see the next one coming. */
+  static void copy_rows(const S* src, int64_t stride, T* dst, int64_t rows, int64_t cols) {
+    constexpr int64_t kAhead = 6, kLine = 64 / (int64_t)sizeof(S);
+    for (int64_t i = 0; i < rows; ++i, src += stride, dst += cols) {
+      const S* ahead = src + min(kAhead, rows - 1 - i) * stride;
+      for (int64_t j = 0; j < cols; j += kLine) __builtin_prefetch(ahead + j, 0, 3);
+      if constexpr (__is_same(T, S)) memcpy((void*)dst, src, cols * sizeof(T));
+    }
+  }
+  /* A block of K or V with its columns side by side: in place, or in `buffer`. Returns the elements between its rows. */
+  static int64_t rows_of(const Tensor& t, const S* src, int64_t queries, int64_t rows, int64_t cols, T* buffer, const T** out) {
+    if constexpr (__is_same(T, S)) {
+      const bool side_by_side = t.stride[3] == 1 || cols == 1;
+      if (side_by_side && (t.stride[2] == cols || queries <= 2 * NR)) {
+        *out = src;
+        return t.stride[2];
+      }
+      *out = buffer;
+      if (side_by_side) {
+        copy_rows(src, t.stride[2], buffer, rows, cols);
+        return cols;
+      }
+    }
+    *out = buffer;
+    gemm::copy_block<T, S>(src, t.stride[2], t.stride[3], buffer, cols, rows, cols);
+    return cols;
   }
 
   /* dst[key][query] = 0 where src[query][key] is true, else -inf. */
@@ -162,12 +199,17 @@ struct Attention {
     });
   }
 
-  /* Scores of one panel to probabilities; updates the running maxima and sums and rescales O^T. */
+  /* A mask's numbers times log2(e). What is finite stays so: -FLT_MAX is a usual way to hide keys, and unlike -inf hides none where
+   * it hides all. */
+  static V exponents(V m) {
+    const V most = splat(sizeof(T) == 4 ? T(__FLT_MAX__) : T(__DBL_MAX__));
+    const V x = m * T(kLog2E), low = x < -most ? -most : x, finite = low > most ? most : low;
+    return (m >= -most) & (m <= most) ? finite : x;
+  }
+
+  /* Scores of one panel with softcap, causal mask and mask applied. */
   template <int N>
-  void softmax(int64_t keys, int64_t j0, bool cut, bool first, const Index* limit, T* top, T* sum, T* o, const Scratch& w) const {
-    V high[N], total[N];
-    EFFC_UNROLL_ALL
-    for (int c = 0; c < N; ++c) high[c] = load(top + c * L);
+  void adjust(int64_t keys, int64_t j0, bool cut, const Index* limit, const Scratch& w) const {
     for (int64_t j = 0; j < keys; ++j) {
       T* row = w.s + j * NR;
       EFFC_UNROLL_ALL
@@ -175,46 +217,74 @@ struct Attention {
         V x = load(row + c * L);
         if (softcap > 0) { /* c tanh(x / c), tanh y = 1 - 2 / (e^2y + 1) */
           V y = x * (2 / softcap);
-          y = y > T(60) ? splat(T(60)) : y;
-          x = softcap * (T(1) - T(2) / (exp_vec(y) + T(1)));
+          y = y > T(86) ? splat(T(86)) : y;
+          x = T(kLog2E) * softcap * (T(1) - T(2) / (exp2_vec(y) + T(1)));
         }
         if (cut) {
           const I seen = load(limit + c * L) >= (I)(splat(Index(j0 + j)));
           x = seen ? x : splat(T(-__builtin_inf()));
         }
-        if (has_mask) x += load(w.mbuf + j * NR + c * L);
-        if (cut || has_mask || softcap > 0) store(row + c * L, x);
-        high[c] = high[c] > x ? high[c] : x;
+        if (has_mask) x += exponents(load(w.mbuf + j * NR + c * L));
+        store(row + c * L, x);
       }
     }
+  }
+
+  template <int N, int R>
+  EFFC_INLINE void exponentials(T* s, const V (&high)[N], V (&total)[N]) {
+    V x[R * N];
+    EFFC_UNROLL_ALL
+    for (int i = 0; i < R * N; ++i) x[i] = load(s + i / N * NR + i % N * L) - high[i % N];
+    exp2_vecs(x);
+    EFFC_UNROLL_ALL
+    for (int i = 0; i < R * N; ++i) {
+      store(s + i / N * NR + i % N * L, x[i]);
+      total[i % N] += x[i];
+    }
+  }
+
+  /* Scores of one panel to probabilities; updates the running references and sums and rescales O^T. A query's reference is a
+   * maximum of its scores, but follows it only where it has grown by kSlack: most blocks need no rescaling. */
+  template <int N>
+  void softmax(int64_t keys, int64_t j0, bool cut, bool first, const Index* limit, T* top, T* sum, T* o, const Scratch& w) const {
+    if (cut || has_mask || softcap > 0) adjust<N>(keys, j0, cut, limit, w);
+    const V none = splat(T(-__builtin_inf()));
+    V high[N], total[N];
+    EFFC_UNROLL_ALL
+    for (int c = 0; c < N; ++c) high[c] = none;
+    T* const s = w.s;
+    for (int64_t j = 0; j < keys; ++j)
+      EFFC_UNROLL_ALL
+      for (int c = 0; c < N; ++c) {
+        const V x = load(s + j * NR + c * L);
+        high[c] = larger(x, high[c]);
+      }
+    I grown = I{};
+    EFFC_UNROLL_ALL
+    for (int c = 0; c < N; ++c) grown |= (I)(high[c] > load(top + c * L) + T(kSlack));
     bool rescale = false;
+    for (int l = 0; l < L; ++l) rescale |= grown[l] != 0;
     EFFC_UNROLL_ALL
     for (int c = 0; c < N; ++c) {
       const V old = load(top + c * L);
-      const V none = splat(T(-__builtin_inf()));
-      store(top + c * L, high[c]);
-      high[c] = (high[c] == none) ? V{} : high[c];
-      const V alpha = exp_vec(old - high[c]); /* -inf: no keys so far, 0 */
-      total[c] = load(sum + c * L) * alpha;
-      store(sum + c * L, alpha);
-      if (!first) {
-        const I changed = (I)(alpha != T(1));
-        for (int l = 0; l < L; ++l) rescale |= changed[l] != 0;
+      total[c] = load(sum + c * L);
+      if (rescale) {
+        high[c] = high[c] > old + T(kSlack) ? high[c] : old;
+        store(top + c * L, high[c]);
+        /* -inf: no keys so far, 0 */
+        high[c] = high[c] == none ? V{} : high[c];
+        const V alpha = exp2_vec(old - high[c]);
+        total[c] *= alpha;
+        if (!first)
+          for (int64_t i = 0; i < ev; ++i) store(o + i * NR + c * L, load(o + i * NR + c * L) * alpha);
+      } else {
+        high[c] = old == none ? V{} : old;
       }
     }
-    if (rescale)
-      for (int64_t i = 0; i < ev; ++i)
-        EFFC_UNROLL_ALL
-        for (int c = 0; c < N; ++c) store(o + i * NR + c * L, load(o + i * NR + c * L) * load(sum + c * L));
-    for (int64_t j = 0; j < keys; ++j) {
-      T* row = w.s + j * NR;
-      EFFC_UNROLL_ALL
-      for (int c = 0; c < N; ++c) {
-        const V p = exp_vec(load(row + c * L) - high[c]);
-        store(row + c * L, p);
-        total[c] += p;
-      }
-    }
+    constexpr int kRows = N < 2 ? 2 : 1; /* two vectors at a time at least: one is a chain of some 45 cycles */
+    int64_t j = 0;
+    for (; j + kRows <= keys; j += kRows) exponentials<N, kRows>(s + j * NR, high, total);
+    for (; j < keys; ++j) exponentials<N, 1>(s + j * NR, high, total);
     EFFC_UNROLL_ALL
     for (int c = 0; c < N; ++c) store(sum + c * L, total[c]);
   }
@@ -234,33 +304,39 @@ struct Attention {
   void block(int64_t b, int64_t unit, int64_t r0, int64_t r1, int64_t k0, int64_t k1, const Scratch& w) const {
     const int64_t kv = unit * kv_heads / units;
     load_queries(b, unit, r0, r1, w);
-    Index most = -1, least = (Index)(lk - 1);
     if (causal) {
-      for (int64_t j = 0; j < r1 - r0; ++j) most = max(most, w.limit[j]), least = min(least, w.limit[j]);
+      Index most = -1;
+      for (int64_t j = 0; j < r1 - r0; ++j) most = max(most, w.limit[j]);
       k1 = min<int64_t>(k1, (int64_t)most + 1);
     }
-    const bool k_in_place = __is_same(T, S) && (k.stride[3] == 1 || e == 1);
-    const bool v_in_place = __is_same(T, S) && (v.stride[3] == 1 || ev == 1);
-    const int64_t key_blocks = ceil_div(max<int64_t>(0, k1 - k0), kKB);
+    const int64_t all = max<int64_t>(0, k1 - k0), key_blocks = ceil_div(all, kKB);
     for (int64_t kb = 0; kb < key_blocks; ++kb) {
-      const int64_t j0 = k0 + (k1 - k0) * kb / key_blocks, j1 = k0 + (k1 - k0) * (kb + 1) / key_blocks, keys = j1 - j0;
-      const S *ks = at(k, b, kv, j0), *vs = at(v, b, kv, j0);
-      if (!k_in_place) gemm::copy_block<T, S>(ks, k.stride[2], k.stride[3], w.kbuf, e, keys, e);
-      if (!v_in_place) gemm::copy_block<T, S>(vs, v.stride[2], v.stride[3], w.vbuf, ev, keys, ev);
-      const bool cut = causal && j1 - 1 > least;
-      for (int64_t p = 0; p < P && p * NR < r1 - r0; ++p) {
+      auto bound = [&](int64_t i) { return k0 + min(all, ceil_div(all * i, key_blocks * kMR) * kMR); };
+      const int64_t j0 = bound(kb), j1 = bound(kb + 1);
+      const T *ks, *vs;
+      const int64_t ldk = rows_of(k, at(k, b, kv, j0), r1 - r0, j1 - j0, e, w.kbuf, &ks);
+      const int64_t ldv = rows_of(v, at(v, b, kv, j0), r1 - r0, j1 - j0, ev, w.vbuf, &vs);
+      for (int64_t p = 0; p * NR < r1 - r0; ++p) {
         const int64_t rows = min<int64_t>(NR, r1 - r0 - p * NR);
         const int n = (int)ceil_div(rows, L);
+        const Index* limit = w.limit + p * NR;
+        int64_t keys = j1 - j0; /* but those that none of the panel's queries sees */
+        bool cut = false;
+        if (causal) {
+          Index most = limit[0], least = limit[0];
+          for (int64_t j = 1; j < rows; ++j) most = max(most, limit[j]), least = min(least, limit[j]);
+          keys = min<int64_t>(keys, (int64_t)most + 1 - j0);
+          cut = j1 - 1 > least;
+          if (keys <= 0) continue;
+        }
         T* o = w.o + p * ev * NR;
         Tile t;
         t.panel_stride = 0, t.ldc = NR, t.next = (const char*)w.s, t.next_step = 0;
         t.k = e, t.accumulate = false;
-        t.a = k_in_place ? (const void*)ks : w.kbuf;
-        t.lda = (k_in_place ? k.stride[2] : e) * (int64_t)sizeof(T);
+        t.a = ks, t.lda = ldk * (int64_t)sizeof(T);
         t.b = w.qt + p * e * NR, t.ldb = NR;
         product(&Kernels<T>::rows.fn[0][n - 1], kNV, t, keys, t.lda, w.s);
-        if (has_mask) load_mask(b, unit, r0 + p * NR, r0 + p * NR + rows, j0, j1, w);
-        const Index* limit = w.limit + p * NR;
+        if (has_mask) load_mask(b, unit, r0 + p * NR, r0 + p * NR + rows, j0, j0 + keys, w);
         T *top = w.top + p * NR, *sum = w.sum + p * NR;
         const bool first = kb == 0;
         if constexpr (kNV > 2) {
@@ -270,8 +346,7 @@ struct Attention {
         if (n == 2) softmax<2>(keys, j0, cut, first, limit, top, sum, o, w);
         if (n == 1) softmax<1>(keys, j0, cut, first, limit, top, sum, o, w);
         t.k = keys, t.accumulate = true;
-        t.a = v_in_place ? (const void*)vs : w.vbuf;
-        t.lda = (v_in_place ? v.stride[2] : ev) * (int64_t)sizeof(T);
+        t.a = vs, t.lda = ldv * (int64_t)sizeof(T);
         t.b = w.s;
         product(&Kernels<T>::columns.fn[0][n - 1], kNV, t, ev, sizeof(T), o);
       }
@@ -280,7 +355,7 @@ struct Attention {
 
   /* O^T / sum to the result. */
   void finish(int64_t b, int64_t unit, int64_t r0, int64_t r1, const Scratch& w) const {
-    for (int64_t p = 0; p < P && p * NR < r1 - r0; ++p) {
+    for (int64_t p = 0; p * NR < r1 - r0; ++p) {
       T* o = w.o + p * ev * NR;
       for (int c = 0; c < kNV; ++c) {
         const V sum = load(w.sum + p * NR + c * L);
@@ -319,9 +394,10 @@ struct Attention {
     return w;
   }
 
-  /* Merges the parts of one task in order, into w. */
-  void merge(const T* part, const Scratch& w) const {
-    for (int64_t j = 0; j < kQB; j += L) {
+  /* Merges the parts of one task of `rows` rows in order, into w. */
+  void merge(const T* part, int64_t rows, const Scratch& w) const {
+    const int64_t all = padded(rows);
+    for (int64_t j = 0; j < all; j += L) {
       V top = splat(T(-__builtin_inf()));
       for (int64_t s = 0; s < parts; ++s) {
         const V x = load(part + s * part_elements() + j);
@@ -332,14 +408,14 @@ struct Attention {
       store(w.top + j, top);
       store(w.sum + j, V{});
     }
-    memset((void*)w.o, 0, sizeof(T) * ev * kQB);
+    memset((void*)w.o, 0, sizeof(T) * ev * all);
     for (int64_t s = 0; s < parts; ++s, part += part_elements())
-      for (int64_t j = 0; j < kQB; j += L) {
-        const V weight = exp_vec(load(part + j) - load(w.top + j));
-        store(w.sum + j, load(w.sum + j) + weight * load(part + kQB + j));
+      for (int64_t j = 0; j < all; j += L) {
+        const V weight = exp2_vec(load(part + j) - load(w.top + j));
+        store(w.sum + j, load(w.sum + j) + weight * load(part + kQFew + j));
         const int64_t base = j / NR * ev * NR + j % NR;
         for (int64_t i = 0; i < ev; ++i)
-          store(w.o + base + i * NR, load(w.o + base + i * NR) + weight * load(part + 2 * kQB + base + i * NR));
+          store(w.o + base + i * NR, load(w.o + base + i * NR) + weight * load(part + 2 * kQFew + base + i * NR));
       }
   }
 
@@ -366,19 +442,19 @@ struct Attention {
     scale = (T)call->fattr[0], softcap = (T)call->fattr[1];
     if (call->attr[3]) scale = e > 0 ? T(1) / (T)__builtin_sqrt((double)e) : T(1);
     group = heads / kv_heads;
-    const bool together = lq < kQB;
+    const bool together = lq < kQFew;
     units = together ? kv_heads : heads;
     unit_rows = together ? group * lq : lq;
-    blocks = ceil_div(unit_rows, kQB);
+    const int64_t fewest = ceil_div(unit_rows, kQB), most = ceil_div(unit_rows, kQFew);
+    parts = batches * units * most >= kParts ? 1 : max<int64_t>(1, min(kParts, lk / kPart));
+    blocks = parts > 1 ? most : min(most, max(fewest, ceil_div(kParts, batches * units)));
     const int64_t tasks = batches * units * blocks;
-    parts = tasks >= kParts ? 1 : max<int64_t>(1, min(kParts, lk / kPart));
     if (call->thread_scratch_bytes < thread_elements(e, ev) * (int64_t)sizeof(T) ||
         (parts > 1 && call->scratch_bytes < tasks * parts * part_elements() * (int64_t)sizeof(T)))
       return bad("scratch is too small");
-    /* Rows of a block: even shares, whole vectors. */
-    const int64_t share = ceil_div(ceil_div(unit_rows, blocks), L) * L;
+    const int64_t share = padded(ceil_div(unit_rows, blocks)); /* rows of a block */
     T* partial = (T*)call->scratch;
-    const double work = 2.0 * min(unit_rows, kQB) * lk * (e + ev) / parts;
+    const double work = 2.0 * min(unit_rows, share) * lk * (e + ev) / parts;
     const int64_t grain = max<int64_t>(1, (int64_t)(50000 / (work + 1)));
     gemm::parallel(call, tasks * parts, grain, [&](int64_t begin, int64_t end, int32_t worker) {
       const Scratch w = scratch(worker);
@@ -392,9 +468,10 @@ struct Attention {
           finish(b, unit, r0, r1, w);
         } else {
           T* dst = partial + i * part_elements();
-          memcpy((void*)dst, w.top, kQB * sizeof(T));
-          memcpy((void*)(dst + kQB), w.sum, kQB * sizeof(T));
-          memcpy((void*)(dst + 2 * kQB), w.o, ev * kQB * sizeof(T));
+          const int64_t all = padded(r1 - r0);
+          memcpy((void*)dst, w.top, all * sizeof(T));
+          memcpy((void*)(dst + kQFew), w.sum, all * sizeof(T));
+          memcpy((void*)(dst + 2 * kQFew), w.o, ev * all * sizeof(T));
         }
       }
     });
@@ -405,7 +482,7 @@ struct Attention {
         const int64_t blk = task % blocks, unit = task / blocks % units, b = task / blocks / units;
         const int64_t r0 = min(blk * share, unit_rows), r1 = min(r0 + share, unit_rows);
         if (r0 == r1) continue;
-        merge(partial + task * parts * part_elements(), w);
+        merge(partial + task * parts * part_elements(), r1 - r0, w);
         finish(b, unit, r0, r1, w);
       }
     });

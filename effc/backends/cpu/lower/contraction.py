@@ -233,7 +233,7 @@ def lower_matmul_fused(cx: Lowering, node: Node) -> None:
 
 # Attention ------------------------------------------------------------------------------------------------------------
 
-_QUERIES, _KEYS, _PART, _PARTS = 64, 96, 256, 16  # kQB, kKB, kPart, kParts of attention.hpp
+_QUERIES, _FEW, _KEYS, _PART, _PARTS = 256, 64, 192, 256, 16  # kQB, kQFew, kKB, kPart, kParts of attention.hpp
 
 
 @lowers("attention")
@@ -254,7 +254,7 @@ def lower_attention(cx: Lowering, node: Node) -> None:
     thread = e * _QUERIES + 2 * _KEYS * nr + ev * _QUERIES + _KEYS * (e + ev) + 6 * _QUERIES
     # Bound on the tasks that split their keys, times parts (Attention::run)
     parts = minimum(_PARTS, dims.floordiv(lk, _PART))
-    partial = _flag(parts - 1) * _PARTS * parts * (ev + 2) * _QUERIES * acc.itemsize
+    partial = _flag(parts - 1) * _PARTS * parts * (ev + 2) * _FEW * acc.itemsize
     cx.call(
         f"effc_attention_{KERNELS[q.dtype]}", [q, k, v, m], [out],
         [a["causal"], a["causal_offset"], a["empty_nan"], a["scale"] is None], [a["scale"] or 0.0, a["softcap"]],
