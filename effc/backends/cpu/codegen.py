@@ -463,7 +463,7 @@ def rows_kernel(
         stores = [
             (i, v)
             for i, v in enumerate(body.outputs)
-            if st.full[v] and (st.stage[v] == k or (k == stages - 1 and v in inputs))
+            if st.full[v] and k == (stages - 1 if v in inputs else st.stage[v])
         ]
         fills = [v for v in cached if st.stage[v] == k]
         loops.append(
