@@ -3,7 +3,8 @@
     python -m bench.fusion [--models mobilenet_v2,minilm,...] [--json]
 
 Each model is compiled without the passes that join ops into kernels, without those that join kernels (``fuse_chains``,
-``fuse_rows``), and with all. Bytes are those of every kernel's operands and results; the least is inputs, outputs and
+``fuse_rows``), and with all. Bytes are those of every kernel's operands and results, of a table those of the rows that
+are looked up; the least is inputs, outputs and
 weights, each once. A layer is what runs from one attention to the next. Nothing is timed: these are counts of the
 compiled programs.
 """
@@ -51,12 +52,13 @@ def counts(model: Any, args: tuple[Any, ...], disabled: tuple[str, ...]) -> dict
             n *= d
         return n
 
-    weights = {
-        (values[i]["seg"], values[i]["offset"]): size(i)
-        for c in calls
-        for i in c["in"]
-        if i >= 0 and "seg" in values[i]
-    }
+    weights: dict[tuple[int, int], int] = {}
+    for c in calls:
+        for i in c["in"]:
+            base = values[i].get("base", i) if i >= 0 else i
+            if base >= 0 and "seg" in (v := values[base]):  # of a table no more than the rows that are looked up
+                key, read = (v["seg"], v["offset"]), min(size(base), c["bytes"])
+                weights[key] = max(read, weights.get(key, 0))
     ends = {*(i for i, v in enumerate(values) if v["k"] == "input"), *program["outputs"]}
     starts = [i for i, c in enumerate(calls) if c["kernel"].startswith("effc_attention")]
     stats = m.report["entries"]["main"]["passes"]["stats"]

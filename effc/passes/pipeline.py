@@ -12,6 +12,7 @@ from .canonical import Canonicalise
 from .cleanup import Cse, Dce, Fold
 from .fuse.chains import FuseChains
 from .fuse.epilogue import FuseEpilogues
+from .fuse.prologue import FusePrologues
 from .fuse.regions import FuseRegions
 from .fuse.rows import FuseRows
 from .fuse.views import PrepareFusion
@@ -56,6 +57,7 @@ def default(options: Options | None = None) -> tuple[Pass, ...]:
         Canonicalise(),
         Cse(),
         *((RotateHalf(), FuseEpilogues(), PrepareFusion(), Canonicalise(), Cse(), FuseRegions()) if o.kernels else ()),
+        *((FusePrologues(),) if o.kernels and o.native("attention_fused") else ()),
         *((FuseChains(o.ask),) if o.kernels and o.native("conv_chain") else ()),
         *((FormWinograd(o.ask),) if o.kernels and o.native("conv_winograd") else ()),
         *((FuseRows(o.ask),) if o.kernels and o.native("row_chain") else ()),

@@ -60,6 +60,16 @@ def tensors(x: Any) -> list[torch.Tensor]:
     return found
 
 
+def test_minilm_embeddings(tmp_path: Any) -> None:
+    """All lookups, their sum and the norm are the first kernel, with constant sizes and without."""
+    module, args, dynamic, _ = zoo.load("minilm")
+    for shapes, lookups in ((None, 2), (dynamic, 3)):
+        model = effc.compile(module, args, dynamic_shapes=shapes)
+        kernels = [i["kernel"] for i in calls(program_of(model, tmp_path))]
+        assert model.report["entries"]["main"]["passes"]["stats"]["fuse.lookups"] == lookups
+        assert "effc_take" not in kernels and kernels[0 if shapes is None else 1].startswith("red_")
+
+
 def test_minilm_layer(tmp_path: Any) -> None:
     """An encoder layer: QKV as one product, attention, projection, norm, two products of the feed-forward part,
     norm."""

@@ -98,13 +98,55 @@ def shared_bits(n: Node) -> int | None:
     return bits if bits & 0x7FFF and np.isfinite(value).all() else None
 
 
+@dataclass(frozen=True)
+class Lookup:
+    """Input ``operand`` of a body is taken from a table: its operand is the table, and an index operand of ``dtype``
+    follows the inputs. ``size`` of the table's dim ``dim``, ``pitch``: elements from one index to the next."""
+
+    operand: int
+    dtype: DType
+    dim: int
+    size: Dim
+    pitch: Dim
+
+
+class Operands:
+    """A loop's operands in order: the body's inputs, the indices of those that are looked up, the results."""
+
+    def __init__(self, body: Graph, lookups: Sequence[Lookup]) -> None:
+        self.inputs = len(body.inputs)
+        self.lookups = {x.operand: (self.inputs + j, x) for j, x in enumerate(lookups)}
+        self.first_result = self.inputs + len(lookups)
+        self.count = self.first_result + len(body.outputs)
+        self.dv: list[Dim] = [d for x in lookups for d in (x.size, x.pitch)]  # come first among the loop's attributes
+
+    def make(self, k: int, dtype: DType, stride: str | None = None) -> str:
+        """The C++ expression of operand k, not an index; ``stride``: its pattern where that is no parameter."""
+        if k not in self.lookups:
+            return f"Operand<{STORAGE[dtype]}, {stride or f'S{k}'}>::make(p[{k}], s[{k}])"
+        at, x = self.lookups[k]
+        j = at - self.inputs
+        kinds = f"{STORAGE[dtype]}, {stride or f'S{k}'}, {STORAGE[x.dtype]}, {stride or f'S{at}'}"
+        return f"Taken<{kinds}>::make(p[{k}], s[{k}], p[{at}], s[{at}], dv[{2 * j}], dv[{2 * j + 1}])"
+
+    def checks(self, dv: str) -> str:
+        """The C++ statement that refuses indices out of range; empty where there are none."""
+        found = [
+            f"!in_range<{STORAGE[x.dtype]}>(c, {at}, {x.dim}, {dv}[{2 * (at - self.inputs)}])"
+            for at, x in self.lookups.values()
+        ]
+        return f"  if ({' || '.join(found)}) return 1;\n" if found else ""
+
+
 class Emitter:
     """Writes the expressions of body nodes; ``names`` maps values to C++ variables."""
 
-    def __init__(self, body: Graph) -> None:
+    def __init__(self, body: Graph, dv: Sequence[Dim] = ()) -> None:
         self.body = body
         self.names: dict[Value, str] = {}
-        self.dv: list[Dim] = []  # values of symbolic dims, and bits of floats, used in the body: passed as attributes
+        self.dv: list[Dim] = list(
+            dv
+        )  # the given ones, then values of symbolic dims, and bits of floats, used in the body: passed as attributes
         self.limits = {c for n in body.nodes if (c := limit_of(n)) is not None}
         self.roundings = roundings(body)
         self.rounded: dict[Rounding, str] = {}  # the name of what their constants are in
@@ -187,21 +229,33 @@ def _check(body: Graph) -> None:
 
 
 def map_kernel(
-    gen: Generated, body: Graph, patterns: Sequence[int], acc: DType | None = None, *, epilogue: bool = False
+    gen: Generated,
+    body: Graph,
+    patterns: Sequence[int],
+    acc: DType | None = None,
+    *,
+    epilogue: bool = False,
+    prologue: bool = False,
+    lookups: Sequence[Lookup] = (),
 ) -> tuple[str, list[Dim]]:
-    """A map over the body's inputs and outputs, or (``epilogue``) one whose input 0 is a tile of ``acc``.
+    """A map over the body's inputs and outputs, or (``epilogue``) one whose input 0 is a tile of ``acc``, or
+    (``prologue``) one that writes rows for a kernel to load.
 
-    ``patterns``: the expected innermost stride of each input, then of each output. Returns the symbol and the dims the
-    kernel needs as its first attributes."""
+    ``patterns``: the expected innermost stride of each input, each index of ``lookups``, each output. Returns the
+    symbol and the dims the kernel needs as its first attributes."""
     _check(body)
-    e = Emitter(body)
+    loop = Operands(body, lookups)
+    e = Emitter(body, loop.dv)
     operands, lines = [], []
-    ops = [n.types[0].dtype for n in body.inputs] + [v.dtype for v in body.outputs]
+    n_in = loop.first_result
+    ops = [n.types[0].dtype for n in body.inputs] + [x.dtype for x in lookups] + [v.dtype for v in body.outputs]
     if epilogue:
         assert acc is not None
     for k, dt in enumerate(ops):
-        storage = STORAGE[acc] if epilogue and k == 0 and acc is not None else STORAGE[dt]
-        operands.append(f"    const auto o{k} = Operand<{storage}, S{k}>::make(p[{k}], s[{k}]);")
+        if len(body.inputs) <= k < n_in:
+            continue  # an index
+        own = acc if epilogue and k == 0 and acc is not None else dt
+        operands.append(f"    const auto o{k} = {loop.make(k, own)};")
     for k, n in enumerate(body.inputs):
         name = f"x{k}"
         e.names[n[0]] = name
@@ -212,7 +266,6 @@ def map_kernel(
     # Constants before the loop: see opaque in math.hpp.
     operands += [f"    {c}" for c in e.constants()]
     lines += [f"      {e.define(n)}" for n in body.nodes if n.operands and n in e.live]
-    n_in = len(body.inputs)
     lines += [f"      o{n_in + k}.store(i, {e.names[v]});" for k, v in enumerate(body.outputs)]
     params = ", ".join(f"int S{k}" for k in range(len(ops)))
     fast = ", ".join(str(p) for p in patterns)
@@ -248,10 +301,19 @@ def map_kernel(
             f"@_pattern, @_::inner<{slow}>);\n}}\n"
         )
         return gen.add("epi", text), e.dv
+    if prologue:
+        text += (
+            '\nextern "C" EFFC_EXPORT void @(const effc_call* c, int64_t b, int64_t h, int64_t m0, int64_t m1, '
+            "int64_t, int64_t, const void* to, int64_t ld) {\n"
+            f"  using namespace effc;\n  run_prologue<{len(ops)}>(c, b, h, m0, m1, (void*)to, ld, "
+            f"sizeof({STORAGE[body.outputs[0].dtype]}), c->attr + c->n_attr - {len(e.dv)}, @_::inner<{fast}>, "
+            f"@_pattern, @_::inner<{slow}>);\n}}\n"
+        )
+        return gen.add("pro", text), e.dv
     text += (
         '\nextern "C" EFFC_EXPORT int32_t @(const effc_call* c) {\n'
-        f"  using namespace effc;\n  return run_map<{len(ops)}>(c, @_::inner<{fast}>, @_pattern, "
-        f"@_::inner<{slow}>);\n}}\n"
+        f"  using namespace effc;\n{loop.checks('c->attr')}"
+        f"  return run_map<{len(ops)}>(c, @_::inner<{fast}>, @_pattern, @_::inner<{slow}>);\n}}\n"
     )
     return gen.add("map", text), e.dv
 
@@ -353,14 +415,21 @@ _IDENTITY = {"sum": "0", "prod": "1", "any": "false", "all": "true"}
 
 
 def rows_kernel(
-    gen: Generated, body: Graph, dims: tuple[int, ...], shape: Sequence[Dim], patterns: Sequence[int], columns: bool
+    gen: Generated,
+    body: Graph,
+    dims: tuple[int, ...],
+    shape: Sequence[Dim],
+    patterns: Sequence[int],
+    columns: bool,
+    lookups: Sequence[Lookup] = (),
 ) -> tuple[str, list[Dim], Scratch]:
-    """A staged reduction over ``dims`` of ``shape``. Returns symbol, dims needed as attributes, and the memory it
-    needs."""
+    """A staged reduction over ``dims`` of ``shape``; ``patterns`` as for a map. Returns symbol, dims needed as
+    attributes, and the memory it needs."""
     _check(body)
     st = stage(body, dims, shape)
-    e = Emitter(body)
-    n_in = len(body.inputs)
+    operands = Operands(body, lookups)
+    e = Emitter(body, operands.dv)
+    n_in = operands.first_result
     stages = max([st.stage[n[0]] for n in body.nodes if n.op == "reduce"], default=0) + 1
     uses = body.uses()
     reduced_nodes = [n for n in body.nodes if not st.full[n[0]]]
@@ -394,13 +463,13 @@ def rows_kernel(
         stores = [
             (i, v)
             for i, v in enumerate(body.outputs)
-            if st.full[v] and (st.stage[v] == k or (k == stages - 1 and v in inputs))
+            if st.full[v] and k == (stages - 1 if v in inputs else st.stage[v])
         ]
         fills = [v for v in cached if st.stage[v] == k]
         loops.append(
-            _loop(k, body, e, st, reds, stores, fills, inputs, cache_at, field_of, accs, columns, n_in, consts)
+            _loop(k, body, e, st, reds, stores, fills, inputs, cache_at, field_of, accs, columns, operands, consts)
         )
-        b, f, fin = _around(k, body, e, st, reds, reduced_nodes, inputs, field_of, accs, n_in, consts)
+        b, f, fin = _around(k, body, e, st, reds, reduced_nodes, inputs, field_of, accs, operands, consts)
         begins.append(b)
         flushes.append(f)
         finishes.append(fin)
@@ -413,7 +482,7 @@ def rows_kernel(
             "namespace {",
             f"struct @_ {{  // over {'columns' if columns else 'rows'}: {describe(body)}",
             *state,
-            f"  static constexpr int stages = {stages}, caches = {len(cached)}, ops = {n_in + len(body.outputs)};",
+            f"  static constexpr int stages = {stages}, caches = {len(cached)}, ops = {operands.count};",
             f"  static int8_t pattern(int k) {{ constexpr int8_t v[] = {{{', '.join(map(str, patterns))}}}; "
             "return v[k]; }",
             f"  static int64_t cache_item(int k) {{ constexpr int64_t v[] = {{{items}}}; return v[k]; }}",
@@ -454,7 +523,8 @@ def rows_kernel(
             "};",
             "}",
             "}",
-            'extern "C" EFFC_EXPORT int32_t @(const effc_call* c) { return effc::run_rows<effc::@_>(c); }',
+            'extern "C" EFFC_EXPORT int32_t @(const effc_call* c) {',
+            f"  using namespace effc;\n{operands.checks('(c->attr + 4 + c->attr[0])')}  return run_rows<@_>(c);\n}}",
             "",
         ]
     )
@@ -538,12 +608,12 @@ def _loop(
     field_of: dict[Value, str],
     accs: dict[Value, str],
     columns: bool,
-    n_in: int,
+    slots: Operands,
     consts: list[str],
 ) -> str:
     """The inner loop of one stage: loads, what its reductions, caches and results need, accumulation, stores."""
-    n_ops = n_in + len(body.outputs)
-    params = ", ".join(f"int S{i}" for i in range(n_ops))
+    n_in = slots.first_result
+    params = ", ".join(f"int S{i}" for i in range(slots.count))
     head = [f"  template <{params}>", f"  static void loop{k}([[maybe_unused]] int64_t n, "
             "[[maybe_unused]] char* const* p, [[maybe_unused]] const int64_t* s, "
             "[[maybe_unused]] State& st, [[maybe_unused]] const int64_t* dv) {"]  # fmt: skip
@@ -590,7 +660,7 @@ def _loop(
     operands = []
     for v, i in inputs.items():
         if v in done:
-            operands.append(f"    const auto q{i} = Operand<{STORAGE[v.dtype]}, S{i}>::make(p[{i}], s[{i}]);")
+            operands.append(f"    const auto q{i} = {slots.make(i, v.dtype)};")
     for i, v in stores:
         at = n_in + i
         operands.append(f"    const auto q{at} = Operand<{STORAGE[v.dtype]}, S{at}>::make(p[{at}], s[{at}]);")
@@ -682,11 +752,12 @@ def _around(
     inputs: dict[Value, int],
     field_of: dict[Value, str],
     accs: dict[Value, str],
-    n_in: int,
+    slots: Operands,
     consts: list[str],
 ) -> tuple[str, str, str]:
     """The text of begin, flush and finish for stage k."""
     begin, flush, fin = [], [], []
+    n_in = slots.first_result
     for n in reds:
         a = accs[n[0]]
         begin.append(
@@ -714,7 +785,7 @@ def _around(
                 return f"st.{field_of[v]}[j]"
             if v in inputs:
                 i = inputs[v]
-                return f"(Operand<{STORAGE[v.dtype]}, 2>::make(p[{i}], s[{i}]).load(j))"
+                return f"({slots.make(i, v.dtype, '2')}.load(j))"
             args = {x: name(x) for x in e.operands(v.node)}  # a stage 0 value of reduced shape
             e.names = args
             names[v] = f"w{len(names)}"

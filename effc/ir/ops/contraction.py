@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import dims
 from ..dims import Dim
 from ..dtypes import DType
 from ..graph import Builder, Graph, Value
@@ -344,4 +345,44 @@ op(
     "part) or added. causal: query i sees keys j <= i + causal_offset. softcap c > 0: scores become c tanh(scores / c) "
     "before masking. A row that sees no key gives zeros, as torch's scaled_dot_product_attention does, or with "
     "empty_nan NaN, as a written-out softmax does. Short floats are computed in f32.",
+)
+
+
+def _attention_fused(
+    k: TensorType, v: TensorType, *extras: TensorType, body: Graph, masked: bool, **attrs: Any
+) -> TensorType:
+    require(len(body.inputs) == len(extras) - masked, f"the body takes {len(body.inputs)} values of {len(extras)}")
+    q = body.outputs[0].type
+    require(q.rank >= 4, f"the body makes queries of rank {q.rank}, which must be 4 or more")
+    mask = extras[0] if masked else None
+    return _attention(q.with_shape((*q.shape[:3], dims.product(q.shape[3:]))), k, v, mask, **attrs)
+
+
+def _attention_fused_decompose(
+    b: Builder, k: Value, v: Value, *extras: Value, body: Graph, masked: bool, **attrs: Any
+) -> Value:
+    (q,) = body.inline(b, extras[masked:])
+    if q.type.rank > 4:
+        q = b.op("reshape", q, shape=(*q.shape[:3], dims.product(q.shape[3:])))
+    return _value(b.op("attention", q, k, v, *extras[:masked], **attrs))
+
+
+op(
+    "attention_fused",
+    "k v extras*",
+    {
+        "body": Graph,
+        "masked": (bool, False),
+        "scale": (object, None),
+        "causal": (bool, False),
+        "causal_offset": (DimAttr, 0),
+        "softcap": (float, 0.0),
+        "empty_nan": (bool, False),
+    },
+    infer=_attention_fused,
+    category="contraction",
+    level="macro",
+    decompose=_attention_fused_decompose,
+    doc="attention whose queries elementwise ops make: ``body`` takes the extras, after the mask where ``masked``, and "
+    "makes q as [B, H, Lq, ...], its last dims E together.",
 )

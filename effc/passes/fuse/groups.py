@@ -9,7 +9,7 @@ from ...ir.dims import symbols
 from ...ir.graph import Builder, Graph, Node, Value
 from ...ir.op import get
 from ...ir.verify import attr_symbols
-from .kinds import is_scalar
+from .kinds import is_scalar, looks_up
 
 # Nodes of a group in order, its operands, its results -> op and body of the node that it becomes.
 Make = Callable[[Sequence[Node], Sequence[Value], Sequence[Value]], tuple[str, Graph]]
@@ -124,7 +124,9 @@ class Groups:
                 nodes = [self.nodes[j] for j in group]
                 operands, results = self.operands(nodes, inside), self.results(inside)
                 op, body = make(nodes, operands, results)
-                made = b.node(op, [env[v] for v in operands], {"body": body}, loc=nodes[-1].loc)
+                # What can fail names the line: an index out of range is the data's fault.
+                loc = next((n.loc for n in nodes if looks_up(n)), nodes[-1].loc)
+                made = b.node(op, [env[v] for v in operands], {"body": body}, loc=loc)
                 env.update(zip(results, made.values, strict=True))
         return replace(
             self.graph, nodes=tuple(b.nodes), outputs=tuple(env[v] for v in self.graph.outputs),

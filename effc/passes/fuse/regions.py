@@ -1,5 +1,7 @@
 """Forms ``fused`` regions: elementwise ops and reductions that one generated loop nest computes.
 
+Rows of a table that an index chooses (``take``) are an operand of a region: they are looked up where they are read.
+
 Two forms. A *map*: all results have one shape, to which every value broadcasts. *Rows*: every reduction reduces the
 same dims of values of one full shape and keeps them as ones; results have the full or the reduced shape. Regions grow
 greedily from a consumer back to its producers (McKinley et al. call the legality condition "fusion preserving": no path
@@ -18,7 +20,7 @@ from ...ir.op import broadcast_shapes
 from ..manager import Pass, PassReport, in_subgraphs
 from ..rewrite import is_one
 from .groups import Groups
-from .kinds import DEAR, fusible, is_map, is_reduction, is_scalar
+from .kinds import DEAR, fusible, is_lookup, is_map, is_reduction, is_scalar, why_no_lookup
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,13 @@ class _Plan(Groups):
     def __init__(self, graph: Graph, limits: FuseRegions) -> None:
         super().__init__(graph)
         self.limits = limits
-        self.can = [fusible(n) and (not is_reduction(n) or n.attrs["keepdims"]) for n in self.nodes]
+        self.can = [is_lookup(n) or (fusible(n) and (not is_reduction(n) or n.attrs["keepdims"])) for n in self.nodes]
+
+    def sources(self, region: Iterable[int]) -> set[int]:
+        """The nodes that make what the region reads element by element: not tables and indices."""
+        return {
+            self.index.get(id(v.node), -1) for i in region if self.nodes[i].op != "take" for v in self.nodes[i].operands
+        }
 
     # Formation
 
@@ -82,7 +90,7 @@ class _Plan(Groups):
 
     def join(self, seed: int, region: set[int]) -> None:
         """Records a grown region, within a region it takes values from where the two can be one."""
-        for p in sorted({self.index.get(id(v.node), -1) for i in region for v in self.nodes[i].operands} - region):
+        for p in sorted(self.sources(region) - region):
             if p < 0 or not self.can[p] or self.group[p] < 0:
                 continue
             other = self.group[p]
@@ -95,8 +103,9 @@ class _Plan(Groups):
 
     def candidates(self, region: set[int]) -> list[int]:
         """Fusible producers that no region has taken, the nearest first."""
-        found = {self.index.get(id(v.node), -1) for i in region for v in self.nodes[i].operands}
-        return sorted((p for p in found - region if p >= 0 and self.can[p] and self.group[p] < 0), reverse=True)
+        return sorted(
+            (p for p in self.sources(region) - region if p >= 0 and self.can[p] and self.group[p] < 0), reverse=True
+        )
 
     def row_chain(self, p: int) -> set[int]:
         """``p`` with the elementwise ops of its shape that lead up to it, and the reductions that these start from."""
@@ -118,6 +127,8 @@ class _Plan(Groups):
         if len(both) > self.limits.max_nodes:
             return "the region would have too many nodes"
         nodes = [self.nodes[i] for i in sorted(both)]
+        if any(n.op == "take" and self.index.get(id(v.node), -1) in both for n in nodes for v in n.operands):
+            return "it makes the table or the indices of a lookup in the region"
         results = self.results(both)
         if len(results) > self.limits.max_results:
             return "the region would have too many results"
@@ -182,6 +193,9 @@ class _Plan(Groups):
             report.count("fuse.regions")
             report.count("fuse.rows" if any(is_reduction(n) for n in nodes) else "fuse.maps")
             report.count("fuse.nodes", len(nodes))
+            lookups = sum(n.op == "take" for n in nodes)
+            if lookups:
+                report.count("fuse.lookups", lookups)
             return "fused", body_of(nodes, operands, results)
 
         return self.rebuilt([g for g in self.members.values() if len(g) > 1], make)
@@ -189,7 +203,7 @@ class _Plan(Groups):
     def explain(self, report: PassReport) -> None:
         """For every edge between fusible nodes of different kernels: why it is a border."""
         for i, n in enumerate(self.nodes):
-            if not self.can[i]:
+            if not self.can[i] or n.op == "take":
                 continue
             for v in n.operands:
                 p = self.index.get(id(v.node), -1)
@@ -204,6 +218,8 @@ class _Plan(Groups):
                         else self.why_not(region, {p}) or "its producer is in another region"
                     )
                     report.decline("fuse", reason or "its producer was taken by another region", self.nodes[p])
+                elif v.node.op == "take":
+                    report.decline("fuse", why_no_lookup(v.node) or "", v.node)
                 elif v.node.op not in ("constant", "dim_value", "full", "state"):
                     report.decline("fuse", f"{v.node.op} is not elementwise", n)
 

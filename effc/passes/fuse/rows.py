@@ -234,7 +234,7 @@ def why_no_stage(n: Node, uses: Mapping[Value, list[Node | None]]) -> str | None
     if any(t.dtype is not DType.f32 for t in n.types):
         return f"results of {n.types[0].dtype}"
     if n.op == "fused":
-        reason, extras = _why_no_rows(n, lead), n.operands
+        reason, extras = _why_no_rows(n, lead) or _why_no_lookups(n, lead), tuple(_read_by_rows(n))
     else:
         x, w = n.operands[:2]
         reason, extras = None, n.operands[2:]
@@ -263,6 +263,29 @@ def _fits(shape: Shape, lead: Shape) -> bool:
     """An operand's rows are the chain's, or it has one for all of them."""
     ahead = shape[:-1]
     return len(shape) <= len(lead) + 1 and (ahead == lead or all(d == 1 for d in ahead))
+
+
+def _read_by_rows(n: Node) -> list[Value]:
+    """The operands of a fused region but for those that only its lookups have."""
+    body: Graph = n.attrs["body"]
+    looked = {v for m in body.nodes if m.op == "take" for v in m.operands}
+    read = {v for m in body.nodes if m.op != "take" for v in m.operands}
+    return [v for i, v in zip(body.inputs, n.operands, strict=True) if i[0] in read or i[0] not in looked]
+
+
+def _why_no_lookups(n: Node, lead: Shape) -> str | None:
+    """Why a fused region's lookups are not of one row for each row, or None."""
+    body: Graph = n.attrs["body"]
+    outer = {i[0]: v for i, v in zip(body.inputs, n.operands, strict=True)}
+    for m in body.nodes:
+        if m.op != "take":
+            continue
+        table, index = (outer[v] for v in m.operands)
+        if table.node.op != "constant" or table.rank != 2 or m.attrs["dim"] != 0:
+            return "a lookup in a table that is no constant matrix"
+        if not _fits((*index.shape, 1), lead):
+            return "indices that differ along some rows only"
+    return None
 
 
 def _why_no_rows(n: Node, lead: Shape) -> str | None:

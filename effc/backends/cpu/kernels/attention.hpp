@@ -75,7 +75,9 @@ struct Tensor {
 };
 
 /* in: q (B,H,Lq,E), k (B,Hk,Lk,E), v (B,Hk,Lk,Ev), mask (B,H,Lq,Lk) bool or S, or absent; out (B,H,Lq,Ev). S is the storage
- * type, T the type of arithmetic. attrs: causal, causal offset, NaN for rows without keys, default scale; fattrs: scale, softcap. */
+ * type, T the type of arithmetic. attrs: causal, causal offset, NaN for rows without keys, default scale; fattrs: scale, softcap.
+ * With call->epilogue, here a prologue, q has a shape only: call->epilogue(call, b, h, first row, last + 1, 0, E, to, E) writes rows
+ * of queries, of S, and reads the operands after the mask. */
 template <class T, class S>
 struct Attention {
   static constexpr int L = lanes<T>, NR = kNR<T>;
@@ -96,6 +98,7 @@ struct Attention {
 
   struct Scratch {
     T *qt, *s, *o, *kbuf, *vbuf, *mbuf, *top, *sum;
+    S* rows;      /* of queries, as a prologue makes them */
     Index* limit; /* last key that a query sees */
   };
 
@@ -118,9 +121,13 @@ struct Attention {
     const int64_t all = padded(r1 - r0);
     if (all != r1 - r0) memset((void*)(w.qt + e * (all - NR)), 0, sizeof(T) * e * NR);
     runs(unit, r0, r1, [&](int64_t head, int64_t i, int64_t row, int64_t n) {
+      if (call->epilogue && e > 0) call->epilogue(call, b, head, i, i + n, 0, e, w.rows, e);
       for (int64_t done = 0; done < n;) { /* panel by panel */
         const int64_t r = row + done, p = r / NR, c = r % NR, m = min(n - done, NR - c);
-        gemm::copy_block<T, S>(at(q, b, head, i + done), q.stride[3], q.stride[2], w.qt + p * e * NR + c, NR, e, m);
+        if (call->epilogue)
+          gemm::copy_block<T, S>(w.rows + done * e, 1, e, w.qt + p * e * NR + c, NR, e, m);
+        else
+          gemm::copy_block<T, S>(at(q, b, head, i + done), q.stride[3], q.stride[2], w.qt + p * e * NR + c, NR, e, m);
         done += m;
       }
       for (int64_t j = 0; j < n; ++j) w.limit[row + j] = (Index)max<int64_t>(-1, min(i + j + offset, lk - 1));
@@ -390,7 +397,8 @@ struct Attention {
     w.vbuf = at, at += kKB * ev;
     w.top = at, at += kQB;
     w.sum = at, at += kQB;
-    w.limit = (Index*)at;
+    w.limit = (Index*)at, at += kQB;
+    w.rows = (S*)at;
     return w;
   }
 
@@ -449,7 +457,8 @@ struct Attention {
     parts = batches * units * most >= kParts ? 1 : max<int64_t>(1, min(kParts, lk / kPart));
     blocks = parts > 1 ? most : min(most, max(fewest, ceil_div(kParts, batches * units)));
     const int64_t tasks = batches * units * blocks;
-    if (call->thread_scratch_bytes < thread_elements(e, ev) * (int64_t)sizeof(T) ||
+    const int64_t made = call->epilogue ? e * kQB : 0;
+    if (call->thread_scratch_bytes < (thread_elements(e, ev) + made) * (int64_t)sizeof(T) ||
         (parts > 1 && call->scratch_bytes < tasks * parts * part_elements() * (int64_t)sizeof(T)))
       return bad("scratch is too small");
     const int64_t share = padded(ceil_div(unit_rows, blocks)); /* rows of a block */

@@ -33,6 +33,27 @@ struct Operand {
   }
 };
 
+/* An operand whose rows an index operand chooses: its element is data[row][i] where a plain operand's is data[i]. Along a row the
+ * index has stride 0, so that the row is looked up once an inner loop. Indices count from the end where they are negative;
+ * in_range has seen them all before. */
+template <class T, int S, class I, int SI>
+struct Taken {
+  const T* p;
+  int64_t s;
+  const I* index;
+  int64_t is, size, pitch;
+  static inline __attribute__((always_inline)) int64_t wrapped(I i, int64_t size) { return (int64_t)i < 0 ? i + size : i; }
+  EFFC_INLINE Taken make(char* ptr, int64_t stride, char* at, int64_t index_stride, int64_t size, int64_t pitch) {
+    const T* p = (const T*)ptr;
+    if (SI == 0) p += wrapped(*(const I*)at, size) * pitch;
+    return Taken{p, stride, (const I*)at, index_stride, size, pitch};
+  }
+  inline __attribute__((always_inline)) compute_t<T> load(int64_t i) const {
+    const int64_t at = S == 0 ? 0 : S == 1 ? i : i * s;
+    return to_compute(SI == 0 ? p[at] : p[wrapped(index[i * is], size) * pitch + at]);
+  }
+};
+
 /* Rounds a compute value to a storage type and back: what a tensor of that type between two ops would hold. */
 template <class T, class V>
 EFFC_INLINE compute_t<T> round_to(V v) {
@@ -124,6 +145,61 @@ inline bool matches(const int64_t* bytes, const int64_t* items, const int8_t* pa
   for (int k = 0; k < ops; ++k)
     if (pattern[k] == ANY || bytes[k] != pattern[k] * items[k]) return false;
   return true;
+}
+
+/* ---- indices of taken operands ---- */
+
+template <class I>
+struct Indices {
+  Nest nest;
+  const char* base;
+  int64_t n, step, size, bad;
+  int32_t failed;
+
+  static void run(void* arg, int64_t begin, int64_t end, int32_t) {
+    Indices& t = *(Indices*)arg;
+    Cursor<1> cur;
+    cur.seek(&t.nest, t.nest.rank > 0 ? t.nest.rank - 1 : 0, begin);
+    for (int64_t u = begin; u < end; ++u, cur.next()) {
+      const char* p = t.base + cur.offset[0];
+      bool bad = false;
+      for (int64_t i = 0; i < t.n; ++i) {
+        const int64_t v = *(const I*)(p + i * t.step);
+        bad |= (v < -t.size) | (v >= t.size);
+      }
+      for (int64_t i = 0; bad && i < t.n; ++i) {
+        const int64_t v = *(const I*)(p + i * t.step);
+        if (v >= -t.size && v < t.size) continue;
+        __atomic_store_n(&t.bad, v, __ATOMIC_RELAXED);
+        __atomic_store_n(&t.failed, 1, __ATOMIC_RELAXED);
+        bad = false;
+      }
+    }
+  }
+};
+
+/* Whether all indices of operand k, for a dim of `size`, are in [-size, size); reports one that is not, as effc_take does. */
+template <class I>
+bool in_range(const effc_call* c, int k, int dim, int64_t size) {
+  const effc_tensor& x = c->in[k];
+  Indices<I> t{};
+  t.base = (const char*)x.data, t.size = size;
+  for (int d = 0; d < x.rank; ++d) {
+    const int64_t step = x.strides[d] * (int64_t)sizeof(I);
+    if (step == 0) continue; /* not a dim of the index */
+    if (x.shape[d] == 0) return true;
+    t.nest.push(x.shape[d], &step, 1);
+  }
+  const int last = t.nest.rank - 1;
+  t.n = last < 0 ? 1 : t.nest.size[last], t.step = last < 0 ? 0 : t.nest.step[last][0];
+  const int64_t units = t.nest.count() / t.n, grain = (2 * BLOCK + t.n - 1) / t.n;
+  if (units <= grain)
+    Indices<I>::run(&t, 0, units, 0);
+  else
+    c->api->parallel_for(c->run, units, grain, Indices<I>::run, &t);
+  if (!t.failed) return true;
+  c->api->fail(c, "take: index %lld is out of range for dim %d of size %lld", (long long)t.bad, dim, (long long)size);
+  return false;
 }
 
 /* ---- map: every result element depends on the operands' elements at the same place ---- */
@@ -223,6 +299,47 @@ void run_epilogue(const effc_call* c, int64_t b0, int64_t b1, int64_t m0, int64_
   for (int64_t m = m0; m < m1; ++m) {
     inner(n1 - n0, p, s, dv);
     for (int k = 0; k < ops; ++k) p[k] += row[k];
+  }
+}
+
+/* ---- prologue: a map over rows [m0, m1) of batch b and head h, written to `to`, rows `ld` elements apart. Operands, from
+ * call->in[n_own] on, are described on one shape (batch, head, row, ...), whose last dims lie side by side in a row of `to`. dv: the
+ * last attributes of the call ---- */
+
+template <int OPS>
+void run_prologue(const effc_call* c, int64_t b, int64_t h, int64_t m0, int64_t m1, void* to, int64_t ld, int64_t to_size,
+                  const int64_t* dv, inner_fn fast, const int8_t* pattern, inner_fn any) {
+  constexpr int ins = OPS - 1;
+  const effc_tensor* in = c->in + c->n_own;
+  const int rank = in[0].rank;
+  char *base[OPS], *p[OPS];
+  int64_t items[OPS], s[OPS], stride[OPS], step[OPS];
+  for (int k = 0; k < ins; ++k) {
+    items[k] = item_size(in[k].dtype);
+    base[k] = (char*)in[k].data + (b * in[k].strides[0] + h * in[k].strides[1] + m0 * in[k].strides[2]) * items[k];
+  }
+  base[ins] = (char*)to, items[ins] = to_size;
+  int64_t side[EFFC_MAX_RANK], width = 1;
+  for (int d = rank - 1; d > 2; width *= in[0].shape[d--]) side[d] = width;
+  side[2] = ld;
+  Nest nest;
+  for (int d = 2; d < rank; ++d) {
+    for (int k = 0; k < ins; ++k) s[k] = in[k].strides[d] * items[k];
+    s[ins] = side[d] * to_size;
+    nest.push(d == 2 ? m1 - m0 : in[0].shape[d], s, OPS);
+  }
+  const int last = nest.rank - 1;
+  const int64_t n = last < 0 ? 1 : nest.size[last], units = nest.count() / n;
+  for (int k = 0; k < OPS; ++k) {
+    step[k] = last < 0 ? pattern[k] * items[k] : nest.step[last][k];
+    stride[k] = step[k] / items[k];
+  }
+  inner_fn inner = matches(step, items, pattern, OPS) ? fast : any;
+  Cursor<OPS> cur;
+  cur.seek(&nest, last > 0 ? last : 0, 0);
+  for (int64_t u = 0; u < units; ++u, cur.next()) {
+    for (int k = 0; k < OPS; ++k) p[k] = base[k] + cur.offset[k];
+    inner(n, p, stride, dv);
   }
 }
 

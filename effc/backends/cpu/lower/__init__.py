@@ -293,8 +293,10 @@ class Lowering:
         name: str | None = None,
         flops: Dim | None = None,
         body: str = "",
+        reads: Mapping[int, Dim] | None = None,
     ) -> None:
-        """Emits a kernel call. ``inplace`` lists (output, input) pairs that may share storage if the input dies
+        """Emits a kernel call. ``reads``: how many elements of an operand are read, for those of which it is not each
+        one of the view. ``inplace`` lists (output, input) pairs that may share storage if the input dies
         here; ``body`` counts the ops of a generated loop or epilogue (``codegen.counts``)."""
         self.kernels.add(kernel)
         if epilogue:
@@ -304,8 +306,13 @@ class Lowering:
             self._undecided = None
         node = self.node
         moved: Dim = 0
-        for dtype, _, _, shape in {_touched(b): None for b in [*ins, *outs] if b is not None}:
+        some = reads or {}
+        for dtype, _, _, shape in {
+            _touched(b): None for k, b in enumerate([*ins, *outs]) if b is not None and k not in some
+        }:
             moved = moved + dims.product(d for d, _ in shape) * dtype.itemsize
+        for k, elements in some.items():
+            moved = moved + elements * (ins[k] or outs[0]).dtype.itemsize
         work: Dim = 0
         if flops is not None:
             work = flops

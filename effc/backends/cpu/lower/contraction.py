@@ -238,13 +238,35 @@ _QUERIES, _FEW, _KEYS, _PART, _PARTS = 256, 64, 192, 256, 16  # kQB, kQFew, kKB,
 
 @lowers("attention")
 def lower_attention(cx: Lowering, node: Node) -> None:
-    q, k, v = (cx.strided(x) for x in node.operands[:3])
+    q = cx.strided(node.operands[0])
     if q.dtype not in EPILOGUES:
         cx.note(node, f"no attention kernel for {q.dtype}")
         cx.lower_decomposed(node)
         return
+    _attention(cx, node, q, node.operands[1], node.operands[2], node.inputs[3] if len(node.inputs) > 3 else None)
+
+
+@lowers("attention_fused")
+def lower_attention_fused(cx: Lowering, node: Node) -> None:
+    body: Graph = node.attrs["body"]
+    q, masked = body.outputs[0], node.attrs["masked"]
+    extras = [views.broadcast(cx, cx.strided(v), q.shape) for v in node.operands[2 + masked :]]
+    if q.dtype not in EPILOGUES or not extras:
+        cx.note(node, f"no attention kernel for {q.dtype}" if extras else "its queries are the same everywhere")
+        cx.lower_decomposed(node)
+        return
+    shape = (*q.shape[:3], product(q.shape[3:]))
+    some = next((x for x in extras if x.dtype is q.dtype), None) or cx.temp(q.dtype, (1,))
+    shaped = cx.view(some, shape, (0, 0, 0, 0))
+    _attention(cx, node, shaped, node.operands[0], node.operands[1], node.operands[2] if masked else None, extras)
+
+
+def _attention(
+    cx: Lowering, node: Node, q: Buf, key: Value, value: Value, mask: Value | None, extras: Sequence[Buf] = ()
+) -> None:
+    """The call; with ``extras``, the operands of a prologue, ``q`` has a shape only."""
+    k, v = cx.strided(key), cx.strided(value)
     a = node.attrs
-    mask = node.inputs[3] if len(node.inputs) > 3 else None
     (b, h, lq, e), (lk, ev) = q.shape, v.shape[2:]
     m = None if mask is None else views.broadcast(cx, cx.strided(mask), (b, h, lq, lk))
     # [B, H, L, E] is stored as [B, L, H, E]: what follows joins the heads
@@ -255,8 +277,14 @@ def lower_attention(cx: Lowering, node: Node) -> None:
     # Bound on the tasks that split their keys, times parts (Attention::run)
     parts = minimum(_PARTS, dims.floordiv(lk, _PART))
     partial = _flag(parts - 1) * _PARTS * parts * (ev + 2) * _FEW * acc.itemsize
+    symbol, values = None, []
+    if extras:
+        thread = thread + e * _QUERIES
+        patterns = [x.strides[-1] if x.strides[-1] in (0, 1) else codegen.ANY for x in extras]
+        symbol, values = codegen.map_kernel(cx.generated, a["body"], [*patterns, 1], prologue=True)
     cx.call(
-        f"effc_attention_{KERNELS[q.dtype]}", [q, k, v, m], [out],
-        [a["causal"], a["causal_offset"], a["empty_nan"], a["scale"] is None], [a["scale"] or 0.0, a["softcap"]],
-        scratch=partial, thread_scratch=thread * acc.itemsize,
+        f"effc_attention_{KERNELS[q.dtype]}", [q, k, v, m, *extras], [out],
+        [a["causal"], a["causal_offset"], a["empty_nan"], a["scale"] is None, *values],
+        [a["scale"] or 0.0, a["softcap"]], scratch=partial, thread_scratch=thread * acc.itemsize, n_own=4,
+        epilogue=symbol, body=codegen.counts(a["body"]) if extras else "",
     )  # fmt: skip

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+from ....ir import dims
 from ....ir.dims import Dim
 from ....ir.dtypes import DType
 from ....ir.graph import Builder, Graph, Node, Value
@@ -69,23 +71,86 @@ def inplace_pairs(n_out: int, ins: Sequence[Buf], outs: Sequence[Buf]) -> list[t
     return pairs
 
 
+@dataclass(frozen=True)
+class Loop:
+    """A fused body as a loop computes it: without its lookups, whose results are inputs of ``body`` after the others.
+    ``plain``: the operands of the others; ``tables`` and ``indices``: those of the lookups, ``takes``."""
+
+    body: Graph
+    plain: list[Value]
+    takes: list[Node]
+    tables: list[Value]
+    indices: list[Value]
+
+    @staticmethod
+    def of(body: Graph, operands: Sequence[Value]) -> Loop:
+        outer = {n[0]: v for n, v in zip(body.inputs, operands, strict=True)}
+        takes = [n for n in body.nodes if n.op == "take"]
+        if not takes:
+            return Loop(body, list(operands), [], [], [])
+        looked = {v for n in takes for v in n.operands}
+        read = {v for n in body.nodes if n.op != "take" for v in n.operands} | set(body.outputs)
+        plain = [n for n in body.inputs if n[0] in read or n[0] not in looked]
+        b = Builder()
+        env = {n[0]: b.input(n.name or f"x{k}", n.types[0]) for k, n in enumerate(plain)}
+        env.update({n[0]: b.input(f"t{k}", n.types[0]) for k, n in enumerate(takes)})
+        for n in body.nodes:
+            if n.op != "take":
+                made = replace(n, inputs=tuple(None if v is None else env[v] for v in n.inputs))
+                b.nodes.append(made)
+                env.update(zip(n.values, made.values, strict=True))
+        tables, indices = ([outer[n.operands[k]] for n in takes] for k in (0, 1))
+        return Loop(b.graph([env[v] for v in body.outputs]), [outer[n[0]] for n in plain], takes, tables, indices)
+
+    def lookups(self, cx: Lowering, outer: Mapping[Value, Value] | None = None) -> list[codegen.Lookup]:
+        """``outer``: the values that the tables stand for, in a body."""
+        out = []
+        for k, (n, table, index) in enumerate(zip(self.takes, self.tables, self.indices, strict=True)):
+            x, dim = cx.strided((outer or {}).get(table, table)), n.attrs["dim"]
+            out.append(codegen.Lookup(len(self.plain) + k, index.dtype, dim, x.shape[dim], x.strides[dim]))
+        return out
+
+    def looked_up(self, cx: Lowering, shape: Sequence[Dim]) -> list[Buf]:
+        """The tables, then the indices, each as a view of ``shape``: a table does not move along the index's dims, an
+        index along no others."""
+        tables, indices = [], []
+        for n, table, index in zip(self.takes, self.tables, self.indices, strict=True):
+            x, at, dim = cx.strided(table), cx.strided(index), n.attrs["dim"]
+            after = x.rank - dim - 1
+            rows = cx.view(x, n.types[0].shape, (*x.strides[:dim], *[0] * at.rank, *x.strides[dim + 1 :]))
+            places = cx.view(at, n.types[0].shape, (*[0] * dim, *at.strides, *[0] * after))
+            tables.append(broadcast(cx, rows, shape))
+            indices.append(broadcast(cx, places, shape))
+        return [*tables, *indices]
+
+    def reads(self) -> dict[int, Dim]:
+        """Elements that the tables, by their operands' numbers, are read for."""
+        return {
+            len(self.plain) + k: dims.minimum(n.types[0].numel, table.type.numel)
+            for k, (n, table) in enumerate(zip(self.takes, self.tables, strict=True))
+        }
+
+
 def lower_map(cx: Lowering, node: Node, body: Graph, operands: Sequence[Value]) -> None:
     shape = broadcast_shapes(*(v.shape for v in body.outputs))
-    raw = [cx.strided(v) for v in operands]
-    ins = [broadcast(cx, b, shape) for b in raw]
+    loop = Loop.of(body, operands)
+    raw = [cx.strided(v) for v in loop.plain]
+    plain = [broadcast(cx, b, shape) for b in raw]
+    ins = [*plain, *loop.looked_up(cx, shape)]
     order = lead_order(raw, shape)
     outs = [cx.out(node, i, order=order) for i in range(len(node.types))]
     full = order or tuple(range(len(shape)))
     patterns = pattern_of([*ins, *outs], full, shape)
-    kernel, dv = codegen.map_kernel(cx.generated, body, patterns)
+    kernel, dv = codegen.map_kernel(cx.generated, loop.body, patterns, lookups=loop.lookups(cx))
     cx.call(
         kernel,
         ins,
         outs,
         dv,
-        inplace=inplace_pairs(len(outs), ins, outs),
+        inplace=inplace_pairs(len(outs), plain, outs),
         name=node.name or codegen.describe(body).replace(" ", "_"),
-        body=codegen.counts(body),
+        body=codegen.counts(loop.body),
+        reads=loop.reads(),
     )
 
 
@@ -99,11 +164,12 @@ def lower_rows(
     """A staged reduction. Results of reduced shape keep their ones; ``results`` overrides the shapes bound to the
     node."""
     red = next(n for n in body.nodes if n.op == "reduce")
-    shape, dims = red.operands[0].shape, tuple(red.attrs["dims"])
-    raw = [cx.strided(v) for v in operands]
-    ins = [broadcast(cx, b, shape) for b in raw]
+    shape, over = red.operands[0].shape, tuple(red.attrs["dims"])
+    loop = Loop.of(body, operands)
+    raw = [cx.strided(v) for v in loop.plain]
+    plain = [broadcast(cx, b, shape) for b in raw]
+    ins = [*plain, *loop.looked_up(cx, shape)]
     order = lead_order(raw, shape)
-    full_order = order or tuple(range(len(shape)))
     outs: list[Buf] = []
     views: list[Buf] = []
     for i, v in enumerate(body.outputs):
@@ -113,43 +179,47 @@ def lower_rows(
             views.append(buf)
         else:
             buf = cx.out(node, i)
-            keep = [d for d in range(len(shape)) if d not in dims]
+            keep = [d for d in range(len(shape)) if d not in over]
             if t.rank == len(shape):
-                strides: list[Dim] = [0 if d in dims else buf.strides[d] for d in range(len(shape))]
+                strides: list[Dim] = [0 if d in over else buf.strides[d] for d in range(len(shape))]
             else:
                 strides = [0] * len(shape)
                 for d, s in zip(keep, buf.strides, strict=True):
                     strides[d] = s
-            kept_shape = [1 if d in dims else shape[d] for d in range(len(shape))]
+            kept_shape = [1 if d in over else shape[d] for d in range(len(shape))]
             views.append(cx.view(buf, kept_shape, strides))
         outs.append(buf)
-    lead = max(range(len(ins)), key=lambda k: (tuple(raw[k].shape) == tuple(shape), _size_hint(raw[k].numel)))
-    if tuple(raw[lead].shape) != tuple(shape) and any(tuple(v.shape) == tuple(shape) for v in body.outputs):
+    # Without operands but tables, the first of those leads: its rows lie along the last dim.
+    sizes = [(tuple(b.shape) == tuple(shape), _size_hint(b.numel)) for b in raw] or [(False, 0)]
+    lead = max(range(len(sizes)), key=sizes.__getitem__)
+    if not sizes[lead][0] and any(tuple(v.shape) == tuple(shape) for v in body.outputs):
         lead = len(ins) + next(k for k, v in enumerate(body.outputs) if tuple(v.shape) == tuple(shape))
+    elif not sizes[lead][0] and loop.takes:
+        lead = len(plain)
     operands_all = [*ins, *views]
     lead_strides = operands_all[lead].strides
     by_stride = sorted(
         (d for d in range(len(shape)) if shape[d] != 1), key=lambda d: _size_hint(lead_strides[d]) or 1 << 60
     )
     inner = by_stride[0] if by_stride else None
-    columns = inner is not None and inner not in dims
-    del full_order
+    columns = inner is not None and inner not in over
     patterns = pattern_of(operands_all, (), shape, inner) if inner is not None else [1] * len(operands_all)
-    kernel, dv, scratch = codegen.rows_kernel(cx.generated, body, dims, shape, patterns, columns)
+    kernel, dv, scratch = codegen.rows_kernel(cx.generated, loop.body, over, shape, patterns, columns, loop.lookups(cx))
     extent: Dim = 1
-    for d in dims:
+    for d in over:
         extent = extent * shape[d]
     per_thread = extent * scratch.per_element * (64 if columns else 1)
     partial = scratch.state * codegen.SPLITS * codegen.SPLIT_UNITS
-    mask = sum(1 << d for d in dims)
+    mask = sum(1 << d for d in over)
     pairs = [] if columns else [
-        (o, i) for o, i in inplace_pairs(len(outs), ins, views)
+        (o, i) for o, i in inplace_pairs(len(outs), plain, views)
         if _read_before_written(body, i) and tuple(body.outputs[o].shape) == tuple(shape)
     ]  # fmt: skip
     cx.call(
         kernel, ins, views, [len(shape), mask, columns, lead, *shape, *dv],
         scratch=partial, thread_scratch=per_thread, inplace=pairs,
-        name=node.name or codegen.describe(body).replace(" ", "_"), body=codegen.counts(body),
+        name=node.name or codegen.describe(body).replace(" ", "_"), body=codegen.counts(loop.body),
+        reads=loop.reads(),
     )  # fmt: skip
 
 

@@ -42,7 +42,10 @@ def lower_gather(cx: Lowering, node: Node) -> None:
 @lowers("take")
 def lower_take(cx: Lowering, node: Node) -> None:
     x, index = node.operands
-    cx.call("effc_take", [cx.dense(x), cx.dense(index)], [cx.out(node)], attrs=[node.attrs["dim"]])
+    cx.call(
+        "effc_take", [cx.dense(x), cx.dense(index)], [cx.out(node)], attrs=[node.attrs["dim"]],
+        reads={0: dims.minimum(x.type.numel, node.types[0].numel)},
+    )  # fmt: skip
 
 
 @lowers("index")

@@ -12,6 +12,7 @@ from .. import codegen
 from ..packing import gemm as packing
 from . import Buf, Lowering, lowers, row_major, views
 from .contraction import _flag, packed_constant
+from .fused import Loop
 
 NEXT, RESULT = -1, -2  # kNext, kResult of row_chain.hpp
 MOST_ATTRS, MOST_OPERANDS = 64, 24  # of a stage, as there
@@ -73,6 +74,22 @@ class _Chain:
         last = flat.strides[1]
         return [NEXT, 0, 0, 0], last if last in (0, 1) else codegen.ANY  # type: ignore[return-value]
 
+    def looked_up(self, loop: Loop, width: Dim) -> list[int]:
+        """Puts tables, then indices, on the list, on ``width`` columns; their strides along a row."""
+        for table in loop.tables:
+            x = self.cx.strided(self.outer[table])
+            self.ins.append(self.cx.view(x, (self.rows, width), (0, x.strides[1])))
+        for index in loop.indices:
+            x = self.cx.strided(self.outer[index])
+            shape = (1,) * (len(self.lead) - x.rank) + tuple(x.shape)
+            rows = self.rows if shape == tuple(self.lead) else 1
+            strides = views.reshape_strides(x.shape, x.strides, (rows,))
+            if strides is None:
+                raise _Apart("an operand's rows do not lie at equal distances")
+            step = strides[0] if rows is self.rows else 0
+            self.ins.append(self.cx.view(x, (self.rows, width), (step, 0)))
+        return [*(1 for _ in loop.tables), *(0 for _ in loop.indices)]
+
     def product(self, n: Node) -> _Stage:
         x, w = n.operands[:2]
         packed = packed_constant(self.cx, n, self.outer[w], ())
@@ -101,18 +118,21 @@ class _Chain:
         reductions = [m for m in body.nodes if m.op == "reduce"]
         if reductions:
             width = reductions[0].operands[0].shape[-1]
-        ins = [self.seen(v, 2, width) for v in n.operands]
+        loop = Loop.of(body, n.operands)
+        ins = [self.seen(v, 2, width) for v in loop.plain]
+        ins += [([NEXT, 0, 0, 0], stride) for stride in self.looked_up(loop, width)]
         outs = [self.seen(v, 2, width) for v in n.values]
         patterns = [stride for _, stride in (*ins, *outs)]
         s = _Stage("", None, len(ins), [p for p, _ in ins], [p for p, _ in outs])
+        lookups = loop.lookups(self.cx, self.outer)
         if not reductions:
-            s.kernel, s.attrs = codegen.map_kernel(self.cx.generated, body, patterns)
+            s.kernel, s.attrs = codegen.map_kernel(self.cx.generated, loop.body, patterns, lookups=lookups)
             return s
         if any(p == codegen.ANY for p in patterns):
             raise _Apart("an operand's rows are not contiguous")
         full = (*self.lead, width)
         s.kernel, dv, scratch = codegen.rows_kernel(
-            self.cx.generated, body, (len(full) - 1,), full, patterns, columns=False
+            self.cx.generated, loop.body, (len(full) - 1,), full, patterns, False, lookups
         )
         lead = max(range(len(patterns)), key=lambda k: patterns[k])
         s.attrs, s.rows_at = [2, 2, 0, lead, self.rows, width, *dv], 4
