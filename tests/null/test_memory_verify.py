@@ -10,6 +10,7 @@ import pytest
 
 from effc.passes.memory import problem, schedule
 from effc.passes.memory.problem import Choices, Node, Plan, Problem, Tensor
+from effc.passes.memory.program import from_program
 from effc.passes.memory.verify import MemoryPlanError, verify
 from tests.null.memory_cases import random_graph
 from tests.null.test_memory_order import skip_connection
@@ -175,7 +176,7 @@ def test_from_a_lowered_program() -> None:
         return {"op": "call", "kernel": "k", "in": ins, "out": out, "flops": 8}
 
     code = [call([0], [1]), call([2, 6, -1], [4]), call([1], [3]), call([3, 4], [5]), call([4], [6]), call([4], [7])]
-    p = problem.from_program({"values": values, "code": code, "outputs": [5], "commits": [{"state": "s", "value": 7}]})
+    p = from_program({"values": values, "code": code, "outputs": [5], "commits": [{"state": "s", "value": 7}]})
     assert {t: (x.bytes, x.raw_bytes, x.kind) for t, x in p.tensors.items()} == {
         1: (128, 80, "intermediate"),
         4: (128, 80, "intermediate"),
