@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from ....passes.memory import locality
 from ....passes.memory.problem import Choices, Problem, lifetimes
-from ....passes.memory.program import from_program, operands, overwritable, storage
+from ....passes.memory.program import from_program, operands, overwritable, size, storage
 from ....passes.memory.schedule import Layout, Schedule, lay_out, schedule
+from . import concat
 
 if TYPE_CHECKING:
     from . import Lowering
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 STATES = 200_000  # of a search for an order
 WORK = 20_000_000  # of a search for offsets
 SECONDS = 3.0  # for all of a program
+CONCAT_SECONDS = 1.0  # for the choice of concatenations
 LARGEST_SAMPLE = 1 << 14  # of a symbol without a bound, or with a far one
 TYPICAL = 512
 
@@ -64,6 +66,10 @@ def arrange(cx: Lowering, outputs: Sequence[int], commits: Sequence[Mapping[str,
     if not cx.options.memory:
         return _apart(cx, program, threads, static)
     began = time.perf_counter()
+    for k, ins in enumerate(cx.code):
+        ins["was"] = k
+    unplanned = [_as_given(from_program(program, sizes=e, threads=threads)) for e in envs]
+    _concat_in_place(cx, program, envs, threads)
     _overwrite_first(cx, program)
     problems = [from_program(program, sizes=e, threads=threads) for e in envs]
     made = [_schedule(p) for p in problems]
@@ -71,7 +77,7 @@ def arrange(cx: Lowering, outputs: Sequence[int], commits: Sequence[Mapping[str,
     _apply(cx, best, problems[0])
     final = [from_program(program, sizes=e, threads=threads) for e in envs]
     layouts = [lay_out(p, p.given, budget=WORK) for p in final]
-    _report(cx, envs, problems, made, layouts, best, time.perf_counter() - began)
+    _report(cx, envs, unplanned, problems, made, layouts, best, time.perf_counter() - began)
     arena: dict[str, Any] = {"static_bytes": None, "lower_bound": None, "threads": threads}
     arena["sequences"] = [list(x) for x in dict.fromkeys(tuple(_sequence(p, x)) for p, x in zip(final, layouts))]
     if static:
@@ -115,6 +121,10 @@ def _choose(problems: Sequence[Problem], made: Sequence[Schedule]) -> _Choice:
     return best[1]
 
 
+def _as_given(p: Problem) -> int:
+    return lay_out(p, p.given, budget=WORK).arena
+
+
 def _wherever(p: Problem, order: Sequence[int]) -> Choices:
     """Every result over an operand that dies there: what is not moved through the caches is free."""
     at = {n: k for k, n in enumerate(order)}
@@ -134,12 +144,58 @@ def _apply(cx: Lowering, best: _Choice, p: Problem) -> None:
             continue
         out, root = node[k].outs[0], best.choices.inplace[k]
         values[out]["alias"] = storage(values, root)
-    new = {old: k for k, old in enumerate(best.order)}
     cx.code[:] = [cx.code[k] for k in best.order]
+    new = {ins.pop("was"): k for k, ins in enumerate(cx.code)}
     if cx.parent is None:
         for d in cx.decisions:
             if "at" in d:
-                d["at"] = new[d["at"]]
+                d["at"] = new[d["at"]]  # a call that the cost model decides on is not removed
+
+
+def _concat_in_place(
+    cx: Lowering, program: dict[str, Any], envs: Sequence[Mapping[str, int]], threads: int
+) -> None:
+    """Operands of concatenations are made inside the result where the arena does not grow by that at any sample: all
+    of them, else one concatenation after the other, the largest first, while there is time."""
+    which = concat.candidates(cx.code)
+    cx.memory["concat"] = {"instructions": len(which), "operands": 0, "in_place": 0}
+    if not which:
+        return
+    kept = concat.kept_storages(cx.values, program["outputs"], program["commits"])
+    until = time.perf_counter() + CONCAT_SECONDS
+
+    def arenas(values: Any, code: Any) -> list[int]:
+        out = []
+        for e in envs:
+            p = from_program({**program, "values": values, "code": code}, sizes=e, threads=threads)
+            out.append(lay_out(p, p.given, _wherever(p, p.given), budget=WORK // 20).arena)
+        return out
+
+    best = arenas(cx.values, cx.code)
+    chosen: list[int] = []
+    taken = (cx.values, cx.code, 0)
+    by_bytes = sorted(which, key=lambda k: -_largest(cx.code[k], envs[0]))
+    for trial in [which, *([k] for k in by_bytes)]:
+        wanted = sorted({*chosen, *trial})
+        if wanted == chosen or time.perf_counter() > until:
+            continue
+        made = concat.rewrite(cx.values, cx.code, wanted, kept)
+        if made[2] <= taken[2]:
+            continue
+        reached = arenas(made[0], made[1])
+        if all(a <= b for a, b in zip(reached, best)):
+            chosen, taken, best = wanted, made, reached
+    cx.memory["concat"].update(operands=sum(len(cx.code[k]["in"]) for k in which), in_place=taken[2])
+    cx.values[:], cx.code[:] = taken[0], taken[1]
+    if taken[2]:
+        cx.kernels.add("effc_copy")
+
+
+def _largest(ins: Mapping[str, Any], env: Mapping[str, int]) -> int:
+    try:
+        return size(ins["bytes"], env)
+    except KeyError:
+        return 0
 
 
 def _last_uses(cx: Lowering, commits: Sequence[Mapping[str, Any]]) -> dict[int, int]:
@@ -189,8 +245,8 @@ def _sequence(p: Problem, x: Layout) -> list[int]:
     """The blocks from the bottom of the arena up: placed in this order, each in the lowest gap, none comes higher."""
     assert x.plan.offsets is not None
     at = {**x.plan.offsets, **{-1 - k: o for k, o in x.plan.workspaces.items()}}
-    size = {t.id: t.bytes for t in p.tensors.values()}
-    return sorted(at, key=lambda i: (at[i], -size.get(i, 0), i))
+    held = {t.id: t.bytes for t in p.tensors.values()}
+    return sorted(at, key=lambda i: (at[i], -held.get(i, 0), i))
 
 
 def _apart(cx: Lowering, program: Mapping[str, Any], threads: int, static: bool) -> dict[str, Any]:
@@ -214,14 +270,15 @@ def _apart(cx: Lowering, program: Mapping[str, Any], threads: int, static: bool)
 def _report(
     cx: Lowering,
     envs: Sequence[Mapping[str, int]],
+    unplanned: Sequence[int],
     problems: Sequence[Problem],
     made: Sequence[Schedule],
     layouts: Sequence[Layout],
     best: _Choice,
     seconds: float,
 ) -> None:
-    def line(env: Mapping[str, int], p: Problem, s: Schedule, x: Layout) -> dict[str, Any]:
-        ordered = lay_out(p, best.order, budget=WORK).arena
+    def line(env: Mapping[str, int], given: int, p: Problem, s: Schedule, x: Layout) -> dict[str, Any]:
+        by_order = s.given.arena - lay_out(p, best.order, budget=WORK).arena
         bound = min(s.order.bound, x.arena)
         return {
             **({"sizes": dict(env)} if env else {}),
@@ -231,15 +288,16 @@ def _report(
             "proven": x.arena == bound,
             "gap": round(x.arena / bound - 1, 6) if bound else 0.0,
             "ended": s.order.ended if x.live > bound else x.ended,
-            "given": s.given.arena,
-            "saved_by_order": s.given.arena - ordered,
-            "saved_by_rewriting": ordered - x.arena,
+            "given": given,
+            "saved_by_order": by_order,
+            "saved_by_rewriting": given - x.arena - by_order,
         }
 
     cx.memory = {
         "planning": "on",
+        "concat": cx.memory["concat"],
         "seconds": round(seconds, 4),
         "moved": sum(k != i for i, k in enumerate(best.order)),
         "inplace": len(best.choices.inplace),
-        "plans": [line(e, p, s, x) for e, p, s, x in zip(envs, problems, made, layouts)],
+        "plans": [line(*x) for x in zip(envs, unplanned, problems, made, layouts)],
     }
