@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .order import steps
-from .problem import Choices, Problem
+from .problem import Problem
 
 CACHE = 1 << 20  # bytes: a core's second level
-LARGEST = 1500  # nodes: beyond, orders are left as they are
+LARGEST = 600  # nodes: beyond, orders are left as they are
+TRIES = 100  # moves
 
 
 def far_bytes(p: Problem, order: Sequence[int]) -> float:
@@ -34,13 +35,11 @@ def far_bytes(p: Problem, order: Sequence[int]) -> float:
     return total
 
 
-def improve(p: Problem, order: Sequence[int], choices: Choices | None = None) -> tuple[int, ...]:
-    """Nodes moved down to just before their first reader where that brings data nearer and no step of the way comes to
-    hold more than the peak; the order itself unless ``far_bytes`` falls."""
+def improve(p: Problem, order: Sequence[int]) -> tuple[int, ...]:
+    """Nodes moved down to just before their first reader where that brings data nearer and the peak does not grow,
+    rewrites left aside; the order itself unless ``far_bytes`` falls."""
     node = p.node()
     size = {t: x.bytes for t, x in p.tensors.items()}
-    held = steps(p, order, choices)
-    peak = max(held, default=0)
     followers: dict[int, set[int]] = {n: set() for n in order}
     maker = {t: n.id for n in p.nodes for t in n.outs}
     readers: dict[int, set[int]] = {}
@@ -51,22 +50,22 @@ def improve(p: Problem, order: Sequence[int], choices: Choices | None = None) ->
             readers.setdefault(t, set()).add(n.id)
             if t in maker:
                 followers[maker[t]].add(n.id)
+    peak = max(steps(p, order), default=0)
     out = list(order)
     at = {n: k for k, n in enumerate(out)}
+    tries = TRIES
     for v in reversed(order):
         i = at[v]
         j = min((at[u] for u in followers[v]), default=len(out)) - 1
-        if not node[v].outs or j <= i:
+        if j <= i or not any(t in readers for t in node[v].outs) or not tries:
             continue
-        dying = [t for t in node[v].ins if p.tensors[t].kind != "output" and max(at[u] for u in readers[t]) == i]
-        change = sum(size[t] for t in dying) - sum(size[t] for t in node[v].outs)
-        if change > 0 or (change == 0 and not dying):
-            continue  # it would carry more, or nothing
-        between = held[i + 1 : j + 1]
-        if any(h + change > peak for h in between):
-            continue
-        out[i : j + 1] = [*out[i + 1 : j + 1], v]
-        held[i : j + 1] = [*(h + change for h in between), held[i]]
-        for k in range(i, j + 1):
-            at[out[k]] = k
+        kept = sum(size[t] for t in node[v].ins if t in maker and max(at[u] for u in readers[t]) == i)
+        if kept >= sum(size[t] for t in node[v].outs):
+            continue  # it would carry no less
+        tries -= 1
+        trial = [*out[:i], *out[i + 1 : j + 1], v, *out[j + 1 :]]
+        if max(steps(p, trial)) <= peak:
+            out = trial
+            for k in range(i, j + 1):
+                at[out[k]] = k
     return tuple(out) if out != list(order) and far_bytes(p, out) < far_bytes(p, order) else tuple(order)

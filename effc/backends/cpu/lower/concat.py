@@ -64,11 +64,11 @@ def _strides(v: Mapping[str, Any]) -> tuple[Dim, ...]:
     return tuple(v["strides"]) if v.get("strides") else row_major(v["shape"])
 
 
-def _dense(shape: Sequence[Dim], strides: Sequence[Dim], order: Sequence[int], but: int) -> bool:
-    """Whether the strides are those of a dense array with its dims in this order; dim ``but`` counts even if it is 1."""
+def _dense(shape: Sequence[Dim], strides: Sequence[Dim], order: Sequence[int]) -> bool:
+    """Whether the strides are those of a dense array with its dims in this order, outermost first."""
     want: Dim = 1
     for i in reversed(order):
-        if (shape[i] != 1 or i == but) and strides[i] != want and shape[i] != 1:
+        if shape[i] != 1 and strides[i] != want:
             return False
         want = want * shape[i]
     return True
@@ -85,7 +85,7 @@ def _place(values: Values, code: Code, k: int, kept: Collection[int]) -> list[in
         return []
     strides = _strides(c)
     order = sorted(range(len(strides)), key=lambda i: (-_size_hint(strides[i]), -_size_hint(c["shape"][i]), i))
-    if not _dense(c["shape"], strides, order, dim):
+    if not _dense(c["shape"], strides, order):
         return []
     inner = dims.product(c["shape"][i] for i in order[order.index(dim) + 1 :])
     total = inner * c["shape"][dim]
@@ -93,7 +93,7 @@ def _place(values: Values, code: Code, k: int, kept: Collection[int]) -> list[in
     done: list[int] = []
     for at, x in enumerate(ins["in"]):
         n = values[x]["shape"][dim]
-        if _fits(values, code, k, x, kept) and _dense(values[x]["shape"], _strides(values[x]), order, dim):
+        if _fits(values, code, k, x, kept) and _dense(values[x]["shape"], _strides(values[x]), order):
             moved = _moved(values, code, k, x, inner * n, total)
             if moved is not None:
                 for i, (offset, steps) in moved.items():
@@ -167,14 +167,11 @@ def _scaled(
     out: list[Dim] = []
     for n, s in zip(shape, strides, strict=True):
         many = dims.exact_div(s, block) if s != 0 else None
-        if n == 1 or s == 0:
+        if many is not None and (not isinstance(s, int) or s > 0):
+            out.append(many * total)
+        elif n == 1 or s == 0:
             out.append(s)
-        elif many is not None:
-            if not isinstance(s, int) or s > 0:
-                out.append(many * total)
-            else:
-                return None
-        elif isinstance(s, int) and isinstance(n, int) and s > 0:
+        elif isinstance(s, int) and isinstance(n, int) and 0 < s < block:
             within += (n - 1) * s
             out.append(s)
         else:

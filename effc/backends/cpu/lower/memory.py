@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 STATES = 200_000  # of a search for an order
 WORK = 20_000_000  # of a search for offsets
 SECONDS = 3.0  # for all of a program
-CONCAT_SECONDS = 1.0  # for the choice of concatenations
+CONCAT_TRIALS = 24  # sets of concatenations
+CONCAT_SECONDS = 3.0  # for all of them: an outer guard
 LARGEST_SAMPLE = 1 << 14  # of a symbol without a bound, or with a far one
 TYPICAL = 512
 
@@ -115,7 +116,7 @@ def _choose(problems: Sequence[Problem], made: Sequence[Schedule]) -> _Choice:
     assert best is not None
     offer(best[1].order, _wherever(problems[0], best[1].order), False)
     if len(made[0].layout.plan.order) <= locality.LARGEST:
-        near = locality.improve(problems[0], best[1].order, best[1].choices)
+        near = locality.improve(problems[0], best[1].order)
         if list(near) != list(best[1].order):
             offer(near, _wherever(problems[0], near), False)
     return best[1]
@@ -152,9 +153,7 @@ def _apply(cx: Lowering, best: _Choice, p: Problem) -> None:
                 d["at"] = new[d["at"]]  # a call that the cost model decides on is not removed
 
 
-def _concat_in_place(
-    cx: Lowering, program: dict[str, Any], envs: Sequence[Mapping[str, int]], threads: int
-) -> None:
+def _concat_in_place(cx: Lowering, program: dict[str, Any], envs: Sequence[Mapping[str, int]], threads: int) -> None:
     """Operands of concatenations are made inside the result where the arena does not grow by that at any sample: all
     of them, else one concatenation after the other, the largest first, while there is time."""
     which = concat.candidates(cx.code)
@@ -175,7 +174,7 @@ def _concat_in_place(
     chosen: list[int] = []
     taken = (cx.values, cx.code, 0)
     by_bytes = sorted(which, key=lambda k: -_largest(cx.code[k], envs[0]))
-    for trial in [which, *([k] for k in by_bytes)]:
+    for trial in [which, *([k] for k in by_bytes[:CONCAT_TRIALS])]:
         wanted = sorted({*chosen, *trial})
         if wanted == chosen or time.perf_counter() > until:
             continue
