@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ....passes.memory import locality
@@ -55,6 +55,18 @@ class _Choice:
     arenas: list[int]
 
 
+@dataclass
+class _Way:
+    """One way to write the program, and what planning makes of it."""
+
+    values: list[dict[str, Any]]
+    code: list[dict[str, Any]]
+    placed: int  # operands of concatenations that are made in place
+    problems: list[Problem] = field(default_factory=list)
+    made: list[Schedule] = field(default_factory=list)
+    best: _Choice = field(default_factory=lambda: _Choice((), Choices(), []))
+
+
 def arrange(cx: Lowering, outputs: Sequence[int], commits: Sequence[Mapping[str, Any]], symbols: Any) -> dict[str, Any]:
     """Orders ``cx.code`` anew, lets results take the place of operands, and plans the arena: the program's ``arena``.
 
@@ -70,11 +82,22 @@ def arrange(cx: Lowering, outputs: Sequence[int], commits: Sequence[Mapping[str,
     for k, ins in enumerate(cx.code):
         ins["was"] = k
     unplanned = [_as_given(from_program(program, sizes=e, threads=threads)) for e in envs]
-    _concat_in_place(cx, program, envs, threads)
-    _overwrite_first(cx, program)
-    problems = [from_program(program, sizes=e, threads=threads) for e in envs]
-    made = [_schedule(p) for p in problems]
-    best = _choose(problems, made)
+    ways = [_Way(cx.values, cx.code, 0), *_concat_in_place(cx, program, envs, threads)]
+    for way in ways:
+        read = {**program, "values": way.values, "code": way.code}
+        _overwrite_first(read)
+        way.problems = [from_program(read, sizes=e, threads=threads) for e in envs]
+        way.made = [_schedule(p) for p in way.problems]
+        way.best = _choose(way.problems, way.made)
+    way = ways[0]
+    for other in ways[1:]:  # what is not copied is worth having where the arena is no larger
+        if all(x <= y for x, y in zip(other.best.arenas, way.best.arenas)):
+            way = other
+    cx.values[:], cx.code[:] = way.values, way.code
+    if way.placed:
+        cx.kernels.add("effc_copy")
+    cx.memory["concat"]["in_place"] = way.placed
+    problems, made, best = way.problems, way.made, way.best
     _apply(cx, best, problems[0])
     final = [from_program(program, sizes=e, threads=threads) for e in envs]
     layouts = [lay_out(p, p.given, budget=WORK) for p in final]
@@ -139,12 +162,10 @@ def _wherever(p: Problem, order: Sequence[int]) -> Choices:
 
 
 def _apply(cx: Lowering, best: _Choice, p: Problem) -> None:
-    values, node = cx.values, p.node()
+    node = p.node()
     for k in best.order:
-        if k not in best.choices.inplace:
-            continue
-        out, root = node[k].outs[0], best.choices.inplace[k]
-        values[out]["alias"] = storage(values, root)
+        if k in best.choices.inplace:
+            cx.values[node[k].outs[0]]["alias"] = storage(cx.values, best.choices.inplace[k])
     cx.code[:] = [cx.code[k] for k in best.order]
     new = {ins.pop("was"): k for k, ins in enumerate(cx.code)}
     if cx.parent is None:
@@ -153,13 +174,16 @@ def _apply(cx: Lowering, best: _Choice, p: Problem) -> None:
                 d["at"] = new[d["at"]]  # a call that the cost model decides on is not removed
 
 
-def _concat_in_place(cx: Lowering, program: dict[str, Any], envs: Sequence[Mapping[str, int]], threads: int) -> None:
-    """Operands of concatenations are made inside the result where the arena does not grow by that at any sample: all
-    of them, else one concatenation after the other, the largest first, while there is time."""
+def _concat_in_place(
+    cx: Lowering, program: dict[str, Any], envs: Sequence[Mapping[str, int]], threads: int
+) -> list[_Way]:
+    """The program with operands of concatenations made inside the result, as many as there is room for without a larger
+    arena at any sample, in the order given: all of them, else one concatenation after the other, the largest first."""
     which = concat.candidates(cx.code)
-    cx.memory["concat"] = {"instructions": len(which), "operands": 0, "in_place": 0}
+    operands_of = sum(len(cx.code[k]["in"]) for k in which)
+    cx.memory["concat"] = {"instructions": len(which), "operands": operands_of, "in_place": 0}
     if not which:
-        return
+        return []
     kept = concat.kept_storages(cx.values, program["outputs"], program["commits"])
     until = time.perf_counter() + CONCAT_SECONDS
 
@@ -170,24 +194,21 @@ def _concat_in_place(cx: Lowering, program: dict[str, Any], envs: Sequence[Mappi
             out.append(lay_out(p, p.given, _wherever(p, p.given), budget=WORK // 20).arena)
         return out
 
-    best = arenas(cx.values, cx.code)
+    least = arenas(cx.values, cx.code)
     chosen: list[int] = []
-    taken = (cx.values, cx.code, 0)
+    taken = _Way(cx.values, cx.code, 0)
     by_bytes = sorted(which, key=lambda k: -_largest(cx.code[k], envs[0]))
     for trial in [which, *([k] for k in by_bytes[:CONCAT_TRIALS])]:
         wanted = sorted({*chosen, *trial})
         if wanted == chosen or time.perf_counter() > until:
             continue
-        made = concat.rewrite(cx.values, cx.code, wanted, kept)
-        if made[2] <= taken[2]:
+        made = _Way(*concat.rewrite(cx.values, cx.code, wanted, kept))
+        if made.placed <= taken.placed:
             continue
-        reached = arenas(made[0], made[1])
-        if all(a <= b for a, b in zip(reached, best)):
-            chosen, taken, best = wanted, made, reached
-    cx.memory["concat"].update(operands=sum(len(cx.code[k]["in"]) for k in which), in_place=taken[2])
-    cx.values[:], cx.code[:] = taken[0], taken[1]
-    if taken[2]:
-        cx.kernels.add("effc_copy")
+        reached = arenas(made.values, made.code)
+        if all(x <= y for x, y in zip(reached, least)):
+            chosen, taken, least = wanted, made, reached
+    return [taken] if taken.placed else []
 
 
 def _largest(ins: Mapping[str, Any], env: Mapping[str, int]) -> int:
@@ -197,26 +218,25 @@ def _largest(ins: Mapping[str, Any], env: Mapping[str, int]) -> int:
         return 0
 
 
-def _last_uses(cx: Lowering, commits: Sequence[Mapping[str, Any]]) -> dict[int, int]:
+def _last_uses(program: Mapping[str, Any]) -> dict[int, int]:
+    values, code = program["values"], program["code"]
     last: dict[int, int] = {}
-    for k, ins in enumerate(cx.code):
+    for k, ins in enumerate(code):
         for i in [*operands(ins), *ins["out"]]:
-            last[storage(cx.values, i)] = k
-    for c in commits:
-        last[storage(cx.values, c["value"])] = len(cx.code)
+            last[storage(values, i)] = k
+    for i in [*program["outputs"], *(c["value"] for c in program["commits"])]:
+        last[storage(values, i)] = len(code)
     return last
 
 
-def _overwrite_first(cx: Lowering, program: Mapping[str, Any]) -> None:
+def _overwrite_first(program: Mapping[str, Any]) -> None:
     """What the planner does not choose: results that are a state's next contents take its place, and those of a call
     with several results an operand's that dies there, in the order given."""
-    values, commits = cx.values, program["commits"]
-    last = _last_uses(cx, commits)
-    for i in program["outputs"]:
-        last[storage(values, i)] = len(cx.code)
+    values, commits = program["values"], program["commits"]
+    last = _last_uses(program)
     committed = {storage(values, c["value"]) for c in commits}
     to_state = {storage(values, c["value"]): c["state"] for c in commits if "state" in c}
-    for k, ins in enumerate(cx.code):
+    for k, ins in enumerate(program["code"]):
         pairs = ins.get("inplace", ())
         if not pairs:
             continue
