@@ -31,7 +31,8 @@ from .memory_models import MODELS, large_unet
 from .test_cli import effc as tool
 
 SOURCE = Path(__file__).parent / "steady.c"
-LIGHT = ["crepe", "mtcnn_onet", "mtcnn_pnet", "mobilenet_v2", "minilm", "resemblyzer"]
+LIGHT = ["crepe", "mtcnn_onet", "mtcnn_pnet", "mobilenet_v2", "resemblyzer"]
+SLOW = [pytest.param(n, marks=pytest.mark.slow) for n in ("minilm", "efficientnet_lite0", "mtcnn_rnet", "smollm2")]
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +81,7 @@ def test_planning_changes_no_bit(name: str, dynamic: bool, tmp_path: Path, monke
     assert loaded.arena(*args)[1] <= loaded.arena(*args)[0] <= 1.05 * loaded.arena(*args)[1]
 
 
-@pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.parametrize("name", [*LIGHT, *SLOW])
 def test_real_models_poisoned_and_unplanned(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real weights, all sizes of the zoo: the same bits planned, poisoned, and with each buffer apart."""
     model, args, dynamic, sizes = zoo.load(name)
@@ -115,7 +116,7 @@ def test_order_is_chosen(tmp_path: Path) -> None:
 
 def test_planning_takes_little_of_a_compilation() -> None:
     """The share itself is measured in bench.memory; here, that the report says it and that it is no second."""
-    model, args, dynamic, _ = zoo.load("minilm")
+    model, args, dynamic, _ = zoo.load("resemblyzer")
     report = made(model, args, dynamic).report
     assert 0 < report["entries"]["main"]["memory"]["seconds"] < 5
 
@@ -129,7 +130,10 @@ def sweep(bounds: dict[str, tuple[int, int]], count: int, limit: Callable[[dict[
             yield env
 
 
-@pytest.mark.parametrize("name", [*MODELS, "minilm", "mobilenet_v2", "mtcnn_pnet", "resemblyzer"])
+HEAVY = [pytest.param(n, marks=pytest.mark.slow) for n in ("minilm", "mobilenet_v2")]
+
+
+@pytest.mark.parametrize("name", [*MODELS, "mtcnn_pnet", "resemblyzer", *HEAVY])
 def test_any_size_is_laid_out_as_if_it_had_been_planned(name: str, tmp_path: Path) -> None:
     """The runtime's arena against the planner's for the same program at that size, and its own bound."""
     model, args, dynamic, *_ = MODELS[name]() if name in MODELS else zoo.load(name)

@@ -43,12 +43,13 @@ def rewrite(values: Values, code: Code, which: Collection[int], kept: Collection
     """The program with the parts of these concatenations made in place, as far as that is possible, and how many are.
     ``kept``: storages that are results or states' next contents."""
     values, code = [dict(v) for v in values], [dict(ins) for ins in code]
+    index = _Index(values, code)
     out: Code = []
     placed = 0
     for k in candidates(code):
         if k not in which:
             continue
-        done = _place(values, code, k, kept)
+        done = _place(values, code, k, kept, index)
         placed += len(done)
         if done:
             code[k]["parts"] = done
@@ -56,6 +57,26 @@ def rewrite(values: Values, code: Code, which: Collection[int], kept: Collection
         done = ins.pop("parts", None)
         out += [ins] if done is None else _rest(values, ins, done)
     return values, out, placed
+
+
+class _Index:
+    """Of each storage, the values over it and the instructions that touch it."""
+
+    def __init__(self, values: Values, code: Code) -> None:
+        self.root = [storage(values, i) for i in range(len(values))]
+        self.members: dict[int, list[int]] = {}
+        self.users: dict[int, set[int]] = {}
+        for i, r in enumerate(self.root):
+            self.members.setdefault(r, []).append(i)
+        for k, ins in enumerate(code):
+            for i in (*operands(ins), *ins["out"]):
+                self.users.setdefault(self.root[i], set()).add(k)
+
+    def join(self, part: int, whole: int) -> None:
+        for i in self.members[part]:
+            self.root[i] = whole
+        self.members[whole] += self.members.pop(part)
+        self.users.setdefault(whole, set()).update(self.users.pop(part, ()))
 
 
 def _strides(v: Mapping[str, Any]) -> tuple[Dim, ...]:
@@ -74,7 +95,7 @@ def _dense(shape: Sequence[Dim], strides: Sequence[Dim], order: Sequence[int]) -
     return True
 
 
-def _place(values: Values, code: Code, k: int, kept: Collection[int]) -> list[int]:
+def _place(values: Values, code: Code, k: int, kept: Collection[int], index: _Index) -> list[int]:
     """Operands, by position, that are in place now."""
     from . import _size_hint
 
@@ -93,51 +114,50 @@ def _place(values: Values, code: Code, k: int, kept: Collection[int]) -> list[in
     done: list[int] = []
     for at, x in enumerate(ins["in"]):
         n = values[x]["shape"][dim]
-        if _fits(values, code, k, x, kept) and _dense(values[x]["shape"], _strides(values[x]), order):
-            moved = _moved(values, code, k, x, inner * n, total)
+        if _fits(values, code[k], x, kept, index) and _dense(values[x]["shape"], _strides(values[x]), order):
+            moved = _moved(values, code, k, x, inner * n, total, index)
             if moved is not None:
                 for i, (offset, steps) in moved.items():
                     v = values[i]
                     values[i] = {"d": v["d"], "shape": v["shape"], "k": "view", "base": out}
                     values[i].update(offset=offset + start * inner, strides=steps)
+                index.join(index.root[x], index.root[out])
                 done.append(at)
         start = start + n
     return done
 
 
-def _fits(values: Values, code: Code, k: int, x: int, kept: Collection[int]) -> bool:
+def _fits(values: Values, ins: Mapping[str, Any], x: int, kept: Collection[int], index: _Index) -> bool:
     """Whether the operand is the whole of a temporary that may move."""
-    root = storage(values, x)
-    r, v, c = values[root], values[x], values[code[k]["out"][0]]
+    root, out = index.root[x], ins["out"][0]
+    r, v, c = values[root], values[x], values[out]
     if r["k"] != "temp" or r.get("dyn") or root in kept or "bytes" in r or r["d"] != v["d"] or r["d"] != c["d"]:
         return False
     if v["k"] == "view" and v["offset"] != 0:
         return False
     if dims.product(v["shape"]) != dims.product(r["shape"]):
         return False
-    return sum(storage(values, y) == root for y in code[k]["in"]) == 1 and root != storage(values, code[k]["out"][0])
+    return sum(index.root[y] == root for y in ins["in"]) == 1 and root != index.root[out]
 
 
 def _moved(
-    values: Values, code: Code, k: int, x: int, block: Dim, total: Dim
+    values: Values, code: Code, k: int, x: int, block: Dim, total: Dim, index: _Index
 ) -> dict[int, tuple[Dim, tuple[Dim, ...]]] | None:
     """Offset and strides, in the result's elements, of every value over the operand's storage; None if one of them, or
     a kernel that touches it, does not allow that."""
-    root = storage(values, x)
+    root = index.root[x]
     one_run = dims.product(values[x]["shape"]) == block
     if not one_run and (not isinstance(block, int) or not isinstance(total, int) or block <= 1):
         return None
-    for j, ins in enumerate(code):
-        if any(storage(values, i) == root for i in (*operands(ins), *ins["out"])):
-            if ins["op"] != "call":
-                return None
-            strided = ins["kernel"] in STRIDED or ins["kernel"].startswith(GENERATED)
-            if not one_run and not strided and j != k:
-                return None
+    for j in index.users[root]:
+        if code[j]["op"] != "call":
+            return None
+        strided = code[j]["kernel"] in STRIDED or code[j]["kernel"].startswith(GENERATED)
+        if not one_run and not strided and j != k:
+            return None
     out: dict[int, tuple[Dim, tuple[Dim, ...]]] = {}
-    for i, v in enumerate(values):
-        if storage(values, i) != root:
-            continue
+    for i in index.members[root]:
+        v = values[i]
         if v["d"] != values[root]["d"] or "alias" in v or v.get("dyn"):
             return None
         offset = v["offset"] if v["k"] == "view" else 0
