@@ -139,8 +139,8 @@ def test_any_size_is_laid_out_as_if_it_had_been_planned(name: str, tmp_path: Pat
     model, args, dynamic, *_ = MODELS[name]() if name in MODELS else zoo.load(name)
     path, manifest = saved(tmp_path / "m.effc", model, args, dynamic)
     program = manifest["entries"]["main"]["program"]
-    loaded = effc.load(path)
     threads = program["arena"]["threads"]
+    loaded = effc.load(path, num_threads=threads)
     bounds = {s["name"]: (max(s["lo"], 1), min(s["hi"] or 512, 512)) for s in program["symbols"] if s["from"]}
     seen = 0
     worst = 1.0
@@ -167,13 +167,13 @@ def test_any_size_is_laid_out_as_if_it_had_been_planned(name: str, tmp_path: Pat
 def test_any_size_takes_no_more_than_its_own_compilation(name: str, tmp_path: Path) -> None:
     """Against artifacts compiled for one size each, which may choose another order and other rewrites."""
     model, args, dynamic = MODELS[name]()
-    anysize = made(model, args, dynamic)
+    anysize = made(model, args, dynamic, num_threads=2)
     shape = args[0].shape
     for scale in ((1, 1), (2, 1), (1, 2)):
         x = torch.randn(shape[0] * scale[0], *shape[1:-2], shape[-2] * scale[1], shape[-1])
         if name == "wide":
             x = torch.randn(shape[0] // scale[0], shape[1] // scale[1])
-        own = made(model, (x,))
+        own = made(model, (x,), num_threads=2)
         a, b = anysize.arena(x)[0], own.report["entries"]["main"]["arena"]["static_bytes"]
         assert own.arena(x)[0] == b
         assert a <= 1.05 * b, (tuple(x.shape), a, b)

@@ -262,6 +262,8 @@ def boxes(p: Problem, order: Sequence[int], choices: Choices) -> tuple[list[Inte
         root, offset = find(out)
         if root == t or offset % p.align:
             raise ValueError(f"node {n} cannot overwrite tensor {t}: its result lies inside another")
+        if out in held and size[t] > size[out]:  # its padding would reach into the next part
+            raise ValueError(f"node {n} cannot overwrite tensor {t}: its result, part of another, is smaller")
         parent[t] = (out, 0)
         life[t] = (life[t][0], at[n] - 1)
     groups: dict[int, list[tuple[int, int]]] = {}

@@ -25,7 +25,10 @@ def size(d: Any, env: Mapping[str, int]) -> int:
     if isinstance(d, int):
         return d
     if isinstance(d, SymExpr):
-        return dims.evaluate(d, env)
+        try:
+            return dims.evaluate(d, env)
+        except ZeroDivisionError:
+            return 0
     if isinstance(d, str):
         return env[d]
     if isinstance(d, float):
