@@ -583,45 +583,36 @@ def cmd_inspect(a: argparse.Namespace) -> None:
                     f"  {k:4} {ins.get('kernel', ins['op'])} {ins.get('in', [])} -> {ins.get('out', [])}"
                     f"  {ins.get('name', '')}  {ins.get('loc', '')}"
                 )
-    if a.memory:
+    if a.memory or a.picture:
         _memory(a, m)
 
 
 def _memory(a: argparse.Namespace, manifest: Mapping[str, Any]) -> None:
-    """Arena bytes for one set of sizes, as the runtime would plan them."""
-    import ctypes
-
-    from .runtime import _rt
-    from .runtime.loader import DTYPES, load
+    """What lies in the arena for one set of sizes, as the runtime lays it out."""
+    from .runtime import memory
+    from .runtime.loader import load
 
     name, entry = _entry(manifest, a.entry)
-    env = sizes(entry, a.size)
-    model = load(a.model)
-    n = len(entry["inputs"])
-    block = bytearray(_rt.ARRAY_BYTES * max(n, 1))
-    import struct
+    m = memory.read(load(a.model), manifest, name, sizes(entry, a.size))
+    if a.memory:
+        print(memory.text(m))
+        for line in _planned(manifest, name):
+            print(line)
+    if a.picture:
+        Path(a.picture).write_text(memory.svg(m))
+        print(f"{a.picture}: tensors over time and address")
 
-    held = random_inputs(entry, env, 0, 1)
-    for i, spec in enumerate(entry["inputs"]):
-        x = np.ascontiguousarray(held[spec["name"]])
-        held[spec["name"]] = x
-        strides = [s // x.itemsize for s in x.strides]
-        packed = struct.pack(f"<Qii{x.ndim}q", x.ctypes.data, DTYPES.index(spec["dtype"]), x.ndim, *x.shape)
-        block[i * _rt.ARRAY_BYTES : i * _rt.ARRAY_BYTES + len(packed)] = packed
-        at = i * _rt.ARRAY_BYTES + 16 + 8 * _rt.MAX_RANK
-        block[at : at + 8 * x.ndim] = struct.pack(f"<{x.ndim}q", *strides)
-    view = (ctypes.c_char * len(block)).from_buffer(block)
-    nbytes, low = ctypes.c_int64(), ctypes.c_int64()
-    index = list(manifest["entries"]).index(name)
-    _rt.check(
-        _rt.lib().effc_arena(model._ptr, index, ctypes.addressof(view), n, ctypes.byref(nbytes), ctypes.byref(low))
-    )
-    gap = nbytes.value - low.value
-    share = f" ({gap / low.value:.1%})" if low.value else ""
-    print(
-        f"memory of {name} at {env or 'its sizes'}: arena {nbytes.value:,} bytes, "
-        f"lower bound {low.value:,}, gap {gap:,}{share}"
-    )
+
+def _planned(manifest: Mapping[str, Any], name: str) -> Iterator[str]:
+    """What the planner said when the artifact was made."""
+    report = manifest.get("report", {}).get("entries", {}).get(name, {}).get("memory", {})
+    for p in report.get("plans", ()):
+        at = ", ".join(f"{k}={v}" for k, v in p.get("sizes", {}).items())
+        proof = "proven" if p["proven"] else f"gap {p['gap']:.1%}, search ended by {p['ended']}"
+        yield (
+            f"planned{' at ' + at if at else ''}: {p['arena']:,} bytes, bound {p['bound']:,} ({proof}); as given "
+            f"{p['given']:,}: order saved {p['saved_by_order']:,}, rewriting {p['saved_by_rewriting']:,}"
+        )
 
 
 def cmd_tune(a: argparse.Namespace) -> None:
@@ -770,7 +761,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--entry")
     p.add_argument("--graph", action="store_true", help="print the graph after all passes")
     p.add_argument("--plan", action="store_true", help="print every instruction")
-    p.add_argument("--memory", action="store_true", help="the arena at given sizes")
+    p.add_argument("--memory", action="store_true", help="the arena at given sizes: its peak, and what lies in it")
+    p.add_argument("--picture", metavar="OUT.svg", help="draw the arena: tensors over time and address")
     p.add_argument("--size", action="append", default=[], metavar="SYMBOL=N")
     p.add_argument("--json", action="store_true", help="the whole manifest")
     p = add("explain", cmd_explain, "show what the compiler decided, and what it declined and why")

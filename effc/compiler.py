@@ -61,8 +61,9 @@ def compile(
     mean in ``torch.export.export``; for ONNX, whose files name their dynamic dims,
     ``effc.frontend.onnx.import_model`` says what they are for. A module of MLIR has its types and needs none.
     ``num_threads``: default number of threads at run time.
-    ``disable_passes``: names of passes to leave out. ``verify``: run the IR verifier after every pass. ``selftest``:
-    run the model once with torch on the example inputs and keep both, within 1 MiB, for ``effc verify``.
+    ``disable_passes``: names of passes to leave out; ``memory`` leaves out memory planning: instructions run as they
+    come, nothing is done in place, every buffer has bytes of its own. ``verify``: run the IR verifier after every pass.
+    ``selftest``: run the model once with torch on the example inputs and keep both, within 1 MiB, for ``effc verify``.
     Raises EffcError naming op, source line, shapes and pass for whatever cannot be compiled.
     """
     entry = Entry(model, args, kwargs, dynamic_shapes)
@@ -227,14 +228,18 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
         reports[n] = PassReport()
         pipeline = Pipeline(
             default(replace(find("cpu").passes(), ask=asker(t.name, constant_bytes(im.graph)))),
-            disabled=options.disable_passes,
+            disabled=[x for x in options.disable_passes if x != MEMORY],
             verify=options.verify or bool(os.environ.get("EFFC_VERIFY")),
         )
         graphs[n] = pipeline.run(im.graph, reports[n])
     mark = time.perf_counter()
     seconds["passes"] = mark - started - seconds["frontend"]
     parts = cpu.compile_graphs(
-        graphs, t, options.num_threads, lambda n: chooser(t.name, options.num_threads, graphs[n])
+        graphs,
+        t,
+        options.num_threads,
+        lambda n: chooser(t.name, options.num_threads, graphs[n]),
+        MEMORY not in options.disable_passes,
     )
     seconds["backend"] = time.perf_counter() - mark
     if debug.level() >= 3:
@@ -254,7 +259,8 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
             n: {
                 "passes": reports[n].as_json(),
                 "kernels": kernel_counts(parts.programs[n]),
-                "arena": parts.programs[n]["arena"],
+                "arena": {k: parts.programs[n]["arena"][k] for k in ("static_bytes", "lower_bound", "threads")},
+                "memory": parts.memory[n],
                 "decisions": [*reports[n].decisions, *parts.decisions[n]],
             }
             for n in graphs
@@ -267,6 +273,9 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
     if cache is not None:
         cache.put(path)
     return _runnable(path, folder, t, options.num_threads)
+
+
+MEMORY = "memory"  # in ``disable_passes``: the planning of memory, which follows lowering
 
 
 def constant_bytes(graph: Any) -> int:
@@ -456,6 +465,7 @@ def write_artifact(
                 if isinstance(ins.get(sub), dict):
                     finish(ins[sub])
             ins.pop("inplace", None)
+            ins.pop("effect", None)
 
     states: dict[str, Any] = {}
     entries: dict[str, Any] = {}

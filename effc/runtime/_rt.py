@@ -43,6 +43,16 @@ class Profile(ctypes.Structure):
     ]
 
 
+class Block(ctypes.Structure):
+    _fields_ = [
+        ("value", _I),
+        ("first", _I),
+        ("last", _I),
+        ("bytes", ctypes.c_int64),
+        ("offset", ctypes.c_int64),
+    ]
+
+
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "effc_version": (ctypes.c_char_p, []),
     "effc_cpu_features": (ctypes.c_char_p, []),
@@ -70,6 +80,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "effc_profile_count": (_I, [_P, _I]),
     "effc_profile_get": (_I, [_P, _I, _I, ctypes.POINTER(Profile)]),
     "effc_arena": (_I, [_P, _I, _P, _I, ctypes.POINTER(ctypes.c_int64), ctypes.POINTER(ctypes.c_int64)]),
+    "effc_arena_blocks": (_I, [_P, _I, _P, _I, _P, _I, ctypes.POINTER(_I)]),
     "effc_alloc_count": (ctypes.c_uint64, []),
     "effc_xxh3": (ctypes.c_uint64, [_P, ctypes.c_size_t]),
     "effc_parallel_for": (None, [_I, ctypes.c_int64, ctypes.c_int64, _P, _P]),

@@ -35,7 +35,7 @@ class Compiled:
         load_rules()
         self.graph = graph
         self.generated, self.constants = Generated(), Constants()
-        lowering = Lowering(graph, Options(target, inplace=inplace), self.constants, self.generated)
+        lowering = Lowering(graph, Options(target, memory=inplace), self.constants, self.generated)
         self.program = lowering.run()
         self.kernels = lowering.kernels
         data = build.shared_object(self.kernels, self.generated.kernels, target)

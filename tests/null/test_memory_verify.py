@@ -10,6 +10,7 @@ import pytest
 
 from effc.passes.memory import problem, schedule
 from effc.passes.memory.problem import Choices, Node, Plan, Problem, Tensor
+from effc.passes.memory.program import from_program
 from effc.passes.memory.verify import MemoryPlanError, verify
 from tests.null.memory_cases import random_graph
 from tests.null.test_memory_order import skip_connection
@@ -175,7 +176,7 @@ def test_from_a_lowered_program() -> None:
         return {"op": "call", "kernel": "k", "in": ins, "out": out, "flops": 8}
 
     code = [call([0], [1]), call([2, 6, -1], [4]), call([1], [3]), call([3, 4], [5]), call([4], [6]), call([4], [7])]
-    p = problem.from_program({"values": values, "code": code, "outputs": [5], "commits": [{"state": "s", "value": 7}]})
+    p = from_program({"values": values, "code": code, "outputs": [5], "commits": [{"state": "s", "value": 7}]})
     assert {t: (x.bytes, x.raw_bytes, x.kind) for t, x in p.tensors.items()} == {
         1: (128, 80, "intermediate"),
         4: (128, 80, "intermediate"),
@@ -192,3 +193,20 @@ def test_from_a_lowered_program() -> None:
     assert set(p.nodes[2].after) == {0, 1} and 2 in p.nodes[3].after and 1 in p.nodes[4].after
     assert p.nodes[0].flops == 8
     assert schedule.lay_out(p, p.given).arena == 256
+
+
+def test_padding_must_not_reach_into_the_next_part() -> None:
+    """A result that is part of a concatenation cannot take over a buffer that, padded, is larger than the part."""
+    sizes = [(1, 512, 475), (2, 512, 504), (3, 448, 448), (4, 960, 952)]
+    tensors = {i: Tensor(i, b, "output" if i == 4 else "intermediate", raw_bytes=r) for i, b, r in sizes}
+    nodes = (
+        Node(0, (), (1,)),
+        Node(1, (), (3,)),
+        Node(2, (1,), (2,), inplace_ok=(1,)),
+        Node(3, (2, 3), (4,), op="cat", concat=((2, 0), (3, 504))),
+    )
+    p = Problem(nodes, tensors)
+    with pytest.raises(ValueError, match="is smaller"):
+        schedule.lay_out(p, p.given, Choices({2: 1}, {3: (2, 3)}))
+    made = schedule.schedule(p, rewrite=True)
+    assert made.layout.arena <= made.given.arena

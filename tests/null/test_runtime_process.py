@@ -426,6 +426,73 @@ def test_static_offsets_are_used_and_checked(tmp_path: Path) -> None:
         load(save(tmp_path / "m.effc", program(values, code, [0], [3])))
 
 
+def test_workspaces_have_their_place_and_threads_count(tmp_path: Path) -> None:
+    """Static offsets count on so many threads; on others, and with sequences, blocks are placed anew."""
+    values = [tensor([16], "input", i=0), tensor([16], offset=0), tensor([16], "output", i=0)]
+    code = [scale(0, 1, 2.0), call("t_sum_last", [1], [2], scratch=65, thread_scratch=1, work_at=64)]
+    values[1]["shape"] = [16, 1]
+    values += [tensor([16, 1], "view", base=0, offset=0, strides=[1, 1])]
+    code[0]["in"] = [3]
+    arena = {"static_bytes": 64 + 128 + 2 * 64, "lower_bound": 320, "threads": 2}
+    path = save(tmp_path / "m.effc", program(values, code, [0], [2], arena=arena))
+    x = RNG.standard_normal(16).astype(np.float32)
+    for threads, want in ((2, 320), (1, 256), (4, 448)):
+        m = load(path, num_threads=threads)
+        np.testing.assert_array_equal(m(x), x * 2)
+        assert m.arena(x) == (want, want)
+    code[1]["work_at"] = 32
+    with pytest.raises(EffcError, match="arena offset"):
+        load(save(tmp_path / "m.effc", program(values, code, [0], [2], arena=arena)))
+    del code[1]["work_at"]
+    for bad in ([[9]], [[-3]], [7], [["a"]]):
+        with pytest.raises(EffcError, match="malformed"):
+            load(save(tmp_path / "m.effc", program(values, code, [0], [2], arena={**arena, "sequences": bad})))
+    del values[1]["offset"]
+    apart = {"static_bytes": None, "apart": True, "sequences": [[1, -2]]}
+    m = load(save(tmp_path / "m.effc", program(values, code, [0], [2], arena=apart)), num_threads=1)
+    assert m.arena(x) == (256, 256)
+
+
+def test_a_sequence_reproduces_a_plan_that_greedy_orders_miss(tmp_path: Path) -> None:
+    """Each block in the lowest gap, in the order given: what a search found is found again, at any size."""
+    blocks = [(2, 0, 1), (1, 1, 2), (2, 2, 3), (1, 0, 3), (3, 3, 4)]  # (units, first, last)
+
+    def artifact(sequences: list[list[int]]) -> Path:
+        values = [tensor([1], "input", i=0), *(tensor([["*", "s0", 16 * n]]) for n, _, _ in blocks)]
+        values += [tensor([1], "output", i=0)]
+        code = []
+        for step in range(5):
+            for k, (_, first, last) in enumerate(blocks):
+                if first <= step <= last:
+                    values.append(tensor([["*", "s0", 16 * blocks[k][0]]], "view", base=0, offset=0, strides=[0]))
+                    code.append(scale(len(values) - 1, k + 1, 0.0, k + 1))
+        arena = {"static_bytes": None, "sequences": sequences}
+        symbols = [dim_symbol("s0", 1, 0)]
+        values.append(tensor(["s0"], "input", i=1))
+        last = len(values) - 1
+        values.append(tensor([1], "view", base=1, offset=0, strides=[1]))
+        code.append(scale(len(values) - 1, 6, 1.0))
+        return save(tmp_path / "m.effc", program(values, code, [0, last], [6], arena=arena, symbols=symbols))
+
+    best = load(artifact([[1, 2, 3, 4, 5]]))
+    for n in (1, 3, 50):
+        x, y = np.zeros(1, np.float32), np.zeros(n, np.float32)
+        total, bound = best.arena(x, y)
+        assert bound <= total <= load(artifact([])).arena(x, y)[0] and total < 1.2 * bound
+
+
+def test_poison_shows_what_nobody_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = [tensor([16], "input", i=0), tensor([16]), tensor([16]), tensor([16], "output", i=0)]
+    path = save(tmp_path / "m.effc", program(values, [scale(0, 1, 0.0), add(1, 2, 3)], [0], [3]))
+    x = np.ones(16, np.float32)
+    monkeypatch.setenv("EFFC_POISON", "1")
+    m = load(path)
+    for _ in range(2):
+        assert np.isnan(m(x)).all()
+    monkeypatch.setenv("EFFC_POISON", "0")
+    assert not np.isnan(load(path)(x)).all()
+
+
 def test_damage_under_sanitizers(tmp_path: Path) -> None:
     good = small(tmp_path / "good.effc")
     size = good.stat().st_size

@@ -28,6 +28,7 @@ class Compiled:
     sources: dict[str, str]
     notes: list[dict[str, Any]] = field(default_factory=list)
     decisions: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    memory: dict[str, dict[str, Any]] = field(default_factory=dict)  # what planning did, by entry
 
 
 Decide = Callable[[Sequence[Call]], Decision]
@@ -38,10 +39,11 @@ def compile_graphs(
     target: CpuTarget,
     num_threads: int | None = None,
     decide: Callable[[str], Decide | None] | None = None,
+    memory: bool = True,
 ) -> Compiled:
     """Lowers and compiles entry points that share constants. Programs still hold symbolic dims and constant indices.
     ``decide`` gives what chooses among ways to make a call, for an entry point by name (``effc.cost.model.chooser``);
-    without it every call is made as the lowering rules say."""
+    without it every call is made as the lowering rules say. ``memory``: False plans none, each buffer apart."""
     from . import build
     from .lower import Constants, Lowering, Options, load_rules
     from .sources import bundle
@@ -52,17 +54,21 @@ def compile_graphs(
     kernels: set[str] = set()
     notes: list[dict[str, Any]] = []
     decisions: dict[str, list[dict[str, Any]]] = {}
+    plans: dict[str, dict[str, Any]] = {}
     for name, g in graphs.items():
-        options = Options(target, num_threads, decide=None if decide is None else decide(name))
+        options = Options(target, num_threads, decide=None if decide is None else decide(name), memory=memory)
         cx = Lowering(g, options, constants, generated)
         programs[name] = cx.run()
         kernels |= cx.kernels
         notes += [{"entry": name, **n} for n in cx.notes]
         decisions[name] = cx.decisions
+        plans[name] = cx.memory
     if debug.level() >= 4:  # before they are compiled: they may not compile
         debug.show(debug.sources_text(programs, generated.kernels))
     code = build.shared_object(kernels, generated.kernels, target)
-    return Compiled(programs, constants.arrays, code, bundle(kernels, generated.kernels, target), notes, decisions)
+    return Compiled(
+        programs, constants.arrays, code, bundle(kernels, generated.kernels, target), notes, decisions, plans
+    )
 
 
 __all__ = ["Compiled", "CpuTarget", "Dim", "compile_graphs"]

@@ -10,7 +10,7 @@ Two rewrites are part of a plan, not of the problem:
 - concatenation in place: operands are made inside the result's bytes, each at its own place (``Node.concat``).
 
 Sources: ``from_json`` reads the format "effc-memory-graph-1" (below), ``intervals_from_csv`` instances of MiniMalloc
-(id, lower, upper, size; half open), ``from_program`` a lowered program.
+(id, lower, upper, size; half open), ``program.from_program`` a lowered program.
 
 effc-memory-graph-1: ``{"name", "format", "align", "tensors": [{"id", "name", "bytes", "raw_bytes", "kind":
 "input" | "intermediate" | "output"}], "nodes": [{"id", "name", "op", "ins": [tensor], "outs": [tensor], "inplace_ok":
@@ -262,6 +262,8 @@ def boxes(p: Problem, order: Sequence[int], choices: Choices) -> tuple[list[Inte
         root, offset = find(out)
         if root == t or offset % p.align:
             raise ValueError(f"node {n} cannot overwrite tensor {t}: its result lies inside another")
+        if out in held and size[t] > size[out]:  # its padding would reach into the next part
+            raise ValueError(f"node {n} cannot overwrite tensor {t}: its result, part of another, is smaller")
         parent[t] = (out, 0)
         life[t] = (life[t][0], at[n] - 1)
     groups: dict[int, list[tuple[int, int]]] = {}
@@ -292,90 +294,3 @@ def boxes(p: Problem, order: Sequence[int], choices: Choices) -> tuple[list[Inte
         if x.workspace:
             out_intervals.append(Interval(-1 - x.id, at[x.id], at[x.id], x.workspace, p.align))
     return out_intervals, where_is
-
-
-# A lowered program ----------------------------------------------------------------------------------------------------
-
-
-def from_program(program: Mapping[str, Any], name: str = "", align: int = 64) -> Problem:
-    """The temporaries and calls of a lowered program (architecture.md), values resolved to their storages; sizes must
-    be known. Results of the caller's, constants and states take no space. A storage written more than once (in-place
-    aliases, parts) is one tensor whose writers stay in their order."""
-    from ...ir.dtypes import DType
-
-    values = program["values"]
-
-    def storage(i: int) -> int:
-        while True:
-            v = values[i]
-            if v["k"] == "view":
-                i = v["base"]
-            elif "alias" in v:
-                i = v["alias"]
-            else:
-                return i
-
-    kept = {storage(i) for i in [*program["outputs"], *(c["value"] for c in program["commits"])]}
-    tensors: dict[int, Tensor] = {}
-
-    def tensor(i: int) -> int | None:
-        i = storage(i)
-        v = values[i]
-        if v["k"] != "temp" or v.get("dyn"):
-            return None
-        if i not in tensors:
-            size = DType(v["d"]).itemsize
-            for d in v["shape"]:
-                if not isinstance(d, int):
-                    raise ValueError(f"value {i} has a size that is not known: {d!r}")
-                size *= d
-            kind = "output" if i in kept else "intermediate"
-            tensors[i] = Tensor(i, -(-max(size, 1) // align) * align, kind, name=v.get("name", ""), raw_bytes=size)
-        return i
-
-    nodes: list[Node] = []
-    made: dict[int, int] = {}  # by whom, last
-    touched: dict[int, list[int]] = {}
-    effects: dict[int, list[int]] = {}  # states and inputs that are written: accesses stay in order
-    for k, ins in enumerate(program["code"]):
-        reads = [i for key in ("in", "carry", "xs", "consts") for i in ins.get(key, ()) if i >= 0]
-        if isinstance(ins.get("cond"), int):
-            reads.append(ins["cond"])
-        after: set[int] = set()
-        takes = list(dict.fromkeys(t for i in reads if (t := tensor(i)) is not None))
-        gives: list[int] = []
-        for i in ins["out"]:
-            t = tensor(i)
-            if t is None:
-                continue
-            if t in made:  # written again
-                after.update(touched[t])
-                takes.append(t)
-            else:
-                gives.append(t)
-        for i in [*reads, *ins["out"]]:
-            root = storage(i)
-            if values[root]["k"] in ("state", "input", "output") or values[root].get("dyn"):
-                after.update(effects.get(root, ()))
-                effects.setdefault(root, []).append(k)
-        after.update(made[t] for t in takes)
-        made.update((t, k) for i in ins["out"] if (t := tensor(i)) is not None)
-        for t in {*takes, *gives}:
-            touched.setdefault(t, []).append(k)
-        takes = [t for t in dict.fromkeys(takes) if t not in gives]
-        nodes.append(
-            Node(
-                k,
-                tuple(takes),
-                tuple(dict.fromkeys(gives)),
-                ins.get("kernel", ins["op"]),
-                ins.get("name", "") or "",
-                after=tuple(sorted(after - {k})),
-                flops=_known(ins.get("flops")),
-            )
-        )
-    return Problem(tuple(nodes), tensors, align, name)
-
-
-def _known(x: Any) -> int:
-    return x if isinstance(x, int) else 0

@@ -141,6 +141,7 @@ def _evaluate(p: Problem, choices: Choices, inplace: bool, states: int, until: f
             t
             for t in n.inplace_ok
             if len(n.outs) == 1 and p.tensors[t].kind == "intermediate" and life[t][1] == at[n.id] and t not in held
+            if n.outs[0] not in held or p.tensors[t].bytes <= p.tensors[n.outs[0]].raw
         ]
         if dying:
             over[n.id] = max(dying, key=lambda t: p.tensors[t].bytes)

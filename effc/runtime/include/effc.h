@@ -127,6 +127,16 @@ EFFC_API int32_t effc_profile_get(const effc_model* model, int32_t entry, int32_
 EFFC_API int32_t effc_arena(effc_model* model, int32_t entry, const effc_array* inputs, int32_t n_inputs,
                             int64_t* bytes, int64_t* lower_bound);
 
+/* What lies in the arena for these inputs: a value of the program, or the workspace of an instruction (value -1), live
+ * from instruction `first` to `last`, both included. Of control flow, the workspace holds all of the nested programs.
+ * Fills in up to `capacity` blocks; `count` says how many there are. */
+typedef struct effc_block {
+  int32_t value, first, last;
+  int64_t bytes, offset;
+} effc_block;
+EFFC_API int32_t effc_arena_blocks(effc_model* model, int32_t entry, const effc_array* inputs, int32_t n_inputs,
+                                   effc_block* blocks, int32_t capacity, int32_t* count);
+
 /* Memory allocations made by runs so far, by the whole process: a warm run with the same sizes makes none. */
 EFFC_API uint64_t effc_alloc_count(void);
 /* XXH3, 64 bits: the artifact's checksum. */

@@ -242,6 +242,14 @@ int32_t effc_arena(effc_model* model, int32_t entry, const effc_array* inputs, i
   });
 }
 
+int32_t effc_arena_blocks(effc_model* model, int32_t entry, const effc_array* inputs, int32_t n_inputs,
+                          effc_block* blocks, int32_t capacity, int32_t* count) {
+  return guarded([&] {
+    need(model && count && (inputs || !n_inputs) && (blocks || capacity <= 0), "effc_arena_blocks got a NULL argument");
+    *count = model->arena_blocks(entry, inputs, n_inputs, blocks, capacity);
+  });
+}
+
 uint64_t effc_alloc_count(void) { return g_allocs.load(); }
 uint64_t effc_xxh3(const void* data, size_t size) { return xxh3_64(data, size); }
 void effc_parallel_for(int32_t threads, int64_t n, int64_t grain, effc_task_fn fn, void* arg) {

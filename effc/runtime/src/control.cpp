@@ -7,7 +7,10 @@ namespace effc_rt {
 
 Frame& Frame::child(size_t i, int slot) {
   std::unique_ptr<Frame>& frame = children_[2 * size_t(control_[i]) + size_t(slot)];
-  if (!frame) frame = std::make_unique<Frame>(*program_.code[i].sub[slot], run_);
+  if (!frame) {
+    frame = std::make_unique<Frame>(*program_.code[i].sub[slot], run_);
+    lend_to(i, *frame);
+  }
   return *frame;
 }
 
@@ -71,65 +74,68 @@ void Frame::branch(size_t i) {
   View cond = view(c.cond);
   if (bytes_of(cond) != kDtypes[cond.dtype].size) fail("the condition of '%s' must hold one element", c.name.c_str());
   Frame& f = child(i, truth(cond) ? 0 : 1);
-  std::vector<View> in;
+  Control& s = control(i);
+  s.in.clear();
+  s.out.clear();
   for (size_t k = 0; k + 1 < c.in.size(); ++k)
-    in.push_back(view(c.in[k]));
-  f.bind(in.data(), this);
-  std::vector<Target> out;
+    s.in.push_back(view(c.in[k]));
+  f.bind(s.in.data(), this);
   for (int v : c.out)
-    out.push_back(target(v, c.name.c_str()));
-  f.run(in.data(), out.data());
-  for (size_t k = 0; k < out.size(); ++k)
-    settle(c.out[k], out[k]);
+    s.out.push_back(target(v, c.name.c_str()));
+  f.run(s.in.data(), s.out.data());
+  for (size_t k = 0; k < s.out.size(); ++k)
+    settle(c.out[k], s.out[k]);
 }
 
-namespace {
+void Frame::Control::finish() const {
+  for (size_t k = 0; k < now.size(); ++k)
+    if (now[k] != home[k] && bytes[k] > 0) memcpy(home[k], now[k], size_t(bytes[k]));
+}
 
-// Carries of a loop: two copies each, read from one while writing the other.
-struct Carries {
-  std::vector<char*> now, next, home;  // home: the instruction's own result
-  std::vector<int64_t> bytes;
-  void flip() { now.swap(next); }
-  void finish() {
-    for (size_t k = 0; k < now.size(); ++k)
-      if (now[k] != home[k] && bytes[k] > 0) memcpy(home[k], now[k], size_t(bytes[k]));
-  }
-};
-
-Carries make_carries(const std::vector<View>& initial, const std::vector<Target>& home, Buffer& spare) {
-  Carries c;
+// The first n operands of a loop are its carries: copied to where the results go, and row-major from here on.
+void Frame::start_carries(size_t i, size_t n) {
+  Control& s = control(i);
+  const Plan::Work& work = plan_->work[i];
+  s.bytes.clear();
+  s.now.clear();
+  s.next.clear();
+  s.home.clear();
   int64_t total = 0;
-  for (const View& v : initial) {
-    c.bytes.push_back(bytes_of(v));
-    total = add(total, align64(c.bytes.back()));
+  for (size_t k = 0; k < n; ++k) {
+    s.bytes.push_back(bytes_of(s.in[k]));
+    total = add(total, align64(s.bytes.back()));
   }
-  char* other = spare.reserve(total);
-  for (size_t k = 0; k < initial.size(); ++k) {
-    const View& v = initial[k];
-    if (home[k].rank != v.rank || !std::equal(v.shape, v.shape + v.rank, home[k].shape))
+  bool inside = work.nested >= 0 && total <= work.carries;
+  char* other = inside ? base_ + work.nested_at + work.nested : s.spare.reserve(total);
+  s.strides.resize(n * EFFC_MAX_RANK);
+  for (size_t k = 0; k < n; ++k) {
+    View& v = s.in[k];
+    const Target& home = s.out[k];
+    if (home.rank != v.rank || !std::equal(v.shape, v.shape + v.rank, home.shape))
       fail("a loop's carry has shape %s at first and %s afterwards", shape_text(v.rank, v.shape).c_str(),
-           shape_text(home[k].rank, home[k].shape).c_str());
-    c.home.push_back(home[k].data);
-    c.now.push_back(home[k].data);
-    c.next.push_back(other);
-    other += align64(c.bytes[k]);
-    int64_t strides[EFFC_MAX_RANK];
+           shape_text(home.rank, home.shape).c_str());
+    s.home.push_back(home.data);
+    s.now.push_back(home.data);
+    s.next.push_back(other);
+    other += align64(s.bytes[k]);
+    int64_t* strides = &s.strides[k * EFFC_MAX_RANK];
     row_major(v.rank, v.shape, strides);
-    if (c.bytes[k] > 0 && v.data != home[k].data)
-      copy_strided(v.rank, v.shape, kDtypes[v.dtype].size, home[k].data, strides, v.data, v.strides);
+    if (s.bytes[k] > 0 && v.data != home.data)
+      copy_strided(v.rank, v.shape, kDtypes[v.dtype].size, home.data, strides, v.data, v.strides);
+    v.strides = strides;
   }
-  return c;
 }
-
-}  // namespace
 
 void Frame::loop(size_t i) {
   const Instr& c = program_.code[i];
   size_t n = size_t(c.n_carry);
-  std::vector<View> in;
+  Control& s = control(i);
+  std::vector<View>& in = s.in;
+  std::vector<Target>& out = s.out;
+  in.clear();
+  out.clear();
   for (int v : c.in)
     in.push_back(view(v));
-  std::vector<Target> out;
   for (size_t k = 0; k < n; ++k) {
     int v = c.out[k];
     if (program_.values[size_t(v)].dyn) set_dynamic(v, in[k].rank, in[k].shape, nullptr);
@@ -144,18 +150,12 @@ void Frame::loop(size_t i) {
     }
     out.push_back(t);
   }
-  Carries carries = make_carries(std::vector<View>(in.begin(), in.begin() + long(n)), out, loops_[size_t(control_[i])]);
-  // From here on carries are row-major.
-  std::vector<int64_t> strides(n * EFFC_MAX_RANK);
-  for (size_t k = 0; k < n; ++k) {
-    row_major(in[k].rank, in[k].shape, &strides[k * EFFC_MAX_RANK]);
-    in[k].strides = &strides[k * EFFC_MAX_RANK];
-  }
+  start_carries(i, n);
   Frame &test = child(i, 0), &body = child(i, 1);
   alignas(16) char flag[16];
   for (;;) {
     for (size_t k = 0; k < n; ++k)
-      in[k].data = carries.now[k];
+      in[k].data = s.now[k];
     test.bind(in.data(), this);
     Target t;
     t.data = flag;
@@ -172,37 +172,38 @@ void Frame::loop(size_t i) {
     if (std::all_of(flag, flag + sizeof flag, [](char b) { return b == 0; })) break;
     body.bind(in.data(), this);
     for (size_t k = 0; k < n; ++k) {
-      out[k].data = carries.next[k];
+      out[k].data = s.next[k];
       out[k].allocated = false;
     }
     body.run(in.data(), out.data());
-    carries.flip();
+    s.now.swap(s.next);
   }
-  carries.finish();
+  s.finish();
 }
 
 void Frame::scan(size_t i) {
   const Instr& c = program_.code[i];
   size_t n_carry = size_t(c.n_carry), n_xs = size_t(c.n_xs), n_ys = c.out.size() - n_carry;
   int64_t length = program_.has_late ? env_[size_t(c.length)] : plan_->env[size_t(c.length)];
-  std::vector<View> in;
+  Control& s = control(i);
+  std::vector<View>& in = s.in;
+  std::vector<Target>& out = s.out;
+  in.clear();
+  out.clear();
   for (int v : c.in)
     in.push_back(view(v));
-  std::vector<Target> out;
   for (int v : c.out)
     out.push_back(target(v, c.name.c_str()));
   for (const Target& t : out)
     if (!t.data) fail("the results of '%s' must have sizes that are known before it runs", c.name.c_str());
-  Carries carries =
-      make_carries(std::vector<View>(in.begin(), in.begin() + long(n_carry)), out, loops_[size_t(control_[i])]);
-  std::vector<int64_t> strides(n_carry * EFFC_MAX_RANK);
-  for (size_t k = 0; k < n_carry; ++k) {
-    row_major(in[k].rank, in[k].shape, &strides[k * EFFC_MAX_RANK]);
-    in[k].strides = &strides[k * EFFC_MAX_RANK];
-  }
+  start_carries(i, n_carry);
   // Slices along dim 0: one row of each x and y.
-  std::vector<char*> x0(n_xs), y0(n_ys);
-  std::vector<int64_t> x_step(n_xs), y_step(n_ys);
+  std::vector<char*>&x0 = s.x0, &y0 = s.y0;
+  std::vector<int64_t>&x_step = s.x_step, &y_step = s.y_step;
+  x0.resize(n_xs);
+  y0.resize(n_ys);
+  x_step.resize(n_xs);
+  y_step.resize(n_ys);
   for (size_t k = 0; k < n_xs; ++k) {
     View& x = in[n_carry + k];
     if (x.rank < 1 || x.shape[0] != length)
@@ -230,8 +231,8 @@ void Frame::scan(size_t i) {
   for (int64_t step = 0; step < length; ++step) {
     int64_t at = c.reverse ? length - 1 - step : step;
     for (size_t k = 0; k < n_carry; ++k) {
-      in[k].data = carries.now[k];
-      out[k].data = carries.next[k];
+      in[k].data = s.now[k];
+      out[k].data = s.next[k];
     }
     for (size_t k = 0; k < n_xs; ++k)
       in[n_carry + k].data = x0[k] ? x0[k] + at * x_step[k] : nullptr;
@@ -241,9 +242,9 @@ void Frame::scan(size_t i) {
       t.allocated = false;
     body.bind(in.data(), this);
     body.run(in.data(), out.data());
-    carries.flip();
+    s.now.swap(s.next);
   }
-  carries.finish();
+  s.finish();
 }
 
 }  // namespace effc_rt

@@ -55,6 +55,13 @@ int64_t read_integer(const View& v, const char* what) {
 
 }  // namespace
 
+// EFFC_POISON=1: memory of a run starts as NaN in every float type, so that what is read before it is written shows.
+constexpr int kPoison = 0xff;
+bool poisoned() {
+  const char* text = getenv("EFFC_POISON");
+  return text && *text && strcmp(text, "0") != 0;
+}
+
 std::mutex& short_lock() {
   static std::mutex* lock = [] {
     // A child of fork() must find the lists that this guards whole, and the lock free.
@@ -101,6 +108,7 @@ char* Heap::take(int64_t bytes) {
     total_ += best->size;
   }
   best->used = true;
+  if (poison) memset(best->p, kPoison, size_t(best->size));
   used_ += best->size;
   peak_ = std::max(peak_, used_);
   return best->p;
@@ -200,7 +208,8 @@ Frame::Frame(Program& program, RunState& run) : program_(program), run_(run) {
   int n_control = 0;
   for (size_t i = 0; i < p.code.size(); ++i)
     if (p.code[i].op != Instr::kCall) control_[i] = n_control++;
-  loops_ = std::vector<Buffer>(size_t(n_control));
+  controls_ = std::vector<Control>(size_t(n_control));
+  heap_.poison = poisoned();
   children_.resize(2 * size_t(n_control));
   late_index_.assign(p.values.size(), -1);
   if (p.has_late) {
@@ -297,8 +306,12 @@ void Frame::check(bool late) {
 void Frame::adopt(std::shared_ptr<const Plan> plan) {
   const Program& p = program_;
   plan_ = nullptr;
-  char* arena = arena_.reserve(plan->arena_bytes);
+  char* arena = base_ = lent_ && plan->arena_bytes <= lent_bytes_ ? lent_ : arena_.reserve(plan->arena_bytes);
   plan_ = std::move(plan);
+  for (size_t i = 0; i < p.code.size(); ++i)
+    if (control_[i] >= 0)
+      for (size_t k = 0; k < 2; ++k)
+        if (Frame* f = children_[2 * size_t(control_[i]) + k].get()) lend_to(i, *f);
   for (size_t v = 0; v < p.values.size(); ++v) {
     const Value& value = p.values[v];
     if (value.root != int(v)) continue;
@@ -344,10 +357,22 @@ void Frame::adopt(std::shared_ptr<const Plan> plan) {
   }
 }
 
+void Frame::lend(char* arena, int64_t bytes) {
+  if (arena != lent_) plan_ = nullptr;  // all addresses change: the next bind() works them out
+  lent_ = arena;
+  lent_bytes_ = bytes;
+}
+
+void Frame::lend_to(size_t i, Frame& child) {
+  const Plan::Work& work = plan_->work[i];
+  child.lend(work.nested > 0 ? base_ + work.nested_at : nullptr, work.nested);
+}
+
 void Frame::run(const View* inputs, Target* outputs) {
   Program& p = program_;
   outputs_ = outputs;
   run_.failed.store(false, std::memory_order_relaxed);
+  if (heap_.poison) memset(base_, kPoison, size_t(plan_->arena_bytes));
   for (size_t v = 0; v < p.values.size() && p.has_late; ++v)
     if (p.values[v].late && p.values[v].root == int(v)) roots_[v] = nullptr;
   if (p.has_late) {

@@ -71,6 +71,7 @@ class Heap {
  public:
   ~Heap();
   char* take(int64_t bytes);
+  bool poison = false;  // what is taken is filled with NaN
   void give(char* p);  // p may be foreign or NULL: ignored
   void reset();        // gives all
  private:
@@ -136,18 +137,36 @@ class Frame {
   void settle(int v, const Target& t);  // after a nested program filled `t`
   static char* heap_alloc(void* frame, int64_t bytes);
 
+  // What running control flow needs: kept, so that a warm run allocates nothing.
+  struct Control {
+    Buffer spare;  // second copies of carries, where the arena has no place for them
+    std::vector<View> in;
+    std::vector<Target> out;
+    // Carries of a loop: read from `now` while `next` is written; `home` is the instruction's own result.
+    std::vector<char*> now, next, home, x0, y0;
+    std::vector<int64_t> bytes, strides, x_step, y_step;
+    void finish() const;
+  };
+  Control& control(size_t i) { return controls_[size_t(control_[i])]; }
+  void start_carries(size_t i, size_t n);
+  // Memory for the arena, of the frame around this one; NULL: its own.
+  void lend(char* arena, int64_t bytes);
+  void lend_to(size_t i, Frame& child);
+
   Program& program_;
   RunState& run_;
   std::shared_ptr<const Plan> plan_;
   std::vector<int64_t> symbols_;
   Buffer arena_;
+  char *lent_ = nullptr, *base_ = nullptr;  // base_: the arena in use
+  int64_t lent_bytes_ = 0;
   std::vector<char*> roots_;  // by value id, for roots
   std::vector<effc_tensor> slots_;
   std::vector<CallRecord> calls_;
   std::vector<Buffer> input_copies_;
-  std::vector<Buffer> loops_;                     // per instruction with control flow: second copies of carries
+  std::vector<Control> controls_;                 // one per instruction with control flow
   std::vector<std::unique_ptr<Frame>> children_;  // two per instruction with control flow
-  std::vector<int> control_;                      // instruction -> index into loops_, or -1
+  std::vector<int> control_;                      // instruction -> index into controls_, or -1
   Buffer staging_;
   Target* outputs_ = nullptr;  // during run
   // Programs with data-dependent sizes only.
@@ -187,6 +206,7 @@ class Model {
   void infer(int entry, const effc_array* in, int n_in, effc_array* out, int n_out);
   void run(int entry, Session* session, const effc_array* in, int n_in, effc_array* out, int n_out);
   void arena(int entry, const effc_array* in, int n_in, int64_t* bytes, int64_t* bound);
+  int arena_blocks(int entry, const effc_array* in, int n_in, effc_block* blocks, int capacity);
   Entry& entry(int i);
 
   int threads = 1;

@@ -325,6 +325,18 @@ void Model::arena(int index, const effc_array* in, int n_in, int64_t* bytes, int
   if (bound) *bound = lease.context->frame.plan().lower_bound;
 }
 
+int Model::arena_blocks(int index, const effc_array* in, int n_in, effc_block* blocks, int capacity) {
+  Lease lease(entry(index), threads);
+  lease.take_inputs(in, n_in);
+  lease.context->frame.bind(lease.context->inputs.data(), nullptr);
+  const std::vector<Plan::Placed>& placed = lease.context->frame.plan().placed;
+  for (size_t i = 0; i < placed.size() && int64_t(i) < capacity; ++i) {
+    const Plan::Placed& b = placed[i];
+    blocks[i] = {b.id >= 0 ? b.id : -1, b.first, b.last, b.bytes, b.at};
+  }
+  return int(placed.size());
+}
+
 void Model::run(int index, Session* use, const effc_array* in, int n_in, effc_array* out, int n_out) {
   Entry& e = entry(index);
   if (n_out != int(e.outputs.size())) fail("the model has %d outputs, %d were given", int(e.outputs.size()), n_out);

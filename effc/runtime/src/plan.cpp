@@ -10,10 +10,14 @@ namespace effc_rt {
 namespace {
 
 constexpr size_t kMaxPlans = 64;     // per program; the least recently used goes
-constexpr size_t kTrySecond = 1500;  // blocks up to which a second order is tried
+constexpr size_t kTryMore = 1500;  // blocks up to which further orders are tried
+constexpr int kImprove = 24;        // and the best of them improved, so often at most
 
-// Greedy placement in the given order: each block into the tightest gap that its neighbours in time leave.
-int64_t place(std::vector<Block>& blocks, const std::vector<int>& order) {
+bool together(const Block& a, const Block& b) { return a.first <= b.last && b.first <= a.last; }
+
+// Greedy placement in the given order: each block into the lowest, or the tightest, gap that its neighbours in time
+// leave.
+int64_t place(std::vector<Block>& blocks, const std::vector<int>& order, bool tightest) {
   std::vector<int> placed;  // by offset
   placed.reserve(order.size());
   int64_t total = 0;
@@ -23,11 +27,12 @@ int64_t place(std::vector<Block>& blocks, const std::vector<int>& order) {
       int64_t best = -1, best_gap = INT64_MAX, end = 0;
       for (int o : placed) {
         const Block& other = blocks[size_t(o)];
-        if (other.last < block.first || other.first > block.last) continue;
+        if (!together(other, block)) continue;
         int64_t gap = other.at - end;
         if (gap >= block.bytes && gap < best_gap) {
           best = end;
           best_gap = gap;
+          if (!tightest) break;
         }
         end = std::max(end, add(other.at, other.bytes));
       }
@@ -35,8 +40,7 @@ int64_t place(std::vector<Block>& blocks, const std::vector<int>& order) {
     } else {
       for (int o : placed) {
         const Block& other = blocks[size_t(o)];
-        bool together = !(other.last < block.first || other.first > block.last);
-        if (together && other.at < add(block.at, block.bytes) && block.at < add(other.at, other.bytes))
+        if (together(block, other) && other.at < add(block.at, block.bytes) && block.at < add(other.at, other.bytes))
           fail("the program's static memory plan lets two values overlap");
       }
     }
@@ -50,48 +54,76 @@ int64_t place(std::vector<Block>& blocks, const std::vector<int>& order) {
   return total;
 }
 
+// The best placement of those tried so far.
+struct Search {
+  std::vector<Block>& blocks;
+  const std::vector<Block> given;  // with what is fixed
+  int64_t bound, total = INT64_MAX;
+  std::vector<int> order;
+
+  bool done() const { return total <= bound; }
+  int64_t attempt(const std::vector<int>& by, bool tightest) {
+    std::vector<Block> trial = given;
+    int64_t reached = place(trial, by, tightest);
+    if (reached < total) {
+      total = reached;
+      order = by;
+      blocks.swap(trial);
+    }
+    return reached;
+  }
+  // What reaches the top goes first, again and again: a descent that the greedy orders leave to be made.
+  void improve() {
+    for (int round = 0; round < kImprove && !done(); ++round) {
+      std::vector<int> next;
+      for (int pass = 0; pass < 2; ++pass)
+        for (int b : order)
+          if ((blocks[size_t(b)].at + blocks[size_t(b)].bytes == total) == (pass == 0)) next.push_back(b);
+      int64_t before = total;
+      if (next == order || attempt(next, false) >= before) return;
+    }
+  }
+};
+
 }  // namespace
 
-int64_t plan_arena(std::vector<Block>& blocks, int steps, int64_t* lower_bound) {
+int64_t plan_arena(std::vector<Block>& blocks, int steps, const std::vector<std::vector<int>>& sequences,
+                   int64_t* lower_bound) {
   std::vector<int64_t> change(size_t(steps) + 2, 0);
+  bool all_fixed = true;
   for (Block& b : blocks) {
     b.bytes = align64(b.bytes);
     change[size_t(b.first)] = add(change[size_t(b.first)], b.bytes);
     change[size_t(b.last) + 1] = sub(change[size_t(b.last) + 1], b.bytes);
+    all_fixed = all_fixed && b.at >= 0;
   }
   int64_t live = 0, bound = 0;
   for (int64_t c : change)
     bound = std::max(bound, live = add(live, c));
   if (lower_bound) *lower_bound = bound;
 
-  std::vector<int> order(blocks.size());
-  std::iota(order.begin(), order.end(), 0);
-  auto before = [&](auto less) {
-    std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
-      const Block &x = blocks[size_t(a)], &y = blocks[size_t(b)];
-      if ((x.at >= 0) != (y.at >= 0)) return x.at >= 0;
-      return less(x, y);
-    });
-  };
-  std::vector<Block> second = blocks;
-  before([](const Block& x, const Block& y) { return x.bytes != y.bytes ? x.bytes > y.bytes : x.first < y.first; });
-  int64_t total = place(blocks, order);
-  if (total > bound && blocks.size() <= kTrySecond) {
-    // By size times lifetime: better where a long-lived middle-sized block would otherwise split the space.
-    std::vector<Block> saved = std::move(blocks);
-    blocks = std::move(second);
-    before([](const Block& x, const Block& y) {
-      double a = double(x.bytes) * (x.last - x.first + 1), b = double(y.bytes) * (y.last - y.first + 1);
-      return a != b ? a > b : x.first < y.first;
-    });
-    int64_t other = place(blocks, order);
-    if (other >= total) {
-      blocks = std::move(saved);
-    } else {
-      total = other;
-    }
+  std::vector<int> all(blocks.size());
+  std::iota(all.begin(), all.end(), 0);
+  if (all_fixed) return place(blocks, all, false);
+  Search search{blocks, blocks, bound, INT64_MAX, {}};
+  for (const std::vector<int>& sequence : sequences) {
+    search.attempt(sequence, false);
+    if (search.done()) return search.total;
   }
-  return total;
+  // By size, or by size times lifetime: better where a long-lived middle-sized block would split the space.
+  for (int by = 0; by < 2 && !search.done() && (by == 0 || blocks.size() <= kTryMore); ++by) {
+    std::vector<int> order = all;
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+      const Block &x = search.given[size_t(a)], &y = search.given[size_t(b)];
+      if ((x.at >= 0) != (y.at >= 0)) return x.at >= 0;
+      double p = double(x.bytes) * (by ? x.last - x.first + 1 : 1), q = double(y.bytes) * (by ? y.last - y.first + 1 : 1);
+      return p != q ? p > q : x.first < y.first;
+    });
+    search.attempt(order, true);
+  }
+  bool some_fixed = std::any_of(search.given.begin(), search.given.end(), [](const Block& b) { return b.at >= 0; });
+  if (!some_fixed && blocks.size() <= kTryMore) search.improve();
+  return search.total;
 }
 
 void fill_place(const Value& v, const int64_t* env, const Plan::Place* base_place, int64_t* shape, int64_t* strides,
@@ -137,6 +169,28 @@ void Program::check(const int64_t* env, const uint8_t* known) const {
   }
 }
 
+// Control flow whose sizes are known: its programs' arenas are part of this one.
+void Program::plan_nested(const Instr& c, const Plan& plan, Plan::Work& work) const {
+  int64_t nested = 0, carries = 0;
+  try {
+    for (const auto& sub : c.sub) {
+      if (!sub) continue;
+      std::vector<int64_t> own(sub->symbols.size(), 0);
+      for (size_t s = 0; s < own.size(); ++s)
+        if (sub->symbols[s].from == Symbol::kOuter) own[s] = plan.symbols[size_t(sub->symbols[s].outer)];
+      nested = std::max(nested, align64(sub->plan(own)->arena_bytes));
+    }
+  } catch (const Error&) {
+    return;  // a branch that these sizes do not suit: if it is taken, its own run says so
+  }
+  for (int k = 0; k < c.n_carry; ++k) {
+    size_t v = size_t(c.in[size_t(k)]);
+    carries = add(carries, align64(mul(plan.values[v].count, kDtypes[values[v].dtype].size)));
+  }
+  work.nested = nested;
+  work.carries = carries;
+}
+
 std::shared_ptr<const Plan> Program::make_plan(const std::vector<int64_t>& symbol_values) const {
   auto plan = std::make_shared<Plan>();
   g_allocs.fetch_add(1, std::memory_order_relaxed);
@@ -180,12 +234,17 @@ std::shared_ptr<const Plan> Program::make_plan(const std::vector<int64_t>& symbo
   }
 
   std::vector<Block> blocks;
-  std::vector<int64_t*> where;
+  std::vector<int> ids;
+  std::vector<int> block_of(values.size() + code.size(), -1);  // by value, then by instruction
+  bool fixed = !planned_threads || planned_threads == thread_count;
+  auto put = [&](int id, int64_t bytes, int first, int last, int64_t at) {
+    block_of[id >= 0 ? size_t(id) : values.size() + size_t(-1 - id)] = int(blocks.size());
+    blocks.push_back({bytes, first, last, fixed ? at : -1});
+    ids.push_back(id);
+  };
   for (size_t i = 0; i < values.size(); ++i) {
     const Value& v = values[i];
-    if (v.root != int(i) || v.kind != Value::kTemp || v.late || v.first < 0) continue;
-    blocks.push_back({need[i], v.first, v.last, v.fixed});
-    where.push_back(&plan->root_offset[i]);
+    if (v.root == int(i) && v.kind == Value::kTemp && !v.late && v.first >= 0) put(int(i), need[i], v.first, v.last, v.fixed);
   }
   plan->work.resize(code.size());
   for (size_t i = 0; i < code.size(); ++i) {
@@ -200,19 +259,44 @@ std::shared_ptr<const Plan> Program::make_plan(const std::vector<int64_t>& symbo
     work.scratch = env[c.scratch];
     work.thread_scratch = env[c.thread_scratch];
     if (work.scratch < 0 || work.thread_scratch < 0) fail("a scratch size came out negative");
-    if (work.scratch > 0) {
-      blocks.push_back({work.scratch, int(i), int(i), -1});
-      where.push_back(&work.scratch_at);
-    }
-    if (work.thread_scratch > 0) {
-      work.thread_scratch = align64(work.thread_scratch);
-      blocks.push_back({mul(work.thread_scratch, thread_count), int(i), int(i), -1});
-      where.push_back(&work.thread_scratch_at);
+    work.thread_scratch = align64(work.thread_scratch);
+    if (c.op != Instr::kCall) plan_nested(c, *plan, work);
+    int64_t bytes = add(add(align64(work.scratch), mul(work.thread_scratch, thread_count)),
+                        add(std::max<int64_t>(work.nested, 0), work.carries));
+    if (bytes > 0) put(-1 - int(i), bytes, int(i), int(i), c.work_at);
+  }
+  if (apart) {
+    for (Block& b : blocks) {
+      b.at = plan->arena_bytes;
+      plan->arena_bytes = add(plan->arena_bytes, align64(b.bytes));
     }
   }
-  plan->arena_bytes = plan_arena(blocks, int(code.size()), &plan->lower_bound);
-  for (size_t i = 0; i < blocks.size(); ++i)
-    *where[i] = blocks[i].at;
+  std::vector<std::vector<int>> orders;
+  if (!apart)
+    for (const std::vector<int>& sequence : sequences) {
+      std::vector<int> order;
+      std::vector<char> seen(blocks.size(), 0);
+      for (int id : sequence) {
+        int b = block_of[id >= 0 ? size_t(id) : values.size() + size_t(-1 - id)];
+        if (b >= 0 && !seen[size_t(b)]) order.push_back(b);
+        if (b >= 0) seen[size_t(b)] = 1;
+      }
+      for (size_t b = 0; b < blocks.size(); ++b)
+        if (!seen[b]) order.push_back(int(b));
+      orders.push_back(std::move(order));
+    }
+  plan->arena_bytes = plan_arena(blocks, int(code.size()), orders, &plan->lower_bound);
+  for (size_t b = 0; b < blocks.size(); ++b) {
+    plan->placed.push_back({ids[b], blocks[b].first, blocks[b].last, blocks[b].bytes, blocks[b].at});
+    if (ids[b] >= 0) {
+      plan->root_offset[size_t(ids[b])] = blocks[b].at;
+    } else {
+      Plan::Work& work = plan->work[size_t(-1 - ids[b])];
+      work.scratch_at = blocks[b].at;
+      work.thread_scratch_at = work.scratch_at + align64(work.scratch);
+      work.nested_at = work.thread_scratch_at + work.thread_scratch * thread_count;
+    }
+  }
   return plan;
 }
 

@@ -290,6 +290,10 @@ struct Program::Reader {
     c.name = j.str_or("name", op == "call" ? j.str_or("kernel", "").c_str() : op.c_str());
     c.loc = j.str_or("loc", "");
     c.scratch = c.thread_scratch = c.flops = c.bytes = p.dims.constant(0);
+    if (j.find("work_at")) {
+      c.work_at = j.integer("work_at");
+      if (c.work_at < 0 || c.work_at % 64) bad("an arena offset that is negative or not a multiple of 64");
+    }
     if (op == "call") {
       read_call(j, c);
     } else {
@@ -328,6 +332,21 @@ struct Program::Reader {
       if (kind == Value::kConst) bad("an instruction writes a constant");
     }
     p.code.push_back(std::move(c));
+  }
+
+  void read_arena(const Json& j) {
+    p.apart = j.flag("apart");
+    if (const Json* t = j.find("threads"); t && t->is_int()) p.planned_threads = int(std::max<int64_t>(t->i, 0));
+    const Json* list = j.find("sequences");
+    if (!list) return;
+    if (!list->is_array() || list->items.size() > 16) bad("the sequences of its arena");
+    for (const Json& item : list->items) {
+      if (!item.is_array()) bad("the sequences of its arena");
+      std::vector<int> ids;
+      for (const Json& id : item.items)
+        ids.push_back(number(id, -int64_t(p.code.size()), int64_t(p.values.size()) - 1, "a block of its arena"));
+      p.sequences.push_back(std::move(ids));
+    }
   }
 
   void read(const Json& j) {
@@ -383,6 +402,7 @@ struct Program::Reader {
     };
     for (const Instr& c : p.code)
       for (int id : c.out) writes(id);
+    if (const Json* arena = j.find("arena"); arena && arena->is_object()) read_arena(*arena);
     if (const Json* list = j.find("checks")) {
       if (!list->is_array()) bad("checks");
       for (const Json& item : list->items) {

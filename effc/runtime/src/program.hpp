@@ -90,6 +90,7 @@ struct Instr {
   std::unique_ptr<Program> sub[2];  // then/else, cond/body, body
   int profile_id = 0;
   int first_slot = 0;  // of its operands in the frame's table of arguments
+  int64_t work_at = -1;  // arena offset of its workspace in the static plan
 };
 
 struct Commit {
@@ -124,9 +125,18 @@ struct Plan {
   struct Work {
     int64_t attr = 0;  // index into attrs
     int64_t scratch = 0, scratch_at = 0, thread_scratch = 0, thread_scratch_at = 0;
+    // Control flow: the arena of the nested programs, which take turns, and the second copies of carries behind it.
+    // -1: their sizes are not known in time, they have memory of their own.
+    int64_t nested = -1, nested_at = 0, carries = 0;
   };
   std::vector<Work> work;
   int64_t arena_bytes = 0, lower_bound = 0;
+  struct Placed {
+    int id;  // a value, or -1 - instruction: its workspace
+    int first, last;
+    int64_t bytes, at;
+  };
+  std::vector<Placed> placed;  // what lies in the arena
 };
 
 struct Program {
@@ -142,6 +152,9 @@ struct Program {
   std::vector<Commit> commits;
   std::vector<Check> checks;
   bool has_late = false, uses_state = false, fixed_offsets = false;
+  bool apart = false;       // no two values share bytes
+  int planned_threads = 0;  // the static offsets count on so many; 0: on any number
+  std::vector<std::vector<int>> sequences;  // in which to place blocks: values, and -1 - instruction
   int num_slots = 0;
   std::vector<std::pair<int, int>> external_slots;  // (slot, value): operands in caller or session memory
   int thread_count = 1;
@@ -161,18 +174,20 @@ struct Program {
  private:
   struct Reader;
   std::shared_ptr<const Plan> make_plan(const std::vector<int64_t>& symbol_values) const;
+  void plan_nested(const Instr& c, const Plan& plan, Plan::Work& work) const;
   void analyse();
   std::list<std::shared_ptr<const Plan>> plans_;  // most recent first; guarded by short_lock()
 };
 
-// Lays out blocks with lifetimes [first, last] so that those alive together do not overlap: largest first, each into
-// the tightest gap between its already placed neighbours in time. Blocks with at >= 0 are fixed.
-// Returns the total size; throws Error if fixed blocks collide.
+// Lays out blocks with lifetimes [first, last] so that those alive together do not overlap. Blocks with at >= 0 are
+// fixed. `sequences`: orders of the blocks to try first, each block in its lowest gap. Returns the total size; throws
+// Error if fixed blocks collide.
 struct Block {
   int64_t bytes;
   int first, last;
   int64_t at;
 };
-int64_t plan_arena(std::vector<Block>& blocks, int steps, int64_t* lower_bound);
+int64_t plan_arena(std::vector<Block>& blocks, int steps, const std::vector<std::vector<int>>& sequences,
+                   int64_t* lower_bound);
 
 }  // namespace effc_rt

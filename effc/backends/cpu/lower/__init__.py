@@ -149,7 +149,7 @@ class Options:
 
     target: CpuTarget
     num_threads: int | None = None
-    inplace: bool = True
+    memory: bool = True  # False: instructions as they come, nothing in place, each buffer apart
     # Picks one of several ways to make the same call; None: the first, which is the backend's own rule.
     decide: Callable[[Sequence[Call]], Decision] | None = None
 
@@ -180,6 +180,7 @@ class Lowering:
         self.notes: list[dict[str, Any]] = [] if parent is None else parent.notes
         self.decisions: list[dict[str, Any]] = [] if parent is None else parent.decisions
         self._undecided: dict[str, Any] | None = None
+        self.memory: dict[str, Any] = {}  # what planning did, for the report
 
     @property
     def target(self) -> CpuTarget:
@@ -332,6 +333,7 @@ class Lowering:
                 "epilogue": epilogue,
                 "bind": list(bind),
                 "inplace": list(inplace),
+                **({"effect": get(node.op).effects} if node is not None and get(node.op).effects else {}),
                 "name": name or (node.name or node.op if node is not None else kernel),
                 "loc": str(node.loc) if node is not None and node.loc else "",
                 "flops": work,

@@ -1,20 +1,17 @@
-"""The last step of lowering: results placed in the caller's arrays, in-place reuse, the arena plan, and the JSON
-form."""
+"""The last step of lowering: results placed in the caller's arrays, memory (``memory.py``), and the JSON form."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ....ir import dims
 from ....ir.dims import Dim, SymExpr
 from ....ir.graph import Graph, Node
-from ....passes.memory.plan import Interval, plan
+from ....passes.memory.program import operands
+from . import memory
 
 if TYPE_CHECKING:
     from . import Lowering
-
-ALIGN = 64
 
 
 def _check(c: Any) -> dict[str, Any]:
@@ -33,9 +30,10 @@ def finish(cx: Lowering) -> dict[str, Any]:
     """The finished program; nested ones are inside their instructions."""
     outputs = _place_outputs(cx)
     commits = _commits(cx)
-    if cx.options.inplace:
-        _reuse(cx, {c["value"] for c in commits}, commits)
-    arena = _arena(cx, outputs, commits)
+    outermost = cx
+    while outermost.parent is not None:
+        outermost = outermost.parent
+    arena = memory.arrange(cx, outputs, commits, _symbols(outermost.graph))
     return compact(
         {
             "symbols": _symbols(cx.graph) if cx.parent is None else _own_symbols(cx.graph),
@@ -56,7 +54,7 @@ def compact(program: dict[str, Any]) -> dict[str, Any]:
     values = program["values"]
     used: set[int] = {*program["inputs"], *program["outputs"], *(c["value"] for c in program["commits"])}
     for ins in program["code"]:
-        used.update(_operands(ins), ins["out"])
+        used.update(operands(ins), ins["out"])
     todo = list(used)
     while todo:
         v = values[todo.pop()]
@@ -91,6 +89,8 @@ def compact(program: dict[str, Any]) -> dict[str, Any]:
                 ins[key] = [at[i] for i in ins[key]]
         if isinstance(ins.get("cond"), int):
             ins["cond"] = at[ins["cond"]]
+    sequences = program["arena"].get("sequences", ())
+    program["arena"]["sequences"] = [[at[i] if i >= 0 else i for i in seq] for seq in sequences]
     program["values"] = [values[i] for i in order]
     for key in ("inputs", "outputs"):
         program[key] = [at[i] for i in program[key]]
@@ -173,122 +173,6 @@ def _commits(cx: Lowering) -> list[dict[str, Any]]:
         target = {"state": c.state} if c.state is not None else {"input": c.input}
         out.append({**target, "value": buf.id})
     return out
-
-
-# In place -------------------------------------------------------------------------------------------------------------
-
-
-def _root(values: list[dict[str, Any]], i: int) -> int:
-    while values[i]["k"] == "view":
-        i = values[i]["base"]
-    return i
-
-
-def _operands(ins: dict[str, Any]) -> Iterator[int]:
-    for key in ("in", "carry", "xs", "consts"):
-        yield from (i for i in ins.get(key, ()) if i >= 0)
-    if "cond" in ins and isinstance(ins["cond"], int):
-        yield ins["cond"]
-
-
-def _last_uses(cx: Lowering, commits: list[dict[str, Any]], outputs: list[int] | None = None) -> dict[int, int]:
-    """Index of the last instruction that touches each storage (len(code) for what lives to the end)."""
-    last: dict[int, int] = {}
-    for k, ins in enumerate(cx.code):
-        for i in [*_operands(ins), *ins["out"]]:
-            last[_root(cx.values, i)] = k
-    for c in commits:
-        last[_root(cx.values, c["value"])] = len(cx.code)
-    for i in outputs or ():
-        last[_root(cx.values, i)] = len(cx.code)
-    return last
-
-
-def _same_bytes(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    same_strides = tuple(a.get("strides") or _dense(a["shape"])) == tuple(b.get("strides") or _dense(b["shape"]))
-    return a["d"] == b["d"] and tuple(a["shape"]) == tuple(b["shape"]) and same_strides
-
-
-def _reuse(cx: Lowering, committed: set[int], commits: list[dict[str, Any]]) -> None:
-    """Lets results take the storage of an operand that dies in the same instruction, where the rule said that is
-    safe."""
-    values = cx.values
-    last = _last_uses(cx, commits)
-    to_state = {_root(values, c["value"]): c["state"] for c in commits if "state" in c}
-    grown: dict[int, int] = {}
-
-    def storage_end(root: int) -> int:
-        return max(last.get(root, -1), grown.get(root, -1))
-
-    for k, ins in enumerate(cx.code):
-        for o, i in ins.get("inplace", ()):
-            out, src = ins["out"][o], ins["in"][i]
-            if src < 0 or values[out]["k"] != "temp" or "alias" in values[out] or values[out].get("dyn"):
-                continue
-            root = _root(values, src)
-            kind = values[root]["k"]
-            into_state = kind == "state" and to_state.get(out) == values[root]["name"]
-            if (kind != "temp" and not into_state) or values[root].get("dyn"):
-                continue
-            others = [x for n, x in enumerate(ins["in"]) if n != i and x >= 0 and _root(values, x) == root]
-            if (
-                any(x != src for x in others)
-                or storage_end(root) != k
-                or (root in {_root(values, c) for c in committed})
-            ):
-                continue
-            view = values[src]
-            if view["k"] == "view" and view.get("offset") != 0:
-                continue
-            if not _same_bytes(view, values[out]) or dims.product(values[root]["shape"]) != dims.product(view["shape"]):
-                continue
-            while "alias" in values[root]:
-                root = values[root]["alias"]
-            values[out]["alias"] = root
-            for r in (root, src):
-                grown[_root(values, r)] = max(storage_end(_root(values, r)), last.get(out, k))
-            grown[root] = max(grown.get(root, -1), last.get(out, k))
-
-
-# Arena ----------------------------------------------------------------------------------------------------------------
-
-
-def _arena(cx: Lowering, outputs: list[int], commits: list[dict[str, Any]]) -> dict[str, Any]:
-    """A static plan when every size is known: offsets are written into the values. Bound and gap are for the report."""
-    values = cx.values
-    last = _last_uses(cx, commits)
-    first: dict[int, int] = {}
-    for k, ins in enumerate(cx.code):
-        for i in ins["out"]:
-            first.setdefault(_root(values, i), k)
-    groups: dict[int, tuple[int, int]] = {}
-    for i, v in enumerate(values):
-        if v["k"] != "temp" or v.get("dyn") or i not in first:
-            continue
-        rep = v.get("alias", i)
-        if values[rep]["k"] != "temp":
-            continue
-        lo, hi = groups.get(rep, (1 << 60, -1))
-        groups[rep] = (min(lo, first[i]), max(hi, last[i]))
-    intervals: list[Interval] = []
-    for rep, (lo, hi) in groups.items():
-        size = nbytes(values[rep])
-        if isinstance(size, SymExpr):
-            return {"static_bytes": None, "lower_bound": None}
-        intervals.append(Interval(rep, lo, hi, max(size, 1)))
-    for ins in cx.code:
-        if ins["op"] == "call" and (isinstance(ins["scratch"], SymExpr) or isinstance(ins["thread_scratch"], SymExpr)):
-            return {"static_bytes": None, "lower_bound": None}
-    p = plan(intervals)
-    for rep, offset in p.offsets.items():
-        values[int(rep)]["offset"] = offset
-    return {"static_bytes": p.total, "lower_bound": p.lower_bound}
-
-
-def nbytes(v: dict[str, Any]) -> Dim:
-    from ....ir.dtypes import DType
-
-    return dims.product(v["shape"]) * DType(v["d"]).itemsize
 
 
 # JSON -----------------------------------------------------------------------------------------------------------------

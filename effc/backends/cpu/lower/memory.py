@@ -1,0 +1,322 @@
+"""The memory of a lowered program: the order of its instructions, results written over operands, the arena.
+
+``passes/memory`` chooses; here its choices are put into the program. Sizes that vary are planned at samples within
+their bounds: one order and one set of rewrites for all, and for each sample the sequence in which its blocks were
+placed, which the runtime repeats for the sizes of a call (``runtime/src/plan.cpp``).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ....passes.memory import locality
+from ....passes.memory.problem import Choices, Problem, lifetimes
+from ....passes.memory.program import from_program, operands, overwritable, size, storage
+from ....passes.memory.schedule import Layout, Schedule, lay_out, schedule
+from . import concat
+
+if TYPE_CHECKING:
+    from . import Lowering
+
+STATES = 200_000  # of a search for an order
+WORK = 20_000_000  # of a search for offsets
+SECONDS = 3.0  # for all of a program
+CONCAT_TRIALS = 24  # sets of concatenations
+CONCAT_SECONDS = 3.0  # for all of them: an outer guard
+LARGEST_SAMPLE = 1 << 14  # of a symbol without a bound, or with a far one
+TYPICAL = 512
+
+
+def samples(symbols: Iterable[Mapping[str, Any]]) -> list[dict[str, int]]:
+    """Sizes at which a dynamic program is planned: near the lower bounds, in between, and the upper bounds where they
+    are given and not out of reach. One, empty, for a program without symbols."""
+    known = [s for s in symbols if s.get("from") is not None]
+    envs: list[dict[str, int]] = []
+    for where in (1.0, 0.5, 0.0):
+        env = {}
+        for s in known:
+            low = max(1, s["lo"])
+            high = max(low, TYPICAL if s["hi"] is None else min(s["hi"], LARGEST_SAMPLE))
+            low = min(max(low, 2), high)
+            env[s["name"]] = round(low ** (1 - where) * high**where)
+        if env not in envs:
+            envs.append(env)
+    return envs
+
+
+@dataclass
+class _Choice:
+    order: Sequence[int]
+    choices: Choices
+    arenas: list[int]
+
+
+@dataclass
+class _Way:
+    """One way to write the program, and what planning makes of it."""
+
+    values: list[dict[str, Any]]
+    code: list[dict[str, Any]]
+    placed: int  # operands of concatenations that are made in place
+    problems: list[Problem] = field(default_factory=list)
+    made: list[Schedule] = field(default_factory=list)
+    best: _Choice = field(default_factory=lambda: _Choice((), Choices(), []))
+
+
+def arrange(cx: Lowering, outputs: Sequence[int], commits: Sequence[Mapping[str, Any]], symbols: Any) -> dict[str, Any]:
+    """Orders ``cx.code`` anew, lets results take the place of operands, and plans the arena: the program's ``arena``.
+
+    ``symbols``: of the outermost program.
+    """
+    threads = cx.options.num_threads or len(os.sched_getaffinity(0))
+    program = {"values": cx.values, "code": cx.code, "outputs": outputs, "commits": commits}
+    envs = samples(symbols)
+    static = not any(s.get("from") is not None for s in symbols)
+    if not cx.options.memory:
+        return _apart(cx, program, threads, static)
+    began = time.perf_counter()
+    for k, ins in enumerate(cx.code):
+        ins["was"] = k
+    unplanned = [_as_given(from_program(program, sizes=e, threads=threads)) for e in envs]
+    ways = [_Way(cx.values, cx.code, 0), *_concat_in_place(cx, program, envs, threads)]
+    for way in ways:
+        read = {**program, "values": way.values, "code": way.code}
+        _overwrite_first(read)
+        way.problems = [from_program(read, sizes=e, threads=threads) for e in envs]
+        way.made = [_schedule(p) for p in way.problems]
+        way.best = _choose(way.problems, way.made)
+    way = ways[0]
+    for other in ways[1:]:  # what is not copied is worth having where the arena is no larger
+        if all(x <= y for x, y in zip(other.best.arenas, way.best.arenas)):
+            way = other
+    cx.values[:], cx.code[:] = way.values, way.code
+    if way.placed:
+        cx.kernels.add("effc_copy")
+    cx.memory["concat"]["in_place"] = way.placed
+    problems, made, best = way.problems, way.made, way.best
+    _apply(cx, best, problems[0])
+    final = [from_program(program, sizes=e, threads=threads) for e in envs]
+    layouts = [lay_out(p, p.given, budget=WORK) for p in final]
+    _report(cx, envs, unplanned, problems, made, layouts, best, time.perf_counter() - began)
+    arena: dict[str, Any] = {"static_bytes": None, "lower_bound": None, "threads": threads}
+    arena["sequences"] = [list(x) for x in dict.fromkeys(tuple(_sequence(p, x)) for p, x in zip(final, layouts))]
+    if static:
+        _put_offsets(cx, layouts[0])
+        arena.update(static_bytes=layouts[0].arena, lower_bound=layouts[0].live)
+    return arena
+
+
+def _schedule(p: Problem) -> Schedule:
+    return schedule(p, rewrite=True, states=STATES, work=WORK, seconds=SECONDS)
+
+
+def _choose(problems: Sequence[Problem], made: Sequence[Schedule]) -> _Choice:
+    """The order and rewrites that are best at the sample where they are worst; of equal ones, those that write most
+    over operands, and the order that has producers and consumers nearest."""
+    least = [s.layout.arena for s in made]
+    best: tuple[float, _Choice] | None = None
+
+    def offer(order: Sequence[int], choices: Choices, first: bool) -> None:
+        nonlocal best
+        arenas = []
+        for p, bound in zip(problems, least):
+            try:
+                arenas.append(lay_out(p, order, choices, budget=WORK).arena)
+            except ValueError:
+                return
+            if best is not None and arenas[-1] > best[0] * max(bound, 1):
+                return
+        worst = max(a / max(bound, 1) for a, bound in zip(arenas, least))
+        if best is None or worst < best[0] or (not first and worst <= best[0]):
+            best = (worst, _Choice(order, choices, arenas))
+
+    for s in made:
+        offer(s.layout.plan.order, s.layout.plan.choices, True)
+    assert best is not None
+    offer(best[1].order, _wherever(problems[0], best[1].order), False)
+    if len(made[0].layout.plan.order) <= locality.LARGEST:
+        near = locality.improve(problems[0], best[1].order)
+        if list(near) != list(best[1].order):
+            offer(near, _wherever(problems[0], near), False)
+    return best[1]
+
+
+def _as_given(p: Problem) -> int:
+    return lay_out(p, p.given, budget=WORK).arena
+
+
+def _wherever(p: Problem, order: Sequence[int]) -> Choices:
+    """Every result over an operand that dies there: what is not moved through the caches is free."""
+    at = {n: k for k, n in enumerate(order)}
+    life = lifetimes(p, order)
+    over: dict[int, int] = {}
+    for n in p.nodes:
+        dying = [t for t in n.inplace_ok if p.tensors[t].kind == "intermediate" and life[t][1] == at[n.id]]
+        if dying:
+            over[n.id] = max(dying, key=lambda t: p.tensors[t].bytes)
+    return Choices(over)
+
+
+def _apply(cx: Lowering, best: _Choice, p: Problem) -> None:
+    node = p.node()
+    for k in best.order:
+        if k in best.choices.inplace:
+            cx.values[node[k].outs[0]]["alias"] = storage(cx.values, best.choices.inplace[k])
+    cx.code[:] = [cx.code[k] for k in best.order]
+    new = {ins.pop("was"): k for k, ins in enumerate(cx.code)}
+    if cx.parent is None:
+        for d in cx.decisions:
+            if "at" in d:
+                d["at"] = new[d["at"]]  # a call that the cost model decides on is not removed
+
+
+def _concat_in_place(
+    cx: Lowering, program: dict[str, Any], envs: Sequence[Mapping[str, int]], threads: int
+) -> list[_Way]:
+    """The program with operands of concatenations made inside the result, as many as there is room for without a larger
+    arena at any sample, in the order given: all of them, else one concatenation after the other, the largest first."""
+    which = concat.candidates(cx.code)
+    operands_of = sum(len(cx.code[k]["in"]) for k in which)
+    cx.memory["concat"] = {"instructions": len(which), "operands": operands_of, "in_place": 0}
+    if not which:
+        return []
+    kept = concat.kept_storages(cx.values, program["outputs"], program["commits"])
+    until = time.perf_counter() + CONCAT_SECONDS
+
+    def arenas(values: Any, code: Any) -> list[int]:
+        out = []
+        for e in envs:
+            p = from_program({**program, "values": values, "code": code}, sizes=e, threads=threads)
+            out.append(lay_out(p, p.given, _wherever(p, p.given), budget=WORK // 20).arena)
+        return out
+
+    least = arenas(cx.values, cx.code)
+    chosen: list[int] = []
+    taken = _Way(cx.values, cx.code, 0)
+    by_bytes = sorted(which, key=lambda k: -_largest(cx.code[k], envs[0]))
+    for trial in [which, *([k] for k in by_bytes[:CONCAT_TRIALS])]:
+        wanted = sorted({*chosen, *trial})
+        if wanted == chosen or time.perf_counter() > until:
+            continue
+        made = _Way(*concat.rewrite(cx.values, cx.code, wanted, kept))
+        if made.placed <= taken.placed:
+            continue
+        reached = arenas(made.values, made.code)
+        if all(x <= y for x, y in zip(reached, least)):
+            chosen, taken, least = wanted, made, reached
+    return [taken] if taken.placed else []
+
+
+def _largest(ins: Mapping[str, Any], env: Mapping[str, int]) -> int:
+    try:
+        return size(ins["bytes"], env)
+    except KeyError:
+        return 0
+
+
+def _last_uses(program: Mapping[str, Any]) -> dict[int, int]:
+    values, code = program["values"], program["code"]
+    last: dict[int, int] = {}
+    for k, ins in enumerate(code):
+        for i in [*operands(ins), *ins["out"]]:
+            last[storage(values, i)] = k
+    for i in [*program["outputs"], *(c["value"] for c in program["commits"])]:
+        last[storage(values, i)] = len(code)
+    return last
+
+
+def _overwrite_first(program: Mapping[str, Any]) -> None:
+    """What the planner does not choose: results that are a state's next contents take its place, and those of a call
+    with several results an operand's that dies there, in the order given."""
+    values, commits = program["values"], program["commits"]
+    last = _last_uses(program)
+    committed = {storage(values, c["value"]) for c in commits}
+    to_state = {storage(values, c["value"]): c["state"] for c in commits if "state" in c}
+    for k, ins in enumerate(program["code"]):
+        pairs = ins.get("inplace", ())
+        if not pairs:
+            continue
+        several = len({storage(values, o) for o in ins["out"] if values[storage(values, o)]["k"] == "temp"}) > 1
+        for o, i in pairs:
+            root = overwritable(values, ins, o, i)
+            if root is None or last.get(root, -1) != k or root in committed:
+                continue
+            out = ins["out"][o]
+            is_state = values[root]["k"] == "state"
+            if (is_state and to_state.get(out) == values[root]["name"]) or (not is_state and several):
+                values[out]["alias"] = root
+                last[root] = max(k, last.get(out, k))
+
+
+def _put_offsets(cx: Lowering, x: Layout) -> None:
+    assert x.plan.offsets is not None
+    for t, offset in x.plan.offsets.items():
+        cx.values[t]["offset"] = offset
+    for k, offset in x.plan.workspaces.items():
+        cx.code[k]["work_at"] = offset
+
+
+def _sequence(p: Problem, x: Layout) -> list[int]:
+    """The blocks from the bottom of the arena up: placed in this order, each in the lowest gap, none comes higher."""
+    assert x.plan.offsets is not None
+    at = {**x.plan.offsets, **{-1 - k: o for k, o in x.plan.workspaces.items()}}
+    held = {t.id: t.bytes for t in p.tensors.values()}
+    return sorted(at, key=lambda i: (at[i], -held.get(i, 0), i))
+
+
+def _apart(cx: Lowering, program: Mapping[str, Any], threads: int, static: bool) -> dict[str, Any]:
+    """No planning: to compare with."""
+    arena: dict[str, Any] = {"static_bytes": None, "lower_bound": None, "threads": threads, "apart": True}
+    cx.memory = {"planning": "off"}
+    if static:
+        p = from_program(program, sizes={}, threads=threads)
+        end = 0
+        for t in p.tensors.values():
+            cx.values[t.id]["offset"] = end
+            end += t.bytes
+        for n in p.nodes:
+            if n.workspace:
+                cx.code[n.id]["work_at"] = end
+                end += -(-n.workspace // p.align) * p.align
+        arena.update(static_bytes=end, lower_bound=lay_out(p, p.given, budget=WORK).live)
+    return arena
+
+
+def _report(
+    cx: Lowering,
+    envs: Sequence[Mapping[str, int]],
+    unplanned: Sequence[int],
+    problems: Sequence[Problem],
+    made: Sequence[Schedule],
+    layouts: Sequence[Layout],
+    best: _Choice,
+    seconds: float,
+) -> None:
+    def line(env: Mapping[str, int], given: int, p: Problem, s: Schedule, x: Layout) -> dict[str, Any]:
+        by_order = s.given.arena - lay_out(p, best.order, budget=WORK).arena
+        bound = min(s.order.bound, x.arena)
+        return {
+            **({"sizes": dict(env)} if env else {}),
+            "arena": x.arena,
+            "peak": x.live,
+            "bound": bound,
+            "proven": x.arena == bound,
+            "gap": round(x.arena / bound - 1, 6) if bound else 0.0,
+            "ended": s.order.ended if x.live > bound else x.ended,
+            "given": given,
+            "saved_by_order": by_order,
+            "saved_by_rewriting": given - x.arena - by_order,
+        }
+
+    cx.memory = {
+        "planning": "on",
+        "concat": cx.memory["concat"],
+        "seconds": round(seconds, 4),
+        "moved": sum(k != i for i, k in enumerate(best.order)),
+        "inplace": len(best.choices.inplace),
+        "plans": [line(*x) for x in zip(envs, unplanned, problems, made, layouts)],
+    }

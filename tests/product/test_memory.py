@@ -1,0 +1,358 @@
+"""Memory of compiled models: planned as promised, allocated as planned, and without effect on any result."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+import subprocess
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+
+import effc
+from effc.backends import cpu
+from effc.conformance.ops import Runner
+from effc.passes.memory.program import arena as arena_of
+from effc.passes.memory.program import from_program
+from effc.passes.memory.schedule import lay_out
+from effc.runtime import build_rt, memory
+from effc.runtime.artifact import ArtifactReader
+
+from ..conformance.random_graphs import Plan, inputs, plans
+from ..models import zoo
+from .memory_models import MODELS, large_unet
+from .test_cli import effc as tool
+
+SOURCE = Path(__file__).parent / "steady.c"
+LIGHT = ["crepe", "mtcnn_onet", "mtcnn_pnet", "mobilenet_v2", "resemblyzer"]
+SLOW = [pytest.param(n, marks=pytest.mark.slow) for n in ("minilm", "efficientnet_lite0", "mtcnn_rnet", "smollm2")]
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Any:
+    with torch.no_grad():
+        yield
+
+
+def leaves(x: Any) -> list[torch.Tensor]:
+    return list(torch.utils._pytree.tree_leaves(x))
+
+
+def made(model: Any, args: Any, dynamic: Any = None, **more: Any) -> Any:
+    return effc.compile(copy.deepcopy(model), args, dynamic_shapes=dynamic, selftest=False, **more)
+
+
+def saved(path: Path, *args: Any, **more: Any) -> tuple[Path, dict[str, Any]]:
+    made(*args, **more).save(path)
+    with ArtifactReader(path) as r:
+        return path, r.manifest
+
+
+def poisoned(monkeypatch: pytest.MonkeyPatch, path: Path) -> Any:
+    """A load whose runs find NaN wherever they have not written."""
+    monkeypatch.setenv("EFFC_POISON", "1")
+    return effc.load(path)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_planning_changes_no_bit(name: str, dynamic: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planned and poisoned against every buffer apart: equal to the bit, and right."""
+    model, args, shapes = MODELS[name]()
+    shapes = shapes if dynamic else None
+    apart = made(model, args, shapes, disable_passes=["memory"])
+    planned, _ = saved(tmp_path / "m.effc", model, args, shapes)
+    loaded = poisoned(monkeypatch, planned)
+    eager = copy.deepcopy(model)
+    for _ in range(3):
+        want, a, b = leaves(eager(*args)), leaves(apart(*args)), leaves(loaded(*args))
+        for w, x, y in zip(want, a, b, strict=True):
+            assert torch.equal(x, y)
+            assert float((y - w).abs().max()) <= 1e-4 * float(w.abs().max())
+    assert apart.report["entries"]["main"]["memory"] == {"planning": "off"}
+    assert loaded.arena(*args)[0] < apart.arena(*args)[0]
+    assert loaded.arena(*args)[1] <= loaded.arena(*args)[0] <= 1.05 * loaded.arena(*args)[1]
+
+
+@pytest.mark.parametrize("name", [*LIGHT, *SLOW])
+def test_real_models_poisoned_and_unplanned(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real weights, all sizes of the zoo: the same bits planned, poisoned, and with each buffer apart."""
+    model, args, dynamic, sizes = zoo.load(name)
+    path, _ = saved(tmp_path / "m.effc", model, args, dynamic)
+    plain, apart = effc.load(path), made(model, args, dynamic, disable_passes=["memory"])
+    bad = poisoned(monkeypatch, path)
+    for x in [*sizes[:2], args]:
+        want = leaves(plain(*x))
+        assert all(torch.equal(a, b) for a, b in zip(want, leaves(bad(*x)), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(want, leaves(apart(*x)), strict=True))
+
+
+def test_concatenations_are_gone(tmp_path: Path) -> None:
+    """DenseNet's joins and half of a U-Net's cost neither a copy nor room."""
+    for name, least in (("dense", 10), ("unet", 2), ("inception", 4)):
+        model, args, _ = MODELS[name]()
+        m = made(model, args)
+        concat = m.report["entries"]["main"]["memory"]["concat"]
+        assert least <= concat["in_place"] <= concat["operands"], (name, concat)
+        if name == "dense":
+            assert "effc_concat" not in m.report["entries"]["main"]["kernels"]
+
+
+def test_order_is_chosen(tmp_path: Path) -> None:
+    model, args, shapes = MODELS["wide"]()
+    for dynamic in (None, shapes):
+        for k, p in enumerate(made(model, args, dynamic).report["entries"]["main"]["memory"]["plans"]):
+            assert p["proven"] and p["arena"] == p["bound"] == p["peak"]
+            assert p["saved_by_order"] > 0.25 * p["given"] or k > 0, "the first is the largest size"
+            assert p["given"] - p["saved_by_order"] - p["saved_by_rewriting"] == p["arena"]
+
+
+def test_planning_takes_little_of_a_compilation() -> None:
+    """The share itself is measured in bench.memory; here, that the report says it and that it is no second."""
+    model, args, dynamic, _ = zoo.load("resemblyzer")
+    report = made(model, args, dynamic).report
+    assert 0 < report["entries"]["main"]["memory"]["seconds"] < 5
+
+
+def sweep(bounds: dict[str, tuple[int, int]], count: int, limit: Callable[[dict[str, int]], bool]) -> Any:
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        env = {k: int(np.exp(rng.uniform(np.log(a), np.log(b + 1)))) for k, (a, b) in bounds.items()}
+        env = {k: min(max(v, bounds[k][0]), bounds[k][1]) for k, v in env.items()}
+        if limit(env):
+            yield env
+
+
+HEAVY = [pytest.param(n, marks=pytest.mark.slow) for n in ("minilm", "mobilenet_v2")]
+
+
+@pytest.mark.parametrize("name", [*MODELS, "mtcnn_pnet", "resemblyzer", *HEAVY])
+def test_any_size_is_laid_out_as_if_it_had_been_planned(name: str, tmp_path: Path) -> None:
+    """The runtime's arena against the planner's for the same program at that size, and its own bound."""
+    model, args, dynamic, *_ = MODELS[name]() if name in MODELS else zoo.load(name)
+    path, manifest = saved(tmp_path / "m.effc", model, args, dynamic)
+    program = manifest["entries"]["main"]["program"]
+    threads = program["arena"]["threads"]
+    loaded = effc.load(path, num_threads=threads)
+    bounds = {s["name"]: (max(s["lo"], 1), min(s["hi"] or 512, 512)) for s in program["symbols"] if s["from"]}
+    seen = 0
+    worst = 1.0
+    for env in itertools.islice(sweep(bounds, 60, lambda e: bool(np.prod(list(e.values())) < 1 << 24)), 40):
+        try:
+            m = memory.read(loaded, manifest, "main", env)
+        except effc.EffcError:
+            continue  # sizes that do not go together
+        p = from_program(program, sizes=env, threads=threads)
+        best = lay_out(p, p.given).arena
+        assert m.arena >= best >= m.bound or m.arena == best, env
+        assert arena_of(program, env, threads) >= best
+        worst = max(worst, m.arena / max(best, 1))
+        assert m.arena <= 1.05 * best, env
+        seen += 1
+        live = sorted(m.blocks, key=lambda b: b.first)
+        for a, b in itertools.combinations(live, 2):
+            apart = a.last < b.first or b.last < a.first
+            assert apart or a.offset + a.bytes <= b.offset or b.offset + b.bytes <= a.offset
+    assert seen >= 10
+
+
+@pytest.mark.parametrize("name", ["unet", "wide", "inception"])
+def test_any_size_takes_no_more_than_its_own_compilation(name: str, tmp_path: Path) -> None:
+    """Against artifacts compiled for one size each, which may choose another order and other rewrites."""
+    model, args, dynamic = MODELS[name]()
+    anysize = made(model, args, dynamic, num_threads=2)
+    shape = args[0].shape
+    for scale in ((1, 1), (2, 1), (1, 2)):
+        x = torch.randn(shape[0] * scale[0], *shape[1:-2], shape[-2] * scale[1], shape[-1])
+        if name == "wide":
+            x = torch.randn(shape[0] // scale[0], shape[1] // scale[1])
+        own = made(model, (x,), num_threads=2)
+        a, b = anysize.arena(x)[0], own.report["entries"]["main"]["arena"]["static_bytes"]
+        assert own.arena(x)[0] == b
+        assert a <= 1.05 * b, (tuple(x.shape), a, b)
+
+
+def test_other_numbers_of_threads_are_laid_out_anew(tmp_path: Path) -> None:
+    model, args, _ = MODELS["unet"]()
+    want = model(*args)
+    path, _ = saved(tmp_path / "m.effc", model, args, num_threads=2)
+    arenas = []
+    for threads in (1, 2, 5):
+        m = effc.load(path, num_threads=threads)
+        torch.testing.assert_close(m(*args), want, rtol=1e-4, atol=1e-5)
+        total, bound = m.arena(*args)
+        assert total <= 1.05 * bound
+        arenas.append(total)
+    assert arenas[0] <= arenas[1] <= arenas[2]
+
+
+def test_decisions_point_at_their_calls(tmp_path: Path) -> None:
+    """The planner moves instructions; what the cost model said of them moves along."""
+    model, args, _ = MODELS["inception"]()
+    _, manifest = saved(tmp_path / "m.effc", model, args)
+    code = manifest["entries"]["main"]["program"]["code"]
+    decisions = [d for d in manifest["report"]["entries"]["main"]["decisions"] if "at" in d]
+    assert manifest["report"]["entries"]["main"]["memory"]["moved"] > 0
+    for d in decisions:
+        assert code[d["at"]]["kernel"] == d["kernel"] and code[d["at"]]["name"] == d["name"]
+
+
+# Random graphs --------------------------------------------------------------------------------------------------------
+
+COMMON: dict[str, Any] = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+
+
+def both_ways(plan: Plan) -> None:
+    """Planned and poisoned, and each buffer apart: the same bits."""
+    real = cpu.compile_graphs
+
+    def apart(*args: Any, **kwargs: Any) -> Any:
+        return real(*args, **{**kwargs, "memory": False})
+
+    os.environ["EFFC_POISON"] = "1"
+    try:
+        planned = Runner(plan.graph, "cpu", passes=True)
+        cpu.compile_graphs = apart
+        try:
+            unplanned = Runner(plan.graph, "cpu", passes=True)
+        finally:
+            cpu.compile_graphs = real
+        for k, env in enumerate(plan.sizes):
+            arrays = inputs(plan.graph, env, k)
+            a = planned.run([x.copy() for x in arrays])
+            b = unplanned.run([x.copy() for x in arrays])
+            for x, y in zip(a, b, strict=True):
+                assert (x.dtype, x.shape, x.tobytes()) == (y.dtype, y.shape, y.tobytes())
+    finally:
+        del os.environ["EFFC_POISON"]
+
+
+@settings(max_examples=6, derandomize=True, **COMMON)
+@given(plans(steps=20))
+def test_random_graphs(plan: Plan) -> None:
+    both_ways(plan)
+
+
+@pytest.mark.slow
+@settings(max_examples=150, derandomize=True, **COMMON)
+@given(plans(steps=24))
+def test_many_random_graphs(plan: Plan) -> None:
+    both_ways(plan)
+
+
+# What the process allocates -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[list[list[int]], list[int]]]:
+    """Runs an artifact in a C program: per run (mallocs, mmaps, the runtime's count, KiB grown), arenas per set."""
+    exe, lib = tmp_path_factory.mktemp("steady") / "steady", build_rt.library().parent
+    flags = ["-O1", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", f"-I{build_rt.include_dir()}"]
+    link = ["-o", str(exe), f"-L{lib}", "-leffc_rt", f"-Wl,-rpath,{lib}", "-ldl"]
+    compiler = [c for c in build_rt.compiler() if c]
+    done = subprocess.run(
+        [*compiler, "-x", "c", *flags, str(SOURCE), "-x", "none", *link], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+    def run(artifact: Path, runs: int, *shapes: str) -> tuple[list[list[int]], list[int]]:
+        done = subprocess.run(
+            [exe, artifact, str(runs), *shapes], capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        lines = [line.split() for line in done.stdout.splitlines()]
+        return (
+            [[int(x) for x in rest] for what, *rest in lines if what == "run"],
+            [int(rest[0]) for what, *rest in lines if what == "arena"],
+        )
+
+    return run
+
+
+SHAPES = {
+    "unet": ("2x3x24x32", "/", "1x3x40x8"),
+    "dense": ("2x3x17x16", "/", "1x3x30x16"),
+    "looping": ("7x9", "/", "30x9"),
+    "wide": ("40x60", "/", "100x7"),
+    "state": ("6x11", "/", "6x5"),
+    "minilm": ("8x128", "8x128", "/", "2x17", "2x17"),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_warm_run_allocates_nothing(name: str, steady: Any, tmp_path: Path) -> None:
+    """Two sizes in turn: after the first run of each no malloc, no operator new, no mmap."""
+    model, args, dynamic, *_ = MODELS[name]() if name in MODELS else zoo.load(name)
+    path, _ = saved(tmp_path / "m.effc", model, args, dynamic)
+    runs, _ = steady(path, 8, *SHAPES[name])
+    assert len(runs) == 8
+    for mallocs, mmaps, counted, _ in runs[4:]:
+        assert (mallocs, mmaps, counted) == (0, 0, 0), runs
+
+
+def anonymous(steady: Any, path: Path, *shapes: str) -> None:
+    """The first run makes the process's anonymous memory grow by the plan, within 5 %, and no later one does."""
+    runs, (arena,) = steady(path, 3, *shapes)
+    assert arena >= 64 << 20, f"a plan of {arena} bytes shows nothing"
+    grown = runs[0][3] * 1024
+    assert abs(grown - arena) <= 0.05 * arena, f"planned {arena:,}, grown by {grown:,}"
+    assert all(kib < 0.01 * arena / 1024 for *_, kib in runs[1:])
+
+
+def test_the_process_grows_by_the_plan(steady: Any, tmp_path: Path) -> None:
+    path, _ = saved(tmp_path / "m.effc", *large_unet())
+    anonymous(steady, path, "1x3x256x512")
+
+
+@pytest.mark.slow
+def test_minilm_grows_by_the_plan(steady: Any, tmp_path: Path) -> None:
+    model, args, dynamic, _ = zoo.load("minilm")
+    path, _ = saved(tmp_path / "m.effc", model, args, dynamic)
+    anonymous(steady, path, "16x512", "16x512")
+
+
+@pytest.mark.slow
+def test_resnet_grows_by_the_plan(steady: Any, tmp_path: Path) -> None:
+    from bench.dense import resnet50
+
+    path, _ = saved(tmp_path / "m.effc", resnet50(), (torch.randn(16, 3, 224, 224),))
+    anonymous(steady, path, "16x3x224x224")
+
+
+# Seen -----------------------------------------------------------------------------------------------------------------
+
+
+def test_inspect_shows_the_peak_and_draws_it(tmp_path: Path) -> None:
+    model, args, dynamic = MODELS["unet"]()
+    path, manifest = saved(tmp_path / "m.effc", model, args, dynamic)
+    symbol = manifest["entries"]["main"]["program"]["symbols"]
+    by_name = [f"{s['name']}={4 if i else 2}" for i, s in enumerate(symbol)]
+    out = tool("inspect", path, "--memory", *[x for n in by_name for x in ("--size", n)]).stdout
+    m = memory.read(effc.load(path), manifest, "main", {n.split("=")[0]: int(n.split("=")[1]) for n in by_name})
+    assert f"arena {m.arena:,} bytes" in out and f"peak {max(m.live()):,} bytes at instruction {m.peak()}" in out
+    worst = m.culprits()[0]
+    assert worst.label() in out and "memory_models.py" in worst.loc
+    assert "planned at" in out and "order saved" in out and "proven" in out
+    tool("inspect", path, "--picture", tmp_path / "m.svg", *[x for n in by_name for x in ("--size", n)])
+    root = ET.parse(tmp_path / "m.svg").getroot()
+    ns = "{http://www.w3.org/2000/svg}"
+    boxes = [r for r in root.iter(f"{ns}rect") if r.find(f"{ns}title") is not None]
+    assert len(boxes) == len(m.blocks)
+    text = " ".join(t.text or "" for t in root.iter(f"{ns}text"))
+    assert f"peak {max(m.live()):,} bytes" in text and worst.label() in text
+    tops = [float(r.get("y", 0)) for r in boxes]
+    assert min(tops) >= memory.TOP - 0.01, "all of it inside the frame"
+    assert max(float(r.get("y", 0)) + float(r.get("height", 0)) for r in boxes) <= memory.TOP + memory.HEIGHT + 0.01
+
+
+def test_a_model_without_an_arena(tmp_path: Path) -> None:
+    path, manifest = saved(tmp_path / "m.effc", torch.nn.Identity(), (torch.ones(3),))
+    m = memory.read(effc.load(path), manifest, "main", {})
+    assert m.arena == 0 and "arena 0 bytes" in memory.text(m) and ET.fromstring(memory.svg(m)) is not None
