@@ -26,6 +26,7 @@ spills, refills, drops and recomputes.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -277,29 +278,40 @@ def steps_of(p: Problem, plan: Plan) -> Steps:
     )
 
 
-def with_drops(p: Problem, actions: Sequence[Action], choices: Choices | None = None) -> tuple[Action, ...]:
+def with_drops(
+    p: Problem,
+    actions: Sequence[Action],
+    choices: Choices | None = None,
+    *,
+    inplace: Mapping[int, int] | None = None,
+    concat: Mapping[int, tuple[int, ...]] | None = None,
+) -> tuple[Action, ...]:
     """The actions, which have no drops, with each tensor dropped behind the last use of each of its residencies.
 
     A use is a run that reads it, or a spill. Whatever makes or refills a tensor begins a residency, also where it is
-    resident: the one before then ends at its last use. Outputs stay from their last residency on. Of ``choices``, every
-    run of a node makes all; parts are read from what holds them as soon as that is made.
+    resident: the one before then ends at its last use. Outputs stay from their last residency on. Rewrites are given by
+    action, or as ``choices`` that every run of a node makes; parts are read from what holds them as soon as it is made.
     """
-    choices = choices or Choices()
     node = p.node()
-    holder = {t: node[n].outs[0] for n, ts in choices.concat.items() for t in ts}
-    inside: set[int] = set()
+    if choices is not None:
+        runs = [(k, n) for k, (action, n) in enumerate(actions) if action == "run"]
+        inplace = {k: choices.inplace[n] for k, n in runs if n in choices.inplace}
+        concat = {k: choices.concat[n] for k, n in runs if n in choices.concat}
+    inplace, concat = inplace or {}, concat or {}
+    holder: dict[int, int] = {}  # part -> what was made around it
     last: dict[int, int] = {}  # of what is resident, the last use so far
     drops: list[list[int]] = [[] for _ in actions]
 
     def use(t: int, k: int) -> None:
-        t = holder[t] if t in inside else t
+        while t not in last and t in holder:
+            t = holder[t]
         if t in last:
             last[t] = k
 
     def begin(t: int, k: int) -> None:
         if t in last:
             drops[last[t]].append(t)
-        inside.discard(t)
+        holder.pop(t, None)
         last[t] = k
 
     for k, (action, x) in enumerate(actions):
@@ -310,12 +322,12 @@ def with_drops(p: Problem, actions: Sequence[Action], choices: Choices | None = 
         elif action == "run":
             for t in node[x].ins:
                 use(t, k)
-            parts = choices.concat.get(x, ())
-            for t in (*parts, *([choices.inplace[x]] if x in choices.inplace else [])):
+            parts = concat.get(k, ())
+            for t in (*parts, *([inplace[k]] if k in inplace else [])):
                 last.pop(t, None)
             for t in node[x].outs:
                 begin(t, k)
-            inside.update(parts)
+            holder.update((t, node[x].outs[0]) for t in parts)
         else:
             raise ValueError(f"an action {action!r} among those that are to get drops")
     for t, k in last.items():
@@ -356,6 +368,7 @@ def boxes(p: Problem, order: Sequence[int], choices: Choices) -> tuple[list[Inte
     """
     node = p.node()
     life = lifetimes(p, order)
+    end = {t: stop for t, (_, stop) in life.items()}
     at = {n: k for k, n in enumerate(order)}
     parent: dict[int, tuple[int, int]] = {}
 
@@ -374,7 +387,7 @@ def boxes(p: Problem, order: Sequence[int], choices: Choices) -> tuple[list[Inte
         for t in parts:
             if t not in where or t in parent:
                 raise ValueError(f"tensor {t} cannot be made inside the result of node {n}")
-            if life[t][1] > life[out][1]:
+            if end[t] > end[out]:
                 raise ValueError(f"tensor {t} is read after the result of node {n} is dead")
             parent[t] = (out, where[t])
             held.add(t)
@@ -382,7 +395,7 @@ def boxes(p: Problem, order: Sequence[int], choices: Choices) -> tuple[list[Inte
             life[t] = (life[t][0], at[n] - 1)
     for n, t in choices.inplace.items():
         out = node[n].outs[0]
-        if t not in node[n].inplace_ok or t in held or p.tensors[t].kind != "intermediate" or life[t][1] != at[n]:
+        if t not in node[n].inplace_ok or t in held or p.tensors[t].kind != "intermediate" or end[t] != at[n]:
             raise ValueError(f"node {n} cannot overwrite tensor {t}")
         root, offset = find(out)
         if root == t or offset % p.align:
@@ -401,6 +414,9 @@ def boxes(p: Problem, order: Sequence[int], choices: Choices) -> tuple[list[Inte
         if len(pins) > 1 or len({p.tensors[t].space for t, _ in members}) > 1:
             raise ValueError(f"tensors that share bytes with {root} are bound to different places")
         pieces = tuple((life[t][0], life[t][1], o, o + size[t]) for t, o in members if life[t][0] <= life[t][1])
+        for x, y in itertools.combinations(pieces, 2):
+            if x[0] <= y[1] and y[0] <= x[1] and x[2] < y[3] and y[2] < x[3]:
+                raise ValueError(f"tensors that share bytes with {root} meet there")
         pinned = next(iter(pins), None)
         out_intervals.append(
             Interval(

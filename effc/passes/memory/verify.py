@@ -208,7 +208,7 @@ class _Player:
     def _run(self, k: int, n: int) -> None:
         p, plan, node = self.p, self.plan, self.nodes[n]
         for t in node.ins:
-            if p.tensors[t].kind != "input" and t not in self.near and self.holder.get(t) not in self.near:
+            if p.tensors[t].kind != "input" and not self._readable(t):
                 raise MemoryPlanError(f"node {n} runs at action {k} without its operand {t}")
         versions = {t: self.version[t] for t in node.ins}
         if n in self.read:
@@ -251,6 +251,14 @@ class _Player:
                 self._begin(k, t)
         for t in parts:
             self.holder[t] = node.outs[0]
+
+    def _readable(self, t: int) -> bool:
+        """Resident, by itself or in what holds it (which may be a part itself)."""
+        while t not in self.near:
+            if t not in self.holder:
+                return False
+            t = self.holder[t]
+        return True
 
     def _begin(self, k: int, t: int) -> None:
         self.near[t] = k
@@ -328,7 +336,7 @@ class _Player:
             if n not in self.read:
                 raise MemoryPlanError(f"node {n} does not run")
         for t in self.made:
-            if self.p.tensors[t].kind == "output" and t not in self.near and self.holder.get(t) not in self.near:
+            if self.p.tensors[t].kind == "output" and not self._readable(t):
                 raise MemoryPlanError(f"tensor {t}, an output, is not resident at the end")
 
 
