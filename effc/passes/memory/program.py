@@ -993,39 +993,54 @@ def place(
     workers: int = 2,
     seed: int = 1,
 ) -> Outcome:
-    """Offsets for buffers whose times are given. ``start``: offsets to begin with, by default greedy ones by size."""
+    """Offsets for buffers whose times are given. ``start``: offsets to begin with, by default greedy ones by size.
+
+    Asked first is whether there are any in the live lower bound, which is easier than the least arena; that only where
+    there are none.
+    """
     began = time.perf_counter()
     offsets = dict(start or greedily(sorted(intervals, key=lambda i: (-i.bytes, i.start, i.id))))
     total, least = verify_placement(intervals, offsets), lower_bound(intervals)
     unit = math.gcd(*(z for i in intervals for z in (i.align, *(e for b in i.boxes for e in b[2:]))))
-    m = Model()
-    arena = m.integer(-(-least // unit), total // unit)
-    at = {}
-    for i in intervals:
-        high = max(b[3] for b in i.boxes)
-        most = max(0, (total - high) // i.align)
-        at[i.id] = m.integer(0, most) if i.offset is None else m.integer(i.offset // i.align, i.offset // i.align)
-        m.row([(i.align // unit, at[i.id]), (-1, arena)], None, -(high // unit))
-        m.boxes += [
-            Box(a, b, i.align // unit, at[i.id], lo // unit, (hi - lo) // unit)
-            for a, b, lo, hi in i.boxes
-            if a <= b and lo < hi
-        ]
-        m.hint[at[i.id]] = offsets[i.id] // i.align
-    m.hint[arena] = total // unit
-    m.minimise([(1, arena)])
-    got = solving.solve(m, solver=solver, seconds=seconds, workers=workers, seed=seed)
-    if got.values is not None:
-        trial = {i.id: got.values[at[i.id]] * i.align for i in intervals}
-        reached = verify_placement(intervals, trial)
-        if reached < total:
-            offsets, best = trial, reached
+    tops = [max(b[3] for b in i.boxes) for i in intervals]
+
+    def model(ceiling: int) -> tuple[Model, dict[int, int]]:
+        m = Model()
+        arena = m.integer(-(-least // unit), ceiling // unit)
+        at: dict[int, int] = {}
+        for i, high in zip(intervals, tops):
+            most = max(0, (ceiling - high) // i.align)
+            at[i.id] = m.integer(0, most) if i.offset is None else m.integer(i.offset // i.align, i.offset // i.align)
+            m.row([(i.align // unit, at[i.id]), (-1, arena)], None, -(high // unit))
+            m.boxes += [
+                Box(a, b, i.align // unit, at[i.id], lo // unit, (hi - lo) // unit)
+                for a, b, lo, hi in i.boxes
+                if a <= b and lo < hi
+            ]
+            m.hint[at[i.id]] = min(offsets[i.id] // i.align, most)
+        if ceiling > least:
+            m.minimise([(1, arena)])
+            m.hint[arena] = ceiling // unit
+        return m, at
+
+    best, ended, bound = total, "time", least
+    for ceiling in (least, total):
+        m, at = model(ceiling)
+        left = seconds - (time.perf_counter() - began)
+        got = solving.solve(m, solver=solver, seconds=left, workers=workers, seed=seed)
+        if got.values is not None:
+            trial = {i.id: got.values[at[i.id]] * i.align for i in intervals}
+            reached = verify_placement(intervals, trial)
+            if reached < best:
+                offsets, best = trial, reached
+        if ceiling == least:
+            if got.ended != "infeasible":
+                break
+            bound = least + unit
         else:
-            best = total
-    else:
-        best = total
-    bound = max(least, min(got.bound * unit, best))
-    ended = "proven" if bound == best else got.ended
+            bound = max(bound, min(got.bound * unit, best))
+    bound = min(bound, best)
+    ended = "proven" if bound == best else ended
     placement = Placement(offsets, best, least, "integer program", ended, proven_bound=bound)
     took = time.perf_counter() - began
     sizes = len(m.lower), len(m.rows) + len(m.boxes)
