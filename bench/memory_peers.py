@@ -1,6 +1,6 @@
 """Arenas of the planners people have, for the same buffers, beside ours.
 
-    python -m bench.memory_peers GRAPH.json... [--made] [--executorch WHEEL_OR_FOLDER]
+    python -m bench.memory_peers GRAPH.json... [--made] [--executorch WHEEL_OR_FOLDER] [--ort MODEL...]
 
 Each GRAPH is one row, ``--made`` adds those of ``bench/memory_graphs.py``. Peers plan the order given, with nothing
 rewritten; so does "ours, given"; "ours" chooses the order too, and "rewritten" also what is overwritten and made in
@@ -12,6 +12,11 @@ place. All are bytes of the arena, inputs and parameters not counted, a buffer l
 - TVM: the pass ``StaticPlanBlockMemory`` of the installed package on a Relax function with these allocations and
   opaque calls. It does not plan results, which are counted in full.
 - by size: largest first, each in the lowest gap that is free all its life.
+
+``--ort``: for models of the project (tests/models/zoo.py), effc's arena and what onnxruntime's CPU arena takes from the
+system during three runs of a session in a process of its own, on one thread, as its log has it ("Total allocated
+bytes", less those before the first run, which are weights). It grows by powers of two by default; "as asked" is
+``arena_extend_strategy`` kSameAsRequested. Each has its own graph, after its own fusions.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import tempfile
 import time
 import types
 import zipfile
@@ -171,12 +177,68 @@ def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
+ORT = """
+import sys, numpy as np, onnxruntime as ort
+path, feed, asked = sys.argv[1:4]
+ort.set_default_logger_severity(0)
+ort.set_default_logger_verbosity(1)
+options = ort.SessionOptions()
+options.intra_op_num_threads = 1
+if asked == "1":
+    info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(info, ort.OrtArenaCfg(0, 1, -1, -1))
+    options.add_session_config_entry("session.use_env_allocators", "1")
+session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+arrays = np.load(feed)
+given = {i.name: arrays[f"a{k}"] for k, i in enumerate(session.get_inputs())}
+for k in range(3):
+    print("RUN", file=sys.stderr, flush=True)
+    session.run(None, given)
+"""
+
+
+def onnxruntime(name: str) -> dict[str, Any]:
+    """effc's arena and onnxruntime's, for the benchmark's input of a model."""
+    import re
+    import subprocess
+
+    import numpy as np
+
+    import effc
+    from bench.engines import _onnx, _tensors
+    from bench.worker import entry
+
+    given = entry(name)
+    module, args = given.load().module, given.bench()
+    line: dict[str, Any] = {"model": name}
+    made = effc.compile(module, args)
+    line["effc"] = int(made.report["entries"]["main"]["arena"]["static_bytes"])
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        path = _onnx(module, args, work)
+        np.savez(work / "feed.npz", **{f"a{k}": t.numpy() for k, t in enumerate(_tensors(args))})
+        for label, asked in (("onnxruntime", "0"), ("onnxruntime, as asked", "1")):
+            command = [sys.executable, "-c", ORT, str(path), str(work / "feed.npz"), asked]
+            log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+            before, _, during = log.partition("RUN")
+            totals = [[int(x) for x in re.findall(r"Total allocated bytes: (\d+)", s)] for s in (before, during)]
+            base = max(totals[0], default=0)
+            line[label] = max([base, *totals[1]]) - base
+    return line
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.memory_peers", description="memory planners side by side")
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--made", action="store_true", help="also the graphs of bench/memory_graphs.py")
     parser.add_argument("--executorch", type=Path, help="its wheel, or a folder with it")
+    parser.add_argument("--ort", nargs="*", default=[], help="models to compare with onnxruntime's arena")
     args = parser.parse_args()
+    if args.ort:
+        lines = [onnxruntime(m) for m in args.ort]
+        print(table([{k: v / MIB if isinstance(v, int) else v for k, v in x.items()} for x in lines]), end="\n\n")
+    if not args.files and not args.made:
+        return
     greedy = executorch(args.executorch) if args.executorch else None
     graphs = [(f.name.split(".")[0], lambda f=f: problem.from_json(f)) for f in args.files]
     if args.made:

@@ -414,8 +414,8 @@ def boxes(p: Problem, order: Sequence[int], choices: Choices) -> tuple[list[Inte
         if len(pins) > 1 or len({p.tensors[t].space for t, _ in members}) > 1:
             raise ValueError(f"tensors that share bytes with {root} are bound to different places")
         pieces = tuple((life[t][0], life[t][1], o, o + size[t]) for t, o in members if life[t][0] <= life[t][1])
-        for x, y in itertools.combinations(pieces, 2):
-            if x[0] <= y[1] and y[0] <= x[1] and x[2] < y[3] and y[2] < x[3]:
+        for a, b in itertools.combinations(pieces, 2):
+            if a[0] <= b[1] and b[0] <= a[1] and a[2] < b[3] and b[2] < a[3]:
                 raise ValueError(f"tensors that share bytes with {root} meet there")
         pinned = next(iter(pins), None)
         out_intervals.append(

@@ -202,9 +202,9 @@ def _mip(which: str, m: Model, seconds: float, workers: int, seed: int) -> Solut
                 conditional(terms, None, gap, [*there, choice])
     model = mathopt.Model()
     x = [model.add_integer_variable(lb=lo, ub=hi) for lo, hi in zip(lower, upper)]
-    for terms, low, high in rows:
-        row = model.add_linear_constraint(lb=low, ub=high)
-        for v, c in terms.items():
+    for coefficients, least, most in rows:
+        row = model.add_linear_constraint(lb=least, ub=most)
+        for v, c in coefficients.items():
             row.set_coefficient(x[v], c)
     for v, c in m.objective.items():
         model.objective.set_linear_coefficient(x[v], c)
