@@ -51,7 +51,7 @@ class Outcome:
     """``objective`` is that of the plan returned, ``start`` that of the searches' (None without one), ``bound`` what
     the solver proved that none is below. ``ended``: ``proven``, ``time``, ``infeasible``. ``pieces`` is more than 1
     where the graph was cut: then the bound is the sum of those of the pieces, each begun as it likes (0 with
-    recomputation, which reaches across)."""
+    recomputation and rewrites, which reach across)."""
 
     objective: int
     bound: int
@@ -837,7 +837,7 @@ def within(
         return x, x.solve(solver, left, workers, seed)
 
     bound, ended, room = 0, "proven", capacity
-    if len(pieces) > 1 and not recompute:  # what every plan must pay in each piece
+    if len(pieces) > 1 and not recompute and not rewrite:  # what every plan must pay in each piece
         for k, piece in enumerate(pieces):
             later = _later(p, pieces, k)
             share = (until - time.perf_counter()) / (2 * (len(pieces) - k) + len(pieces))
