@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 
 from effc.passes.memory.plan import Interval
-from effc.passes.memory.problem import Node, Problem, Tensor
+from effc.passes.memory.problem import Choices, Node, Plan, Problem, Tensor, boxes
+from effc.passes.memory.verify import MemoryPlanError, verify
 
 
 def random_graph(
@@ -193,3 +196,90 @@ def has_order_below(p: Problem, peak: int, inplace: bool = False, limit: int = 3
         if len(seen) > limit:
             return None
     return False
+
+
+def all_orders(p: Problem) -> Iterator[list[int]]:
+    nodes = p.node()
+    maker = {t: n.id for n in p.nodes for t in n.outs}
+    need = {n.id: {maker[t] for t in n.ins if t in maker} | set(n.after) for n in p.nodes}
+
+    def extend(done: list[int]) -> Iterator[list[int]]:
+        if len(done) == len(nodes):
+            yield list(done)
+        for n in nodes:
+            if n not in done and need[n] <= set(done):
+                yield from extend([*done, n])
+
+    return extend([])
+
+
+def all_choices(p: Problem) -> Iterator[Choices]:
+    over = [[None, *n.inplace_ok] for n in p.nodes]
+    parts = [[t for t, _ in n.concat] for n in p.nodes]
+    kept = [list(itertools.chain(*(itertools.combinations(ts, k) for k in range(len(ts) + 1)))) for ts in parts]
+    for picks in itertools.product(*over):
+        inplace = {n.id: t for n, t in zip(p.nodes, picks) if t is not None}
+        for joins in itertools.product(*kept):
+            yield Choices(inplace, {n.id: ts for n, ts in zip(p.nodes, joins) if ts})
+
+
+def least_rewritten(p: Problem) -> int:
+    """The least peak over all orders and rewrites that the checker accepts."""
+    best = 1 << 60
+    choices = list(all_choices(p))
+    for order in all_orders(p):
+        for c in choices:
+            try:
+                best = min(best, verify(p, Plan(tuple(order), None, c)).peak)
+            except MemoryPlanError:
+                continue
+    return best
+
+
+def least_coupled(p: Problem) -> int:
+    """The least arena over all orders, without rewrites."""
+    return min(least_arena(boxes(p, order, Choices())[0]) for order in all_orders(p))
+
+
+def least_cost(
+    p: Problem, capacity: int, byte_flops: int, *, spill: bool, recompute: bool, cost: dict[int, int]
+) -> int:
+    """By shortest paths over (nodes that ran, residents, copies): what it costs to stay within a capacity of live
+    bytes, ``cost`` being that of running a node again. -1 if nothing does."""
+    nodes = p.node()
+    maker = {t: n.id for n in p.nodes for t in n.outs}
+    outputs = frozenset(t for t in maker if p.tensors[t].kind == "output")
+    size = {t: p.tensors[t].bytes for t in maker}
+    State = tuple[frozenset[int], frozenset[int], frozenset[int]]
+    start: State = (frozenset(), frozenset(), frozenset())
+    best: dict[State, int] = {start: 0}
+    queue: list[tuple[int, int, State]] = [(0, 0, start)]
+    count = itertools.count(1)
+    while queue:
+        so_far, _, state = heapq.heappop(queue)
+        if so_far > best[state]:
+            continue
+        ran, near, far = state
+        if len(ran) == len(nodes) and outputs <= near:
+            return so_far
+        after: list[tuple[int, State]] = []
+        for t in near:
+            after.append((0, (ran, near - {t}, far)))
+            if spill and t not in far:
+                after.append((p.tensors[t].raw * byte_flops, (ran, near, far | {t})))
+        for t in far - near:
+            if sum(size[u] for u in near | {t}) <= capacity:
+                after.append((p.tensors[t].raw * byte_flops, (ran, near | {t}, far)))
+        for n in nodes.values():
+            if n.id in ran and not recompute:
+                continue
+            if not all(t in near for t in n.ins if t in maker) or not set(n.after) <= ran:
+                continue
+            held = near | set(n.outs)
+            if sum(size[t] for t in held) + n.workspace <= capacity:
+                after.append((cost[n.id] if n.id in ran else 0, (ran | {n.id}, held, far)))
+        for more, to in after:
+            if so_far + more < best.get(to, 1 << 60):
+                best[to] = so_far + more
+                heapq.heappush(queue, (so_far + more, next(count), to))
+    return -1

@@ -17,12 +17,16 @@ effc-memory-graph-1: ``{"name", "format", "align", "tensors": [{"id", "name", "b
 [tensor]}]}``. Nodes stand in the order given. An op ``cat`` joins along the outermost axis: operand k starts behind
 the raw bytes of those before it. Written beside these where they are not the default: ``space`` and ``pinned`` (an
 offset) of tensors, ``workspace``, ``after`` (nodes that must have run) and ``flops`` of nodes, ``spaces``
-(capacities).
+(capacities), ``writes`` and ``once`` of nodes.
+
+A plan is either a ``Plan``, an order that runs every node once with all tensors in place, or ``Steps``, which also
+spills, refills, drops and recomputes.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -65,6 +69,12 @@ class Node:
     workspace: int = 0
     after: tuple[int, ...] = ()
     flops: int = 0  # what running it again would cost
+    writes: tuple[int, ...] = ()  # of ``ins``: tensors whose bytes it changes. Such a node runs once
+    once: bool = False  # not to be run again, for another reason (a state, a random draw)
+
+    @property
+    def repeatable(self) -> bool:
+        return not self.once and not self.writes
 
 
 @dataclass(frozen=True)
@@ -96,13 +106,40 @@ class Choices:
 
 @dataclass(frozen=True)
 class Plan:
-    """``order``: node ids; one that came twice would be a recomputation, which no planner here makes yet. ``offsets``
-    by tensor and ``workspaces`` by node, in the tensor's space and in the arena."""
+    """``order``: node ids, each once. ``offsets`` by tensor and ``workspaces`` by node, in the tensor's space and in
+    the arena."""
 
     order: tuple[int, ...]
     offsets: Mapping[int, int] | None = None
     choices: Choices = Choices()
     workspaces: Mapping[int, int] = field(default_factory=dict)
+
+
+Action = tuple[str, int]  # ("run", node), ("spill" | "refill" | "drop", tensor)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A plan against a capacity: what is done, one action after another. Actions are referred to by their index.
+
+    - ``("run", node)``: operands are resident, results become so. A second run recomputes: nodes are functions, so what
+      is resident already or lies in the far memory stays valid.
+    - ``("spill", tensor)`` copies a resident tensor to the far memory, which has no limit. The copy stays, and is good
+      until a node ``writes`` the tensor.
+    - ``("refill", tensor)`` makes it resident again from its copy.
+    - ``("drop", tensor)`` ends its residency. Evicting is a spill, unless there is a copy, and a drop.
+
+    A residency begins where the tensor is made or refilled and ends where it is dropped, overwritten or becomes part of
+    a concatenation. ``offsets``: (action at which it begins, tensor) -> byte offset in the tensor's space. Workspaces
+    and rewrites belong to one run: action -> offset, tensor overwritten, tensors that lie at their places in the
+    result. A part is also readable where what holds it is resident.
+    """
+
+    actions: tuple[Action, ...]
+    offsets: Mapping[tuple[int, int], int] | None = None
+    workspaces: Mapping[int, int] = field(default_factory=dict)
+    inplace: Mapping[int, int] = field(default_factory=dict)
+    concat: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 # Reading and writing --------------------------------------------------------------------------------------------------
@@ -135,6 +172,8 @@ def from_dict(g: Mapping[str, Any]) -> Problem:
             n.get("workspace", 0),
             tuple(n.get("after", ())),
             n.get("flops", 0),
+            tuple(n.get("writes", ())),
+            n.get("once", False),
         )
         for n in g["nodes"]
     )
@@ -166,6 +205,7 @@ def to_dict(p: Problem) -> dict[str, Any]:
         {"id": n.id, "name": n.name, "op": n.op, "ins": list(n.ins), "outs": list(n.outs)}
         | {"inplace_ok": list(n.inplace_ok)}
         | rest(workspace=(n.workspace, 0), after=(list(n.after), []), flops=(n.flops, 0))
+        | rest(writes=(list(n.writes), []), once=(n.once, False))
         for n in p.nodes
     ]
     out = {"name": p.name, "format": FORMAT, "align": p.align, "tensors": tensors, "nodes": nodes}
@@ -197,6 +237,103 @@ def plan_from_dict(d: Mapping[str, Any]) -> Plan:
     choices = Choices(numbers(d.get("inplace")), {int(k): tuple(v) for k, v in (d.get("concat") or {}).items()})
     offsets = numbers(d["offsets"]) if d.get("offsets") is not None else None
     return Plan(tuple(d["order"]), offsets, choices, numbers(d.get("workspaces")))
+
+
+def steps_to_dict(s: Steps) -> dict[str, Any]:
+    out: dict[str, Any] = {"actions": [list(a) for a in s.actions]}
+    if s.offsets is not None:
+        out["offsets"] = [[k, t, o] for (k, t), o in sorted(s.offsets.items())]
+    for name, by in (("workspaces", s.workspaces), ("inplace", s.inplace)):
+        if by:
+            out[name] = {str(k): x for k, x in sorted(by.items())}
+    if s.concat:
+        out["concat"] = {str(k): list(ts) for k, ts in sorted(s.concat.items())}
+    return out
+
+
+def steps_from_dict(d: Mapping[str, Any]) -> Steps:
+    return Steps(
+        tuple((str(a), int(x)) for a, x in d["actions"]),
+        {(k, t): o for k, t, o in d["offsets"]} if d.get("offsets") is not None else None,
+        {int(k): o for k, o in (d.get("workspaces") or {}).items()},
+        {int(k): t for k, t in (d.get("inplace") or {}).items()},
+        {int(k): tuple(ts) for k, ts in (d.get("concat") or {}).items()},
+    )
+
+
+def steps_of(p: Problem, plan: Plan) -> Steps:
+    """An ordinary plan as actions: everything dropped behind its last use."""
+    node = p.node()
+    runs = with_drops(p, [("run", n) for n in plan.order], plan.choices)
+    at = {x: k for k, (a, x) in enumerate(runs) if a == "run"}
+    offsets = None
+    if plan.offsets is not None:
+        offsets = {(k, t): plan.offsets[t] for n, k in at.items() for t in node[n].outs}
+    return Steps(
+        runs,
+        offsets,
+        {at[n]: o for n, o in plan.workspaces.items()},
+        {at[n]: t for n, t in plan.choices.inplace.items()},
+        {at[n]: ts for n, ts in plan.choices.concat.items()},
+    )
+
+
+def with_drops(
+    p: Problem,
+    actions: Sequence[Action],
+    choices: Choices | None = None,
+    *,
+    inplace: Mapping[int, int] | None = None,
+    concat: Mapping[int, tuple[int, ...]] | None = None,
+) -> tuple[Action, ...]:
+    """The actions, which have no drops, with each tensor dropped behind the last use of each of its residencies.
+
+    A use is a run that reads it, or a spill. Whatever makes or refills a tensor begins a residency, also where it is
+    resident: the one before then ends at its last use. Outputs stay from their last residency on. Rewrites are given by
+    action, or as ``choices`` that every run of a node makes; parts are read from what holds them as soon as it is made.
+    """
+    node = p.node()
+    if choices is not None:
+        runs = [(k, n) for k, (action, n) in enumerate(actions) if action == "run"]
+        inplace = {k: choices.inplace[n] for k, n in runs if n in choices.inplace}
+        concat = {k: choices.concat[n] for k, n in runs if n in choices.concat}
+    inplace, concat = inplace or {}, concat or {}
+    holder: dict[int, int] = {}  # part -> what was made around it
+    last: dict[int, int] = {}  # of what is resident, the last use so far
+    drops: list[list[int]] = [[] for _ in actions]
+
+    def use(t: int, k: int) -> None:
+        while t not in last and t in holder:
+            t = holder[t]
+        if t in last:
+            last[t] = k
+
+    def begin(t: int, k: int) -> None:
+        if t in last:
+            drops[last[t]].append(t)
+        holder.pop(t, None)
+        last[t] = k
+
+    for k, (action, x) in enumerate(actions):
+        if action == "spill":
+            use(x, k)
+        elif action == "refill":
+            begin(x, k)
+        elif action == "run":
+            for t in node[x].ins:
+                use(t, k)
+            parts = concat.get(k, ())
+            for t in (*parts, *([inplace[k]] if k in inplace else [])):
+                last.pop(t, None)
+            for t in node[x].outs:
+                begin(t, k)
+            holder.update((t, node[x].outs[0]) for t in parts)
+        else:
+            raise ValueError(f"an action {action!r} among those that are to get drops")
+    for t, k in last.items():
+        if p.tensors[t].kind != "output":
+            drops[k].append(t)
+    return tuple(x for k, action in enumerate(actions) for x in (action, *(("drop", t) for t in drops[k])))
 
 
 def intervals_from_csv(path: str | os.PathLike[str]) -> list[Interval]:
@@ -231,6 +368,7 @@ def boxes(p: Problem, order: Sequence[int], choices: Choices) -> tuple[list[Inte
     """
     node = p.node()
     life = lifetimes(p, order)
+    end = {t: stop for t, (_, stop) in life.items()}
     at = {n: k for k, n in enumerate(order)}
     parent: dict[int, tuple[int, int]] = {}
 
@@ -249,7 +387,7 @@ def boxes(p: Problem, order: Sequence[int], choices: Choices) -> tuple[list[Inte
         for t in parts:
             if t not in where or t in parent:
                 raise ValueError(f"tensor {t} cannot be made inside the result of node {n}")
-            if life[t][1] > life[out][1]:
+            if end[t] > end[out]:
                 raise ValueError(f"tensor {t} is read after the result of node {n} is dead")
             parent[t] = (out, where[t])
             held.add(t)
@@ -257,7 +395,7 @@ def boxes(p: Problem, order: Sequence[int], choices: Choices) -> tuple[list[Inte
             life[t] = (life[t][0], at[n] - 1)
     for n, t in choices.inplace.items():
         out = node[n].outs[0]
-        if t not in node[n].inplace_ok or t in held or p.tensors[t].kind != "intermediate" or life[t][1] != at[n]:
+        if t not in node[n].inplace_ok or t in held or p.tensors[t].kind != "intermediate" or end[t] != at[n]:
             raise ValueError(f"node {n} cannot overwrite tensor {t}")
         root, offset = find(out)
         if root == t or offset % p.align:
@@ -278,6 +416,9 @@ def boxes(p: Problem, order: Sequence[int], choices: Choices) -> tuple[list[Inte
         if len(pins) > 1 or len({p.tensors[t].space for t, _ in members}) > 1:
             raise ValueError(f"tensors that share bytes with {root} are bound to different places")
         pieces = tuple((life[t][0], life[t][1], o, o + size[t]) for t, o in members if life[t][0] <= life[t][1])
+        for a, b in itertools.combinations(pieces, 2):
+            if a[0] <= b[1] and b[0] <= a[1] and a[2] < b[3] and b[2] < a[3]:
+                raise ValueError(f"tensors that share bytes with {root} meet there")
         pinned = next(iter(pins), None)
         out_intervals.append(
             Interval(

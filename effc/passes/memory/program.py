@@ -273,15 +273,18 @@ def from_program(
     made: set[int] = set()
     binders: dict[str, list[int]] = {}
     drawn = barrier = -1
+    changed = {where for ins in program["code"] for i in ins["out"] if (where := _place(values, i))[0] == "state"}
     for k, ins in enumerate(program["code"]):
         reads, writes = list(operands(ins)), list(ins["out"])
         after: set[int] = set()
         takes = list(dict.fromkeys(t for i in reads if (t := tensor(i)) is not None))
         gives: list[int] = []
+        again: list[int] = []
         for i in writes:
             t = tensor(i)
             if t is not None:
-                (takes if t in made else gives).append(t)
+                (again if t in made else gives).append(t)
+        takes += again
         places = [(_place(values, i), False) for i in reads] + [(_place(values, i), True) for i in writes]
         subs = nested(ins)
         places += [(("state", state), True) for sub in subs for state in sorted(states(sub))]
@@ -330,9 +333,21 @@ def from_program(
                 workspace=0 if late.instruction(ins) else workspace(values, ins, env, threads),
                 after=tuple(sorted(after - {k})),
                 flops=flops if isinstance(flops := ins.get("flops"), int) else 0,
+                writes=tuple(dict.fromkeys(again)),
+                once=_once(ins, {where for where, written in places if not written}, set(places), changed),
             )
         )
     return Problem(tuple(nodes), tensors, align, name)
+
+
+def _once(ins: Mapping[str, Any], reads: set[Any], touched: set[tuple[Any, bool]], changed: set[Any]) -> bool:
+    """Whether running it again could give something else: control flow, random numbers, assertions, sizes that it
+    defines, states that change, what it reads and overwrites."""
+    return (
+        ins["op"] != "call"
+        or bool(ins.get("effect") or ins.get("bind"))
+        or any(where in changed or (written and where in reads) for where, written in touched)
+    )
 
 
 def _place(values: Sequence[Mapping[str, Any]], i: int) -> tuple[str, Any]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from . import order as ordering
 from .order import Order
 from .plan import Interval, Placement, plan
-from .problem import ARENA, Choices, Plan, Problem, boxes, lifetimes
+from .problem import ARENA, Choices, Plan, Problem, Steps, boxes, lifetimes
 from .verify import Seen, verify
 
 
@@ -72,6 +72,70 @@ def lay_out(
         {n.id: at[-1 - n.id] for n in p.nodes if n.workspace},
     )
     return Layout(made, placements, verify(p, made), time.perf_counter() - began)
+
+
+def place_steps(
+    p: Problem, steps: Steps, *, budget: int = 2_000_000_000, seconds: float = 20.0
+) -> tuple[Steps, dict[str, Placement]]:
+    """Offsets for every residency of a plan of actions, each memory space by itself. Not verified yet."""
+    node = p.node()
+    since: dict[int, int] = {}
+    ends: dict[tuple[int, int], int] = {}
+    inside: dict[tuple[int, int], tuple[tuple[int, int], int]] = {}  # residency -> what takes it over, and where
+    joined: set[tuple[int, int]] = set()
+    for k, (action, x) in enumerate(steps.actions):
+        if action == "refill":
+            since[x] = k
+        elif action == "drop":
+            ends[since.pop(x), x] = k
+        elif action == "run":
+            over = steps.inplace.get(k)
+            if over is not None:
+                r = since.pop(over), over
+                ends[r], inside[r] = k - 1, ((k, node[x].outs[0]), 0)
+            places = dict(node[x].concat)
+            for t in steps.concat.get(k, ()):
+                r = since.pop(t), t
+                ends[r], inside[r] = k - 1, ((k, node[x].outs[0]), places[t])
+                joined.add(r)
+            for t in node[x].outs:
+                since.setdefault(t, k)
+    ends.update(((k, t), len(steps.actions) - 1) for t, k in since.items())
+
+    def root(r: tuple[int, int]) -> tuple[tuple[int, int], int]:
+        at = 0
+        while r in inside:
+            r, by = inside[r]
+            at += by
+        return r, at
+
+    groups: dict[tuple[int, int], list[tuple[int, int, int, int]]] = {}
+    pins: dict[tuple[int, int], int] = {}
+    for r, end in ends.items():
+        top, at = root(r)
+        size = p.tensors[r[1]].raw if r in joined else p.tensors[r[1]].bytes
+        groups.setdefault(top, []).append((r[0], end, at, at + size))
+        pinned = p.tensors[r[1]].pinned
+        if pinned is not None:
+            pins[top] = pinned - at
+    spaces: dict[str, list[Interval]] = {}
+    names = list(groups)
+    for i, top in enumerate(names):
+        pieces = tuple(sorted(x for x in groups[top] if x[0] <= x[1]))
+        start, stop = min(x[0] for x in pieces), max(x[1] for x in pieces)
+        high = max(x[3] for x in pieces)
+        parts = pieces if len(pieces) > 1 else ()
+        interval = Interval(i, start, stop, high, p.align, pins.get(top), parts)
+        spaces.setdefault(p.tensors[top[1]].space, []).append(interval)
+    for k, (action, x) in enumerate(steps.actions):
+        if action == "run" and node[x].workspace:
+            spaces.setdefault(ARENA, []).append(Interval(-1 - k, k, k, node[x].workspace, p.align))
+    placements = {s: plan(members, budget=budget, seconds=seconds) for s, members in spaces.items()}
+    found = {i: o for x in placements.values() for i, o in x.offsets.items()}
+    where = {top: found[i] for i, top in enumerate(names)}
+    offsets = {r: where[top] + by for r in ends for top, by in (root(r),)}
+    workspaces = {-1 - i: o for i, o in found.items() if i < 0}
+    return Steps(steps.actions, offsets, workspaces, steps.inplace, steps.concat), placements
 
 
 def schedule(

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .plan import Interval
-from .problem import Plan, Problem
+from .problem import Plan, Problem, Steps
 
 
 class MemoryPlanError(AssertionError):
@@ -112,6 +112,232 @@ def verify(p: Problem, plan: Plan) -> Seen:
         if limit is not None and arena[space] > limit:
             raise MemoryPlanError(f"{arena[space]} bytes of {space}, which has {limit}")
     return Seen(peak, at, arena)
+
+
+@dataclass(frozen=True)
+class SeenSteps:
+    """``peak``: the most bytes live at once (of all spaces), first during action ``at``; ``peaks`` and ``arena`` by
+    space: the most live bytes, and the end of the highest byte in use where there are offsets. ``spilled`` and
+    ``refilled`` in bytes (of what tensors hold, without padding); ``flops`` of the ``reruns``."""
+
+    peak: int
+    at: int
+    peaks: Mapping[str, int]
+    arena: Mapping[str, int]
+    spilled: int
+    refilled: int
+    reruns: int
+    flops: int
+
+    @property
+    def moved(self) -> int:
+        return self.spilled + self.refilled
+
+
+def verify_steps(p: Problem, plan: Steps) -> SeenSteps:
+    """Plays a plan of actions: every operand is where it is read, as it was when it was made; no two residents share
+    bytes; every node ran; outputs are resident at the end; spaces are kept to."""
+    return _Player(p, plan).play()
+
+
+class _Player:
+    """The state of a machine that carries out actions."""
+
+    def __init__(self, p: Problem, plan: Steps) -> None:
+        self.p, self.plan = p, plan
+        self.nodes = {n.id: n for n in p.nodes}
+        self.near: dict[int, int] = {}  # resident tensor -> action at which its residency began
+        self.far: dict[int, int] = {}  # version of the copy
+        self.version: dict[int, int] = {t.id: 0 for t in p.tensors.values()}
+        self.holder: dict[int, int] = {}  # part -> the tensor that was made around it, and holds it when resident
+        self.read: dict[int, dict[int, int]] = {}  # node -> versions of operands when it first ran
+        self.made = {t for n in p.nodes for t in n.outs}
+        self.parts: set[tuple[int, int]] = set()  # residencies that end as parts, and lie where the whole has them
+
+    def play(self) -> SeenSteps:
+        p, plan = self.p, self.plan
+        self._refers()
+        peak = at = spilled = refilled = reruns = flops = 0
+        peaks, arena = dict.fromkeys(p.spaces, 0), dict.fromkeys(p.spaces, 0)
+        for k, (action, x) in enumerate(plan.actions):
+            workspace = 0
+            if action == "run":
+                if x not in self.nodes:
+                    raise MemoryPlanError(f"action {k} runs node {x}, which there is not")
+                again = x in self.read
+                reruns += again
+                flops += self.nodes[x].flops if again else 0
+                self._run(k, x)
+                workspace = self.nodes[x].workspace
+            elif x not in p.tensors or x not in self.made:
+                raise MemoryPlanError(f"action {k} is about tensor {x}, which no node makes")
+            elif action == "refill":
+                if x not in self.far or self.far[x] != self.version[x]:
+                    raise MemoryPlanError(f"tensor {x} is refilled at action {k} without a copy of its present value")
+                if x in self.near:
+                    raise MemoryPlanError(f"tensor {x} is refilled at action {k} but resident")
+                self._begin(k, x)
+                refilled += p.tensors[x].raw
+            elif x not in self.near:
+                raise MemoryPlanError(f"action {k} would {action} tensor {x}, which is not resident")
+            elif action == "spill":
+                self.far[x] = self.version[x]
+                spilled += p.tensors[x].raw
+            elif action != "drop":
+                raise MemoryPlanError(f"action {k} is {action!r}")
+            live = dict.fromkeys(p.spaces, 0)
+            for t in self.near:
+                live[p.tensors[t].space] += p.tensors[t].bytes
+            if workspace:
+                live["arena"] += workspace
+            if sum(live.values()) > peak:
+                peak, at = sum(live.values()), k
+            peaks = {s: max(n, live[s]) for s, n in peaks.items()}
+            if plan.offsets is not None:
+                for space, stop in self._apart(k, x if workspace else None).items():
+                    arena[space] = max(arena[space], stop)
+            if action == "drop":
+                del self.near[x]
+        self._end()
+        for space, limit in p.spaces.items():
+            used = max(peaks[space], arena[space])
+            if limit is not None and used > limit:
+                raise MemoryPlanError(f"{used} bytes of {space}, which has {limit}")
+        return SeenSteps(peak, at, peaks, arena, spilled, refilled, reruns, flops)
+
+    def _run(self, k: int, n: int) -> None:
+        p, plan, node = self.p, self.plan, self.nodes[n]
+        for t in node.ins:
+            if p.tensors[t].kind != "input" and not self._readable(t):
+                raise MemoryPlanError(f"node {n} runs at action {k} without its operand {t}")
+        versions = {t: self.version[t] for t in node.ins}
+        if n in self.read:
+            if not node.repeatable:
+                raise MemoryPlanError(f"node {n} runs twice, which it may not")
+            if versions != self.read[n] or any(self.version[t] for t in node.outs):
+                raise MemoryPlanError(f"node {n} runs again at action {k} but its tensors were changed meanwhile")
+        else:
+            for u in node.after:
+                if u not in self.read:
+                    raise MemoryPlanError(f"node {n} runs before node {u}, which it must follow")
+            self.read[n] = versions
+        for t in node.writes:
+            if t not in node.ins or t not in self.near:
+                raise MemoryPlanError(f"node {n} changes tensor {t} at action {k}, which is not resident by itself")
+            self.version[t] += 1
+            self.holder = {part: by for part, by in self.holder.items() if by != t}
+        over = plan.inplace.get(k)
+        if over is not None:
+            if over not in node.inplace_ok or len(node.outs) != 1 or over in node.writes:
+                raise MemoryPlanError(f"node {n} may not overwrite tensor {over}")
+            self._taken(k, over, node.outs[0], 0)
+        parts = plan.concat.get(k, ())
+        if parts:
+            if node.op != "cat" or len(node.outs) != 1:
+                raise MemoryPlanError(f"node {n} does not concatenate")
+            behind = 0
+            places: dict[int, int] = {}
+            for t in node.ins:
+                places[t] = behind
+                behind += p.tensors[t].raw_bytes if p.tensors[t].raw_bytes >= 0 else p.tensors[t].bytes
+            for t in parts:
+                if list(node.ins).count(t) != 1:
+                    raise MemoryPlanError(f"tensor {t} is not one of the operands of node {n}, once")
+                self._taken(k, t, node.outs[0], places[t])
+        for t in node.outs:
+            if t in self.near and (over is not None or parts):
+                raise MemoryPlanError(f"node {n} remakes tensor {t} at action {k} elsewhere, but it is resident")
+            if t not in self.near:
+                self._begin(k, t)
+        for t in parts:
+            self.holder[t] = node.outs[0]
+
+    def _readable(self, t: int) -> bool:
+        """Resident, by itself or in what holds it (which may be a part itself)."""
+        while t not in self.near:
+            if t not in self.holder:
+                return False
+            t = self.holder[t]
+        return True
+
+    def _begin(self, k: int, t: int) -> None:
+        self.near[t] = k
+        self.holder.pop(t, None)
+        if self.plan.offsets is not None:
+            where = self.plan.offsets.get((k, t))
+            if where is None:
+                raise MemoryPlanError(f"tensor {t} has no offset at action {k}, where it becomes resident")
+            if where < 0:
+                raise MemoryPlanError(f"tensor {t} has a negative offset at action {k}")
+            pinned = self.p.tensors[t].pinned
+            if pinned is not None and where != pinned:
+                raise MemoryPlanError(f"tensor {t} is pinned to {pinned} but lies at {where} at action {k}")
+            if where % self.p.align and (k, t) not in self.parts:
+                raise MemoryPlanError(f"tensor {t} at {where} is not aligned to {self.p.align}")
+
+    def _taken(self, k: int, t: int, by: int, at: int) -> None:
+        """Tensor ``t``'s bytes become those of ``by`` from byte ``at`` on."""
+        if t not in self.near:
+            raise MemoryPlanError(f"tensor {t} is not resident by itself at action {k}, which takes its bytes")
+        if self.p.tensors[t].space != self.p.tensors[by].space:
+            raise MemoryPlanError(f"tensors {t} and {by} lie in different spaces")
+        if self.plan.offsets is not None:
+            there, here = self.plan.offsets[self.near[t], t], self.plan.offsets.get((k, by))
+            if here is None or there != here + at:
+                raise MemoryPlanError(f"tensor {t} at {there} is not at its place in tensor {by} at action {k}")
+        del self.near[t]
+
+    def _refers(self) -> None:
+        """Tables by action refer to runs; tensors lie in spaces that exist. Finds ``parts``."""
+        runs = {k: x for k, (action, x) in enumerate(self.plan.actions) if action == "run"}
+        for k in (*self.plan.inplace, *self.plan.concat, *self.plan.workspaces):
+            if k not in runs:
+                raise MemoryPlanError(f"action {k} runs nothing but has a workspace or rewrites")
+        for t in self.made:
+            if self.p.tensors[t].space not in self.p.spaces:
+                raise MemoryPlanError(f"tensor {t} lies in {self.p.tensors[t].space}, which there is not")
+        since: dict[int, int] = {}
+        for k, (action, x) in enumerate(self.plan.actions):
+            if action == "run" and x in self.nodes:
+                self.parts.update((since.pop(t), t) for t in self.plan.concat.get(k, ()) if t in since)
+                since.pop(self.plan.inplace.get(k, -1), None)
+                for t in self.nodes[x].outs:
+                    since.setdefault(t, k)
+            elif action == "refill":
+                since[x] = k
+            elif action == "drop":
+                since.pop(x, None)
+
+    def _apart(self, k: int, ran: int | None) -> dict[str, int]:
+        """By space, where the highest resident ends. No two share bytes."""
+        offsets = self.plan.offsets
+        assert offsets is not None
+        taken = []
+        for t, since in self.near.items():
+            x = self.p.tensors[t]
+            size = x.raw if (since, t) in self.parts else x.bytes
+            taken.append((x.space, offsets[since, t], offsets[since, t] + size, f"tensor {t}"))
+        if ran is not None:
+            where = self.plan.workspaces.get(k)
+            if where is None or where < 0 or where % self.p.align:
+                raise MemoryPlanError(f"the workspace of node {ran} has no aligned offset at action {k}")
+            taken.append(("arena", where, where + self.nodes[ran].workspace, f"the workspace of node {ran}"))
+        taken = sorted(x for x in taken if x[1] < x[2])
+        out: dict[str, int] = {}
+        for a, b in itertools.pairwise(taken):
+            if a[0] == b[0] and b[1] < a[2]:
+                raise MemoryPlanError(f"{a[3]} and {b[3]} share bytes at action {k}, both live")
+        for space, _, stop, _ in taken:
+            out[space] = max(out.get(space, 0), stop)
+        return out
+
+    def _end(self) -> None:
+        for n in self.nodes:
+            if n not in self.read:
+                raise MemoryPlanError(f"node {n} does not run")
+        for t in self.made:
+            if self.p.tensors[t].kind == "output" and not self._readable(t):
+                raise MemoryPlanError(f"tensor {t}, an output, is not resident at the end")
 
 
 def _order(p: Problem, order: Sequence[int]) -> None:
