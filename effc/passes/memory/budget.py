@@ -189,7 +189,7 @@ class Model:
         self.producer = {t: n.id for n in p.nodes for t in n.outs}
         self.flops, self.estimated = flops_of(p)
         changed = {t for n in p.nodes for t in n.writes}
-        large = 1 << 44
+        large = 1 << 40
         self.move = {
             t: max(1, p.tensors[t].raw) if rules.spill or self.producer[t] in rules.sources else large
             for t in self.names
@@ -404,8 +404,8 @@ class Model:
             if i < len(s.sequence):
                 takes, all_of_them = self.takes(s, i)
                 uses = []
-                for _, gain, k in takes:
-                    if k is None or k in forced:
+                for _, gain, behind in takes:
+                    if behind is None or behind in forced:
                         use = m.new_bool_var("")
                     else:
                         use = var(behind) if all_of_them else m.new_bool_var("")
@@ -635,7 +635,7 @@ def _finish(
     Changes its arguments. Whether the gaps are proven best for the sequence, at the full capacity, is told beside."""
     proven = False
     cuts = 0
-    for attempt in range(40):
+    for attempt in range(60):
         if m.evict(s, capacity, forced) >= 1 << 52:
             if all(c == m.capacity for c in capacity):
                 return None
@@ -663,21 +663,29 @@ def _finish(
         high = [i for i in spaces[ARENA] if placed.offsets[i.id] + i.bytes > m.capacity]
         load = _loads(spaces[ARENA], len(s.full))
         hot = sorted({t for i in high for t in range(i.start, i.stop + 1)}, key=lambda t: (-load[t], t))
-        if cuts == 0 and attempt < 10 and not late:
+        if cuts == 0 and attempt < 8 and not late and any(capacity[t] > _floor(m, s, t) for t in hot):
             # The fullest of these steps get less.
             for t in hot[: max(1, len(hot) // 4)]:
                 capacity[t] = max(
                     _floor(m, s, t), min(capacity[t], load[t]) - max(m.align, m.capacity // 64 // m.align * m.align)
                 )
         else:
+            # Residencies that reach above it are cut at the fullest of these steps, later everything there.
             cuts += 1
-            near = range(len(s.full)) if cuts > 20 or late else hot[: 1 + cuts * 2]
-            steps = set(near)
-            more = {k for k, g in enumerate(s.gaps) if any(x in steps for x in (g.start, g.stop)) and k not in forced}
+            steps = set(range(len(s.full)) if cuts > 24 or late else hot[: 1 + cuts])
+            over = {i.id for i in high}
+            above = {x.tensor for r, x in enumerate(w.residencies) if places[r][0] in over}
+            more = {
+                k
+                for k, g in enumerate(s.gaps)
+                if k not in forced
+                and (g.tensor in above or cuts > 16 or late)
+                and any(x in steps for x in range(g.start, g.stop + 1))
+            }
             if not more:
-                if cuts > 20 or late:
+                if cuts > 24 or late:
                     return None
-                cuts += 8
+                cuts += 3
                 continue
             forced |= more
             capacity[:] = [m.capacity] * len(capacity)
@@ -785,6 +793,8 @@ def _realise(m: Model, limited: Problem, sequence: Sequence[int], until: float) 
     steps, proven = made
     seen = verify_steps(limited, steps)
     total, moved, flops = m.cost(s)
+    if not m.rules.spill and any(action == "spill" for action, _ in steps.actions):
+        return None
     reruns = len(s.sequence) - len(m.nodes)
     return Budgeted(steps, seen, m.capacity, total, moved, flops, reruns, m.estimated, proven, 0.0, "search")
 
@@ -808,7 +818,7 @@ def _for_nothing(
     if rules.rewrite and any(n.inplace_ok or n.concat for n in p.nodes):
         inplace = ordering.order(p, inplace=True, budget=200_000, seconds=seconds / 8)
         if any(n.concat for n in p.nodes) or inplace.bound <= capacity:
-            found = schedule(p, rewrite=True, states=100_000, seconds=seconds / 5)
+            found = schedule(p, rewrite=True, states=20_000, seconds=min(1.5, seconds / 5))
             if found.layout.seen.arena[ARENA] <= capacity:
                 return steps_of(p, found.layout.plan), starts
             if list(found.layout.plan.order) not in starts:

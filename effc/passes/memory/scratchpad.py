@@ -1,8 +1,8 @@
 """Plans for a scratchpad beside a far memory that holds everything else (COSMA, Li et al. 2023).
 
 Each result that leaves the graph is written once, and each input, where ``inputs`` counts them, is read once: that
-traffic is compulsory. The rest is what a plan can save: what had to make room and comes back, and inputs read again. It is the
-problem of ``budget.py`` with outputs that need not stay, and inputs that are made by loading them.
+traffic is compulsory. The rest is what a plan can save: what had to make room and comes back, and inputs read again.
+It is the problem of ``budget.py`` with outputs that need not stay, and inputs that are made by loading them.
 """
 
 from __future__ import annotations
