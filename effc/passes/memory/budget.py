@@ -312,8 +312,8 @@ class Model:
         return s
 
     def evict(self, s: Stretch, capacity: Sequence[int], forced: Collection[int]) -> int:
-        """Chooses the gaps that are out by the search's own method; the cost without reruns' part told apart, or more
-        than 2^52 if a step cannot fit."""
+        """Chooses the gaps that are out by the search's own method. The cost with repeated runs; 2^52 and more if a
+        step cannot fit."""
         count = len(s.gaps)
         flags = (ctypes.c_uint8 * max(1, count))(*[k in forced for k in range(count)])
         out = (ctypes.c_uint8 * max(1, count))()
