@@ -84,6 +84,64 @@ class OrderOut(ctypes.Structure):
     ]
 
 
+class LimitedIn(ctypes.Structure):
+    _fields_ = [
+        ("nodes", _i64),
+        ("tensors", _i64),
+        ("in_first", _Array),
+        ("in_", _Array),
+        ("out_first", _Array),
+        ("out", _Array),
+        ("after_first", _Array),
+        ("after", _Array),
+        ("over_first", _Array),
+        ("over", _Array),
+        ("part_first", _Array),
+        ("part", _Array),
+        ("write_first", _Array),
+        ("write", _Array),
+        ("bytes", _Array),
+        ("move", _Array),
+        ("copy", _Array),
+        ("workspace", _Array),
+        ("rerun", _Array),
+        ("stays", ctypes.POINTER(ctypes.c_uint8)),
+        ("capacity", _i64),
+        ("length", _i64),
+        ("start", _Array),
+        ("recompute", _i64),
+        ("seed", _i64),
+        ("budget", _i64),
+        ("seconds", ctypes.c_double),
+        ("heat", ctypes.c_double),
+    ]
+
+
+class SequenceOut(ctypes.Structure):
+    _fields_ = [
+        ("sequence", _Array),
+        ("room", _i64),
+        ("length", _i64),
+        ("cost", _i64),
+        ("start_cost", _i64),
+        ("evaluations", _i64),
+        ("ended", ctypes.c_int32),
+    ]
+
+
+class GapsOut(ctypes.Structure):
+    _fields_ = [
+        ("tensor", _Array),
+        ("from_", _Array),
+        ("to", _Array),
+        ("group", _Array),
+        ("out", ctypes.POINTER(ctypes.c_uint8)),
+        ("room", _i64),
+        ("count", _i64),
+        ("cost", _i64),
+    ]
+
+
 def build(out_dir: str | os.PathLike[str]) -> Path:
     """Compiles the library into ``out_dir``: what the wheel build calls."""
     return LIBRARY.build(out_dir)
@@ -110,6 +168,14 @@ def _load() -> ctypes.CDLL | str:
     except (EffcError, OSError) as e:
         return str(e).splitlines()[0]
     handle.effc_mem_place.restype = handle.effc_mem_order.restype = ctypes.c_int
+    handle.effc_mem_limit.restype = handle.effc_mem_evict.restype = ctypes.c_int
+    handle.effc_mem_limit.argtypes = [ctypes.POINTER(LimitedIn), ctypes.POINTER(SequenceOut)]
+    handle.effc_mem_evict.argtypes = [
+        ctypes.POINTER(LimitedIn),
+        _Array,
+        ctypes.POINTER(ctypes.c_uint8),
+        ctypes.POINTER(GapsOut),
+    ]
     handle.effc_mem_place.argtypes = [ctypes.POINTER(PlacementIn), ctypes.POINTER(PlacementOut)]
     handle.effc_mem_order.argtypes = [ctypes.POINTER(OrderIn), ctypes.POINTER(OrderOut)]
     return handle

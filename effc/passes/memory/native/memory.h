@@ -56,6 +56,45 @@ typedef struct {
 // 0; 1: no memory left; 2: the order given is not one of this graph.
 int EFFC_MEM_API effc_mem_order(const effc_mem_graph* in, effc_mem_ordered* out);
 
+// A graph against a capacity. Costs are in bytes moved; what runs again costs `rerun`.
+typedef struct {
+    int64_t nodes, tensors;
+    const int64_t *in_first, *in, *out_first, *out;  // of nodes: operands and results, distinct
+    const int64_t *after_first, *after;              // nodes that must have run
+    const int64_t *over_first, *over;                // operands that the result may overwrite
+    const int64_t *part_first, *part;                // operands that may be made inside the result
+    const int64_t *write_first, *write;              // operands that are changed
+    const int64_t *bytes, *move, *copy;              // [tensors]: size; the cost to bring it back; to have a copy, once
+    const int64_t *workspace, *rerun;                // [nodes]; rerun: -1 where it must not
+    const uint8_t* stays;                            // [tensors]: resident at the end
+    int64_t capacity;
+    int64_t length;  // of the sequence to start with
+    const int64_t* start;
+    int64_t recompute, seed;
+    int64_t budget;  // of work: steps evaluated
+    double seconds;  // an outer guard
+    double heat;     // of the annealing at its start, as a part of the cost; 0: the usual
+} effc_mem_limited;
+
+typedef struct {
+    int64_t* sequence;
+    int64_t room, length, cost, start_cost, evaluations;
+    int32_t ended;
+} effc_mem_sequence;
+
+typedef struct {
+    int64_t *tensor, *from, *to, *group;  // uses at steps from and to, none between; group: copies count once in it
+    uint8_t* out;
+    int64_t room, count, cost;
+} effc_mem_gaps;
+
+// 0; 1: no memory left; 2: no sequence of this graph; 3: too little room.
+int EFFC_MEM_API effc_mem_limit(const effc_mem_limited* in, effc_mem_sequence* out);
+
+// Which gaps are best out in the sequence: capacity[length + 1] of each step or null, forced: gaps that are out or null.
+int EFFC_MEM_API effc_mem_evict(const effc_mem_limited* in, const int64_t* capacity, const uint8_t* forced,
+                                effc_mem_gaps* out);
+
 #ifdef __cplusplus
 }
 #endif

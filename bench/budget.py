@@ -1,0 +1,128 @@
+"""Plans within budgets against eviction, and scratchpads.
+
+    python -m bench.budget [GRAPH.json ...] [--made] [--scratchpad] [--no-recompute] [--no-rewrite] [--out FOLDER]
+
+Budgets: 75, 50 and 25 % of the way from the largest single node's own bytes to the least peak of any order; the rows
+say what is moved and computed again against Belady's eviction on the order of that peak (``bench/paging.py``, which
+counts bytes; plans here have offsets). ``cost`` is bytes moved and repeated operations at the exchange rate of
+``effc/passes/memory/budget.py``. ``--scratchpad``: 1, 1.25, 1.5 and 2 times the largest node; bytes moved beyond the
+compulsory against least recently used and Belady on the order given, with nothing rewritten or repeated. ``--made``
+adds the graphs of ``bench/graphs.py``; ``--only NAME`` picks. ``--out`` writes the plans as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from bench import graphs
+from bench.memory import MIB, table
+from bench.paging import page
+from effc.passes.memory import order, problem
+from effc.passes.memory.budget import BudgetError, Rules, minimum, own_bytes, within
+from effc.passes.memory.problem import Problem
+from effc.passes.memory.scratchpad import largest_node, scratchpad
+
+FLOOR = 0.01  # a ratio of nothing to something counts as this in a geomean
+
+
+def budgets(p: Problem, rules: Rules, out: Path | None) -> list[dict[str, Any]]:
+    o = order.order(p, seconds=10.0)
+    low = max(own_bytes(p, n, rewrite=False) for n in p.nodes)
+    rows = []
+    for part in (75, 50, 25) if low < o.peak else ():
+        capacity = low + (o.peak - low) * part // 100
+        base = page(p, o.order, capacity, "belady")
+        row: dict[str, Any] = {"graph": p.name, "budget": f"{part} %", "MiB": capacity / MIB}
+        row["Belady MiB"] = None if base is None else base / MIB
+        try:
+            b = within(p, capacity, rules=rules)
+        except BudgetError as e:
+            rows.append(
+                row | {"moved MiB": f"needs {e.minimum}", "Mflop": None, "cost MiB": None, "ratio": None} | {"s": None}
+            )
+            continue
+        if out:
+            (out / f"{p.name}.{part}.json").write_text(json.dumps(problem.steps_to_dict(b.steps)))
+        row |= {"moved MiB": b.moved / MIB, "Mflop": b.flops / 1e6, "cost MiB": b.cost / MIB}
+        rows.append(row | {"ratio": b.cost / base if base else None, "s": b.seconds})
+    return rows
+
+
+def pads(p: Problem, out: Path | None, inputs: bool) -> list[dict[str, Any]]:
+    rows = []
+    node = largest_node(p, inputs=inputs)
+    for times in (1.0, 1.25, 1.5, 2.0):
+        capacity = int(node * times)
+        s = scratchpad(p, capacity, inputs=inputs)
+        q = s.problem
+        # Loading is a node of its own: page replacement has inputs clean from the start.
+        old = {n: page(p, p.given, capacity, n, outputs_far=True, inputs=inputs) for n in ("lru", "belady")}
+        assert old["lru"] is not None and old["belady"] is not None, "the largest node fits"
+        if out:
+            (out / f"{p.name}.pad{times}.json").write_text(json.dumps(problem.steps_to_dict(s.plan.steps)))
+        rows.append(
+            {
+                "graph": p.name,
+                "nodes": len(q.nodes),
+                "pad": f"{times} x",
+                "MiB": capacity / MIB,
+                "compulsory MiB": s.compulsory / MIB,
+                "LRU MiB": old["lru"] / MIB,
+                "Belady MiB": old["belady"] / MIB,
+                "ours MiB": s.extra / MIB,
+                "ratio": s.extra / old["lru"] if old["lru"] else None,
+                "to Belady": s.extra / old["belady"] if old["belady"] else None,
+                "s": s.plan.seconds,
+            }
+        )
+    return rows
+
+
+def geomean(rows: list[dict[str, Any]], key: str = "ratio") -> str:
+    logs = [math.log(max(FLOOR, r[key])) for r in rows if r[key] is not None]
+    none = sum(r[key] == 0 for r in rows)
+    if not logs:
+        return "no rows to compare"
+    return f"{key}: geomean {math.exp(sum(logs) / len(logs)):.3f} of {len(logs)} rows, {none} of them 0 (as {FLOOR})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="bench.budget", description="plans within budgets against eviction")
+    parser.add_argument("files", nargs="*", type=Path)
+    parser.add_argument("--made", action="store_true", help="the graphs of bench/graphs.py too")
+    parser.add_argument("--only", default="", help="graphs whose name has this")
+    parser.add_argument("--scratchpad", action="store_true")
+    parser.add_argument("--inputs", action="store_true", help="scratchpads: inputs take space and are read from afar")
+    parser.add_argument("--no-recompute", action="store_true")
+    parser.add_argument("--no-rewrite", action="store_true")
+    parser.add_argument("--out", type=Path, help="folder for the plans")
+    args = parser.parse_args()
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+    problems = [problem.from_json(f) for f in args.files]
+    if args.made:
+        problems += [make() for make in graphs.ALL.values()]
+    problems = [p for p in problems if args.only in p.name]
+    rules = dataclasses.replace(Rules(), recompute=not args.no_recompute, rewrite=not args.no_rewrite)
+    rows = []
+    for p in problems:
+        rows += pads(p, args.out, args.inputs) if args.scratchpad else budgets(p, rules, args.out)
+    if rows:
+        print(table(rows), end="\n\n")
+        print(geomean(rows))
+        if args.scratchpad:
+            print(geomean(rows, "to Belady"))
+            total = {k: sum(r[k] for r in rows) for k in ("LRU MiB", "Belady MiB", "ours MiB")}
+            print(", ".join(f"{k} {v:.2f}" for k, v in total.items()), "in all")
+    same = [p.name for p in problems if minimum(p, rewrite=False).bytes >= order.order(p, seconds=10.0).peak]
+    if same and not args.scratchpad:
+        print("the largest node needs as much as the best order:", ", ".join(same))
+
+
+if __name__ == "__main__":
+    main()
