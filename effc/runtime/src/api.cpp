@@ -242,6 +242,28 @@ int32_t effc_arena(effc_model* model, int32_t entry, const effc_array* inputs, i
   });
 }
 
+int32_t effc_stream_stats(const effc_model* model, effc_stream* out) {
+  return guarded([&] {
+    need(model && out, "effc_stream_stats got a NULL argument");
+    *out = effc_stream();
+    if (model->streamer()) model->streamer()->report(out);
+  });
+}
+
+int32_t effc_place(int32_t n, const int64_t* bytes, const int32_t* first, const int32_t* last, int64_t* at,
+                   int32_t steps, int64_t* total, int64_t* lower_bound) {
+  return guarded([&] {
+    std::vector<Block> blocks;
+    for (int32_t i = 0; i < n; ++i) {
+      need(bytes[i] >= 0 && first[i] >= 0 && first[i] <= last[i] && last[i] <= steps, "effc_place got a bad lifetime");
+      blocks.push_back({bytes[i], first[i], last[i], at[i]});
+    }
+    *total = plan_arena(blocks, steps, lower_bound);
+    for (int32_t i = 0; i < n; ++i)
+      at[i] = blocks[size_t(i)].at;
+  });
+}
+
 uint64_t effc_alloc_count(void) { return g_allocs.load(); }
 uint64_t effc_xxh3(const void* data, size_t size) { return xxh3_64(data, size); }
 void effc_parallel_for(int32_t threads, int64_t n, int64_t grain, effc_task_fn fn, void* arg) {
