@@ -87,9 +87,7 @@ def run_limited(
         if group is not None:
             with contextlib.suppress(OSError, ValueError):
                 peak = int((group[0] / group[1]).read_text())
-        return Limited(
-            done.stdout, done.stderr, done.returncode, peak, "RLIMIT_DATA" if group is None else group[2]
-        )
+        return Limited(done.stdout, done.stderr, done.returncode, peak, "RLIMIT_DATA" if group is None else group[2])
 
 
 def cached_bytes(path: str | os.PathLike[str]) -> int:

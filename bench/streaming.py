@@ -3,11 +3,11 @@
     python -m bench.streaming [--limit BYTES] [--budget SIZE] [--tokens 16] [--rounds 3] [--only NAME,...] [--json]
 
 Prefill of a prompt of 16 tokens, then greedy decoding, in processes without torch that the kernel holds to a limit
-(``bench/cgroup.py`` says by what). Rows: everything in memory and no limit; the same artifact, whose weights are mapped,
-under the limit; the artifact compiled with ``memory_budget`` under the limit, with and without reading ahead, and through
-the page cache. Each process starts with the artifact out of the page cache. The logits of every step must have the
-same bits in all rows. ``load`` and ``first`` (prefill from cold) are seconds, ``peak`` what the control group counted.
-A row ``long`` prefills 256 tokens instead: there is computing to hide the reading behind.
+(``bench/cgroup.py`` says by what). Rows: everything in memory and no limit; the same artifact, whose weights are
+mapped, under the limit; the artifact compiled with ``memory_budget`` under the limit, with and without reading ahead,
+and through the page cache. Each process starts with the artifact out of the page cache. The logits of every step must
+have the same bits in all rows. ``load`` and ``first`` (prefill from cold) are seconds, ``peak`` what the control group
+counted. ``--long``: prefills of 256 tokens instead, so that there is computing to hide the reading behind.
 """
 
 from __future__ import annotations
@@ -101,12 +101,15 @@ def worker(path: str, tokens: int, prompt: list[int]) -> dict[str, Any]:
     done = {k: after[k] - after_first[k] for k in ("pieces", "bytes", "waits", "wait_ns", "run_ns", "row_bytes")}
     return {
         **times, "steps": steps, "again": again, "ids": ids, "bits": bits.hexdigest(), "decode": done,
-        "prefill": {k: after_first[k] - before[k] for k in done}, "sizes": {k: after[k] for k in ("arena", "window", "resident")},
+        "prefill": {k: after_first[k] - before[k] for k in done},
+        "sizes": {k: after[k] for k in ("arena", "window", "resident")},
         "direct": after["direct"], "prefetch": after["prefetch"],
     }  # fmt: skip
 
 
-def measure(way: Way, paths: tuple[Path, Path], limit: int, tokens: int, prompt: list[int], timeout: float) -> dict[str, Any]:
+def measure(
+    way: Way, paths: tuple[Path, Path], limit: int, tokens: int, prompt: list[int], timeout: float
+) -> dict[str, Any]:
     """One process, from a cold page cache."""
     path = paths[way.streamed]
     kept = cgroup.forget(path)
@@ -123,7 +126,9 @@ def main() -> None:
         return
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--limit", type=int, default=LIMIT, help="bytes the kernel allows a process")
-    p.add_argument("--budget", default=BUDGET, help="memory_budget of the artifact; the process needs some memory besides")
+    p.add_argument(
+        "--budget", default=BUDGET, help="memory_budget of the artifact; the process needs some memory besides"
+    )
     p.add_argument("--tokens", type=int, default=16)
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--folder", type=Path, default=Path(".cache") / "streaming", help="where artifacts are kept")
@@ -157,8 +162,15 @@ def main() -> None:
 def table(rows: dict[str, list[dict[str, Any]]], limit: int, budget: str, tokens: int, prompt: int) -> str:
     """Medians over the rounds."""
     hows = sorted({r["how"] for results in rows.values() for r in results} - {"no limit"})
-    head = f"limit {limit:,} bytes ({', '.join(hows)}), memory_budget {budget}, prompt {prompt}, {tokens} tokens decoded"
-    lines = [head, "", "| | load s | first s | later s | tokens/s | waiting | read MB a run | peak MB |", "|---|--:|--:|--:|--:|--:|--:|--:|"]
+    head = (
+        f"limit {limit:,} bytes ({', '.join(hows)}), memory_budget {budget}, prompt {prompt}, {tokens} tokens decoded"
+    )
+    lines = [
+        head,
+        "",
+        "| | load s | first s | later s | tokens/s | waiting | read MB a run | peak MB |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
     for name, results in rows.items():
         good = [r for r in results if "bits" in r]
         if not good:
@@ -168,13 +180,12 @@ def table(rows: dict[str, list[dict[str, Any]]], limit: int, budget: str, tokens
         def median(of: Any) -> float:
             return statistics.median(of(r) for r in good)  # noqa: B023
 
-        runs = tokens or 3
         step = median(lambda r: statistics.median(r["steps"] or r["again"]))
         waiting = median(lambda r: r["decode"]["wait_ns"] / max(1, r["decode"]["run_ns"]))
         lines.append(
             f"| {name} | {median(lambda r: r['load']):.2f} | {median(lambda r: r['first']):.2f} | {step:.3f} | "
             f"{(1 if tokens else prompt) / step:.2f} | {waiting:.0%} | "
-            f"{median(lambda r: (r['decode']['bytes'] + r['decode']['row_bytes']) / runs) / 1e6:.1f} | "
+            f"{median(lambda r: r['decode']['bytes'] + r['decode']['row_bytes']) / (tokens or 3) / 1e6:.1f} | "
             f"{median(lambda r: r['peak']) / 1e6:.1f} |"
         )
     return "\n".join(lines)

@@ -20,7 +20,13 @@ def parse_bytes(value: str | int, name: str) -> int:
     elif isinstance(value, str):
         found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", value)
         if found and found[2].lower() in _UNITS:
-            size = float(found[1]) * _UNITS[found[2].lower()] if "." in found[1] else int(found[1]) * _UNITS[found[2].lower()]
+            size = (
+                float(found[1]) * _UNITS[found[2].lower()]
+                if "." in found[1]
+                else int(found[1]) * _UNITS[found[2].lower()]
+            )
     if size < 1:
-        raise EffcError(f"{name} is {value!r}, not a size", hint="give bytes as an int, or a text like '180MiB' or '48MB'")
+        raise EffcError(
+            f"{name} is {value!r}, not a size", hint="give bytes as an int, or a text like '180MiB' or '48MB'"
+        )
     return int(size)

@@ -206,9 +206,7 @@ class ArtifactWriter:
             nbytes = z.add(path, parts, PAGE)
             chunk = self._streamed.get(i, CHUNK)
             more = {"stream": True} if i in self._streamed else {}
-            segments.append(
-                {"path": path, "nbytes": nbytes, "chunk": chunk, "xxh3": _chunk_sums(parts, chunk), **more}
-            )
+            segments.append({"path": path, "nbytes": nbytes, "chunk": chunk, "xxh3": _chunk_sums(parts, chunk), **more})
         for path, data in self._files.items():
             z.add(path, [data])
         full = {

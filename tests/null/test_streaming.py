@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 from collections.abc import Callable
@@ -58,6 +59,11 @@ def tied(budget: int | str | None = None, **more: Any) -> Any:
     return effc.compile(Tied().eval(), (ids(2, 9),), memory_budget=budget, selftest=False, **more)
 
 
+@functools.cache
+def least_tied() -> int:
+    return least_of(tied)[0]
+
+
 def test_sizes() -> None:
     assert [parse_bytes(x, "b") for x in (7, "7", "3k", "1.5 MiB", "2MB", "1GiB")] == [
         7, 7, 3072, 3 << 19, 2_000_000, 1 << 30,
@@ -77,7 +83,7 @@ def test_every_budget_gives_the_same_bits() -> None:
     want = tied()(x)
     total = sum(p.numel() * 4 for p in Tied().parameters())
     streamed = []
-    for budget in (least, least + 5000, least + 70_000, least + 200_000, least + 2 * total):
+    for budget in (least, least + 70_000, least + 200_000, least + 2 * total):
         m = tied(budget)
         report = m.report["memory"]
         for _ in range(2):
@@ -95,7 +101,7 @@ def test_every_budget_gives_the_same_bits() -> None:
 
 
 def test_a_large_weight_is_cut_and_its_rows_are_read() -> None:
-    least, _ = least_of(tied)
+    least = least_tied()
     report = tied(least).report["memory"]
     (cut,) = report["cut"]
     assert cut == {"bytes": 1500 * 96 * 4, "pieces": cut["pieces"], "rows": 1} and cut["pieces"] > 5
@@ -109,7 +115,7 @@ def test_a_large_weight_is_cut_and_its_rows_are_read() -> None:
 def test_checksums_are_checked_once_and_nothing_is_allocated() -> None:
     from effc.runtime import _rt
 
-    m = tied(least_of(tied)[0])
+    m = tied(least_tied())
     x = ids(2, 9, seed=4)
     out = m(x)
     m(x)
@@ -124,7 +130,7 @@ def test_checksums_are_checked_once_and_nothing_is_allocated() -> None:
 def test_ways_to_read(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    m = tied(least_of(tied)[0])
+    m = tied(least_tied())
     x = ids(2, 9)
     same(m(x), tied()(x))
     assert m.streaming["pieces"] and not m.streaming["prefetch" if "EFFC_STREAM_PREFETCH" in env else "direct"]
@@ -145,7 +151,7 @@ def test_dynamic_sizes() -> None:
     assert plain.arena(ids(4, 40))[0] <= m.streaming["arena"]
     with pytest.raises(effc.EffcError, match="out of range"):
         m(torch.tensor([[1500]]))
-    same(m(torch.tensor([[-1500]])), plain(torch.tensor([[0]])))  # as torch's index_select would not, but numpy's take does
+    same(m(torch.tensor([[-1500]])), plain(torch.tensor([[-1500]])))
     with pytest.raises(effc.EffcError, match="no upper bound"):
         tied(least, dynamic_shapes={"ids": {1: torch.export.Dim("n")}})
 
@@ -228,7 +234,7 @@ def test_long_reductions_are_added_in_the_same_order() -> None:
 
 
 def test_runs_of_several_threads_take_turns() -> None:
-    m, plain = tied(least_of(tied)[0]), tied()
+    m, plain = tied(least_tied()), tied()
     xs = [ids(2, 9, seed=k) for k in range(4)]
     want = [plain(x) for x in xs]
     bad: list[int] = []
@@ -248,7 +254,7 @@ def test_runs_of_several_threads_take_turns() -> None:
 
 
 def saved(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
-    m = tied(least_of(tied)[0])
+    m = tied(least_tied())
     m.save(tmp_path / "m.effc")
     return tmp_path / "m.effc", m.manifest
 
@@ -332,7 +338,7 @@ def test_loads_reuse_places_only_when_they_are_free() -> None:
         steps = [rng.choice(12, int(rng.integers(0, 4)), replace=False).tolist() for _ in range(30)]
         least = max(sum(sizes[i] for i in s) for s in steps)
         window = least + int(rng.integers(0, 3)) * 3 * streaming.PAGE
-        loads = streaming._loads(steps, lambda i: sizes[i], window)
+        loads = streaming._loads(steps, sizes.__getitem__, window)
         memory = np.full(window // streaming.PAGE, -1)
         done = 0
         for k, step in enumerate(steps):

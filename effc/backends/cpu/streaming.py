@@ -19,6 +19,8 @@ states of one session, and the buffer for rows. What it does not: the caller's a
 from __future__ import annotations
 
 import ctypes
+import functools
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from ...ir import dims
-from ...ir.dims import Dim, SymExpr
+from ...ir.dims import Dim
 from ...ir.dtypes import DType
 from ...ir.graph import Graph
 from ...runtime import _rt
@@ -67,7 +69,7 @@ class Memory:
     segments: dict[int, int] = field(default_factory=dict)
 
 
-# The arena --------------------------------------------------------------------------------------------------------------
+# The arena ------------------------------------------------------------------------------------------------------------
 
 
 def ranges_of(program: Program, graph: Graph, budget: str) -> dict[str, tuple[int, int]]:
@@ -119,9 +121,10 @@ def arena_bytes(program: Program, threads: int, ranges: Mapping[str, tuple[int, 
     def largest(d: Dim) -> int:
         return d if isinstance(d, int) else max(0, int(dims.bounds(d, ranges)[1]))
 
-    worst = _place(program, threads, largest)
+    found = [_place(program, threads, largest)]
     for env in _samples(ranges):
-        worst = tuple(max(p) for p in zip(worst, _place(program, threads, lambda d: dims.evaluate(d, env)), strict=True))  # type: ignore[assignment]
+        found.append(_place(program, threads, functools.partial(dims.evaluate, env=env)))
+    worst = max(total for total, _ in found), max(bound for _, bound in found)
     return worst
 
 
@@ -157,7 +160,10 @@ def _place(program: Program, threads: int, size: Callable[[Dim], int]) -> tuple[
         if (scratch := size(ins.get("thread_scratch", 0))) > 0:
             blocks.append((-(-scratch // 64) * 64 * threads, k, k, -1))
     n = len(blocks)
-    sizes = [(ctypes.c_int64 * n)(*(b[0] for b in blocks)), *((ctypes.c_int32 * n)(*(b[j] for b in blocks)) for j in (1, 2))]
+    sizes = [
+        (ctypes.c_int64 * n)(*(b[0] for b in blocks)),
+        *((ctypes.c_int32 * n)(*(b[j] for b in blocks)) for j in (1, 2)),
+    ]
     at = (ctypes.c_int64 * n)(*(b[3] for b in blocks))
     total, bound = ctypes.c_int64(), ctypes.c_int64()
     _rt.check(_rt.lib().effc_place(n, *sizes, at, len(code), ctypes.byref(total), ctypes.byref(bound)))
@@ -171,13 +177,13 @@ def check_arena(programs: Mapping[str, Program], graphs: Mapping[str, Graph], th
         total, bound = arena_bytes(program, threads, ranges_of(program, graphs[name], "arena_budget"))
         if total > budget:
             raise EffcError(
-                f"arena_budget is {budget} bytes, but entry point {name} needs an arena of {total} bytes; in this order "
-                f"of instructions at least {bound} bytes are alive at one time",
+                f"arena_budget is {budget} bytes, but entry point {name} needs an arena of {total} bytes; in this "
+                f"order of instructions at least {bound} bytes are alive at one time",
                 pass_name="memory budget", hint=f"give arena_budget={total}, or the model smaller inputs",
             )  # fmt: skip
 
 
-# Cutting large weights ----------------------------------------------------------------------------------------------------
+# Cutting large weights ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -211,7 +217,10 @@ def _slice(values: list[dict[str, Any]], i: int, lo: int, hi: int) -> int:
     strides = tuple(v["strides"]) if "strides" in v else _row_major(shape)
     base, offset = (v["base"], v.get("offset", 0)) if v["k"] == "view" else (i, 0)
     values.append(
-        {"d": v["d"], "shape": (*shape[:3], hi - lo), "k": "view", "base": base, "offset": offset + lo * strides[3], "strides": strides}
+        {
+            "d": v["d"], "shape": (*shape[:3], hi - lo), "k": "view", "base": base, "strides": strides,
+            "offset": offset + lo * strides[3],
+        }
     )  # fmt: skip
     return len(values) - 1
 
@@ -270,7 +279,12 @@ class _Cutter:
     def _reads_rows(self, index: int, u: _Use) -> bool:
         p = self.programs[u.entry]
         ins, v, values = p["code"][u.step], p["values"][u.value], p["values"]
-        if ins.get("kernel") != "effc_take" or u.operand != 0 or ins["attrs"] != [0] or self.arrays[index].nbytes < TABLE:
+        if (
+            ins.get("kernel") != "effc_take"
+            or u.operand != 0
+            or ins["attrs"] != [0]
+            or self.arrays[index].nbytes < TABLE
+        ):
             return False
         out, at = values[ins["out"][0]], values[ins["in"][1]]
         plain = v["k"] == "const" and "strides" not in v and "strides" not in out and at["d"] in ("i64", "i32")
@@ -288,7 +302,7 @@ class _Cutter:
         if len(bounds) < 3:
             return None
         pieces = []
-        for lo, hi in zip(bounds, bounds[1:], strict=False):
+        for lo, hi in itertools.pairwise(bounds):
             self.arrays.append(_panels(self.arrays[index], lo, hi) if packed else self.arrays[index][lo:hi])
             pieces.append((lo, hi, len(self.arrays) - 1))
         return pieces
@@ -298,14 +312,21 @@ class _Cutter:
         p = self.programs[u.entry]
         ins, v, values = p["code"][u.step], p["values"][u.value], p["values"]
         kernel = ins.get("kernel")
-        if u.operand != 1 or any(len(values[i]["shape"]) != 4 for i in [ins["in"][0], *ins["in"][2:], *ins["out"]] if i >= 0):
+        if u.operand != 1 or any(
+            len(values[i]["shape"]) != 4 for i in [ins["in"][0], *ins["in"][2:], *ins["out"]] if i >= 0
+        ):
             return None
         if kernel in CUT:
             dtype, array = CUT[kernel], self.arrays[index]
             if array.ndim != 2 or len(v["shape"]) != 4 or v["d"] != dtype.value:
                 return None
             n, k = array.shape  # a table (n, k) read as its transpose: a column is a row there
-            if v["k"] != "view" or tuple(v["shape"][2:]) != (k, n) or tuple(v["strides"]) != (0, 0, 1, k) or v["offset"] != 0:
+            if (
+                v["k"] != "view"
+                or tuple(v["shape"][2:]) != (k, n)
+                or tuple(v["strides"]) != (0, 0, 1, k)
+                or v["offset"] != 0
+            ):
                 return None
             packed = False
         elif kernel in CUT_PACKED:
@@ -343,7 +364,10 @@ class _Cutter:
                 root = self._const(u.entry, index, values[u.value]["d"])
                 k = self.arrays[index].shape[1]
                 values.append(
-                    {"d": values[root]["d"], "shape": (1, 1, k, hi - lo), "k": "view", "base": root, "offset": 0, "strides": (0, 0, 1, k)}
+                    {
+                        "d": values[root]["d"], "shape": (1, 1, k, hi - lo), "k": "view", "base": root, "offset": 0,
+                        "strides": (0, 0, 1, k),
+                    }
                 )  # fmt: skip
                 right = len(values) - 1
                 new["scratch"] = self._scratch(ins, values, values[right])
@@ -365,7 +389,10 @@ class _Cutter:
         dtype = DType(right["d"])
         micro = microkernels.choose(self.target, "matmul", dtype)
         left = values[ins["in"][0]]
-        a, b = (Buf(0, 0, dtype, tuple(v["shape"]), tuple(v.get("strides") or _row_major(v["shape"]))) for v in (left, right))
+        a, b = (
+            Buf(0, 0, dtype, tuple(v["shape"]), tuple(v.get("strides") or _row_major(v["shape"])))
+            for v in (left, right)
+        )
         blocking = packing.Blocking(*ins["attrs"][:3])
         return dims.minimum(ins["scratch"], _scratch(_Sizes.of(micro, dtype, self.target.vlen), a, b, blocking))
 
@@ -391,7 +418,7 @@ def _panels(packed: Array, lo: int, hi: int) -> Array:
     return np.concatenate([np.frombuffer(head, np.uint8), data])
 
 
-# The schedule -----------------------------------------------------------------------------------------------------------
+# The schedule ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -419,7 +446,7 @@ class _Plan:
 
 
 def _prepare(
-    programs: Mapping[str, Program], graphs: Mapping[str, Graph], arrays: Sequence[Array], target: CpuTarget, threads: int,
+    programs: Mapping[str, Program], arrays: Sequence[Array], target: CpuTarget, threads: int,
     ranges: Mapping[str, Mapping[str, tuple[int, int]]], piece: int, states: int,
 ) -> _Plan:  # fmt: skip
     c = _Cutter(programs, arrays, target, piece).run()
@@ -432,7 +459,11 @@ def _prepare(
             if ins["op"] == "rows":
                 order.update(dict.fromkeys(i for i, _ in ins["tables"]))
                 continue
-            read = {p["values"][r]["data"] for i in ins["in"] if i >= 0 and p["values"][r := _root(p["values"], i)]["k"] == "const"}
+            read = {
+                p["values"][r]["data"]
+                for i in ins["in"]
+                if i >= 0 and p["values"][r := _root(p["values"], i)]["k"] == "const"
+            }
             steps[n][k] = [i for i in sorted(read) if i not in stays]
             order.update(dict.fromkeys(steps[n][k]))
     block, where = 0, None
@@ -456,8 +487,8 @@ def _chunk(array: Array, table: bool) -> int:
 
 
 def fit(
-    programs: Mapping[str, Program], graphs: Mapping[str, Graph], arrays: Sequence[Array], target: CpuTarget, threads: int,
-    budget: int,
+    programs: Mapping[str, Program], graphs: Mapping[str, Graph], arrays: Sequence[Array], target: CpuTarget,
+    threads: int, budget: int,
 ) -> tuple[dict[str, Program], list[Array], Memory]:  # fmt: skip
     """Programs and constants that run within ``budget`` bytes on at most ``threads`` threads, and how.
 
@@ -474,7 +505,7 @@ def fit(
         return dict(programs), list(arrays), Memory(report)
     plan = None
     for piece in PIECES:
-        tried = _prepare(programs, graphs, arrays, target, threads, ranges, piece, states)
+        tried = _prepare(programs, arrays, target, threads, ranges, piece, states)
         if plan is None or tried.least < plan.least:
             plan = tried
         if plan.least <= budget:
@@ -497,10 +528,14 @@ def _state_bytes(graphs: Mapping[str, Graph]) -> int:
 
 def _refuse(plan: _Plan, budget: int, states: int) -> None:
     entry, ins = plan.where or ("", {"name": "", "loc": ""})
-    step = f" and {plan.block} for the weights of {ins['name']} in entry point {entry}, the most of any instruction" if ins["name"] else ""
+    step = (
+        f" and {plan.block} for the weights of {ins['name']} in entry point {entry}, the most of any instruction"
+        if ins["name"]
+        else ""
+    )
     raise EffcError(
-        f"memory_budget is {budget} bytes, the least that this model runs in is {plan.least}: {plan.arena} for the arena "
-        f"with its scratch, {plan.fixed - states} for small constants, {states} for states"
+        f"memory_budget is {budget} bytes, the least that this model runs in is {plan.least}: {plan.arena} for the "
+        f"arena with its scratch, {plan.fixed - states} for small constants, {states} for states"
         f"{f', {plan.rows} to read rows' if plan.rows else ''}{step}",
         op=ins["name"] or None, loc=ins["loc"], pass_name="memory budget",
         hint=f"give memory_budget={plan.least} or more, fewer threads, or smaller bounds to dynamic dims",
@@ -585,4 +620,4 @@ def _loads(steps: Sequence[Sequence[int]], size: Callable[[int], int], window: i
     return loads
 
 
-__all__ = ["Memory", "SymExpr", "arena_bytes", "check_arena", "fit"]
+__all__ = ["Memory", "arena_bytes", "check_arena", "fit"]
