@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
+import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -251,6 +254,35 @@ def test_runs_of_several_threads_take_turns() -> None:
         t.join()
     assert not bad and m.streaming["runs"] == 20
     assert m.streaming["pieces"] == 20 * m.report["memory"]["entries"]["main"]["loads"]
+
+
+def test_a_child_of_fork_reads_for_itself() -> None:
+    """The threads that read stay with the parent, whatever they were doing."""
+    m = tied(least_tied())
+    x = ids(2, 9)
+    want = m(x)
+    child = os.fork()
+    if child == 0:
+        ok = torch.equal(m(x), want) and torch.equal(m(x), want) and not m.streaming["prefetch"]
+        os._exit(0 if ok else 1)
+    deadline = time.monotonic() + 60
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
+    assert ended[1] == 0
+    same(m(x), want)
+
+
+def test_the_command_line_shows_a_streamed_artifact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from effc import cli
+
+    path, manifest = saved(tmp_path)
+    assert cli.main(["inspect", str(path), "--plan"]) in (0, None)
+    shown = capsys.readouterr().out
+    assert "rows" in shown and "matmul [1/" in shown
+    assert cli.main(["verify", str(path)]) in (0, None)
+    assert manifest["segments"][1]["stream"]
 
 
 def saved(tmp_path: Path) -> tuple[Path, dict[str, Any]]:

@@ -558,7 +558,9 @@ def _scheduled(plan: _Plan, budget: int, states: int, threads: int) -> tuple[dic
         if often[index] and plan.size(index) <= spare:
             stays.add(index)
             spare -= plan.size(index)
-    segment = {index: 1 + k for k, index in enumerate(plan.order)}
+    # What streams lies together in the file, in the order in which it is read.
+    stored = sorted(plan.order, key=lambda i: (i not in stays, rank[i]))
+    segment = {index: 1 + k for k, index in enumerate(stored)}
     entries = {}
     for n, p in plan.programs.items():
         loads = _loads([[i for i in read if i not in stays] for read in plan.steps[n]], plan.size, window)
@@ -584,7 +586,7 @@ def _scheduled(plan: _Plan, budget: int, states: int, threads: int) -> tuple[dic
         "stay": len(stays), "stream": len(plan.order) - len(stays), "cut": plan.cut, "entries": entries,
         "largest": {"entry": plan.where[0], "name": plan.where[1]["name"], "bytes": plan.block} if plan.where else None,
     }  # fmt: skip
-    chunks = {i: _chunk(plan.arrays[i], i in plan.tables) for i in plan.order}
+    chunks = {i: _chunk(plan.arrays[i], i in plan.tables) for i in stored}
     return plan.programs, plan.arrays, Memory(report, manifest, chunks)
 
 

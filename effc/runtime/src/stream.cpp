@@ -19,7 +19,8 @@ namespace effc_rt {
 namespace {
 
 constexpr int64_t kPage = 4096;               // what direct reads ask of offsets, sizes and addresses
-const int64_t kRead = getenv("EFFC_KREAD") ? atoll(getenv("EFFC_KREAD")) : int64_t(1) << 20;   // bytes asked for at once: a device needs no more to be busy
+constexpr int64_t kRead = int64_t(4) << 20;   // bytes asked for at once: a device needs no more to be busy
+constexpr int kReaders = 2;                   // one asks while the other's answer comes
 constexpr int64_t kMaxChunk = int64_t(4) << 20;
 
 int64_t pages(int64_t n) { return add(n, kPage - 1) & ~(kPage - 1); }
@@ -50,7 +51,6 @@ Streamer::Streamer(const Json& memory, const char* path, const Mapping& file) {
   sizes_.resident = size_of(memory, "resident");
   threads_ = int(std::max<int64_t>(1, std::min<int64_t>(memory.integer("threads"), 256)));
   prefetch_ = !off("EFFC_STREAM_PREFETCH");
-  if (const char* n = getenv("EFFC_STREAM_READERS")) readers_ = std::max(1, std::min(atoi(n), 16));
   // Direct reads go past the page cache: the kernel need not copy, and memory holds no second copy of the weights.
   if (!off("EFFC_STREAM_DIRECT")) fd_ = open(path, O_RDONLY | O_CLOEXEC | O_DIRECT);
   direct_ = fd_ >= 0;
@@ -150,6 +150,7 @@ std::unique_lock<std::mutex> Streamer::turn() {
       pid_ = getpid();
       prefetch_ = prefetch_ && !reading_;
       reading_ = false;
+      readers_waiting_ = 0;
     }
   }
   return std::unique_lock<std::mutex>(*turn_);
@@ -228,7 +229,7 @@ void Streamer::begin(const Program& program) {
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int error = 0;
     threads_reading_.clear();
-    for (int k = 0; k < readers_ && !error; ++k) {
+    for (int k = 0; k < kReaders && !error; ++k) {
       pthread_t thread;
       auto start = [](void* self) -> void* {
         static_cast<Streamer*>(self)->reader();

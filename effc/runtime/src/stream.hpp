@@ -83,7 +83,7 @@ class Streamer {
   bool prefetch_ = true;
   effc_stream sizes_{};
   int64_t row_buffer_ = 0;
-  int threads_ = 0, readers_ = 2;
+  int threads_ = 0;
   char *window_ = nullptr, *resident_ = nullptr, *arena_ = nullptr, *chunk_buffer_ = nullptr;
   std::vector<char*> owned_;
   Counts counts_;
