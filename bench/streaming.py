@@ -7,9 +7,7 @@ Prefill of a prompt of 16 tokens, then greedy decoding, in processes without tor
 mapped, under the limit; the artifact compiled with ``memory_budget`` under the limit, with and without reading ahead,
 and through the page cache. Each process starts with the artifact out of the page cache. The logits of every step must
 have the same bits in all rows. ``load`` and ``first`` (prefill from cold) are seconds, ``peak`` what the control group
-counted. Rows are called ``in memory``, ``mapped``, ``streamed``, ``not ahead`` and ``page cache``. ``--long``: prefills
-of 32 tokens instead, so that there is more computing to hide the reading behind (longer ones have results that do not
-fit beside the budget).
+counted. Rows are called ``in memory``, ``mapped``, ``streamed``, ``not ahead`` and ``page cache``.
 """
 
 from __future__ import annotations
@@ -30,7 +28,6 @@ from . import cgroup
 WEIGHTS = 538_071_944  # bytes of the artifact's weights without a budget
 LIMIT = WEIGHTS // 3
 BUDGET = "140MiB"
-LONG = 32
 
 
 @dataclass(frozen=True)
@@ -87,13 +84,6 @@ def worker(path: str, tokens: int, prompt: list[int]) -> dict[str, Any]:
     after_first = m.streaming
     bits.update(logits.tobytes())
     ids.append(int(logits[0, -1].argmax()))
-    del logits  # the limit has no room for two
-    again = []
-    if tokens == 0:  # prefills alone: the second from a warm process
-        for _ in range(3):
-            began = time.perf_counter()
-            bits.update(prefill(np.array([prompt]), np.array([0])).tobytes())
-            again.append(time.perf_counter() - began)
     for k in range(tokens):
         began = time.perf_counter()
         logits = decode(np.array([[ids[-1]]]), np.array([len(prompt) + k]))
@@ -103,7 +93,7 @@ def worker(path: str, tokens: int, prompt: list[int]) -> dict[str, Any]:
     after = m.streaming
     done = {k: after[k] - after_first[k] for k in ("pieces", "bytes", "waits", "wait_ns", "run_ns", "row_bytes")}
     return {
-        **times, "steps": steps, "again": again, "ids": ids, "bits": bits.hexdigest(), "decode": done,
+        **times, "steps": steps, "ids": ids, "bits": bits.hexdigest(), "decode": done,
         "prefill": {k: after_first[k] - before[k] for k in done},
         "sizes": {k: after[k] for k in ("arena", "window", "resident")},
         "direct": after["direct"], "prefetch": after["prefetch"],
@@ -136,7 +126,6 @@ def main() -> None:
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--folder", type=Path, default=Path(".cache") / "streaming", help="where artifacts are kept")
     p.add_argument("--only", default="", help="rows, comma-separated")
-    p.add_argument("--long", action="store_true", help=f"prefills of {LONG} tokens instead")
     p.add_argument("--build", action="store_true", help="only make the artifacts")
     p.add_argument("--json", action="store_true")
     a = p.parse_args()
@@ -146,8 +135,7 @@ def main() -> None:
         return
     from tests.models.zoo import SMOLLM2_PROMPT
 
-    prompt = [SMOLLM2_PROMPT[k % len(SMOLLM2_PROMPT)] for k in range(LONG)] if a.long else list(SMOLLM2_PROMPT)
-    tokens = 0 if a.long else a.tokens
+    prompt, tokens = list(SMOLLM2_PROMPT), max(1, a.tokens)
     ways = [w for w in WAYS if not a.only or w.name in a.only.split(",")]
     rows: dict[str, list[dict[str, Any]]] = {w.name: [] for w in ways}
     for _ in range(a.rounds):  # in turn, so that a disturbance meets all of them
@@ -183,12 +171,12 @@ def table(rows: dict[str, list[dict[str, Any]]], limit: int, budget: str, tokens
         def median(of: Any) -> float:
             return statistics.median(of(r) for r in good)  # noqa: B023
 
-        step = median(lambda r: statistics.median(r["steps"] or r["again"]))
+        step = median(lambda r: statistics.median(r["steps"]))
         waiting = median(lambda r: r["decode"]["wait_ns"] / max(1, r["decode"]["run_ns"]))
         lines.append(
             f"| {name} | {median(lambda r: r['load']):.2f} | {median(lambda r: r['first']):.2f} | {step:.3f} | "
-            f"{(1 if tokens else prompt) / step:.2f} | {waiting:.0%} | "
-            f"{median(lambda r: r['decode']['bytes'] + r['decode']['row_bytes']) / (tokens or 3) / 1e6:.1f} | "
+            f"{1 / step:.2f} | {waiting:.0%} | "
+            f"{median(lambda r: r['decode']['bytes'] + r['decode']['row_bytes']) / tokens / 1e6:.1f} | "
             f"{median(lambda r: r['peak']) / 1e6:.1f} |"
         )
     return "\n".join(lines)
