@@ -272,6 +272,8 @@ def cmd_compile(a: argparse.Namespace) -> None:
             target=a.target,
             dynamic_shapes=shapes,
             num_threads=a.threads,
+            memory_budget=a.memory_budget,
+            arena_budget=a.arena_budget,
             onnx_domain=a.onnx_domain,
             disable_passes=a.disable_pass,
             verify=a.verify,
@@ -707,6 +709,12 @@ def parser() -> argparse.ArgumentParser:
         help="a dim that may vary; may be repeated",
     )
     p.add_argument("--threads", type=int, help="default number of threads at run time")
+    p.add_argument(
+        "--memory-budget",
+        metavar="SIZE",
+        help="bytes, or e.g. 180MiB, for arena and weights: what does not fit streams",
+    )
+    p.add_argument("--arena-budget", metavar="SIZE", help="refuse if the arena is larger")
     p.add_argument(
         "--onnx-domain",
         choices=("standard", "ort"),

@@ -22,6 +22,7 @@ from . import builtin_backends  # noqa: F401  (registers them)
 from .backends.registry import CompileOptions, backends, find
 from .runtime import debug
 from .runtime.errors import EffcError
+from .sizes import parse_bytes
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,9 @@ def compile(
     mean in ``torch.export.export``; for ONNX, whose files name their dynamic dims,
     ``effc.frontend.onnx.import_model`` says what they are for. A module of MLIR has its types and needs none.
     ``num_threads``: default number of threads at run time.
+    ``memory_budget`` (target cpu): bytes, or a text like ``"180MiB"``, for arena, scratch, states and weights together;
+    weights that do not fit are read from the artifact while it runs (docs/memory-streaming.md). ``arena_budget``: the
+    arena alone is checked. EffcError with the least that would do where the budget is too small.
     ``disable_passes``: names of passes to leave out; ``memory`` leaves out memory planning: instructions run as they
     come, nothing is done in place, every buffer has bytes of its own. ``verify``: run the IR verifier after every pass.
     ``selftest``: run the model once with torch on the example inputs and keep both, within 1 MiB, for ``effc verify``.
@@ -89,11 +93,13 @@ def compile_entries(
     require_extras()
     backend = find(target)
     backend.require()
-    for name, value in (("memory_budget", memory_budget), ("arena_budget", arena_budget)):
-        if value is not None:
-            raise EffcError(
-                f"{name} is not available in this version", hint="leave it out; m.report shows the arena that is needed"
-            )
+    budgets = {
+        name: parse_bytes(value, name)
+        for name, value in (("memory_budget", memory_budget), ("arena_budget", arena_budget))
+        if value is not None
+    }
+    if budgets and backend.name != "cpu":
+        raise EffcError(f"{' and '.join(budgets)}: target {backend.name} plans no memory", hint="use target='cpu'")
     if onnx_domain != "standard" and backend.name != "onnx":
         raise EffcError("onnx_domain applies to target 'onnx' alone")
     if not entries:
@@ -109,13 +115,14 @@ def compile_entries(
             "disable_passes": list(disable_passes),
             "verify": verify,
             "selftest": selftest,
+            **budgets,
         }
         dump = Dump.begin(entries, options)
     try:
         with interruptible():
             made = backend.compile(
                 entries,
-                CompileOptions(target, num_threads, onnx_domain, tuple(disable_passes), verify, selftest),
+                CompileOptions(target, num_threads, onnx_domain, tuple(disable_passes), verify, selftest, **budgets),
             )
     except Exception:
         if dump is not None:
@@ -207,7 +214,12 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
     cache, uncached = ModelCache.lookup(
         entries,
         t,
-        (*options.disable_passes, "" if options.selftest else "no selftest", decided_by(options.num_threads)),
+        (
+            *options.disable_passes,
+            "" if options.selftest else "no selftest",
+            decided_by(options.num_threads),
+            f"memory {options.memory_budget} arena {options.arena_budget}",
+        ),
     )
     if cache is not None and (hit := cache.get()) is not None:
         path, folder = hit
@@ -241,6 +253,7 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
         lambda n: chooser(t.name, options.num_threads, graphs[n]),
         MEMORY not in options.disable_passes,
     )
+    memory = within_budget(parts, graphs, t, options)
     seconds["backend"] = time.perf_counter() - mark
     if debug.level() >= 3:
         debug.show(debug.kernels_text(parts.programs, parts.notes))
@@ -267,15 +280,35 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
         },
         "notes": parts.notes,
         "model_cache": uncached or "stored",
+        **({"memory": memory.report} if memory is not None else {}),
         "selftest": {n: {"left_out": why} for n, why in left_out.items()},
     }
-    write_artifact(path, t, imported, graphs, parts, report, cases)
+    write_artifact(path, t, imported, graphs, parts, report, cases, memory)
     if cache is not None:
         cache.put(path)
     return _runnable(path, folder, t, options.num_threads)
 
 
 MEMORY = "memory"  # in ``disable_passes``: the planning of memory, which follows lowering
+
+
+def within_budget(parts: Any, graphs: Mapping[str, Any], target: Any, options: CompileOptions) -> Any:
+    """Rewrites programs and constants so that they keep the budgets asked for; how, or None without a memory_budget.
+    EffcError with the least that would do."""
+    if options.memory_budget is None and options.arena_budget is None:
+        return None
+    from .backends.cpu import streaming
+
+    named = os.environ.get("EFFC_NUM_THREADS", "")
+    threads = options.num_threads or (int(named) if named.isdigit() and int(named) else len(os.sched_getaffinity(0)))
+    if options.arena_budget is not None:
+        streaming.check_arena(parts.programs, graphs, threads, options.arena_budget)
+    if options.memory_budget is None:
+        return None
+    parts.programs, parts.constants, memory = streaming.fit(
+        parts.programs, graphs, parts.constants, target, threads, options.memory_budget
+    )
+    return memory
 
 
 def constant_bytes(graph: Any) -> int:
@@ -440,6 +473,7 @@ def write_artifact(
     parts: Any,
     report: Mapping[str, Any],
     cases: Mapping[str, Any] | None = None,
+    memory: Any = None,
 ) -> None:
     """Writes program, weights, code, sources and selftests to ``path``."""
     from . import __version__
@@ -450,6 +484,9 @@ def write_artifact(
     w = ArtifactWriter()
     w.add_code(parts.code)
     placed: dict[int, tuple[int, int]] = {}
+    if memory is not None:
+        for index, chunk in memory.segments.items():
+            placed[index] = w.add_streamed(parts.constants[index], chunk)
 
     def place(index: int) -> tuple[int, int]:
         if index not in placed:
@@ -504,6 +541,7 @@ def write_artifact(
         "states": states,
         "entries": entries,
         "report": report,
+        **({"memory": memory.manifest} if memory is not None and memory.manifest else {}),
     }
     w.save(path, to_json(portable(manifest)))
 

@@ -30,6 +30,8 @@ class CompileOptions:
     disable_passes: tuple[str, ...] = ()
     verify: bool = False
     selftest: bool = True
+    memory_budget: int | None = None  # bytes
+    arena_budget: int | None = None
 
 
 def _core_alone() -> Any:

@@ -53,6 +53,16 @@ class Block(ctypes.Structure):
     ]
 
 
+class Stream(ctypes.Structure):
+    _fields_ = [
+        *((n, ctypes.c_int64) for n in ("budget", "arena", "window", "resident")),
+        *((n, ctypes.c_uint64) for n in ("runs", "pieces", "bytes", "rows", "row_bytes")),
+        *((n, ctypes.c_uint64) for n in ("waits", "wait_ns", "run_ns", "chunks_checked")),
+        ("direct", _I),
+        ("prefetch", _I),
+    ]
+
+
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "effc_version": (ctypes.c_char_p, []),
     "effc_cpu_features": (ctypes.c_char_p, []),
@@ -81,6 +91,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "effc_profile_get": (_I, [_P, _I, _I, ctypes.POINTER(Profile)]),
     "effc_arena": (_I, [_P, _I, _P, _I, ctypes.POINTER(ctypes.c_int64), ctypes.POINTER(ctypes.c_int64)]),
     "effc_arena_blocks": (_I, [_P, _I, _P, _I, _P, _I, ctypes.POINTER(_I)]),
+    "effc_stream_stats": (_I, [_P, ctypes.POINTER(Stream)]),
     "effc_alloc_count": (ctypes.c_uint64, []),
     "effc_xxh3": (ctypes.c_uint64, [_P, ctypes.c_size_t]),
     "effc_parallel_for": (None, [_I, ctypes.c_int64, ctypes.c_int64, _P, _P]),

@@ -143,6 +143,7 @@ class ArtifactWriter:
     def __init__(self) -> None:
         self._weights: list[list[Buffer]] = []
         self._sizes: list[int] = []
+        self._streamed: dict[int, int] = {}  # segment -> bytes under one checksum
         self._known: dict[tuple[int, int], list[tuple[int, int, memoryview]]] = {}
         self._code: list[tuple[str, Buffer]] = []
         self._files: dict[str, Buffer] = {}
@@ -165,6 +166,19 @@ class ArtifactWriter:
         self._sizes[segment] = offset + view.nbytes
         self._known.setdefault(key, []).append((segment, offset, view))
         return segment, offset
+
+    def add_streamed(self, data: Any, chunk: int) -> tuple[int, int]:
+        """Adds a weight that is read while a model runs, to a segment of its own, with a checksum of each ``chunk``
+        bytes, a multiple of the page. Returns (segment, 0)."""
+        segment = max(len(self._weights), 1)  # 0 is for weights that are mapped
+        while len(self._weights) <= segment:
+            self._weights.append([])
+            self._sizes.append(0)
+        view = _bytes_view(data)
+        self._weights[segment].append(view)
+        self._sizes[segment] = view.nbytes
+        self._streamed[segment] = chunk
+        return segment, 0
 
     def add_code(self, data: Buffer, name: str = "cpu.so") -> None:
         """Adds a shared object under code/."""
@@ -190,7 +204,9 @@ class ArtifactWriter:
         for i, parts in enumerate(self._weights):
             path = f"weights/{i}.bin"
             nbytes = z.add(path, parts, PAGE)
-            segments.append({"path": path, "nbytes": nbytes, "chunk": CHUNK, "xxh3": _chunk_sums(parts)})
+            chunk = self._streamed.get(i, CHUNK)
+            more = {"stream": True} if i in self._streamed else {}
+            segments.append({"path": path, "nbytes": nbytes, "chunk": chunk, "xxh3": _chunk_sums(parts, chunk), **more})
         for path, data in self._files.items():
             z.add(path, [data])
         full = {
@@ -239,22 +255,22 @@ def write_file_atomically(path: str | os.PathLike[str], write: Any) -> None:
             os.unlink(temporary)
 
 
-def _chunk_sums(parts: list[Buffer]) -> list[str]:
-    """XXH3 of each CHUNK bytes of the concatenation, as hex."""
+def _chunk_sums(parts: list[Buffer], chunk: int) -> list[str]:
+    """XXH3 of each ``chunk`` bytes of the concatenation, as hex."""
     sums: list[str] = []
     pending = bytearray()
     for part in parts:
         view = _bytes_view(part)
         at = 0
         if pending:
-            at = min(CHUNK - len(pending), view.nbytes)
+            at = min(chunk - len(pending), view.nbytes)
             pending += view[:at]
-            if len(pending) == CHUNK:
+            if len(pending) == chunk:
                 sums.append(f"{_rt.xxh3(pending):016x}")
                 pending = bytearray()
-        while view.nbytes - at >= CHUNK:
-            sums.append(f"{_rt.xxh3(view[at : at + CHUNK]):016x}")
-            at += CHUNK
+        while view.nbytes - at >= chunk:
+            sums.append(f"{_rt.xxh3(view[at : at + chunk]):016x}")
+            at += chunk
         pending += view[at:]
     if pending:
         sums.append(f"{_rt.xxh3(pending):016x}")

@@ -628,6 +628,14 @@ class LoadedModel:
         most that is alive at one time."""
         return self._default._arena(args, kwargs)
 
+    @property
+    def streaming(self) -> dict[str, int]:
+        """What a model compiled with ``memory_budget`` has read while it ran, counted since it was loaded
+        (``effc_stream`` of effc.h); all zero for others. Sizes in bytes, times in nanoseconds."""
+        stats = _rt.Stream()
+        _rt.check(_rt.lib().effc_stream_stats(self._ptr, ctypes.byref(stats)))
+        return {name: getattr(stats, name) for name, _ in _rt.Stream._fields_}
+
     @contextmanager
     def profile(self, entry: str | None = None) -> Iterator[list[ProfileRecord]]:
         """Counts time per instruction within the block; the list is filled when it ends."""

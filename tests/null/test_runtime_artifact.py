@@ -466,13 +466,12 @@ def test_xxh3_known_values() -> None:
     assert total == 0xA30FF8347D2F70A3
 
 
-def test_chunk_sums_span_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifact, "CHUNK", 64)
+def test_chunk_sums_span_buffers() -> None:
     data = RNG.integers(0, 256, 1000, np.uint8).tobytes()
     for cuts in ([], [1], [63, 64, 65], [10, 10, 500], [64, 128, 999, 1000]):
         edges = [0, *cuts, len(data)]
         parts = [data[a:b] for a, b in itertools.pairwise(edges)]
-        assert artifact._chunk_sums(parts) == [f"{_rt.xxh3(data[i : i + 64]):016x}" for i in range(0, 1000, 64)]
+        assert artifact._chunk_sums(parts, 64) == [f"{_rt.xxh3(data[i : i + 64]):016x}" for i in range(0, 1000, 64)]
 
 
 def test_code_is_checked_before_it_is_mapped(tmp_path: Path) -> None:

@@ -137,6 +137,21 @@ typedef struct effc_block {
 EFFC_API int32_t effc_arena_blocks(effc_model* model, int32_t entry, const effc_array* inputs, int32_t n_inputs,
                                    effc_block* blocks, int32_t capacity, int32_t* count);
 
+/* What an artifact compiled with memory_budget reads while it runs, counted since it was loaded. All zero for others.
+ * Sizes in bytes. Runs of such a model take turns: it has one window and one arena. */
+typedef struct effc_stream {
+  int64_t budget, arena, window, resident; /* resident: weights that stay in memory */
+  uint64_t runs;
+  uint64_t pieces, bytes;    /* weights read into the window */
+  uint64_t rows, row_bytes;  /* rows of embedding tables, and what of them came from the file */
+  uint64_t waits, wait_ns;   /* times that a run waited for weights, and for how long */
+  uint64_t run_ns;           /* of all runs together */
+  uint64_t chunks_checked;   /* checksums; each is checked once */
+  int32_t direct;            /* reads go past the page cache (EFFC_STREAM_DIRECT=0: not) */
+  int32_t prefetch;          /* a thread reads ahead (EFFC_STREAM_PREFETCH=0: not) */
+} effc_stream;
+EFFC_API int32_t effc_stream_stats(const effc_model* model, effc_stream* out);
+
 /* Memory allocations made by runs so far, by the whole process: a warm run with the same sizes makes none. */
 EFFC_API uint64_t effc_alloc_count(void);
 /* XXH3, 64 bits: the artifact's checksum. */

@@ -207,7 +207,7 @@ Frame::Frame(Program& program, RunState& run) : program_(program), run_(run) {
   control_.assign(p.code.size(), -1);
   int n_control = 0;
   for (size_t i = 0; i < p.code.size(); ++i)
-    if (p.code[i].op != Instr::kCall) control_[i] = n_control++;
+    if (p.code[i].op != Instr::kCall && p.code[i].op != Instr::kRows) control_[i] = n_control++;
   controls_ = std::vector<Control>(size_t(n_control));
   heap_.poison = poisoned();
   children_.resize(2 * size_t(n_control));
@@ -306,7 +306,16 @@ void Frame::check(bool late) {
 void Frame::adopt(std::shared_ptr<const Plan> plan) {
   const Program& p = program_;
   plan_ = nullptr;
-  char* arena = base_ = lent_ && plan->arena_bytes <= lent_bytes_ ? lent_ : arena_.reserve(plan->arena_bytes);
+  if (run_.streamer && !p.parent) {  // the one that the budget has room for
+    if (plan->arena_bytes > run_.streamer->arena_bytes())
+      fail("these sizes need %lld bytes of temporary memory, memory_budget leaves %lld: give the model smaller inputs, or "
+           "compile it with a larger memory_budget",
+           static_cast<long long>(plan->arena_bytes), static_cast<long long>(run_.streamer->arena_bytes()));
+    base_ = run_.streamer->arena();
+  } else {
+    base_ = lent_ && plan->arena_bytes <= lent_bytes_ ? lent_ : arena_.reserve(plan->arena_bytes);
+  }
+  char* arena = base_;
   plan_ = std::move(plan);
   for (size_t i = 0; i < p.code.size(); ++i)
     if (control_[i] >= 0)
@@ -332,6 +341,7 @@ void Frame::adopt(std::shared_ptr<const Plan> plan) {
         const Value& value = p.values[size_t(v)];
         const Plan::Place& at = plan_->values[size_t(v)];
         char* root = roots_[size_t(value.root)];
+        if (const Value& owner = p.values[size_t(value.root)]; owner.segment >= 0) root = const_cast<char*>(streamed(i, owner));
         t = {root ? root + at.offset : nullptr, value.dtype, value.rank, at.shape, at.strides};
       }
     const Plan::Work& work = plan_->work[i];
@@ -416,16 +426,20 @@ void Frame::run(const View* inputs, Target* outputs) {
     char* root = roots_[size_t(p.values[size_t(v)].root)];
     slots_[size_t(slot)].data = root ? root + plan_->values[size_t(v)].offset : nullptr;
   }
-  if (run_.profile) {
+  Streamer* streamer = run_.streamer && !p.parent ? run_.streamer : nullptr;
+  if (streamer) {
+    for (size_t i = 0; i < p.code.size(); ++i) {
+      streamer->need(p, i);
+      uint64_t start = now_ns();
+      step(i);
+      if (run_.profile) count(i, now_ns() - start);
+      streamer->done(i);
+    }
+  } else if (run_.profile) {
     for (size_t i = 0; i < p.code.size(); ++i) {
       uint64_t start = now_ns();
       step(i);
-      ProfileSlot& slot = run_.profile[p.code[i].profile_id];
-      slot.ns.fetch_add(now_ns() - start, std::memory_order_relaxed);
-      slot.calls.fetch_add(1, std::memory_order_relaxed);
-      const int64_t* env = p.has_late ? env_.data() : plan_->env.data();
-      slot.flops.fetch_add(std::max<int64_t>(env[p.code[i].flops], 0), std::memory_order_relaxed);
-      slot.bytes.fetch_add(std::max<int64_t>(env[p.code[i].bytes], 0), std::memory_order_relaxed);
+      count(i, now_ns() - start);
     }
   } else {
     for (size_t i = 0; i < p.code.size(); ++i)
@@ -435,12 +449,62 @@ void Frame::run(const View* inputs, Target* outputs) {
   commit(inputs);
 }
 
+void Frame::count(size_t i, uint64_t ns) {
+  const Instr& c = program_.code[i];
+  ProfileSlot& slot = run_.profile[c.profile_id];
+  slot.ns.fetch_add(ns, std::memory_order_relaxed);
+  slot.calls.fetch_add(1, std::memory_order_relaxed);
+  const int64_t* env = program_.has_late ? env_.data() : plan_->env.data();
+  slot.flops.fetch_add(std::max<int64_t>(env[c.flops], 0), std::memory_order_relaxed);
+  slot.bytes.fetch_add(std::max<int64_t>(env[c.bytes], 0), std::memory_order_relaxed);
+}
+
+// Where an instruction finds a weight that is not mapped, less its offset.
+const char* Frame::streamed(size_t step, const Value& root) const {
+  if (const char* p = run_.streamer->resident(root.segment)) return p + root.segment_offset;
+  for (int k : program_.step_loads[step]) {
+    const StreamLoad& l = program_.loads[size_t(k)];
+    if (l.segment == root.segment) return run_.streamer->window() + l.at + root.segment_offset;
+  }
+  fail("the program is malformed: instruction '%s' uses weights that nobody loads", program_.code[step].name.c_str());
+}
+
+void Frame::rows(size_t i) {
+  const Instr& c = program_.code[i];
+  const effc_tensor &index = slots_[size_t(c.first_slot)], &out = slots_[size_t(c.first_slot) + 1];
+  int64_t total = 0, count = 1, room = kDtypes[out.dtype].size;
+  for (const auto& table : c.tables)
+    total += table.second;
+  for (int d = 0; d < index.rank; ++d)
+    count *= index.shape[d];
+  for (int d = 0; d < out.rank; ++d)
+    room *= out.shape[d];
+  if (!is_row_major(index.rank, index.shape, index.strides) || !is_row_major(out.rank, out.shape, out.strides) ||
+      room != mul(count, c.row_bytes))
+    fail("the program is malformed: rows [in %s]", c.name.c_str());
+  for (int64_t k = 0; k < count; ++k) {
+    int64_t row = index.dtype == EFFC_I64 ? static_cast<const int64_t*>(index.data)[k]
+                                          : static_cast<const int32_t*>(index.data)[k];
+    if (row < -total || row >= total)
+      fail("take: index %lld is out of range for dim 0 of size %lld [in %s%s%s]", static_cast<long long>(row),
+           static_cast<long long>(total), c.name.c_str(), c.loc.empty() ? "" : " at ", c.loc.c_str());
+    if (row < 0) row += total;
+    size_t t = 0;
+    for (; row >= c.tables[t].second; ++t)
+      row -= c.tables[t].second;
+    run_.streamer->copy(c.tables[t].first, row * c.row_bytes, c.row_bytes,
+                        static_cast<char*>(out.data) + k * c.row_bytes);
+  }
+  run_.streamer->count_rows(count);
+}
+
 void Frame::step(size_t i) {
   switch (program_.code[i].op) {
     case Instr::kCall: call(i); break;
     case Instr::kIf: branch(i); break;
     case Instr::kWhile: loop(i); break;
     case Instr::kScan: scan(i); break;
+    case Instr::kRows: rows(i); break;
   }
   if (program_.has_late)
     for (int v : program_.code[i].frees)

@@ -8,6 +8,7 @@
 
 #include "effc.h"
 #include "program.hpp"
+#include "stream.hpp"
 #include "zip.hpp"
 
 namespace effc_rt {
@@ -44,6 +45,7 @@ struct RunState {
   int threads = 1;
   Session* session = nullptr;
   ProfileSlot* profile = nullptr;  // NULL: off
+  Streamer* streamer = nullptr;    // NULL: all weights are mapped
   std::atomic<bool> failed{false};  // a kernel called effc_api::fail
   std::mutex error_lock;
   std::string error;  // from effc_api::fail; the first one counts
@@ -115,10 +117,13 @@ class Frame {
   void adopt(std::shared_ptr<const Plan> plan);
   void check(bool late);
   void step(size_t i);
+  void count(size_t i, uint64_t ns);  // for the profile
   void call(size_t i);
   void branch(size_t i);
   void loop(size_t i);
   void scan(size_t i);
+  void rows(size_t i);
+  const char* streamed(size_t step, const Value& root) const;  // throws Error
   void finish_outputs(Target* outputs);
   // Makes room for an output of this shape, or checks that it fits the room there is.
   void claim(Target& t, const Value& value, const int64_t* shape, int64_t bytes);
@@ -208,6 +213,7 @@ class Model {
   void arena(int entry, const effc_array* in, int n_in, int64_t* bytes, int64_t* bound);
   int arena_blocks(int entry, const effc_array* in, int n_in, effc_block* blocks, int capacity);
   Entry& entry(int i);
+  const Streamer* streamer() const { return streamer_.get(); }
 
   int threads = 1;
   std::string manifest;
@@ -231,6 +237,8 @@ class Model {
     const std::string* path;
   };
   Mapping file_;
+  std::unique_ptr<Streamer> streamer_;
+  std::vector<std::unique_ptr<Buffer>> kept_;  // small weights of an artifact that streams the others
   std::vector<std::string> segment_paths_;
   std::vector<Chunk> chunks_;
   std::once_flag verified_;

@@ -107,11 +107,18 @@ Model::Model(const char* path, int want_threads) : file_(path) {
     isa.push_back(item.s);
   }
   require_isa(isa, j.str("target"));
+  if (const Json* memory = j.find("memory"); memory && memory->is_object()) {
+    streamer_ = std::make_unique<Streamer>(*memory, path, file_);
+    linker.streamer = streamer_.get();
+    threads = std::min(threads, streamer_->threads());  // the budget has room for the scratch of these
+  }
   load_segments(j, files);
+  if (streamer_) streamer_->start(*j.find("memory"));
   load_states(j);
   load_code(j, files);
   session = std::make_unique<Session>(linker);
   load_entries(j);
+  if (streamer_) file_.release();  // what is read from now on is not kept by the page cache on its behalf
 }
 
 Model::~Model() {
@@ -132,6 +139,14 @@ void Model::load_segments(const Json& manifest_json, const std::vector<ZipEntry>
     const std::vector<Json>& sums = item.array("xxh3");
     if (uint64_t(sums.size()) != uint64_t(nbytes / chunk + (nbytes % chunk != 0)))
       fail("the artifact is damaged: '%s' has another number of checksums", f.path.c_str());
+    if (streamer_ && item.flag("stream")) {
+      std::vector<uint64_t> expected;
+      for (const Json& sum : sums)
+        expected.push_back(parse_hex(sum));
+      streamer_->add(int(linker.segments.size()), f.offset, nbytes, chunk, std::move(expected), &segment_paths_.back());
+      linker.segments.push_back({nullptr, nbytes});
+      continue;
+    }
     for (size_t k = 0; k < sums.size(); ++k) {
       int64_t at = int64_t(k) * chunk;
       chunks_.push_back(
@@ -140,7 +155,12 @@ void Model::load_segments(const Json& manifest_json, const std::vector<ZipEntry>
     linker.segments.push_back({file_.data + f.offset, nbytes});
     total = add(total, nbytes);
   }
-  if (total <= kVerifyAtLoad) verify_weights();
+  if (total <= kVerifyAtLoad || streamer_) verify_weights();
+  for (Segment& s : linker.segments) {  // the mapping is given up after loading
+    if (!streamer_ || !s.data) continue;
+    kept_.push_back(std::make_unique<Buffer>());
+    s.data = static_cast<const uint8_t*>(memcpy(kept_.back()->reserve(s.nbytes), s.data, size_t(s.nbytes)));
+  }
 }
 
 void Model::verify_weights() {
@@ -261,7 +281,7 @@ Entry& Model::entry(int i) {
 
 // A context borrowed from the entry's idle list. Contexts are as many as runs were ever concurrent.
 struct Model::Lease {
-  Lease(Entry& e, int threads) : entry(e) {
+  Lease(Entry& e, int threads, Streamer* streamer) : entry(e) {
     {
       std::lock_guard<std::mutex> guard(short_lock());
       if (!e.idle.empty()) {
@@ -272,6 +292,7 @@ struct Model::Lease {
     if (!context) {
       context = std::make_unique<Context>(*e.program);
       context->state.threads = threads;
+      context->state.streamer = streamer;
       context->inputs.resize(e.inputs.size());
       context->outputs.resize(e.outputs.size());
     }
@@ -300,7 +321,7 @@ struct Model::Lease {
 void Model::infer(int index, const effc_array* in, int n_in, effc_array* out, int n_out) {
   Entry& e = entry(index);
   if (n_out != int(e.outputs.size())) fail("the model has %d outputs, %d were asked for", int(e.outputs.size()), n_out);
-  Lease lease(e, threads);
+  Lease lease(e, threads, streamer_.get());
   lease.take_inputs(in, n_in);
   lease.context->frame.bind(lease.context->inputs.data(), nullptr);
   const Program& p = *e.program;
@@ -318,7 +339,7 @@ void Model::infer(int index, const effc_array* in, int n_in, effc_array* out, in
 }
 
 void Model::arena(int index, const effc_array* in, int n_in, int64_t* bytes, int64_t* bound) {
-  Lease lease(entry(index), threads);
+  Lease lease(entry(index), threads, streamer_.get());
   lease.take_inputs(in, n_in);
   lease.context->frame.bind(lease.context->inputs.data(), nullptr);
   if (bytes) *bytes = lease.context->frame.plan().arena_bytes;
@@ -343,7 +364,9 @@ void Model::run(int index, Session* use, const effc_array* in, int n_in, effc_ar
   verify_weights();
   Session& s = use ? *use : *session;
   if (&s.linker != &linker) fail("the session belongs to another model");
-  Lease lease(e, threads);
+  std::unique_lock<std::mutex> turn;
+  if (streamer_) turn = streamer_->turn();
+  Lease lease(e, threads, streamer_.get());
   Context& c = *lease.context;
   lease.take_inputs(in, n_in);
   for (int i = 0; i < n_in; ++i) {
@@ -372,8 +395,11 @@ void Model::run(int index, Session* use, const effc_array* in, int n_in, effc_ar
   try {
     std::unique_lock<std::mutex> lock(s.run_lock, std::defer_lock);
     if (e.program->uses_state) lock.lock();
+    if (streamer_) streamer_->begin(*e.program);
     c.frame.run(c.inputs.data(), c.outputs.data());
+    if (streamer_) streamer_->end();
   } catch (...) {
+    if (streamer_) streamer_->end();
     for (Target& t : c.outputs)
       if (t.allocated) free_bytes(t.data);
     throw;

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "stream.hpp"
+
 namespace effc_rt {
 
 Linker::~Linker() {
@@ -149,8 +151,14 @@ struct Program::Reader {
           linker.segments[size_t(number(j.at("seg"), 0, int64_t(linker.segments.size()) - 1, "a segment"))];
       int64_t offset = j.integer("offset");
       if (offset < 0 || offset > seg.nbytes) bad("a constant lies outside its segment");
-      v.data = seg.data + offset;
       v.data_bytes = seg.nbytes - offset;
+      if (seg.data || !seg.nbytes) {
+        v.data = seg.data + offset;
+      } else {
+        v.segment = int(j.integer("seg"));
+        v.segment_offset = offset;
+        if (p.parent) bad("a nested program with streamed weights");
+      }
     } else if (kind == "state") {
       v.kind = Value::kState;
       v.index = linker.state(j.str("name"));
@@ -283,6 +291,62 @@ struct Program::Reader {
     c.in.insert(c.in.end(), ids.begin(), ids.end());
   }
 
+  // out = table[index], whose rows are read from the artifact one by one.
+  void read_rows(const Json& j, Instr& c) {
+    c.op = Instr::kRows;
+    c.in = value_ids(j, "in");
+    if (p.parent || !linker.streamer || c.in.size() != 1 || c.out.size() != 1) bad("rows");
+    c.row_bytes = j.integer("row_bytes");
+    if (c.row_bytes <= 0) bad("rows");
+    for (const Json& item : j.array("tables")) {
+      if (item.items.size() != 2) bad("rows");
+      int segment = number(item.items[0], 0, int64_t(linker.segments.size()) - 1, "a segment");
+      int64_t rows = number(item.items[1], 1, INT32_MAX, "rows");
+      linker.streamer->check_rows(segment);
+      if (mul(rows, c.row_bytes) > linker.segments[size_t(segment)].nbytes) bad("rows outside their segment");
+      c.tables.emplace_back(segment, rows);
+    }
+    if (c.tables.empty()) bad("rows");
+    for (int v : {c.in[0], c.out[0]})
+      if (p.values[size_t(v)].late || p.values[size_t(v)].segment >= 0) bad("rows");
+    int index = p.values[size_t(c.in[0])].dtype;
+    if (index != EFFC_I64 && index != EFFC_I32) bad("rows");
+    c.flops = dim_or(j, "flops", 0);
+    c.bytes = dim_or(j, "bytes", 0);
+  }
+
+  // Which instruction reads which segments from where in the window.
+  void read_stream(const Json& j) {
+    const Json* stream = j.find("stream");
+    p.step_loads.resize(p.code.size());
+    p.needs.assign(p.code.size(), 0);
+    if (!stream) return;
+    if (p.parent || !linker.streamer) bad("a window without memory for it");
+    int64_t n = int64_t(p.code.size());
+    for (const Json& item : stream->array("loads")) {
+      StreamLoad l;
+      l.segment = number(item.at("seg"), 0, int64_t(linker.segments.size()) - 1, "a segment");
+      l.at = item.integer("at");
+      l.after = number(item.at("after"), 0, n, "after");
+      linker.streamer->check_load(l);
+      // In order: a place is then free as soon as the one before it is.
+      if (!p.loads.empty() && l.after < p.loads.back().after) bad("loads out of order");
+      for (const Json& step : item.array("steps")) {
+        int i = number(step, 0, n - 1, "a load's instruction");
+        // Else the place would never become free, and the run never end.
+        if (l.after > i) bad("weights that come after their use");
+        p.step_loads[size_t(i)].push_back(int(p.loads.size()));
+        p.needs[size_t(i)] = p.loads.size() + 1;
+      }
+      p.loads.push_back(l);
+    }
+    // A load waits for its place, and those before it are waited for: both must come to an end.
+    size_t have = 0;
+    for (size_t i = 0; i < p.code.size(); ++i)
+      for (size_t k = have; k < p.needs[i]; ++k, ++have)
+        if (p.loads[k].after > int64_t(i)) bad("weights that come after their use");
+  }
+
   void read_instruction(const Json& j) {
     Instr c;
     c.profile_id = counter++;
@@ -323,6 +387,8 @@ struct Program::Reader {
         c.reverse = j.flag("reverse");
         if (n_out < size_t(c.n_carry)) bad("a scan has fewer results than carries");
         nested(j, "body", c, 0, c.in.size(), n_out);
+      } else if (op == "rows") {
+        read_rows(j, c);
       } else {
         fail("the manifest's program has an unknown instruction '%s'", op.substr(0, 40).c_str());
       }
@@ -380,6 +446,7 @@ struct Program::Reader {
     }
     for (const Json& item : j.array("code"))
       read_instruction(item);
+    read_stream(j);
     if (const Json* list = j.find("commits")) {
       if (!list->is_array()) bad("commits");
       for (const Json& item : list->items) {

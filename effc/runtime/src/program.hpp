@@ -13,9 +13,11 @@
 namespace effc_rt {
 
 struct Segment {  // weights, mapped from the file
-  const uint8_t* data = nullptr;
+  const uint8_t* data = nullptr;  // NULL: streamed
   int64_t nbytes = 0;
 };
+
+class Streamer;
 
 struct StateInfo {
   std::string name;
@@ -33,6 +35,7 @@ struct Linker {
   ~Linker();
   std::vector<Segment> segments;
   std::vector<StateInfo> states;
+  Streamer* streamer = nullptr;                 // NULL: all weights are mapped
   std::vector<void*> code;                      // dlopen handles
   void* symbol(const std::string& name) const;  // throws Error
   int state(const std::string& name) const;     // throws Error
@@ -62,15 +65,17 @@ struct Value {
   Dim offset = kNoDim;  // of a view, in elements
   Dim bytes = kNoDim;
   int64_t fixed = -1;             // static arena offset
-  const uint8_t* data = nullptr;  // kConst
+  const uint8_t* data = nullptr;  // kConst; NULL where it is streamed
   int64_t data_bytes = 0;
+  int segment = -1;            // streamed kConst: where its bytes are
+  int64_t segment_offset = 0;
   int first = -1, last = -1;  // of a root: the instructions that define it and use it last
 };
 
 struct Program;
 
 struct Instr {
-  enum Op : uint8_t { kCall, kIf, kWhile, kScan };
+  enum Op : uint8_t { kCall, kIf, kWhile, kScan, kRows };
   Op op = kCall;
   bool late = false;
   effc_kernel_fn fn = nullptr;
@@ -87,6 +92,8 @@ struct Instr {
   int n_carry = 0, n_xs = 0, n_consts = 0;
   Dim length = kNoDim;
   bool reverse = false;
+  std::vector<std::pair<int, int64_t>> tables;  // rows: segments, and how many rows each holds
+  int64_t row_bytes = 0;
   std::unique_ptr<Program> sub[2];  // then/else, cond/body, body
   int profile_id = 0;
   int first_slot = 0;  // of its operands in the frame's table of arguments
@@ -98,6 +105,13 @@ struct Commit {
   int target = 0;  // state or input number
   int value = -1;
   bool staged = false;  // its source overlaps another commit's target: copied aside first
+};
+
+// A segment that is read into the window for some instructions.
+struct StreamLoad {
+  int segment = -1;
+  int64_t at = 0;     // in the window
+  int64_t after = 0;  // may be read once this many instructions are done: its place is free then
 };
 
 struct Check {
@@ -158,6 +172,9 @@ struct Program {
   int num_slots = 0;
   std::vector<std::pair<int, int>> external_slots;  // (slot, value): operands in caller or session memory
   int thread_count = 1;
+  std::vector<StreamLoad> loads;            // in the order of the instructions that need them first
+  std::vector<std::vector<int>> step_loads;  // per instruction: what it reads from the window
+  std::vector<size_t> needs;                 // per instruction: how many loads must be there
 
   // Parses and checks; throws Error. `counter` numbers instructions for profiling, nested ones included.
   static std::unique_ptr<Program> parse(const Json& j, const Linker& linker, Program* parent, int threads,

@@ -21,6 +21,8 @@ Mapping::Mapping(const char* path) {
     fail("'%s' is not a regular file", path);
   }
   size = st.st_size;
+  device = uint64_t(st.st_dev);
+  inode = uint64_t(st.st_ino);
   if (size < 22) {
     close(fd);
     fail("'%s' is not an effc artifact: %lld bytes are too few", path, static_cast<long long>(size));
@@ -32,8 +34,11 @@ Mapping::Mapping(const char* path) {
   data = static_cast<const uint8_t*>(p);
 }
 
-Mapping::~Mapping() {
+Mapping::~Mapping() { release(); }
+
+void Mapping::release() {
   if (data) munmap(const_cast<uint8_t*>(data), size_t(size));
+  data = nullptr;
 }
 
 namespace {

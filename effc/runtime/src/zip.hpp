@@ -10,6 +10,8 @@ namespace effc_rt {
 struct Mapping {  // a read-only private mapping of a whole file
   const uint8_t* data = nullptr;
   int64_t size = 0;
+  uint64_t device = 0, inode = 0;  // of the file
+  void release();                  // unmaps it
   explicit Mapping(const char* path);  // throws Error
   Mapping(const Mapping&) = delete;
   Mapping& operator=(const Mapping&) = delete;

@@ -73,11 +73,13 @@ def arrange(cx: Lowering, outputs: Sequence[int], commits: Sequence[Mapping[str,
     ``symbols``: of the outermost program.
     """
     threads = cx.options.num_threads or len(os.sched_getaffinity(0))
-    program = {"values": cx.values, "code": cx.code, "outputs": outputs, "commits": commits}
+    program: dict[str, Any] = {"values": cx.values, "code": cx.code, "outputs": outputs, "commits": commits}
     envs = samples(symbols)
     static = not any(s.get("from") is not None for s in symbols)
     if not cx.options.memory:
-        return _apart(cx, program, threads, static)
+        cx.memory = {"planning": "off"}
+        _put_apart(program, threads, static)
+        return program["arena"]
     began = time.perf_counter()
     for k, ins in enumerate(cx.code):
         ins["was"] = k
@@ -99,15 +101,33 @@ def arrange(cx: Lowering, outputs: Sequence[int], commits: Sequence[Mapping[str,
     cx.memory["concat"]["in_place"] = way.placed
     problems, made, best = way.problems, way.made, way.best
     _apply(cx, best, problems[0])
-    final = [from_program(program, sizes=e, threads=threads) for e in envs]
-    layouts = [lay_out(p, p.given, budget=WORK) for p in final]
+    layouts, arena = _laid_out(program, envs, threads, static)
     _report(cx, envs, unplanned, problems, made, layouts, best, time.perf_counter() - began)
-    arena: dict[str, Any] = {"static_bytes": None, "lower_bound": None, "threads": threads}
-    arena["sequences"] = [list(x) for x in dict.fromkeys(tuple(_sequence(p, x)) for p, x in zip(final, layouts))]
-    if static:
-        _put_offsets(cx, layouts[0])
-        arena.update(static_bytes=layouts[0].arena, lower_bound=layouts[0].live)
     return arena
+
+
+def _laid_out(
+    program: Mapping[str, Any], envs: Sequence[Mapping[str, int]], threads: int, static: bool
+) -> tuple[list[Layout], dict[str, Any]]:
+    """The blocks of a program in its order, at each sample, and what the program says of its arena."""
+    problems = [from_program(program, sizes=e, threads=threads) for e in envs]
+    layouts = [lay_out(p, p.given, budget=WORK) for p in problems]
+    arena: dict[str, Any] = {"static_bytes": None, "lower_bound": None, "threads": threads}
+    arena["sequences"] = [list(x) for x in dict.fromkeys(tuple(_sequence(p, x)) for p, x in zip(problems, layouts))]
+    if static:
+        _put_offsets(program, layouts[0])
+        arena.update(static_bytes=layouts[0].arena, lower_bound=layouts[0].live)
+    return layouts, arena
+
+
+def place(program: dict[str, Any], threads: int) -> None:
+    """Plans the arena of a program whose instructions were changed after it was arranged: in its order, with what it
+    overwrites."""
+    static = not any(s.get("from") is not None for s in program["symbols"])
+    if program["arena"].get("apart"):
+        _put_apart(program, threads, static)
+    else:
+        program["arena"] = _laid_out(program, samples(program["symbols"]), threads, static)[1]
 
 
 def _schedule(p: Problem) -> Schedule:
@@ -252,12 +272,12 @@ def _overwrite_first(program: Mapping[str, Any]) -> None:
                 last[root] = max(k, last.get(out, k))
 
 
-def _put_offsets(cx: Lowering, x: Layout) -> None:
+def _put_offsets(program: Mapping[str, Any], x: Layout) -> None:
     assert x.plan.offsets is not None
     for t, offset in x.plan.offsets.items():
-        cx.values[t]["offset"] = offset
+        program["values"][t]["offset"] = offset
     for k, offset in x.plan.workspaces.items():
-        cx.code[k]["work_at"] = offset
+        program["code"][k]["work_at"] = offset
 
 
 def _sequence(p: Problem, x: Layout) -> list[int]:
@@ -268,22 +288,21 @@ def _sequence(p: Problem, x: Layout) -> list[int]:
     return sorted(at, key=lambda i: (at[i], -held.get(i, 0), i))
 
 
-def _apart(cx: Lowering, program: Mapping[str, Any], threads: int, static: bool) -> dict[str, Any]:
+def _put_apart(program: dict[str, Any], threads: int, static: bool) -> None:
     """No planning: to compare with."""
     arena: dict[str, Any] = {"static_bytes": None, "lower_bound": None, "threads": threads, "apart": True}
-    cx.memory = {"planning": "off"}
     if static:
         p = from_program(program, sizes={}, threads=threads)
         end = 0
         for t in p.tensors.values():
-            cx.values[t.id]["offset"] = end
+            program["values"][t.id]["offset"] = end
             end += t.bytes
         for n in p.nodes:
             if n.workspace:
-                cx.code[n.id]["work_at"] = end
+                program["code"][n.id]["work_at"] = end
                 end += -(-n.workspace // p.align) * p.align
         arena.update(static_bytes=end, lower_bound=lay_out(p, p.given, budget=WORK).live)
-    return arena
+    program["arena"] = arena
 
 
 def _report(

@@ -57,9 +57,14 @@ def pack_gemm_b(b: Array, nr: int, kr: int = 1) -> Array:
     if kr > 1:
         data = np.ascontiguousarray(data.reshape(batches, panels, steps // kr, kr, nr).swapaxes(3, 4))
     raw = data.reshape(-1).view(np.uint8)
-    digest = int.from_bytes(hashlib.blake2b(raw.data if raw.size else b"", digest_size=8).digest(), "little")
+    digest = digest_of(raw)
     head = HEADER.pack(MAGIC, FORMAT, VERSION, DType.from_np(b.dtype).code, nr, batches, k, n, digest, kr)
     return np.concatenate([np.frombuffer(head, np.uint8), raw])
+
+
+def digest_of(raw: Array) -> int:
+    """The header's checksum of the data, a uint8 vector."""
+    return int.from_bytes(hashlib.blake2b(raw.data if raw.size else b"", digest_size=8).digest(), "little")
 
 
 def unpack_gemm_b(packed: Array) -> Array:
