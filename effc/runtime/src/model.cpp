@@ -347,7 +347,7 @@ void Model::arena(int index, const effc_array* in, int n_in, int64_t* bytes, int
 }
 
 int Model::arena_blocks(int index, const effc_array* in, int n_in, effc_block* blocks, int capacity) {
-  Lease lease(entry(index), threads);
+  Lease lease(entry(index), threads, streamer_.get());
   lease.take_inputs(in, n_in);
   lease.context->frame.bind(lease.context->inputs.data(), nullptr);
   const std::vector<Plan::Placed>& placed = lease.context->frame.plan().placed;
