@@ -100,6 +100,7 @@ class Bench:
 
     def __init__(self, case: Case, ways: Sequence[int], sweep: int, threads: int, target: Any, folder: Path) -> None:
         from ..backends import cpu
+        from ..backends.cpu.lower import memory
         from ..compiler import write_artifact
         from ..runtime.loader import load
 
@@ -136,7 +137,8 @@ class Bench:
             size = sum(c.flops for _, c in found) / 30e9 + sum(c.bytes for _, c in found) / 10e9
             repeat = 1 if sweep else max(1, min(16, int(100e-6 / (size + 1e-6))))
             each = len(program["code"])
-            program["code"] = program["code"] * repeat
+            program["code"] = [dict(ins) for _ in range(repeat) for ins in program["code"]]
+            memory.place(program, threads)
             self._at[n] = [at + each * i for i in range(repeat) for at, _ in found]
         path = folder / "case.effc"
         write_artifact(path, target, {n: _signature(x) for n, x in graphs.items()}, graphs, parts, {})

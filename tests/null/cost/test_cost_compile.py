@@ -148,6 +148,14 @@ def test_measures_the_call_that_was_meant(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.isa("x86-64-v3")
+def test_measures_what_is_repeated_and_needs_scratch(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    case = next(c for c in (space.SAMPLERS["rnn"](rng) for _ in range(100)) if "lstm_layer" in c.spec)
+    found = measure.measure(case, rng, "g", 2, 0, TARGET, MACHINE, tmp_path, blocks=(2, 2))
+    assert [r.call.kernel for r in found] == ["effc_lstm_f32"] and found[0].seconds > 0
+
+
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Measuring that takes no time; the groups it was asked for."""
