@@ -246,6 +246,24 @@ def test_few_rows_against_rows(lib: h.KernelLibrary, dtype: Any, m: int) -> None
         check(out, expected(a, b))
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("m", [13, 55, 200])
+@pytest.mark.parametrize("n", [1024, 1030])
+def test_rows_of_whole_pages(lib: h.KernelLibrary, dtype: str, m: int, n: int) -> None:
+    """Several blocks of the reduction, B's k contiguous: sums stay in scratch where rows of C lie whole pages apart,
+    with the same result bit for bit; nothing is written between the rows."""
+    rng = np.random.default_rng(3)
+    a, b = random(rng, (1, 1, m, 1100), np.dtype(dtype)), random(rng, (1, 1, n, 1100), np.dtype(dtype)).swapaxes(2, 3)
+    results = []
+    for row in (2048, 2048 + 16):
+        whole = np.full((1, 1, m, row), 7, dtype)
+        run(lib, a, b, whole[..., :n], mode="threads", threads=2)
+        assert (whole[..., n:] == 7).all()
+        results.append(whole[..., :n])
+    check(results[0], expected(a, b))
+    np.testing.assert_array_equal(results[0], results[1])
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("blocking", [(1, 1, 1), (7, 2, 40), (64, 1, 16), (100, 3, 48), (9000, 96, 1000), (0, 5, 0)])
 @pytest.mark.parametrize("shape", [(1, 1, 61, 777, 71), (1, 2, 40, 130, 33), (1, 1, 1, 300, 50), (1, 1, 5, 4200, 9)])

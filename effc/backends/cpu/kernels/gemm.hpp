@@ -505,6 +505,7 @@ struct Driver {
         const int64_t cols = min<int64_t>(NR, n - p * NR);
         int64_t vectors = ceil_div(cols, lanes<T>), taken = 1;
         bool loaded = false;
+        const char* rows_ahead = nullptr; /* of B, for the next panel to pack */
         const Table* table_used = table;
         if (packed) {
           const int64_t slice = elements(kc) * NR * packed_size, panel = elements(k) * NR * packed_size;
@@ -530,6 +531,12 @@ struct Driver {
           t.next = (const char*)t.b, t.next_step = 0;
           table_used = f.table;
           loaded = true;
+          /* The copy would wait for its rows, short streams as in dot_rows: they come in during this panel's tiles. */
+          const int64_t q = p + 1 < p1 ? p + 1 : p0;
+          if (b.row == 1 && f.unit == 1 && f.step == 1 && (q > p || kb + 1 < blocks) && (q + 1) * NR <= n) {
+            rows_ahead = bm.data + ((q > p ? ks : ke) + q * NR * b.col) * f.b_size;
+            t.next_step = 4 * f.b_size;
+          }
         }
         if (used_tiles == 1 && !loaded) { /* several panels at once if all of them are full */
           const int64_t at_once = panels_at_once((int)rows);
@@ -542,6 +549,12 @@ struct Driver {
           T* dst = out + bounds[i] * ldo + (p - p0) * NR;
           t.a = a_base + bounds[i] * t.lda;
           t.next = next;
+          if (rows_ahead) { /* this tile's part of the NR rows: the first one by its micro-kernel, others at once */
+            const int64_t first = NR * i / used_tiles, end = NR * (i + 1) / used_tiles, row_bytes = b.col * f.b_size;
+            t.next = rows_ahead + first * row_bytes;
+            for (int64_t r = first + 1; r < end; ++r)
+              for (int64_t o = 0; o < kc * f.b_size; o += 64) __builtin_prefetch(rows_ahead + r * row_bytes + o, 0, 2);
+          }
           if (edge_store) {
             t.c = edge, t.ldc = NR;
             if (t.accumulate)
@@ -646,7 +659,10 @@ struct Driver {
     constexpr int NR = kNR<T>;
     panels = ceil_div(n, NR);
     tiles = ceil_div(m, f.mr);
-    direct = !call->epilogue && f.c_direct && (c.col == 1 || n == 1);
+    /* Rows of C that are whole pages apart fall into few sets of the caches: blocks of the reduction would find little of
+     * what the one before them left there. They are summed in scratch then. */
+    const bool crowded = k > size.steps && tiles > 8 && c.row * (int64_t)sizeof(T) % 4096 == 0;
+    direct = !call->epilogue && f.c_direct && (c.col == 1 || n == 1) && !crowded;
     const int64_t split = splits(b0 * b1);
     const int64_t need = split > 1 ? split * b0 * b1 * m * panels * NR * (int64_t)sizeof(T) : 0;
     if (call->thread_scratch_bytes < thread_scratch_bytes<T>(size, f.mr) || call->scratch_bytes < need) {
