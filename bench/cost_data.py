@@ -1,9 +1,11 @@
 """Makes the shipped records and the shipped cost model of records.
 
     python -m bench.cost_data RECORDS.jsonl ... [--drop FAMILY,...] [--data effc/cost/data/x86-64-v3]
+                              [--base OTHER.jsonl.xz]
 
 The records are appended to DATA.jsonl.xz and a model is trained on all of them into DATA.npz. ``--drop``: families
-whose records there are stale, because their kernel has changed: these leave the file first.
+whose records there are stale, because their kernel has changed: these leave the file first. ``--base``: records of
+another ISA, of which the newest with a yardstick (:data:`NEWEST` of a family) teach times as well.
 """
 
 from __future__ import annotations
@@ -16,13 +18,24 @@ from pathlib import Path
 from effc.cost import records, train
 
 DATA = Path(__file__).resolve().parents[1] / "effc" / "cost" / "data" / "x86-64-v3"
+NEWEST = 8000
+
+
+def newest(found: list[records.Record]) -> list[records.Record]:
+    """The last records with a yardstick of each family."""
+    kept: dict[str, list[records.Record]] = {}
+    for r in found:
+        if r.yard:
+            kept.setdefault(r.family, []).append(r)
+    return [r for of in kept.values() for r in of[-NEWEST:]]
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("records", nargs="+", type=Path)
+    p.add_argument("records", nargs="*", type=Path)
     p.add_argument("--drop", default="")
     p.add_argument("--data", type=Path, default=DATA)
+    p.add_argument("--base", type=Path)
     a = p.parse_args()
     packed, dropped = Path(f"{a.data}.jsonl.xz"), set(a.drop.split(","))
     part = packed.with_suffix(".part")
@@ -37,7 +50,8 @@ def main() -> None:
                 out.write(json.dumps(line, separators=(",", ":")) + "\n")
     part.replace(packed)
     print(f"{packed}: {kept} records, {packed.stat().st_size:,} bytes; {left_out} dropped")
-    model = train.fit(records.read([packed]), report=lambda text: print(f"training on {text}", flush=True))
+    found = [*(newest(records.read([a.base])) if a.base else ()), *records.read([packed])]
+    model = train.fit(found, report=lambda text: print(f"training on {text}", flush=True))
     model.save(f"{a.data}.npz")
     for name, m in model.families.items():
         print(f"{name}: error {m.error:.1%}" + (f", margin {m.rank_error:g}" if m.rankers else ""))

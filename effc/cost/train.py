@@ -26,6 +26,8 @@ from .trees import Trees
 Array = np.ndarray[Any, Any]
 FOLDS = 3
 LEAST = 60  # records of a family
+OWN = 20  # of them on machines with the target's vectors, where records of others teach as well
+SHARE = 8.0  # what a record with the target's vectors counts more than another, at most
 NOISE = 0.03  # of any measurement, as a share
 PARAMETERS: Mapping[str, Any] = {
     "objective": "regression", "learning_rate": 0.06, "num_leaves": 31, "min_data_in_leaf": 8, "feature_fraction": 0.7,
@@ -122,10 +124,15 @@ def _folds(shape: Array, seed: int = 0) -> Array:
     return np.asarray(order[shape] % FOLDS)
 
 
-def fit_family(records: Sequence[Record], rounds: int = ROUNDS, pace: Array | None = None) -> FamilyModel:
+def fit_family(
+    records: Sequence[Record], rounds: int = ROUNDS, pace: Array | None = None, vlen: int | None = None
+) -> FamilyModel:
     """The model of one family. Times are learned from records with a yardstick alone, where there are enough of them;
-    ranks, within a group, from all."""
+    ranks, within a group, from all. Records whose vectors are not of ``vlen`` bytes teach times only: they say nothing
+    of the error, the range, or of ranks."""
     t = Table(records, pace)
+    own = np.array([vlen in (None, vlen_of(r.target)) for r in records])
+    weight = t.weight * np.where(own, min(SHARE, max(1.0, (~own).sum() / own.sum())), 1.0)
     fold = _folds(t.shape)
     timed = ~np.isnan(t.pace)
     if timed.sum() < LEAST:
@@ -133,12 +140,14 @@ def fit_family(records: Sequence[Record], rounds: int = ROUNDS, pace: Array | No
     members, unseen = [], np.zeros(len(t.y))
     for f in range(FOLDS):
         use = timed & (fold != f)
-        members.append(grow(t.x[use], t.y[use], t.weight[use], rounds))
+        members.append(grow(t.x[use], t.y[use], weight[use], rounds))
         unseen[fold == f] = members[-1](t.x[fold == f])
-    error = _spread((t.y - unseen)[timed], t.weight[timed], t.noise[timed])
-    ranges = {n: (float(t.x[:, i].min()), float(t.x[:, i].max())) for i, n in enumerate(t.names) if n in t.family.depth}
-    model = FamilyModel(t.names, tuple(sorted({kernel_class(r.call.kernel) for r in records})), ranges, members, error)
-    several = t.with_ways()
+    judge = timed & own
+    error = _spread((t.y - unseen)[judge], t.weight[judge], t.noise[judge])
+    ranges = {n: _range(t.x[own, i]) for i, n in enumerate(t.names) if n in t.family.depth}
+    kernels = {kernel_class(r.call.kernel) for r, o in zip(records, own, strict=True) if o}
+    model = FamilyModel(t.names, tuple(sorted(kernels)), ranges, members, error)
+    several = t.with_ways() & own
     if several.sum() >= LEAST and t.family.name in RANKED:
         y, learn = t.relative(), several & ((t.way > 0) | (t.family.name not in SETS))
         ranked = np.zeros(len(y))
@@ -146,7 +155,7 @@ def fit_family(records: Sequence[Record], rounds: int = ROUNDS, pace: Array | No
             use = learn & (fold != f)
             model.rankers.append(grow(t.x[use], y[use], t.weight[use], rounds))
             ranked[fold == f] = t.ranked(model.rankers[-1])[fold == f]
-        model.rank_error = margin(ranked, y, t.group, t.rules, t.noise)
+        model.rank_error = margin(ranked, y, np.where(several, t.group, -1), t.rules, t.noise)
         if t.family.name in SETS:
             model.rank_error = max(model.rank_error, SETS[t.family.name].least)
     return model
@@ -172,6 +181,10 @@ def margin(score: Array, y: Array, group: Array, rules: Array, noise: Array) -> 
     return best if surely[best] > 0 else NEVER
 
 
+def _range(values: Array) -> tuple[float, float]:
+    return float(values.min()), float(values.max())
+
+
 def _spread(off: Array, weight: Array, noise: Array) -> float:
     """The standard deviation that is left when the measurements' own noise is taken out, at least 0.01. Robust: from
     the middle two thirds."""
@@ -189,15 +202,18 @@ def digest(records: Sequence[Record]) -> str:
 
 
 def fit(records: Sequence[Record], rounds: int = ROUNDS, report: Callable[[str], None] | None = None) -> CostModel:
-    """A model of all families of which there are enough records. EffcError if there is none."""
+    """A model of all families of which there are enough records, for the target and the machine of the last: the
+    newest. Records of targets with other vectors help (:func:`fit_family`). EffcError if there is none."""
     families, pace = {}, paces(records)
+    vlen = vlen_of(records[-1].target) if records else None
     for name in FAMILIES:
         index = [i for i, r in enumerate(records) if r.family == name and r.seconds > 0]
-        if len(index) < LEAST:
+        own = sum(vlen_of(records[i].target) == vlen for i in index)
+        if len(index) < LEAST or own < min(OWN, len(index)):
             continue
         if report is not None:
             report(f"{name}: {len(index)} records")
-        families[name] = fit_family([records[i] for i in index], rounds, pace[index])
+        families[name] = fit_family([records[i] for i in index], rounds, pace[index], vlen)
     if not families:
         raise EffcError(
             f"{len(records)} records are too few to learn from: {LEAST} of one family are the least",
@@ -211,4 +227,4 @@ def fit(records: Sequence[Record], rounds: int = ROUNDS, report: Callable[[str],
         "records": len(records), "data": digest(records), "rounds": rounds, "folds": FOLDS,
         "lightgbm": lightgbm().__version__, "machines": counts,
     }  # fmt: skip
-    return CostModel(families, machine, records[0].target, info)
+    return CostModel(families, machine, records[-1].target, info)

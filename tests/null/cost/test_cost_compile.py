@@ -127,6 +127,13 @@ def test_shipped_model_loads_and_its_records_are_there() -> None:
     assert train.digest(found) == shipped.info["data"] and len(found) == shipped.info["records"]
     assert model.stat().st_size + data.stat().st_size < 8 << 20
     assert {"conv", "matmul", "depthwise", "attention", "map", "red", "copy"} <= shipped.families.keys()
+    wide, own = CostModel.load(DATA / "x86-64-v4.npz"), records.read([DATA / "x86-64-v4.jsonl.xz"])
+    assert (
+        wide.machine.vector_bytes == 64
+        and wide.machine == own[-1].machine
+        and {"conv", "matmul"} <= wide.families.keys()
+    )
+    assert wide.info["machines"][wide.machine.id] == sum(r.machine.id == wide.machine.id for r in own)
 
 
 # Measuring ------------------------------------------------------------------------------------------------------------
