@@ -239,7 +239,13 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
     for n, im in imported.items():
         reports[n] = PassReport()
         pipeline = Pipeline(
-            default(replace(find("cpu").passes(), ask=asker(t.name, constant_bytes(im.graph)))),
+            default(
+                replace(
+                    find("cpu").passes(),
+                    ask=asker(t.name, constant_bytes(im.graph)),
+                    lookups=options.memory_budget is None,
+                )
+            ),
             disabled=[x for x in options.disable_passes if x != MEMORY],
             verify=options.verify or bool(os.environ.get("EFFC_VERIFY")),
         )

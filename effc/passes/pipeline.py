@@ -34,6 +34,7 @@ class Options:
 
     fold_limit: int = 1 << 28  # largest result, in bytes, that constant folding may create
     kernels: bool = True  # form fused kernels; not for a target that takes single ops, such as ONNX
+    lookups: bool = True  # tables are read within fused regions; not where they may stream from the artifact
     ask: Ask | None = None  # chooses among alternatives of a rewrite; without it the passes' rules do
 
 
@@ -56,7 +57,11 @@ def default(options: Options | None = None) -> tuple[Pass, ...]:
         Fold(o.fold_limit),
         Canonicalise(),
         Cse(),
-        *((RotateHalf(), FuseEpilogues(), PrepareFusion(), Canonicalise(), Cse(), FuseRegions()) if o.kernels else ()),
+        *(
+            (RotateHalf(), FuseEpilogues(), PrepareFusion(), Canonicalise(), Cse(), FuseRegions(lookups=o.lookups))
+            if o.kernels
+            else ()
+        ),
         *((FusePrologues(),) if o.kernels and o.native("attention_fused") else ()),
         *((FuseChains(o.ask),) if o.kernels and o.native("conv_chain") else ()),
         *((FormWinograd(o.ask),) if o.kernels and o.native("conv_winograd") else ()),

@@ -115,6 +115,26 @@ def test_a_large_weight_is_cut_and_its_rows_are_read() -> None:
     assert abs(report["weights"] + report["constants"] - weights) < 3000
 
 
+class Normed(nn.Module):
+    """An embedding before a norm, which would be looked up within the norm's loop; it is the last weight, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.words, self.norm = nn.Embedding(1500, 96), nn.LayerNorm(96)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.words(x)) @ self.words.weight.T
+
+
+def test_rows_of_a_table_are_read_one_by_one_before_a_norm() -> None:
+    x = ids(2, 9)
+    want = effc.compile(Normed().eval(), (x,), num_threads=2)
+    got = effc.compile(Normed().eval(), (x,), num_threads=2, memory_budget=1_100_000)
+    same(got(x), want(x))
+    assert got.report["memory"]["cut"][0]["rows"] == 1 and got.streaming["rows"] == 18
+
+
 def test_checksums_are_checked_once_and_nothing_is_allocated() -> None:
     from effc.runtime import _rt
 

@@ -26,13 +26,14 @@ from .kinds import DEAR, fusible, is_lookup, is_map, is_reduction, is_scalar, wh
 @dataclass(frozen=True)
 class FuseRegions(Pass):
     """Greedy producer-consumer fusion. Limits: operands, nodes and results of a region, ops computed again per
-    element."""
+    element. ``lookups``: rows of tables are looked up within regions; a table that may stream is read by itself."""
 
     name: ClassVar[str] = "fuse_regions"
     max_operands: int = 12
     max_nodes: int = 96
     max_results: int = 4
     max_recomputed: int = 8
+    lookups: bool = True
 
     def apply(self, graph: Graph, report: PassReport) -> Graph:
         return self.one(in_subgraphs(graph, lambda g: self.one(g, report)), report)
@@ -63,7 +64,10 @@ class _Plan(Groups):
     def __init__(self, graph: Graph, limits: FuseRegions) -> None:
         super().__init__(graph)
         self.limits = limits
-        self.can = [is_lookup(n) or (fusible(n) and (not is_reduction(n) or n.attrs["keepdims"])) for n in self.nodes]
+        self.can = [
+            (limits.lookups and is_lookup(n)) or (fusible(n) and (not is_reduction(n) or n.attrs["keepdims"]))
+            for n in self.nodes
+        ]
 
     def sources(self, region: Iterable[int]) -> set[int]:
         """The nodes that make what the region reads element by element: not tables and indices."""
@@ -219,7 +223,7 @@ class _Plan(Groups):
                     )
                     report.decline("fuse", reason or "its producer was taken by another region", self.nodes[p])
                 elif v.node.op == "take":
-                    report.decline("fuse", why_no_lookup(v.node) or "", v.node)
+                    report.decline("fuse", why_no_lookup(v.node) or "its table may stream from the artifact", v.node)
                 elif v.node.op not in ("constant", "dim_value", "full", "state"):
                     report.decline("fuse", f"{v.node.op} is not elementwise", n)
 
