@@ -33,9 +33,10 @@ from ...ir.dtypes import DType
 from ...ir.graph import Graph
 from ...passes.memory.plan import lower_bound
 from ...passes.memory.program import arena as arena_of
-from ...passes.memory.program import blocks
+from ...passes.memory.program import blocks, storage
 from ...runtime.errors import EffcError
 from . import microkernels
+from .lower import row_major
 from .packing import gemm as packing
 from .target import CpuTarget
 
@@ -98,12 +99,6 @@ def ranges_of(program: Program, graph: Graph, budget: str) -> dict[str, tuple[in
     return ranges
 
 
-def _root(values: Sequence[dict[str, Any]], i: int) -> int:
-    while (base := values[i].get("base", values[i].get("alias"))) is not None:
-        i = base
-    return i
-
-
 def arena_bytes(program: Program, threads: int, ranges: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
     """(bytes, live lower bound) of an arena for bindings of the symbols within ``ranges``: the most of those tried.
     The runtime refuses sizes that need more."""
@@ -153,12 +148,12 @@ def _uses(programs: Mapping[str, Program]) -> tuple[dict[int, list[_Use]], set[i
     for name, p in programs.items():
         values = p["values"]
         for i in [*p["outputs"], *(c["value"] for c in p["commits"])]:
-            if values[_root(values, i)]["k"] == "const":
-                fixed.add(values[_root(values, i)]["data"])
+            if values[storage(values, i)]["k"] == "const":
+                fixed.add(values[storage(values, i)]["data"])
         for k, ins in enumerate(p["code"]):
             for j, i in enumerate(ins["in"]):
-                if i >= 0 and values[_root(values, i)]["k"] == "const":
-                    uses[values[_root(values, i)]["data"]].append(_Use(name, k, j, i))
+                if i >= 0 and values[storage(values, i)]["k"] == "const":
+                    uses[values[storage(values, i)]["data"]].append(_Use(name, k, j, i))
     return uses, fixed
 
 
@@ -166,7 +161,7 @@ def _slice(values: list[dict[str, Any]], i: int, lo: int, hi: int) -> int:
     """A view of columns [lo, hi) of a value of rank 4."""
     v = values[i]
     shape = tuple(v["shape"])
-    strides = tuple(v["strides"]) if "strides" in v else _row_major(shape)
+    strides = tuple(v["strides"]) if "strides" in v else row_major(shape)
     base, offset = (v["base"], v.get("offset", 0)) if v["k"] == "view" else (i, 0)
     values.append(
         {
@@ -175,15 +170,6 @@ def _slice(values: list[dict[str, Any]], i: int, lo: int, hi: int) -> int:
         }
     )  # fmt: skip
     return len(values) - 1
-
-
-def _row_major(shape: Sequence[Dim]) -> tuple[Dim, ...]:
-    out: list[Dim] = []
-    step: Dim = 1
-    for d in reversed(shape):
-        out.append(step)
-        step = step * d
-    return tuple(reversed(out))
 
 
 class _Cutter:
@@ -245,7 +231,7 @@ class _Cutter:
             return False
         out, at = values[ins["out"][0]], values[ins["in"][1]]
         plain = v["k"] == "const" and "strides" not in v and "strides" not in out and at["d"] in ("i64", "i32")
-        return plain and values[_root(values, ins["in"][1])]["k"] != "const" and len(v["shape"]) > 0
+        return plain and values[storage(values, ins["in"][1])]["k"] != "const" and len(v["shape"]) > 0
 
     def _pieces(self, index: int, products: list[_Use]) -> list[tuple[int, int, int]] | None:
         """(first column, last, constant) of each piece, or None where some product cannot be cut."""
@@ -347,8 +333,7 @@ class _Cutter:
         micro = microkernels.choose(self.target, "matmul", dtype)
         left = values[ins["in"][0]]
         a, b = (
-            Buf(0, 0, dtype, tuple(v["shape"]), tuple(v.get("strides") or _row_major(v["shape"])))
-            for v in (left, right)
+            Buf(0, 0, dtype, tuple(v["shape"]), tuple(v.get("strides") or row_major(v["shape"]))) for v in (left, right)
         )
         blocking = packing.Blocking(*ins["attrs"][:3])
         return dims.minimum(ins["scratch"], _scratch(_Sizes.of(micro, dtype, self.target.vlen), a, b, blocking))
@@ -419,7 +404,7 @@ def _prepare(
             read = {
                 p["values"][r]["data"]
                 for i in ins["in"]
-                if i >= 0 and p["values"][r := _root(p["values"], i)]["k"] == "const"
+                if i >= 0 and p["values"][r := storage(p["values"], i)]["k"] == "const"
             }
             steps[n][k] = [i for i in sorted(read) if i not in stays]
             order.update(dict.fromkeys(steps[n][k]))
