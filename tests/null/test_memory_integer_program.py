@@ -56,8 +56,7 @@ def test_rewrites_inside(which: str, seed: int) -> None:
 @pytest.mark.parametrize("seed", [0, 2, 3, 4, 6, 7, 8, 9])
 def test_order_and_offsets(which: str, seed: int) -> None:
     p = random_graph(seed, 4 + seed % 2, wide=0.4)
-    if sum(1 for _ in all_orders(p)) > 12:
-        pytest.skip("too many orders to place them all")
+    assert sum(1 for _ in all_orders(p)) <= 12  # few enough to place them all
     o = program.least_arena(p, offsets=True, solver=which)
     assert o.ended == "proven" and o.layout is not None
     assert o.objective == o.bound == least_coupled(p) == sum(verify(p, o.layout.plan).arena.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -99,6 +100,22 @@ def test_a_tree_without_a_split() -> None:
     np.testing.assert_array_equal(trees(np.zeros((3, 2))), [0.75] * 3)
     with pytest.raises(ValueError, match="missing"):
         Trees.from_text("\nTree=0\nnum_leaves=2\ndecision_type=10\nleaf_value=1 2\nleft_child=-1\nright_child=-2\n\n")
+
+
+def test_records_of_other_vectors_teach_times_and_nothing_else() -> None:
+    """Few records of a machine with wider vectors, after many of the other: its own error, no ranks without enough."""
+    pytest.importorskip("lightgbm")
+    wide = dataclasses.replace(MACHINE, vector_bytes=64)
+    own = [
+        dataclasses.replace(r, target="cpu:x86-64-v4", machine=wide, group=f"w{r.group}", seconds=2 * r.seconds)
+        for r in made_up(5, seed=1)
+    ]
+    model = train.fit([*made_up(), *own], rounds=60)
+    assert model.target == "cpu:x86-64-v4" and model.machine == wide
+    assert set(model.families) == {"conv"}  # of loops there are five of its own, fewer than train.OWN
+    assert not model.families["conv"].rankers
+    ranges = model.families["conv"].ranges
+    assert ranges and train.fit(made_up(), rounds=5).families["conv"].ranges != ranges
 
 
 # Roofline and features ------------------------------------------------------------------------------------------------
