@@ -93,6 +93,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "effc_arena_blocks": (_I, [_P, _I, _P, _I, _P, _I, ctypes.POINTER(_I)]),
     "effc_stream_stats": (_I, [_P, ctypes.POINTER(Stream)]),
     "effc_alloc_count": (ctypes.c_uint64, []),
+    "effc_prefer_huge_pages": (None, [_P, ctypes.c_size_t]),
     "effc_xxh3": (ctypes.c_uint64, [_P, ctypes.c_size_t]),
     "effc_parallel_for": (None, [_I, ctypes.c_int64, ctypes.c_int64, _P, _P]),
 }

@@ -122,3 +122,28 @@ def test_wrong_inputs_are_named(tmp_path: Path) -> None:
         m.run({"x0": ok})
     with pytest.raises(EffcError, match="no entry point"):
         m.entry("nothing")
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no huge pages in this kernel")
+def test_large_torch_results_ask_for_huge_pages(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    n = 3 << 20  # 12 MiB
+    values = [tensor([n], "input", i=0), tensor([n], "output", i=0)]
+    m = load(save(tmp_path / "m.effc", program(values, [scale(0, 1, 2.0, 1)], [0], [1])))
+    x = torch.randn(n)
+    y = m(x)
+    torch.testing.assert_close(y, x * 2 + 1)
+    assert "hg" in flags_at(y.data_ptr() + (6 << 20))
+
+
+def flags_at(address: int) -> list[str]:
+    """The kernel's flags of the mapping that holds ``address`` (proc(5), VmFlags of smaps)."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        head = line.split()
+        if "-" in head[0]:
+            low, high = (int(part, 16) for part in head[0].split("-"))
+            inside = low <= address < high
+        elif inside and head[0] == "VmFlags:":
+            return head[1:]
+    raise AssertionError(f"nothing is mapped at {address:#x}")

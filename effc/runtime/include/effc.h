@@ -154,6 +154,9 @@ EFFC_API int32_t effc_stream_stats(const effc_model* model, effc_stream* out);
 
 /* Memory allocations made by runs so far, by the whole process: a warm run with the same sizes makes none. */
 EFFC_API uint64_t effc_alloc_count(void);
+/* For a result that the caller allocates, of some MiB and more: asks for huge pages, so that writing it the first time
+   costs few page faults. A hint; whole 2 MiB pages inside the range are named to the kernel. */
+EFFC_API void effc_prefer_huge_pages(void* data, size_t size);
 /* XXH3, 64 bits: the artifact's checksum. */
 EFFC_API uint64_t effc_xxh3(const void* data, size_t size);
 /* The thread pool, for tests and for measuring it. */

@@ -259,6 +259,7 @@ int32_t effc_stream_stats(const effc_model* model, effc_stream* out) {
 }
 
 uint64_t effc_alloc_count(void) { return g_allocs.load(); }
+void effc_prefer_huge_pages(void* data, size_t size) { prefer_huge_pages(data, int64_t(size)); }
 uint64_t effc_xxh3(const void* data, size_t size) { return xxh3_64(data, size); }
 void effc_parallel_for(int32_t threads, int64_t n, int64_t grain, effc_task_fn fn, void* arg) {
   parallel_for(threads, n, grain, fn, arg);

@@ -38,16 +38,22 @@ int dtype_from_name(const std::string& name) {
   fail("unknown dtype '%s'", name.substr(0, 40).c_str());
 }
 
+// Fewer faults and TLB misses; refusal by the kernel is harmless.
+void prefer_huge_pages(void* data, int64_t bytes) {
+  uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
+  uintptr_t last = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / kHugePage * kHugePage;
+  if (bytes > 0 && last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+}
+
 void* alloc_bytes(int64_t bytes) {
-  constexpr int64_t kHuge = int64_t(2) << 20;
   if (bytes < 0 || bytes > (int64_t(1) << 46)) fail("cannot allocate %lld bytes", static_cast<long long>(bytes));
-  bool huge = bytes >= 2 * kHuge;
-  int64_t align = huge ? kHuge : 64;
+  bool huge = bytes >= 2 * kHugePage;
+  int64_t align = huge ? kHugePage : 64;
   int64_t size = bytes == 0 ? align : (bytes + align - 1) / align * align;
   void* p = nullptr;
   if (posix_memalign(&p, size_t(align), size_t(size)) != 0)
     fail("out of memory: cannot allocate %lld bytes", static_cast<long long>(bytes));
-  if (huge) madvise(p, size_t(size), MADV_HUGEPAGE);  // fewer TLB misses; refusal by the kernel is harmless
+  if (huge) prefer_huge_pages(p, size);
   g_allocs.fetch_add(1, std::memory_order_relaxed);
   return p;
 }

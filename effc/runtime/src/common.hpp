@@ -53,6 +53,8 @@ inline int64_t align64(int64_t n) { return add(n, 63) & ~int64_t(63); }
 
 // Memory for arenas, copies and results. Every call is counted, so that tests can assert that a warm run makes none.
 extern std::atomic<uint64_t> g_allocs;
+constexpr int64_t kHugePage = int64_t(2) << 20;
+void prefer_huge_pages(void* data, int64_t bytes);  // what of it is whole such pages; a hint
 void* alloc_bytes(int64_t bytes);  // 64-byte aligned, never NULL for bytes == 0; throws Error naming the size
 void free_bytes(void* p);
 

@@ -86,12 +86,11 @@ Streamer::~Streamer() {
 char* Streamer::allocate(int64_t bytes) {
   // Page-aligned, for direct reads. In huge pages where it is large: a request then has few pieces, and a virtual disk
   // takes twice the time for the many of small pages.
-  constexpr int64_t kHuge = int64_t(2) << 20;
-  bool huge = bytes >= 2 * kHuge;
+  bool huge = bytes >= 2 * kHugePage;
   void* p = nullptr;
-  if (posix_memalign(&p, size_t(huge ? kHuge : kPage), size_t(std::max(pages(bytes), kPage))) != 0)
+  if (posix_memalign(&p, size_t(huge ? kHugePage : kPage), size_t(std::max(pages(bytes), kPage))) != 0)
     fail("out of memory: cannot allocate %lld bytes", static_cast<long long>(bytes));
-  if (huge) madvise(p, size_t(pages(bytes)), MADV_HUGEPAGE);
+  if (huge) prefer_huge_pages(p, pages(bytes));
   g_allocs.fetch_add(1, std::memory_order_relaxed);
   owned_.push_back(static_cast<char*>(p));
   return static_cast<char*>(p);
