@@ -185,30 +185,14 @@ class Graph:
 
         Nodes that nothing needs any more are dropped. Results that are replaced must keep their types.
         """
-        b = Builder(self.symbols)
-        env: dict[Value, Value] = {}
-        for n in self.inputs:
-            b.inputs.append(n)
-            env[n[0]] = n[0]
+        copy = GraphCopy(self)
         for n in self.nodes:
-            ins = tuple(None if v is None else env[v] for v in n.inputs)
-            out = rule(b, n, ins)
+            out = rule(copy.builder, n, copy.inputs_of(n))
             if out is None:
-                kept = n if ins == n.inputs else replace(n, inputs=ins)
-                b.nodes.append(kept)
-                out = kept.values
-            elif isinstance(out, Value):
-                out = (out,)
-            for old, new in zip(n.values, out, strict=True):
-                env[old] = new
-        g = replace(
-            self,
-            nodes=tuple(b.nodes),
-            outputs=tuple(env[v] for v in self.outputs),
-            commits=tuple(replace(c, value=env[c.value]) for c in self.commits),
-            **changes,
-        )
-        return g.without_dead()
+                copy.keep(n)
+            else:
+                copy.values.update(zip(n.values, (out,) if isinstance(out, Value) else out, strict=True))
+        return copy.graph(**changes)
 
     def without_dead(self) -> Graph:
         """Drops nodes whose results nobody needs (random ones too: their numbers are unobservable). Nodes that bind a
@@ -294,3 +278,33 @@ class Builder:
 
 
 ValueOrScalar = Value | int | float | bool | complex
+
+
+class GraphCopy:
+    """A copy of a graph in the making: ``values`` maps its values to the copy's, ``builder`` takes nodes."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._old = graph
+        self.builder = Builder(graph.symbols)
+        self.builder.inputs.extend(graph.inputs)
+        self.values: dict[Value, Value] = {n[0]: n[0] for n in graph.inputs}
+
+    def inputs_of(self, node: Node) -> tuple[Value | None, ...]:
+        return tuple(None if v is None else self.values[v] for v in node.inputs)
+
+    def keep(self, node: Node) -> None:
+        """The same node over the copy's values."""
+        inputs = self.inputs_of(node)
+        kept = node if inputs == node.inputs else replace(node, inputs=inputs)
+        self.builder.nodes.append(kept)
+        self.values.update(zip(node.values, kept.values, strict=True))
+
+    def graph(self, **changes: Any) -> Graph:
+        """What was made, without nodes that nothing needs. ``changes``: other fields of the graph."""
+        return replace(
+            self._old,
+            nodes=tuple(self.builder.nodes),
+            outputs=tuple(self.values[v] for v in self._old.outputs),
+            commits=tuple(replace(c, value=self.values[c.value]) for c in self._old.commits),
+            **changes,
+        ).without_dead()

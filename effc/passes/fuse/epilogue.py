@@ -12,11 +12,11 @@ elementwise users make a float of it, and one that reads such a float makes it o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ...ir.dtypes import DType
-from ...ir.graph import Builder, Graph, Node, Value
+from ...ir.graph import Builder, Graph, GraphCopy, Node, Value
 from ...ir.op import OPS, get
 from ..manager import Pass, PassReport, in_subgraphs
 from .kinds import is_map, is_scalar
@@ -66,24 +66,17 @@ class FuseEpilogues(Pass):
         for key, (n, chain) in plan.items():
             if n.op in QUANTIZED:
                 plan[key] = (n, self.from_bytes(n, chain, skip, position, report))
-        b = Builder(graph.symbols)
-        env: dict[Value, Value] = {i[0]: i[0] for i in graph.inputs}
+        copy = GraphCopy(graph)
         for n in graph.nodes:
             if id(n) in skip:
                 continue
             if id(n) in plan:
-                env[n[0]] = self.fused(b, *plan[id(n)], env)
+                copy.values[n[0]] = self.fused(copy.builder, *plan[id(n)], copy.values)
                 report.count(f"{self.name}.{plan[id(n)][0].op}")
                 report.count(f"{self.name}.nodes", len(plan[id(n)][1]))
                 continue
-            ins = tuple(None if v is None else env[v] for v in n.inputs)
-            kept = n if ins == n.inputs else replace(n, inputs=ins)
-            b.nodes.append(kept)
-            env.update(zip(n.values, kept.values, strict=True))
-        return replace(
-            graph, nodes=tuple(b.nodes), outputs=tuple(env[v] for v in graph.outputs),
-            commits=tuple(replace(c, value=env[c.value]) for c in graph.commits),
-        ).without_dead()  # fmt: skip
+            copy.keep(n)
+        return copy.graph()
 
     def chain(
         self, n: Node, uses: Mapping[Value, list[Node | None]], position: Mapping[int, int], taken: set[int]

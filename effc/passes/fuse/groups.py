@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from ...ir.dims import symbols
-from ...ir.graph import Builder, Graph, Node, Value
+from ...ir.graph import Graph, GraphCopy, Node, Value
 from ...ir.op import get
 from ...ir.verify import attr_symbols
 from .kinds import is_scalar, looks_up
@@ -92,8 +91,7 @@ class Groups:
     def rebuilt(self, groups: Sequence[Sequence[int]], make: Make) -> Graph:
         """The graph with one node for each of these groups."""
         of = {i: group for group in groups for i in group}
-        b = Builder(self.graph.symbols)
-        env: dict[Value, Value] = {i[0]: i[0] for i in self.graph.inputs}
+        copy = GraphCopy(self.graph)
         done: set[int] = set()
         for start in range(len(self.nodes)):
             todo = [start]
@@ -115,20 +113,13 @@ class Groups:
                     continue
                 done.update(inside)
                 if i not in of:
-                    n = self.nodes[i]
-                    ins = tuple(None if v is None else env[v] for v in n.inputs)
-                    kept = n if ins == n.inputs else replace(n, inputs=ins)
-                    b.nodes.append(kept)
-                    env.update(zip(n.values, kept.values, strict=True))
+                    copy.keep(self.nodes[i])
                     continue
                 nodes = [self.nodes[j] for j in group]
                 operands, results = self.operands(nodes, inside), self.results(inside)
                 op, body = make(nodes, operands, results)
                 # What can fail names the line: an index out of range is the data's fault.
                 loc = next((n.loc for n in nodes if looks_up(n)), nodes[-1].loc)
-                made = b.node(op, [env[v] for v in operands], {"body": body}, loc=loc)
-                env.update(zip(results, made.values, strict=True))
-        return replace(
-            self.graph, nodes=tuple(b.nodes), outputs=tuple(env[v] for v in self.graph.outputs),
-            commits=tuple(replace(c, value=env[c.value]) for c in self.graph.commits),
-        ).without_dead()  # fmt: skip
+                made = copy.builder.node(op, [copy.values[v] for v in operands], {"body": body}, loc=loc)
+                copy.values.update(zip(results, made.values, strict=True))
+        return copy.graph()

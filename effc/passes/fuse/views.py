@@ -4,11 +4,11 @@ chains."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ...ir.dims import Dim
-from ...ir.graph import Builder, Graph, Node, Value
+from ...ir.graph import Builder, Graph, GraphCopy, Node, Value
 from ...ir.op import get
 from ..manager import Pass, PassReport, in_subgraphs
 from ..rewrite import is_one
@@ -174,22 +174,15 @@ def _hoist(graph: Graph, report: PassReport) -> Graph:
         cones[id(n)] = _cone(producer, n, uses, position)
     if not cones:
         return graph
-    b = Builder(graph.symbols)
-    env: dict[Value, Value] = {i[0]: i[0] for i in graph.inputs}
+    copy = GraphCopy(graph)
     for n in graph.nodes:
         if id(n) in cones:
-            b.loc = n.loc
-            env[n[0]] = _moved(b, n, cones[id(n)], env)
+            copy.builder.loc = n.loc
+            copy.values[n[0]] = _moved(copy.builder, n, cones[id(n)], copy.values)
             report.count(f"prepare_fusion.hoisted_{n.op}")
-            continue
-        ins = tuple(None if v is None else env[v] for v in n.inputs)
-        kept = n if ins == n.inputs else replace(n, inputs=ins)
-        b.nodes.append(kept)
-        env.update(zip(n.values, kept.values, strict=True))
-    return replace(
-        graph, nodes=tuple(b.nodes), outputs=tuple(env[v] for v in graph.outputs),
-        commits=tuple(replace(c, value=env[c.value]) for c in graph.commits),
-    ).without_dead()  # fmt: skip
+        else:
+            copy.keep(n)
+    return copy.graph()
 
 
 def _movable(n: Node) -> bool:
