@@ -398,16 +398,16 @@ def _gather(cx: Context, x: Value, index: Value, *, axis: int = 0) -> Value:
         if not (isinstance(at, int) and isinstance(x.shape[d], int) and not 0 <= at < x.shape[d]):
             return cx.select(x, d, at)
         raise Unsupported(f"index {at} outside size {x.shape[d]}")
-    return cx.b.op("take", x, wrapped(cx, index, x.shape[d]), dim=d)  # type: ignore[no-any-return]
+    return cx.b.op("take", x, index, dim=d)  # type: ignore[no-any-return]
 
 
 @onnx_op("GatherElements")
 def _gather_elements(cx: Context, x: Value, index: Value, *, axis: int = 0) -> Value:
     d = cx.axis(axis, x.rank)
-    return cx.b.op("gather", x, wrapped(cx, index, x.shape[d]), dim=d)  # type: ignore[no-any-return]
+    return cx.b.op("gather", x, index, dim=d)  # type: ignore[no-any-return]
 
 
-def _coordinates(cx: Context, x: Value, index: Value, batch: int) -> tuple[list[Value], tuple[int, ...]]:
+def _coordinates(cx: Context, index: Value, batch: int) -> tuple[list[Value], tuple[int, ...]]:
     """One index tensor for each of the dims that the last dim of ``index`` names, batch dims first."""
     n = index.shape[-1]
     if not isinstance(n, int):
@@ -417,13 +417,13 @@ def _coordinates(cx: Context, x: Value, index: Value, batch: int) -> tuple[list[
     for d in range(batch):
         out.append(cx.b.op("iota", shape=shape, dim=d, dtype=DType.i64))
     for k in range(n):
-        out.append(wrapped(cx, cx.select(index, -1, k), x.shape[batch + k]))
+        out.append(cx.select(index, -1, k))
     return out, tuple(range(batch + n))
 
 
 @onnx_op("GatherND")
 def _gather_nd(cx: Context, x: Value, index: Value, *, batch_dims: int = 0) -> Value:
-    at, dims = _coordinates(cx, x, index, batch_dims)
+    at, dims = _coordinates(cx, index, batch_dims)
     return cx.b.op("index", x, *at, dims=dims)  # type: ignore[no-any-return]
 
 
@@ -436,19 +436,19 @@ def _scatter_elements(
 ) -> Value:
     d = cx.axis(axis, x.rank)
     kind = _REDUCTIONS[reduction]
-    return cx.b.op("scatter", x, wrapped(cx, index, x.shape[d]), src, dim=d, reduce=kind)  # type: ignore[no-any-return]
+    return cx.b.op("scatter", x, index, src, dim=d, reduce=kind)  # type: ignore[no-any-return]
 
 
 @onnx_op("ScatterND")
 def _scatter_nd(cx: Context, x: Value, index: Value, src: Value, *, reduction: str = "none") -> Value:
-    at, dims = _coordinates(cx, x, index, 0)
+    at, dims = _coordinates(cx, index, 0)
     if reduction in ("none", "add"):
         return cx.b.op("index_put", x, src, *at, dims=dims, accumulate=reduction == "add")  # type: ignore[no-any-return]
     # the named dims as one, and an index for every element of a slice
     k = len(dims)
-    flat: Value = at[0]
+    flat = wrapped(cx, at[0], x.shape[0])
     for a, size in zip(at[1:], x.shape[1:k]):
-        flat = cx.op("add", cx.op("mul", flat, cx.scalar(size, DType.i64)), a)
+        flat = cx.op("add", cx.op("mul", flat, cx.scalar(size, DType.i64)), wrapped(cx, a, size))
     rest = x.shape[k:]
     rows, wide = flat.type.numel, D.product(rest)
     data = cx.reshape(x, (D.product(x.shape[:k]), wide))
