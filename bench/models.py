@@ -3,10 +3,10 @@
     python -m bench.models [--models minilm,crepe | dense] [--engines effc,eager,...] [--threads 2] [--rounds 12]
                            [--block 0.4] [--out bench/results] [--json]
 
-One process per engine. Blocks of runs alternate round by round, all other engines' processes being stopped meanwhile, so
-that no thread pool spins beside another and a change of the machine's speed meets all engines. Reported are medians, p10
-and p90, the ratio to the fastest peer, and the share of the machine's measured FMA peak and read bandwidth. The table
-goes to standard output, and as Markdown and JSON to ``--out``.
+One process per engine. Blocks of runs alternate round by round, all other engines' processes being stopped meanwhile,
+so that no thread pool spins beside another and a change of the machine's speed meets all engines. Reported are medians,
+p10 and p90, the ratio to the fastest peer, and the share of the machine's measured FMA peak and read bandwidth. The
+table goes to standard output, and as Markdown and JSON to ``--out``.
 """
 
 from __future__ import annotations
