@@ -160,6 +160,8 @@ class _Program:
         self.part: dict[tuple[int, int, int], int] = {}  # tensor, concatenation, step
         self.held: dict[tuple[int, int, int], int] = {}
         self.inside: dict[tuple[int, int, int], int] = {}
+        self.view: dict[int, int] = {}  # result -> whether it lies in an operand
+        self.through: dict[tuple[int, int], int] = {}  # view, step: is readable
         self.offset: dict[int, int] = {}
         self.rest: dict[int, int] = {}
         self.below: dict[tuple[int, int], int] = {}
@@ -169,9 +171,19 @@ class _Program:
         for n in p.nodes:
             for t in self._parts(n):
                 self.holders.setdefault(t, []).append(n)
+        # Plans have views, actions have not; a tensor that is changed is neither a view nor seen through one.
+        self.seen_in: dict[int, int] = {}
+        if rewrite and not spill and not recompute:
+            self.seen_in = {
+                t: u
+                for n in p.nodes
+                for t, u, _ in n.views
+                if p.tensors[u].kind != "input" and not {t, u} & changed and p.tensors[t].space == p.tensors[u].space
+            }
         self._residency()
         if rewrite:
             self._rewrites()
+            self._views()
         self._operands()
         self._room(ceiling)
         if offsets:
@@ -247,6 +259,9 @@ class _Program:
             u = todo.pop()
             users.update(self.g.readers.get(u, ()))
             todo += [part for part, by in self.holders.items() if any(n.outs[0] == u for n in by)]
+            todo += [view for view, base in self.seen_in.items() if base == u]
+            if any(self.p.tensors[v].kind == "output" for v in todo):
+                return self.count - 1
         return max((max(k for _, k in self._windows[n]) for n in users), default=-1)
 
     def _residency(self) -> None:
@@ -276,11 +291,15 @@ class _Program:
                 there = k == 0 and (t in self.border.resident or (self.border.free and maker is None))
                 m.row(since, None, 1 if there else 0)
             plain = not (self.spill or self.recompute or self.rewrite)
+            if t in self.seen_in:
+                self.view[t] = m.boolean()
+                for k in range(begin, end + 1):
+                    m.row([(1, self.view[t]), (1, self.near[t, k])], None, 1)
             if self.p.tensors[t].kind == "output" and t not in self.border.later:
-                m.row([(1, self.near[t, self.count - 1])], 1)
+                m.row([(1, self.near[t, self.count - 1]), (1, self.view.get(t))], 1)
                 if not self.spill and not self.recompute and maker is not None:
                     for k in range(begin, end + 1):
-                        m.row([(1, self.near[t, k]), (-1, self.ran.get((maker, k)))], 0)
+                        m.row([(1, self.near[t, k]), (1, self.view.get(t)), (-1, self.ran.get((maker, k)))], 0)
             elif t in self.border.later:
                 m.row([(1, self.near[t, self.count - 1]), (1, self.copied.get(t))], 1)
             if plain and maker is not None:
@@ -345,6 +364,37 @@ class _Program:
                     if overs:
                         m.row([*joins, *overs], None, 1)
 
+    def _views(self) -> None:
+        """A view is readable where what it lies in is; that is no part of another, and not overwritten meanwhile."""
+        m = self.m
+        for t, u in self.seen_in.items():
+            for (part, _, _), v in self.part.items():
+                if part == u:
+                    m.row([(1, self.view[t]), (1, v)], None, 1)
+            if self.p.tensors[t].kind == "output":
+                m.row([(1, self.view[t]), *((-c, v) for c, v in self._where(u, self.count - 1))], None, 0)
+            for (n, over, _), v in self.over.items():
+                if (over == u and t in self.node[n].ins) or t in self.node[n].outs:
+                    m.row([(1, self.view[t]), (1, v)], None, 1)
+        for (n, over, _), v in self.over.items():  # through a view of a view
+            for t in self.node[n].ins:
+                chain = [t]
+                while chain[-1] in self.seen_in and chain[-1] != over:
+                    chain.append(self.seen_in[chain[-1]])
+                if len(chain) > 2 and chain[-1] == over:
+                    m.row([*((1, self.view[x]) for x in chain[:-1]), (1, v)], None, len(chain) - 1)
+
+    def _where(self, t: int, k: int) -> list[Term]:
+        """Where a tensor is at a step if no concatenation holds it: by itself, or in what it is a view of."""
+        out: list[Term] = [(1, self.near.get((t, k)))]
+        if t in self.seen_in:
+            if (t, k) not in self.through:
+                v = self.through[t, k] = self.m.boolean()
+                self.m.row([(1, v), (-1, self.view[t])], None, 0)
+                self.m.row([(1, v), *((-c, w) for c, w in self._where(self.seen_in[t], k))], None, 0)
+            out.append((1, self.through[t, k]))
+        return out
+
     def _largest(self, t: int) -> int:
         """Bytes of the largest tensor that may be overwritten to make this one, one after another."""
         seen: set[int] = set()
@@ -362,7 +412,7 @@ class _Program:
         for n in self.p.nodes:
             for _, k in self._windows[n.id]:
                 for t in n.outs:
-                    m.row([(1, self.run[n.id, k]), (-1, self.near[t, k])], None, 0)
+                    m.row([(1, self.run[n.id, k]), (-1, self.near[t, k]), (-1, self.view.get(t))], None, 0)
                 for t in dict.fromkeys(n.ins):
                     if self.p.tensors[t].kind == "input":
                         continue
@@ -372,7 +422,7 @@ class _Program:
     def _readable(self, t: int, k: int) -> list[Term]:
         """Where a tensor is at a step: by itself, or in what holds it."""
         m = self.m
-        out: list[Term] = [(1, self.near.get((t, k)))]
+        out = self._where(t, k)
         for cat in self.holders.get(t, ()):
             held, key = self.held.get((t, cat.id, k)), (t, cat.id, k)
             if held is None:
@@ -421,6 +471,7 @@ class _Program:
         touched -= {
             t for t in touched if any(c.outs[0] in touched for c in self.holders.get(t, ()))
         }  # may be its parts
+        touched -= self.seen_in.keys()
         over = max((self.p.tensors[t].bytes for t in n.inplace_ok), default=0) if self.rewrite else 0
         return max(0, n.workspace + sum(self.p.tensors[t].bytes for t in touched) - over)
 
@@ -535,7 +586,7 @@ class _Program:
         first = {n: k for k, n in reversed(list(enumerate(runs)))}
         tell(self.ran, {(n, k) for n, k in self.ran if n in first and first[n] <= k})
         tell(self.near, {(t, k) for k, ts in enumerate(near) for t in ts})
-        for name in ("over", "part", "refill", "copied"):
+        for name in ("over", "part", "refill", "copied", "view", "through"):
             tell(getattr(self, name), plan.get(name, ()))
         for t, v in self.offset.items():
             if t in plan.get("offsets", {}):
@@ -683,12 +734,18 @@ def _layout(p: Problem, x: _Program, values: Sequence[int], offsets: bool) -> La
     for (t, n, _), v in x.part.items():
         if values[v]:
             parts.setdefault(n, set()).add(t)
-    choices = Choices(inplace, {n: tuple(t for t in x.node[n].ins if t in ts) for n, ts in parts.items()})
+    seen = {n.id: tuple(t for t in n.outs if t in x.view and values[x.view[t]]) for n in p.nodes}
+    joined = {n: tuple(t for t in x.node[n].ins if t in ts) for n, ts in parts.items()}
+    choices = Choices(inplace, joined, {n: ts for n, ts in seen.items() if ts})
     if not offsets:
         return lay_out(p, order, choices)
     at = {t: values[v] * p.align for t, v in x.offset.items()}
     for t, v in x.rest.items():
         at[t] += values[v] * x.unit
+    for giver in p.nodes:  # makers come before the readers that see into what they made
+        for t, u, by in giver.views:
+            if t in choices.views.get(giver.id, ()):
+                at[t] = at[u] + by
     made = Plan(
         tuple(order),
         {t: o for t, o in at.items() if t >= 0},
@@ -701,7 +758,7 @@ def _layout(p: Problem, x: _Program, values: Sequence[int], offsets: bool) -> La
 def _begin_with_plan(x: _Program, start: Layout, offsets: bool) -> None:
     p, plan = x.p, start.plan
     at = {n: k for k, n in enumerate(plan.order)}
-    if not x.rewrite and (plan.choices.inplace or plan.choices.concat):
+    if not x.rewrite and (plan.choices.inplace or plan.choices.concat or plan.choices.views):
         return
     life = dict(lifetimes(p, plan.order))
     over = {(n, t, at[n]) for n, t in plan.choices.inplace.items()}
@@ -709,11 +766,20 @@ def _begin_with_plan(x: _Program, start: Layout, offsets: bool) -> None:
     for n, ts in plan.choices.concat.items():
         for t in ts:
             life[t] = life[t][0], at[n]
+    seen = {t for ts in plan.choices.views.values() for t in ts}
+    for n in reversed(plan.order):  # what is seen through a view stays for its readers
+        for t in plan.choices.views.get(n, ()):
+            u = next(u for v, u, _ in x.node[n].views if v == t)
+            life[u] = life[u][0], max(life[u][1], life[t][1])
     near: list[set[int]] = [set() for _ in plan.order]
+    through: set[tuple[int, int]] = set()
     for t, (first, last) in life.items():
         for k in range(first, last + 1):
-            near[k].add(t)
-    more: dict[str, Any] = {"over": over, "part": part}
+            if t in seen:
+                through.add((t, k))
+            else:
+                near[k].add(t)
+    more: dict[str, Any] = {"over": over, "part": part, "view": seen, "through": through}
     if plan.offsets is not None and offsets:
         more["offsets"] = {**plan.offsets, **{-1 - n: o for n, o in plan.workspaces.items()}}
     if len(p.spaces) == 1:
