@@ -9,8 +9,8 @@ counts bytes; plans here have offsets). ``cost`` is bytes moved and repeated ope
 compulsory against least recently used and Belady on the order given, with nothing rewritten or repeated.
 ``--cosma``: its three sizes, the largest node, the least peak of any order and half way between, against its
 baselines, Belady's eviction with a linear allocator on the order given and on that of the least peak. ``bound``: no
-plan costs less (``effc/passes/memory/bound.py``, with ``--prove`` seconds). ``--made`` adds the graphs of
-``bench/graphs.py``; ``--only NAME`` picks. ``--out`` writes the plans as JSON.
+plan costs less (``effc/passes/memory/bound.py``, with ``--prove`` seconds). ``--made`` adds those that
+``bench/graphs`` builds; ``--only NAME`` picks. ``--out`` writes the plans as JSON.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def geomean(rows: list[dict[str, Any]], key: str = "ratio") -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.budget", description="plans within budgets against eviction")
     parser.add_argument("files", nargs="*", type=Path)
-    parser.add_argument("--made", action="store_true", help="the graphs of bench/graphs.py too")
+    parser.add_argument("--made", action="store_true", help="the graphs that bench/graphs builds too")
     parser.add_argument("--only", default="", help="graphs whose name has this")
     parser.add_argument("--scratchpad", action="store_true")
     parser.add_argument(
@@ -133,7 +133,7 @@ def main() -> None:
         args.out.mkdir(parents=True, exist_ok=True)
     problems = [problem.from_json(f) for f in args.files]
     if args.made:
-        problems += [make() for make in graphs.ALL.values()]
+        problems += [make() for make in graphs.BUILT.values()]
     problems = [p for p in problems if args.only in p.name]
     rules = dataclasses.replace(Rules(), recompute=not args.no_recompute, rewrite=not args.no_rewrite)
     rows = []

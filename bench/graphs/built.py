@@ -6,7 +6,6 @@ those of the layers. What a parameter's update does is its own and runs once."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
@@ -304,18 +303,3 @@ def train_transformer(layers: int = 6, rows: int = 256, width: int = 256, name: 
         x = g.one("add", [x, g.linear(y, width)], over=True)
     g.backward(g.linear(g.one("norm", [x], cost=5), 1000))
     return g.done()
-
-
-ALL: dict[str, Callable[[], Problem]] = {
-    "cells": cells,
-    "cells_wide": lambda: cells(9, 108, 42, "cells_wide"),
-    "randwire1": randwire,
-    "randwire2": lambda: randwire(32, 109, 28, 2, 1),
-    "randwire3": lambda: randwire(16, 64, 28, 3, 3),
-    "hrnet": hrnet,
-    "unet": unet,
-    "nested_unet": nested_unet,
-    "train_unet": train_unet,
-    "train_resnet": train_resnet,
-    "train_transformer": train_transformer,
-}
