@@ -12,6 +12,7 @@ from .built import (
     hrnet,
     nested_unet,
     randwire,
+    shufflenet,
     train_resnet,
     train_transformer,
     train_unet,
@@ -27,6 +28,7 @@ BUILT: dict[str, Callable[[], Problem]] = {
     "hrnet": hrnet,
     "unet": unet,
     "nested_unet": nested_unet,
+    "shufflenet": shufflenet,
     "train_unet": train_unet,
     "train_resnet": train_resnet,
     "train_transformer": train_transformer,
@@ -40,5 +42,15 @@ def from_torch() -> dict[str, Callable[[], Problem]]:
     return GRAPHS
 
 
-__all__ = ["BUILT", "cells", "from_torch", "hrnet", "nested_unet", "randwire", "train_resnet", "train_transformer"]
+__all__ = [
+    "BUILT",
+    "cells",
+    "from_torch",
+    "hrnet",
+    "nested_unet",
+    "randwire",
+    "shufflenet",
+    "train_resnet",
+    "train_transformer",
+]
 __all__ += ["train_unet", "unet"]
