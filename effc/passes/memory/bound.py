@@ -143,12 +143,12 @@ class _Relaxation:
         node = self.nodes[self.m.at[n]]
         return {self.maker[t] for t in self.m._ins(node)} | {self.m.at[u] for u in node.after}
 
-    def _joined(self, k: int) -> set[int]:
-        """Operands that may lie in what they were joined into when a node runs."""
+    def _joined(self, k: int, again: bool = False) -> set[int]:
+        """Operands that may lie in what they were joined into when a node runs, for the first time or ``again``."""
         return {
             t
             for j, n in enumerate(self.nodes)
-            if j != k and not self.behind[k] >> j & 1
+            if j != k and (again or not self.behind[k] >> j & 1)
             for t in self.m.parts[n.id]
             if t in self.nodes[k].ins
         }
@@ -235,7 +235,8 @@ class _Relaxation:
         for (q, other), v in list(self.rerun.items()):
             if q == k and other != e:
                 self._later(other, e, v)
-        if not set(self.nodes[k].outs) & set(self.m.stays):  # else no reader need follow
+        # A run that nothing reads is left out; outputs need no reader, and a concatenation may be one for its parts.
+        if not set(self.nodes[k].outs) & set(self.m.stays) and not self.m.parts[self.nodes[k].id]:
             ways: list[tuple[float, int]] = []
             readers = {j for j, n in enumerate(self.nodes) if set(n.ins) & set(self.nodes[k].outs)}
             low = 0
@@ -307,7 +308,8 @@ class _Relaxation:
                     done, then = self._precedes(r, e)
                     need(t, made - done, first + [(-c, v) for c, v in then])
         # All bytes are multiples of the alignment, so half of one more changes nothing but what rounding does.
-        room = m.capacity - self.own[k] + m.align / 2
+        own = self.own[k] if e < self.count else m.own(self.nodes[k], self._joined(k, True))
+        room = m.capacity - own + m.align / 2
         x.row([(m.size[t] / m.capacity, v) for t, v in here.items()], high=room / m.capacity)
 
     def _orders(self) -> None:
