@@ -6,8 +6,11 @@ Budgets: 75, 50 and 25 % of the way from the largest single node's own bytes to 
 say what is moved and computed again against Belady's eviction on the order of that peak (``bench/paging.py``, which
 counts bytes; plans here have offsets). ``cost`` is bytes moved and repeated operations at the exchange rate of
 ``effc/passes/memory/budget.py``. ``--scratchpad``: 1, 1.25, 1.5 and 2 times the largest node; bytes moved beyond the
-compulsory against least recently used and Belady on the order given, with nothing rewritten or repeated. ``--made``
-adds the graphs of ``bench/graphs.py``; ``--only NAME`` picks. ``--out`` writes the plans as JSON.
+compulsory against least recently used and Belady on the order given, with nothing rewritten or repeated.
+``--cosma``: its three sizes, the largest node, the least peak of any order and half way between, against its
+baselines, Belady's eviction with a linear allocator on the order given and on that of the least peak. ``bound``: no
+plan costs less (``effc/passes/memory/bound.py``, with ``--prove`` seconds). ``--made`` adds those that
+``bench/graphs`` builds; ``--only NAME`` picks. ``--out`` writes the plans as JSON.
 """
 
 from __future__ import annotations
@@ -25,12 +28,17 @@ from bench.paging import page
 from effc.passes.memory import order, problem
 from effc.passes.memory.budget import BudgetError, Rules, minimum, own_bytes, within
 from effc.passes.memory.problem import Problem
-from effc.passes.memory.scratchpad import largest_node, scratchpad
+from effc.passes.memory.scratchpad import largest_node, of, scratchpad
 
 FLOOR = 0.01  # a ratio of nothing to something counts as this in a geomean
 
 
-def budgets(p: Problem, rules: Rules, out: Path | None) -> list[dict[str, Any]]:
+def proven(cost: int, bound: int) -> dict[str, Any]:
+    gap = "optimal" if cost <= bound else f"{100 * (cost - bound) / bound:.1f} %" if bound else "no bound"
+    return {"bound MiB": bound / MIB, "gap": gap}
+
+
+def budgets(p: Problem, rules: Rules, out: Path | None, prove: float) -> list[dict[str, Any]]:
     o = order.order(p, seconds=10.0)
     low = max(own_bytes(p, n, rewrite=False) for n in p.nodes)
     rows = []
@@ -40,45 +48,60 @@ def budgets(p: Problem, rules: Rules, out: Path | None) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"graph": p.name, "budget": f"{part} %", "MiB": capacity / MIB}
         row["Belady MiB"] = None if base is None else base / MIB
         try:
-            b = within(p, capacity, rules=rules)
+            b = within(p, capacity, rules=rules, prove=prove)
         except BudgetError as e:
             rows.append(
-                row | {"moved MiB": f"needs {e.minimum}", "Mflop": None, "cost MiB": None, "ratio": None} | {"s": None}
+                row
+                | {"moved MiB": f"needs {e.minimum}", "Mflop": None, "cost MiB": None, "ratio": None}
+                | {"bound MiB": None, "gap": None, "s": None}
             )
             continue
         if out:
             (out / f"{p.name}.{part}.json").write_text(json.dumps(problem.steps_to_dict(b.steps)))
         row |= {"moved MiB": b.moved / MIB, "Mflop": b.flops / 1e6, "cost MiB": b.cost / MIB}
-        rows.append(row | {"ratio": b.cost / base if base else None, "s": b.seconds})
+        row |= {"ratio": b.cost / base if base else None, **proven(b.cost, b.bound)}
+        rows.append(row | {"s": b.seconds})
     return rows
 
 
-def pads(p: Problem, out: Path | None, inputs: bool) -> list[dict[str, Any]]:
+def pads(p: Problem, out: Path | None, inputs: bool, prove: float, cosma: bool) -> list[dict[str, Any]]:
     rows = []
     node = largest_node(p, inputs=inputs)
-    for times in (1.0, 1.25, 1.5, 2.0):
-        capacity = int(node * times)
-        s = scratchpad(p, capacity, inputs=inputs)
+    best = order.order(p, seconds=10.0)
+    sizes = {f"{x} x": int(node * x) for x in (1.0, 1.25, 1.5, 2.0)}
+    if cosma:
+        q, _ = of(p, inputs=inputs)  # outputs leave, so its peak may be less
+        best = order.order(q, seconds=10.0)
+        sizes = {"node": node, "half": (node + best.peak) // 2 // p.align * p.align, "peak": best.peak}
+    for name, capacity in sizes.items():
+        s = scratchpad(p, capacity, inputs=inputs, prove=prove)
         q = s.problem
         # Loading is a node of its own: page replacement has inputs clean from the start.
-        old = {n: page(p, p.given, capacity, n, outputs_far=True, inputs=inputs) for n in ("lru", "belady")}
-        assert old["lru"] is not None and old["belady"] is not None, "the largest node fits"
-        if out:
-            (out / f"{p.name}.pad{times}.json").write_text(json.dumps(problem.steps_to_dict(s.plan.steps)))
-        rows.append(
-            {
-                "graph": p.name,
-                "nodes": len(q.nodes),
-                "pad": f"{times} x",
-                "MiB": capacity / MIB,
-                "compulsory MiB": s.compulsory / MIB,
-                "LRU MiB": old["lru"] / MIB,
-                "Belady MiB": old["belady"] / MIB,
-                "ours MiB": s.extra / MIB,
-                "ratio": s.extra / old["lru"] if old["lru"] else None,
-                "to Belady": s.extra / old["belady"] if old["belady"] else None,
-                "s": s.plan.seconds,
+        options: dict[str, Any] = {"outputs_far": True, "inputs": inputs}
+        if cosma:
+            # The order given, and that of the least peak without the loads that are nodes there.
+            found = [n for n in best.order if n in p.node()]
+            old = {
+                "given": page(p, p.given, capacity, "belady", placed=True, **options),
+                "least peak": page(p, found, capacity, "belady", placed=True, **options),
             }
+        else:
+            old = {"LRU": page(p, p.given, capacity, "lru", **options)}
+            old |= {"Belady": page(p, p.given, capacity, "belady", **options)}
+        assert all(x is not None for x in old.values()), "the largest node fits"
+        if out:
+            (out / f"{p.name}.pad.{name.replace(' ', '')}.json").write_text(
+                json.dumps(problem.steps_to_dict(s.plan.steps))
+            )
+        row: dict[str, Any] = {"graph": p.name, "nodes": len(q.nodes), "pad": name, "MiB": capacity / MIB}
+        row["compulsory MiB"] = s.compulsory / MIB
+        row |= {f"{k} MiB": (x or 0) / MIB for k, x in old.items()} | {"ours MiB": s.extra / MIB}
+        row |= {f"to {k}": s.extra / x if x else None for k, x in old.items()}
+        row |= proven(s.extra, s.bound)
+        rows.append(
+            row
+            | {"of the least to " + k: s.bound / x if x else None for k, x in list(old.items())[:1]}
+            | {"s": s.plan.seconds}
         )
     return rows
 
@@ -94,9 +117,13 @@ def geomean(rows: list[dict[str, Any]], key: str = "ratio") -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.budget", description="plans within budgets against eviction")
     parser.add_argument("files", nargs="*", type=Path)
-    parser.add_argument("--made", action="store_true", help="the graphs of bench/graphs.py too")
+    parser.add_argument("--made", action="store_true", help="the graphs that bench/graphs builds too")
     parser.add_argument("--only", default="", help="graphs whose name has this")
     parser.add_argument("--scratchpad", action="store_true")
+    parser.add_argument(
+        "--cosma", action="store_true", help="scratchpads in COSMA's three sizes, against its baselines"
+    )
+    parser.add_argument("--prove", type=float, default=12.0, help="seconds for the bound of a row")
     parser.add_argument("--inputs", action="store_true", help="scratchpads: inputs take space and are read from afar")
     parser.add_argument("--no-recompute", action="store_true")
     parser.add_argument("--no-rewrite", action="store_true")
@@ -106,21 +133,25 @@ def main() -> None:
         args.out.mkdir(parents=True, exist_ok=True)
     problems = [problem.from_json(f) for f in args.files]
     if args.made:
-        problems += [make() for make in graphs.ALL.values()]
+        problems += [make() for make in graphs.BUILT.values()]
     problems = [p for p in problems if args.only in p.name]
     rules = dataclasses.replace(Rules(), recompute=not args.no_recompute, rewrite=not args.no_rewrite)
     rows = []
+    pad = args.scratchpad or args.cosma
     for p in problems:
-        rows += pads(p, args.out, args.inputs) if args.scratchpad else budgets(p, rules, args.out)
+        rows += (
+            pads(p, args.out, args.inputs, args.prove, args.cosma) if pad else budgets(p, rules, args.out, args.prove)
+        )
     if rows:
         print(table(rows), end="\n\n")
-        print(geomean(rows))
-        if args.scratchpad:
-            print(geomean(rows, "to Belady"))
-            total = {k: sum(r[k] for r in rows) for k in ("LRU MiB", "Belady MiB", "ours MiB")}
+        for key in [k for k in rows[0] if k == "ratio" or k.startswith(("to ", "of the least"))]:
+            print(geomean(rows, key))
+        print(sum(r["gap"] == "optimal" for r in rows), "of", len(rows), "proven optimal")
+        if pad:
+            total = {k: sum(r[k] for r in rows) for k in rows[0] if k.endswith(" MiB") and k != "compulsory MiB"}
             print(", ".join(f"{k} {v:.2f}" for k, v in total.items()), "in all")
     same = [p.name for p in problems if minimum(p, rewrite=False).bytes >= order.order(p, seconds=10.0).peak]
-    if same and not args.scratchpad:
+    if same and not pad:
         print("the largest node needs as much as the best order:", ", ".join(same))
 
 

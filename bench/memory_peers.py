@@ -2,7 +2,7 @@
 
     python -m bench.memory_peers GRAPH.json... [--made] [--executorch WHEEL_OR_FOLDER] [--ort MODEL...]
 
-Each GRAPH is one row, ``--made`` adds those of ``bench/memory_graphs.py``. Peers plan the order given, with nothing
+Each GRAPH is one row, ``--made`` adds those that ``bench/graphs`` traces. Peers plan the order given, with nothing
 rewritten; so does "ours, given"; "ours" chooses the order too, and "rewritten" also what is overwritten and made in
 place. All are bytes of the arena, inputs and parameters not counted, a buffer live from its maker to its last reader.
 
@@ -232,7 +232,7 @@ def onnxruntime(name: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.memory_peers", description="memory planners side by side")
     parser.add_argument("files", nargs="*", type=Path)
-    parser.add_argument("--made", action="store_true", help="also the graphs of bench/memory_graphs.py")
+    parser.add_argument("--made", action="store_true", help="also the graphs that bench/graphs traces")
     parser.add_argument("--executorch", type=Path, help="its wheel, or a folder with it")
     parser.add_argument("--ort", nargs="*", default=[], help="models to compare with onnxruntime's arena")
     args = parser.parse_args()
@@ -244,9 +244,9 @@ def main() -> None:
     greedy = executorch(args.executorch) if args.executorch else None
     graphs = [(f.name.split(".")[0], lambda f=f: problem.from_json(f)) for f in args.files]
     if args.made:
-        from bench.memory_graphs import GRAPHS
+        from bench.graphs import from_torch
 
-        graphs += list(GRAPHS.items())
+        graphs += list(from_torch().items())
     rows = [row(name, make(), greedy) for name, make in graphs]
     shown = [{k: v / MIB if isinstance(v, int) and k != "nodes" else v for k, v in r.items()} for r in rows]
     print("MiB:\n" + table(shown), end="\n\n")

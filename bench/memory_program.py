@@ -3,10 +3,11 @@
     python -m bench.memory_program KIND FILE... [--seconds 60] [--workers 2] [--solver cp-sat] [--share 0.5]
 
 KIND: ``order`` (peak of live bytes), ``placement`` (FILE: instances, id, lower, upper, size), ``coupled`` (order and
-offsets), ``rewrites`` (in place and concatenations, chosen with the order; ``rewrites-coupled`` with offsets too),
-``spill``, ``recompute``, ``both`` (within a capacity ``--share`` of the way from the largest node's own bytes to
-the searches' peak), ``spaces`` (a fast space of ``--share`` of the peak). ``--cold`` starts the program from the order
-given instead of the searches' plan.
+offsets), ``rewrites`` (in place, concatenations and views, chosen with the order; ``rewrites-coupled`` with offsets
+too; the searches know no views), ``spill``, ``recompute``, ``both`` (within a capacity ``--share`` of the way from the
+largest node's own bytes to the searches' peak), ``spaces`` (a fast space of ``--share`` of the peak). ``--cold`` starts
+the program from the order given instead of the searches' plan. A FILE may also be the name of a graph that
+``bench/graphs`` builds.
 
 Objectives are bytes, for ``spill`` and ``spaces`` bytes moved, for ``recompute`` and ``both`` FLOPs with 16 to a byte
 moved. A row has what the searches reach and in what time, what the program makes of it, the bound that it proves and
@@ -20,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench import graphs
 from bench.memory import table
 from effc.passes.memory import integer_program as program
 from effc.passes.memory import order, problem, schedule
@@ -62,7 +64,7 @@ def row(name: str, size: int, searched: int | None, seconds: float, o: program.O
 
 
 def graph(kind: str, path: Path, args: argparse.Namespace) -> dict[str, Any]:
-    p = problem.from_json(path)
+    p = graphs.BUILT[path.name]() if path.name in graphs.BUILT else problem.from_json(path)
     options: dict[str, Any] = {"seconds": args.seconds, "workers": args.workers, "solver": args.solver}
     name, nodes = path.name.split(".")[0], len(p.nodes)
     began = time.perf_counter()

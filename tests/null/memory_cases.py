@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import itertools
 from collections.abc import Iterator
@@ -216,11 +217,34 @@ def all_orders(p: Problem) -> Iterator[list[int]]:
 def all_choices(p: Problem) -> Iterator[Choices]:
     over = [[None, *n.inplace_ok] for n in p.nodes]
     parts = [[t for t, _ in n.concat] for n in p.nodes]
-    kept = [list(itertools.chain(*(itertools.combinations(ts, k) for k in range(len(ts) + 1)))) for ts in parts]
+    kept = [list(_subsets(ts)) for ts in parts]
+    seen = [list(_subsets([t for t, _, _ in n.views])) for n in p.nodes]
     for picks in itertools.product(*over):
         inplace = {n.id: t for n, t in zip(p.nodes, picks) if t is not None}
         for joins in itertools.product(*kept):
-            yield Choices(inplace, {n.id: ts for n, ts in zip(p.nodes, joins) if ts})
+            concat = {n.id: ts for n, ts in zip(p.nodes, joins) if ts}
+            for views in itertools.product(*seen):
+                yield Choices(inplace, concat, {n.id: ts for n, ts in zip(p.nodes, views) if ts})
+
+
+def _subsets(items: list[int]) -> Iterator[tuple[int, ...]]:
+    return itertools.chain.from_iterable(itertools.combinations(items, k) for k in range(len(items) + 1))
+
+
+def with_views(p: Problem, seed: int, share: float = 0.7) -> Problem:
+    """Some results become slices of an operand that is large enough."""
+    rng = np.random.default_rng(seed)
+    nodes = []
+    for n in p.nodes:
+        views = []
+        for t in n.outs:
+            bases = [u for u in n.ins if p.tensors[u].kind != "input" and p.tensors[u].raw >= p.tensors[t].raw]
+            if bases and n.op != "cat" and rng.random() < share:
+                u = int(rng.choice(bases))
+                spare = (p.tensors[u].raw - p.tensors[t].raw) // p.align
+                views.append((t, u, p.align * int(rng.integers(0, spare + 1))))
+        nodes.append(dataclasses.replace(n, views=tuple(views)))
+    return dataclasses.replace(p, nodes=tuple(nodes))
 
 
 def least_rewritten(p: Problem) -> int:

@@ -17,7 +17,7 @@ from tests.null.budget_cases import least_cost
 from tests.null.memory_cases import random_graph
 
 pytestmark = pytest.mark.skipif(library.why_not() is not None, reason=str(library.why_not()))
-FAST: dict[str, Any] = {"work": 300_000, "seconds": 20.0}
+FAST: dict[str, Any] = {"work": 300_000, "seconds": 20.0, "prove": 0.0}
 
 
 def verified(p: Problem, b: budget.Budgeted, capacity: int) -> None:

@@ -12,8 +12,19 @@ import pytest
 from effc.passes.memory import integer_program as program
 from effc.passes.memory import schedule, solver
 from effc.passes.memory.plan import lower_bound
-from effc.passes.memory.problem import Node, Plan, Problem, Tensor
-from effc.passes.memory.verify import verify, verify_placement, verify_steps
+from effc.passes.memory.problem import (
+    Choices,
+    Node,
+    Plan,
+    Problem,
+    Tensor,
+    boxes,
+    from_dict,
+    plan_from_dict,
+    plan_to_dict,
+    to_dict,
+)
+from effc.passes.memory.verify import MemoryPlanError, verify, verify_placement, verify_steps
 from effc.runtime.errors import EffcError
 from tests.null.memory_cases import (
     all_orders,
@@ -24,6 +35,7 @@ from tests.null.memory_cases import (
     least_rewritten,
     random_graph,
     random_intervals,
+    with_views,
 )
 
 SOLVERS = [
@@ -50,6 +62,75 @@ def test_rewrites_inside(which: str, seed: int) -> None:
     o = program.least_arena(p, rewrite=True, solver=which)
     assert o.ended == "proven" and o.layout is not None
     assert o.objective == o.bound == least_rewritten(p) == verify(p, o.layout.plan).peak
+
+
+@both
+@pytest.mark.parametrize("seed", range(16))
+def test_views_inside(which: str, seed: int) -> None:
+    """A slice lies in its operand, which then stays, or is a copy, so that the operand may go."""
+    p = with_views(random_graph(seed, 5 + seed % 2, inplace=0.6, concat=0.4, wide=0.3), seed)
+    o = program.least_arena(p, rewrite=True, solver=which)
+    assert o.ended == "proven" and o.layout is not None
+    assert o.objective == o.bound == least_rewritten(p) == verify(p, o.layout.plan).peak
+    assert plan_from_dict(plan_to_dict(o.layout.plan)) == o.layout.plan
+    assert from_dict(to_dict(p)).nodes == p.nodes
+
+
+@cp_sat
+def test_views_are_used_and_copies_too() -> None:
+    """Of the graphs above some are better for views; and one for a copy: a small slice of what is large and dead."""
+    better = 0
+    for seed in range(16):
+        p = with_views(random_graph(seed, 5 + seed % 2, inplace=0.6, concat=0.4, wide=0.3), seed)
+        without = dataclasses.replace(p, nodes=tuple(dataclasses.replace(n, views=()) for n in p.nodes))
+        a, b = (program.least_arena(x, rewrite=True, offsets=True) for x in (p, without))
+        assert a.layout is not None and a.objective <= b.objective
+        assert sum(verify(p, a.layout.plan).arena.values()) == a.objective
+        better += a.objective < b.objective
+    assert better >= 3
+    sizes = {1: 1024, 2: 64, 3: 1024, 4: 64}
+    t = {
+        0: Tensor(0, 64, "input"),
+        **{k: Tensor(k, b, "output" if k == 4 else "intermediate") for k, b in sizes.items()},
+    }
+    nodes = (
+        Node(0, (0,), (1,)),
+        Node(1, (1,), (2,), "slice", views=((2, 1, 128),)),
+        Node(2, (0,), (3,), after=(1,)),
+        Node(3, (2, 3), (4,)),
+    )
+    o = program.least_arena(Problem(nodes, t), rewrite=True)
+    assert o.objective == 1152 and o.layout is not None and not o.layout.plan.choices.views
+    o = program.least_arena(
+        Problem(nodes[:2] + (dataclasses.replace(nodes[3], ins=(2, 1)),), {k: t[k] for k in (0, 1, 2, 4)}), rewrite=True
+    )
+    assert o.objective == 1088 and o.layout is not None and o.layout.plan.choices.views == {1: (2,)}
+
+
+def test_broken_views_are_noticed() -> None:
+    t = {0: Tensor(0, 64, "input"), 1: Tensor(1, 256), 2: Tensor(2, 128), 3: Tensor(3, 256, "output")}
+    nodes = (
+        Node(0, (0,), (1,)),
+        Node(1, (1,), (2,), "slice", views=((2, 1, 128),)),
+        Node(2, (1, 2), (3,), "add", inplace_ok=(1,)),
+    )
+    p = Problem(nodes, t)
+    good = Choices({}, {}, {1: (2,)})
+    assert verify(p, Plan((0, 1, 2), {1: 0, 2: 128, 3: 256}, good)).peak == 512
+    broken = [
+        (Choices({2: 1}, {}, {1: (2,)}), {1: 0, 2: 128, 3: 0}, "through a view"),
+        (good, {1: 0, 2: 64, 3: 256}, "not at its place"),
+        (good, {1: 0, 2: 128, 3: 128}, "share bytes"),
+        (Choices({}, {}, {0: (1,)}), {1: 0, 2: 128, 3: 256}, "no view"),
+    ]
+    for choices, offsets, said in broken:
+        with pytest.raises(MemoryPlanError, match=said):
+            verify(p, Plan((0, 1, 2), offsets, choices))
+    with pytest.raises(ValueError, match="seen through another"):
+        boxes(p, (0, 1, 2), Choices({2: 1}, {}, {1: (2,)}))
+    split = {"id": 0, "name": "", "op": "split", "ins": [1], "outs": [2, 4], "inplace_ok": []}
+    g = to_dict(Problem((), {**t, 4: Tensor(4, 128)})) | {"nodes": [split]}
+    assert from_dict(g).nodes[0].views == ((2, 1, 0), (4, 1, 128))
 
 
 @both

@@ -5,7 +5,7 @@ in which it is not resident (``problem.Steps`` in full). The cost is in bytes mo
 floating-point operations divided by an exchange rate. The sequence is found by annealing in ``native/budget.cpp``, from
 the order given and that of the least peak; then the gaps for that sequence by an integer program, if OR-tools is
 installed; then offsets, and where those need more than the capacity, the steps at fault get less of it. Whatever is
-returned was verified with its offsets.
+returned was verified with its offsets. What no sequence costs less than is found beside it (``bound.py``).
 
 With a far memory there is a plan for any capacity that the neediest step, and all outputs together, fit into:
 everything can be out between two steps. So ``minimum`` is exact, and a refusal is a proof.
@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from ...runtime.errors import EffcError
 from . import library
 from . import order as ordering
+from .bound import below
 from .plan import Interval, plan
 from .problem import ARENA, Action, Node, Problem, Steps, steps_of
 from .schedule import lay_out, schedule
@@ -53,7 +54,8 @@ class Minimum:
 @dataclass(frozen=True)
 class Budgeted:
     """``moved`` in bytes; ``flops`` of the ``reruns``, ``estimated`` where nodes do not say theirs; ``cost`` of both in
-    bytes. ``gaps_optimal``: what is resident when is proven best for the sequence of runs."""
+    bytes. ``gaps_optimal``: what is resident when is proven best for the sequence of runs. ``bound``: no plan of any
+    order costs less (``bound.py``); ``bound_ended`` says how the proof ended."""
 
     steps: Steps
     seen: SeenSteps
@@ -66,10 +68,23 @@ class Budgeted:
     gaps_optimal: bool
     seconds: float
     how: str
+    bound: int = 0
+    bound_ended: str = "not asked for"
 
     @property
     def arena(self) -> int:
         return self.seen.arena[ARENA]
+
+    @property
+    def optimal(self) -> bool:
+        return self.cost <= self.bound
+
+    @property
+    def gap(self) -> float:
+        """How far the cost may be above the least, as a fraction of the bound; inf where nothing is proven."""
+        if self.optimal:
+            return 0.0
+        return (self.cost - self.bound) / self.bound if self.bound else math.inf
 
 
 def _up(n: int, align: int) -> int:
@@ -90,10 +105,10 @@ def flops_of(p: Problem) -> tuple[dict[int, int], bool]:
     return out, estimated
 
 
-def own_bytes(p: Problem, n: Node, rewrite: bool = True) -> int:
+def own_bytes(p: Problem, n: Node, rewrite: bool = True, apart: Collection[int] = ()) -> int:
     """What the arena must hold while a node runs, however the rest is planned. With ``rewrite`` its result may
-    overwrite an operand or hold operands made inside it."""
-    size = {t: p.tensors[t].bytes for t in {*n.ins, *n.outs} if _managed(p, t)}
+    overwrite an operand or hold operands made inside it. ``apart``: tensors whose bytes are not to be counted."""
+    size = {t: 0 if t in apart else p.tensors[t].bytes for t in {*n.ins, *n.outs} if _managed(p, t)}
     operands = sum(b for t, b in size.items() if t in n.ins)
     gain = 0
     if rewrite:
@@ -217,6 +232,10 @@ class Model:
         }
         self.stays = [t for t in self.names if p.tensors[t].kind == "output"]
         self._arrays()
+
+    def own(self, n: Node, apart: Collection[int] = ()) -> int:
+        """Bytes that a step needs by itself, ``apart`` from tensors that may lie in others."""
+        return own_bytes(self.p, n, self.rules.rewrite, apart)
 
     def _ins(self, n: Node) -> list[int]:
         return [t for t in dict.fromkeys(n.ins) if t in self.index]
@@ -742,10 +761,12 @@ def within(
     work: int = 24_000_000,
     seconds: float = 9.0,
     seed: int = 1,
+    prove: float = 2.0,
 ) -> Budgeted:
     """A verified plan with offsets whose arena is at most ``capacity`` bytes (counted in whole units of the alignment).
 
     ``work`` limits the annealing in steps evaluated, which makes plans reproducible; ``seconds`` is an outer guard.
+    ``prove``: seconds more for a bound on the cost of any plan, 0 for none; it changes nothing of the plan.
     BudgetError where there is no plan, which with ``spill`` is a proof, or where none was found.
     """
     began = time.perf_counter()
@@ -760,7 +781,7 @@ def within(
     if free is not None:
         seen = verify_steps(limited, free)
         took = time.perf_counter() - began
-        return Budgeted(free, seen, capacity, 0, 0, 0, 0, m.estimated, True, took, "order")
+        return Budgeted(free, seen, capacity, 0, 0, 0, 0, m.estimated, True, took, "order", 0, "proven")
     sequences: list[tuple[int, list[int]]] = []
     library.handle()  # an error without a compiler
     tries = [(starts[0], 0.15), (starts[-1], 0.05), (starts[0], 0.4), (None, 0.08)]
@@ -781,6 +802,9 @@ def within(
             best = made
     if best is None:
         raise refuse(p, capacity, least, proven=False)
+    if prove > 0:
+        proof = below(m, best.cost, seconds=prove)
+        best = dataclasses.replace(best, bound=proof.cost, bound_ended=proof.ended)
     return dataclasses.replace(best, seconds=time.perf_counter() - began)
 
 

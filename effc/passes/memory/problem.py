@@ -3,11 +3,13 @@
 A tensor is live from the step of the node that makes it to that of its last reader, both included; an ``output`` stays
 to the last step. An ``input`` is the caller's and takes no space. A node's workspace is live during its step alone.
 
-Two rewrites are part of a plan, not of the problem:
+Three rewrites are part of a plan, not of the problem:
 
 - in place: a node's only output takes over the bytes of an operand that dies there (``Node.inplace_ok`` lists those it
   may overwrite);
-- concatenation in place: operands are made inside the result's bytes, each at its own place (``Node.concat``).
+- concatenation in place: operands are made inside the result's bytes, each at its own place (``Node.concat``);
+- a view: a result takes no bytes but lies in an operand's, at its own place there (``Node.views``: slices, splits). The
+  operand then stays until the last reader of the view, and is neither overwritten nor a part of a concatenation before.
 
 Sources: ``from_json`` reads the format "effc-memory-graph-1" (below), ``intervals_from_csv`` instances of MiniMalloc
 (id, lower, upper, size; half open), ``program.from_program`` a lowered program.
@@ -15,9 +17,9 @@ Sources: ``from_json`` reads the format "effc-memory-graph-1" (below), ``interva
 effc-memory-graph-1: ``{"name", "format", "align", "tensors": [{"id", "name", "bytes", "raw_bytes", "kind":
 "input" | "intermediate" | "output"}], "nodes": [{"id", "name", "op", "ins": [tensor], "outs": [tensor], "inplace_ok":
 [tensor]}]}``. Nodes stand in the order given. An op ``cat`` joins along the outermost axis: operand k starts behind
-the raw bytes of those before it. Written beside these where they are not the default: ``space`` and ``pinned`` (an
-offset) of tensors, ``workspace``, ``after`` (nodes that must have run) and ``flops`` of nodes, ``spaces``
-(capacities), ``writes`` and ``once`` of nodes.
+the raw bytes of those before it; an op ``split`` is the reverse. Written beside these where they are not the default:
+``space`` and ``pinned`` (an offset) of tensors, ``workspace``, ``after`` (nodes that must have run) and ``flops`` of
+nodes, ``spaces`` (capacities), ``writes``, ``once`` and ``views`` ([result, operand, byte offset]) of nodes.
 
 A plan is either a ``Plan``, an order that runs every node once with all tensors in place, or ``Steps``, which also
 spills, refills, drops and recomputes.
@@ -71,6 +73,7 @@ class Node:
     flops: int = 0  # what running it again would cost
     writes: tuple[int, ...] = ()  # of ``ins``: tensors whose bytes it changes. Such a node runs once
     once: bool = False  # not to be run again, for another reason (a state, a random draw)
+    views: tuple[tuple[int, int, int], ...] = ()  # results that may lie in an operand: (result, operand, byte offset)
 
     @property
     def repeatable(self) -> bool:
@@ -98,10 +101,11 @@ class Problem:
 @dataclass(frozen=True)
 class Choices:
     """The rewrites of a plan. ``inplace``: node -> the tensor that its output overwrites; ``concat``: node -> tensors
-    made inside its output."""
+    made inside its output; ``views``: node -> results that lie in an operand."""
 
     inplace: Mapping[int, int] = field(default_factory=dict)
     concat: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    views: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,7 @@ def from_dict(g: Mapping[str, Any]) -> Problem:
             n.get("flops", 0),
             tuple(n.get("writes", ())),
             n.get("once", False),
+            _views(n, tensors),
         )
         for n in g["nodes"]
     )
@@ -192,6 +197,17 @@ def _parts(n: Mapping[str, Any], tensors: Mapping[int, Tensor]) -> tuple[tuple[i
     return tuple(out) if at <= tensors[n["outs"][0]].bytes else ()
 
 
+def _views(n: Mapping[str, Any], tensors: Mapping[int, Tensor]) -> tuple[tuple[int, int, int], ...]:
+    if "views" in n:
+        return tuple((t, u, at) for t, u, at in n["views"])
+    if n.get("op") != "split" or len(n["ins"]) != 1 or tensors[n["ins"][0]].kind == "input":
+        return ()
+    starts = list(itertools.accumulate((tensors[t].raw for t in n["outs"]), initial=0))
+    if starts[-1] > tensors[n["ins"][0]].raw:
+        return ()
+    return tuple((t, n["ins"][0], at) for t, at in zip(n["outs"], starts))
+
+
 def to_dict(p: Problem) -> dict[str, Any]:
     def rest(**more: tuple[Any, Any]) -> dict[str, Any]:
         return {k: v for k, (v, default) in more.items() if v != default}
@@ -208,6 +224,9 @@ def to_dict(p: Problem) -> dict[str, Any]:
         | rest(writes=(list(n.writes), []), once=(n.once, False))
         for n in p.nodes
     ]
+    for n, written in zip(p.nodes, nodes):
+        if n.views != _views(written, p.tensors):
+            written["views"] = [list(x) for x in n.views]
     out = {"name": p.name, "format": FORMAT, "align": p.align, "tensors": tensors, "nodes": nodes}
     return out | rest(spaces=(dict(p.spaces), {ARENA: None}))
 
@@ -225,6 +244,8 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
         out["inplace"] = {str(n): t for n, t in sorted(plan.choices.inplace.items())}
     if plan.choices.concat:
         out["concat"] = {str(n): list(ts) for n, ts in sorted(plan.choices.concat.items())}
+    if plan.choices.views:
+        out["views"] = {str(n): list(ts) for n, ts in sorted(plan.choices.views.items())}
     if plan.workspaces:
         out["workspaces"] = {str(n): o for n, o in sorted(plan.workspaces.items())}
     return out
@@ -234,7 +255,10 @@ def plan_from_dict(d: Mapping[str, Any]) -> Plan:
     def numbers(x: Mapping[str, int] | None) -> dict[int, int]:
         return {int(k): v for k, v in (x or {}).items()}
 
-    choices = Choices(numbers(d.get("inplace")), {int(k): tuple(v) for k, v in (d.get("concat") or {}).items()})
+    def lists(x: Mapping[str, Sequence[int]] | None) -> dict[int, tuple[int, ...]]:
+        return {int(k): tuple(v) for k, v in (x or {}).items()}
+
+    choices = Choices(numbers(d.get("inplace")), lists(d.get("concat")), lists(d.get("views")))
     offsets = numbers(d["offsets"]) if d.get("offsets") is not None else None
     return Plan(tuple(d["order"]), offsets, choices, numbers(d.get("workspaces")))
 
@@ -262,7 +286,10 @@ def steps_from_dict(d: Mapping[str, Any]) -> Steps:
 
 
 def steps_of(p: Problem, plan: Plan) -> Steps:
-    """An ordinary plan as actions: everything dropped behind its last use."""
+    """An ordinary plan as actions: everything dropped behind its last use. ValueError for one with views, which actions
+    do not have."""
+    if plan.choices.views:
+        raise ValueError("a plan with views cannot be written as actions")
     node = p.node()
     runs = with_drops(p, [("run", n) for n in plan.order], plan.choices)
     at = {x: k for k, (a, x) in enumerate(runs) if a == "run"}
@@ -379,13 +406,33 @@ def boxes(p: Problem, order: Sequence[int], choices: Choices) -> tuple[list[Inte
             offset += by
         return t, offset
 
+    def reached(view: int, t: int) -> bool:
+        while view in seen_in:
+            view = seen_in[view]
+            if view == t:
+                return True
+        return False
+
     held: set[int] = set()
     size = {t: p.tensors[t].bytes for t in life}
+    seen_in: dict[int, int] = {}  # view -> operand
+    lasts = dict(end)
+    for n in reversed(order):
+        ways = {t: (u, by) for t, u, by in node[n].views}
+        for t in choices.views.get(n, ()):
+            if t not in ways or ways[t][0] not in life:
+                raise ValueError(f"tensor {t} is no view that node {n} can give")
+            u, by = ways[t]
+            seen_in[t] = u
+            parent[t] = (u, by)
+            lasts[u] = max(lasts[u], lasts[t])
+            life[u] = (life[u][0], lasts[u])
+            life[t] = (life[t][0], life[t][0] - 1)
     for n, parts in choices.concat.items():
         out = node[n].outs[0]
         where = dict(node[n].concat)
         for t in parts:
-            if t not in where or t in parent:
+            if t not in where or t in parent or t in seen_in.values():
                 raise ValueError(f"tensor {t} cannot be made inside the result of node {n}")
             if end[t] > end[out]:
                 raise ValueError(f"tensor {t} is read after the result of node {n} is dead")
@@ -395,8 +442,10 @@ def boxes(p: Problem, order: Sequence[int], choices: Choices) -> tuple[list[Inte
             life[t] = (life[t][0], at[n] - 1)
     for n, t in choices.inplace.items():
         out = node[n].outs[0]
-        if t not in node[n].inplace_ok or t in held or p.tensors[t].kind != "intermediate" or end[t] != at[n]:
+        if t not in node[n].inplace_ok or t in held or p.tensors[t].kind != "intermediate" or lasts[t] != at[n]:
             raise ValueError(f"node {n} cannot overwrite tensor {t}")
+        if t in seen_in or any(reached(v, t) for v in node[n].ins if v in seen_in) or out in seen_in:
+            raise ValueError(f"node {n} cannot overwrite tensor {t}, which is seen through another")
         root, offset = find(out)
         if root == t or offset % p.align:
             raise ValueError(f"node {n} cannot overwrite tensor {t}: its result lies inside another")

@@ -27,6 +27,11 @@ class Scratchpad:
     def extra(self) -> int:
         return self.plan.moved
 
+    @property
+    def bound(self) -> int:
+        """Of ``extra``, where nothing is repeated."""
+        return self.plan.bound
+
 
 def of(p: Problem, *, inputs: bool = False) -> tuple[Problem, Rules]:
     """The problem as a scratchpad has it, and what counts. Outputs that a node changes after they are made stay."""
@@ -67,14 +72,15 @@ def scratchpad(
     rewrite: bool = False,
     work: int = 24_000_000,
     seconds: float = 9.0,
+    prove: float = 2.0,
 ) -> Scratchpad:
     """A verified plan with offsets in ``capacity`` bytes that moves few bytes beyond the compulsory. BudgetError, a
     proof, where the neediest step does not fit. Without ``rewrite`` operands and results of a step never share bytes,
     and without ``recompute`` nothing runs twice, as in COSMA. ``inputs``: they take space and are read from afar; else
-    they are the caller's and at hand."""
+    they are the caller's and at hand. ``prove`` as in ``within``."""
     q, rules = of(p, inputs=inputs)
     rules = dataclasses.replace(rules, recompute=recompute, rewrite=rewrite)
-    made = within(q, capacity, rules=rules, work=work, seconds=seconds)
+    made = within(q, capacity, rules=rules, work=work, seconds=seconds, prove=prove)
     compulsory = sum(p.tensors[t].raw for t in rules.written)
     compulsory += sum(p.tensors[t].raw for n in q.nodes if n.id in rules.sources for t in n.outs)
     return Scratchpad(made, q, compulsory)

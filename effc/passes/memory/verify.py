@@ -43,6 +43,7 @@ def verify(p: Problem, plan: Plan) -> Seen:
         if p.tensors[t].kind == "output":
             end[t] = len(plan.order) - 1
     step_of = {n: step for step, n in enumerate(plan.order)}
+    seen, last = _views(p, plan, end)
 
     inside: dict[int, tuple[int, int]] = {}
     gone: dict[int, int] = {}  # the step from which a tensor's bytes are another's
@@ -62,6 +63,8 @@ def verify(p: Problem, plan: Plan) -> Seen:
                 raise MemoryPlanError(f"tensor {t}, an {p.tensors[t].kind}, cannot be made inside another")
             if t in inside:
                 raise MemoryPlanError(f"tensor {t} is made inside two tensors")
+            if t in seen or any(u == t for u, _ in seen.values()):
+                raise MemoryPlanError(f"tensor {t}, a view or seen through one, is made inside another")
             if end[t] > end[whole]:
                 raise MemoryPlanError(f"tensor {t} is read after tensor {whole}, which holds it, is dead")
             inside[t] = (whole, offsets[t])
@@ -75,19 +78,26 @@ def verify(p: Problem, plan: Plan) -> Seen:
             raise MemoryPlanError(f"tensor {t} is part of a concatenation and overwritten")
         if t in gone:
             raise MemoryPlanError(f"tensor {t} is overwritten twice")
-        if end[t] > step_of[n]:
+        if last[t] > step_of[n]:
             raise MemoryPlanError(f"tensor {t} is read after node {n} has overwritten it")
+        through = set(nodes[n].ins) & seen.keys()
+        while through:
+            if t in through or any(seen[v][0] == t for v in through):
+                raise MemoryPlanError(f"node {n} overwrites tensor {t}, which it also reads through a view")
+            through = {seen[v][0] for v in through} & seen.keys()
+        if t in seen or nodes[n].outs[0] in seen:
+            raise MemoryPlanError(f"node {n} overwrites tensor {t}, but its result or that is a view")
         gone[t] = step_of[n]
 
     peak = at = 0
     arena = dict.fromkeys(p.spaces, 0)
     offsets_given = plan.offsets
     if offsets_given is not None:
-        _bound_places(p, plan, made, inside)
+        _bound_places(p, plan, made, {**inside, **seen})
     live: set[int] = set()
     for step, n in enumerate(plan.order):
         live.update(nodes[n].outs)
-        now = [t for t in live if t not in gone or step < gone[t]]
+        now = [t for t in live if t not in seen and (t not in gone or step < gone[t])]
         used = sum(p.tensors[t].bytes for t in now) + nodes[n].workspace
         if used > peak:
             peak, at = used, step
@@ -107,11 +117,37 @@ def verify(p: Problem, plan: Plan) -> Seen:
                     raise MemoryPlanError(f"{low[3]} and {high[3]} share bytes at step {step}, both live")
             for space, _, stop, _ in taken:
                 arena[space] = max(arena[space], stop)
-        live = {t for t in live if end[t] > step}
+        live = {t for t in live if last[t] > step}
     for space, limit in p.spaces.items():
         if limit is not None and arena[space] > limit:
             raise MemoryPlanError(f"{arena[space]} bytes of {space}, which has {limit}")
     return Seen(peak, at, arena)
+
+
+def _views(p: Problem, plan: Plan, end: Mapping[int, int]) -> tuple[dict[int, tuple[int, int]], dict[int, int]]:
+    """View -> the tensor that it lies in, and where; and the last step at which each tensor's bytes are needed."""
+    nodes = {n.id: n for n in p.nodes}
+    seen: dict[int, tuple[int, int]] = {}
+    for n, ts in plan.choices.views.items():
+        ways = {t: (u, at) for t, u, at in nodes[n].views} if n in nodes else {}
+        for t in ts:
+            if t not in ways or t not in nodes[n].outs or ways[t][0] not in nodes[n].ins:
+                raise MemoryPlanError(f"tensor {t} is no view that node {n} gives")
+            u, at = ways[t]
+            if p.tensors[u].kind == "input":
+                raise MemoryPlanError(f"tensor {t} would be a view of the input {u}")
+            if at < 0 or at + p.tensors[t].raw > p.tensors[u].raw or p.tensors[t].space != p.tensors[u].space:
+                raise MemoryPlanError(f"tensor {t} does not lie in tensor {u}")
+            if t in nodes[n].writes or any(t in m.writes or u in m.writes for m in p.nodes):
+                raise MemoryPlanError(f"tensor {t} or {u} is changed, and one is a view of the other")
+            seen[t] = u, at
+    last = dict(end)
+    for t in seen:
+        u = t
+        while u in seen:
+            u = seen[u][0]
+            last[u] = max(last[u], end[t])
+    return seen, last
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ those of the layers. What a parameter's update does is its own and runs once."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
@@ -47,9 +46,15 @@ class Graph:
         if op == "cat":
             starts = np.cumsum([0, *(self.tensors[t].raw for t in ins)])
             parts = tuple((t, int(at)) for t, at in zip(ins, starts, strict=False) if self.tensors[t].kind != "input")
+        views: tuple[tuple[int, int, int], ...] = ()
+        if op == "split" and self.tensors[ins[0]].kind != "input":
+            starts = np.cumsum([0, *(self.tensors[t].raw for t in outs)])
+            views = tuple((t, ins[0], int(at)) for t, at in zip(outs, starts, strict=False))
         over = tuple(t for t in over if self.tensors[t].kind != "input" and self.shape[t] == self.shape[outs[0]])
         k = len(self.nodes)
-        self.nodes.append(Node(k, tuple(ins), tuple(outs), op, f"{op}{k}", over, parts, flops=max(1, flops), once=once))
+        self.nodes.append(
+            Node(k, tuple(ins), tuple(outs), op, f"{op}{k}", over, parts, flops=max(1, flops), once=once, views=views)
+        )
         return outs
 
     def conv(self, x: int, channels: int, k: int = 3, stride: int = 1, groups: int = 1, op: str = "conv") -> int:
@@ -209,6 +214,23 @@ def randwire(nodes: int = 20, channels: int = 78, size: int = 28, seed: int = 1,
     return g.done(g.pool(x, g.shape[x][1], op="avg_pool"))
 
 
+def shufflenet(width: int = 116, size: int = 28, blocks: tuple[int, ...] = (4, 8, 4)) -> Problem:
+    """ShuffleNet v2's units (Ma et al. 2018): half of the channels pass, half go through three convolutions; both are
+    joined and shuffled."""
+    g = Graph("shufflenet", 3, 4 * size, 4 * size)
+    x = g.conv(g.conv(g.x, 24, stride=2), width, stride=2)
+    for stage, count in enumerate(blocks):
+        if stage:
+            x = g.conv(g.conv(x, g.shape[x][0], 3, 2, g.shape[x][0], "depthwise"), width * 2**stage, 1)
+        for _ in range(count):
+            c, *space = g.shape[x]
+            left, right = g.node("split", [x], [(c // 2, *space)] * 2, 1)
+            y = g.one("relu", [g.conv(right, c // 2, 1)], over=True)
+            y = g.conv(g.conv(y, c // 2, 3, 1, c // 2, "depthwise"), c // 2, 1)
+            x = g.one("shuffle", [g.cat([left, g.one("relu", [y], over=True)])])
+    return g.done(g.pool(x, g.shape[x][1], op="avg_pool"))
+
+
 def hrnet(width: int = 18, size: int = 56, modules: int = 2) -> Problem:
     """Four resolutions side by side, each module fusing all into all."""
     g = Graph("hrnet", 3, 4 * size, 4 * size)
@@ -304,18 +326,3 @@ def train_transformer(layers: int = 6, rows: int = 256, width: int = 256, name: 
         x = g.one("add", [x, g.linear(y, width)], over=True)
     g.backward(g.linear(g.one("norm", [x], cost=5), 1000))
     return g.done()
-
-
-ALL: dict[str, Callable[[], Problem]] = {
-    "cells": cells,
-    "cells_wide": lambda: cells(9, 108, 42, "cells_wide"),
-    "randwire1": randwire,
-    "randwire2": lambda: randwire(32, 109, 28, 2, 1),
-    "randwire3": lambda: randwire(16, 64, 28, 3, 3),
-    "hrnet": hrnet,
-    "unet": unet,
-    "nested_unet": nested_unet,
-    "train_unet": train_unet,
-    "train_resnet": train_resnet,
-    "train_transformer": train_transformer,
-}
