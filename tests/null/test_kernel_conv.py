@@ -196,6 +196,22 @@ def test_depthwise_sums_do_not_depend_on_blocks(lib: KernelLibrary, kernel: int,
     assert np.array_equal(rows[:, :, : 9 // stride], want[:, :, : 9 // stride])
 
 
+@pytest.mark.parametrize("channels", [40, 600])
+def test_depthwise_lines_are_shared_by_any_threads(lib: KernelLibrary, channels: int) -> None:
+    """However many groups the lines are dealt in, none is left out or made twice with another result."""
+    rng = np.random.default_rng(channels)
+    x, w = data(rng, (2, channels, 25, 9), np.float32), data(rng, (channels, 1, 3, 3), np.float32)
+    size = ((1, 1), (1, 1), (1, 1))
+    for lines in (1, 3, 4, 5, 8, 9, 12, 17, 25):
+        image = channels_last(x[:, :, :lines])
+        want = run_conv(lib, image, w, *size, channels, packed=True)
+        check(want, reference(image, w, *size, channels), (lines, channels))
+        for threads in (2, 3, 4):
+            for mode in MODES:
+                again = run_conv(lib, image, w, *size, channels, packed=True, threads=threads, mode=mode)
+                assert np.array_equal(want, again), (lines, threads, mode)
+
+
 CASES = [  # input, weights, stride, padding, dilation, groups: other dtypes
     ((2, 6, 9, 8), (9, 2, 3, 3), (2, 1), (1, 0), (1, 2), 3),
     ((1, 20, 13), (33, 20, 5), (1,), (2,), (1,), 1),

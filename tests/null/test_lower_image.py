@@ -228,3 +228,34 @@ def test_other_bodies_are_epilogues() -> None:
         assert any(i.get("epilogue") for i in compiled.program["code"])
     compiled = check(*step_graph(lambda g, a, bias, r: g.op("add", g.op("add", a, bias), r), depthwise=True))
     assert any(i.get("epilogue") for i in compiled.program["code"])
+
+
+@pytest.mark.parametrize("channels", [37, 48, 96])
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_epilogue_of_many_short_rows(depthwise: bool, channels: int) -> None:
+    """A hard swish after a convolution, on blocks of channels of a wide image. What all elements have in common is
+    defined once, outside of the loop over rows."""
+    rng = np.random.default_rng(channels)
+    b = Builder()
+    shape = (1, channels, 19, 83)
+    x = b.input("x", TensorType(DType.f32, shape))
+    w = b.constant(rng.standard_normal((channels, 1 if depthwise else channels, 3, 3)).astype(np.float32))
+    bias = b.constant(rng.standard_normal((channels, 1, 1)).astype(np.float32))
+
+    def hard_swish(g: Builder, a: Any, extra: Any) -> Any:
+        t, six = g.op("add", a, extra), c(g, 6)
+        inside = g.op("minimum", g.op("maximum", g.op("add", t, c(g, 3)), c(g, 0)), six)
+        return g.op("add", g.op("mul", g.op("div", g.op("mul", t, inside), six), c(g, 1.1)), c(g, 0.2))
+
+    inner = body(TensorType(DType.f32, shape), [bias.type], hard_swish)
+    y = b.op("conv_fused", x, w, bias, **conv_attrs(2, groups=channels if depthwise else 1), body=inner)
+    arrays = [rng.standard_normal(shape).astype(np.float32)]
+    compiled = check(b.graph([y]), arrays)
+    assert [bool(i.get("epilogue")) for i in compiled.program["code"] if "conv" in i["kernel"]] == [True]
+    (text,) = (t for name, t in compiled.generated.kernels.items() if name.startswith("epi_"))
+    before, _, loop = text.partition("for (int64_t r = 0; r < m; ++r)")
+    assert before.count("const float t") == 5 and "for (" not in before
+    assert loop.count("for (int64_t i") == 1 and "opaque" not in loop and "dv[" not in loop
+    once = compiled.run(arrays, 1, "serial")[0]
+    for threads in (2, 5):
+        assert np.array_equal(once, compiled.run(arrays, threads, "threads")[0])

@@ -264,7 +264,7 @@ def map_kernel(
             load = f"to_compute(convert<{STORAGE[n.types[0].dtype]}>({load}))"
         lines.append(f"      const auto {name} = {load};")
     # Constants before the loop: see opaque in math.hpp.
-    operands += [f"    {c}" for c in e.constants()]
+    constants = [f"    {c}" for c in e.constants()]
     lines += [f"      {e.define(n)}" for n in body.nodes if n.operands and n in e.live]
     lines += [f"      o{n_in + k}.store(i, {e.names[v]});" for k, v in enumerate(body.outputs)]
     params = ", ".join(f"int S{k}" for k in range(len(ops)))
@@ -272,18 +272,35 @@ def map_kernel(
     slow = ", ".join([str(ANY)] * len(ops))
     if epilogue:
         slow = ", ".join(["1", *[str(ANY)] * (len(ops) - 1)])
+        # Rows are as short as a block of channels: what is the same for all of them is worked out once.
+        start = [
+            "  static void rows(int64_t m, int64_t n, char* const* first, const int64_t* row, const int64_t* s, "
+            "[[maybe_unused]] const int64_t* dv) {",
+            *constants,
+            "    for (int64_t r = 0; r < m; ++r) {",
+            f"      char* const p[] = {{{', '.join(f'first[{k}] + r * row[{k}]' for k in range(len(ops)))}}};",
+            *operands,
+        ]
+        end = ["    }"]
+    else:
+        start = [
+            "  static void inner(int64_t n, char* const* p, const int64_t* s, [[maybe_unused]] const int64_t* dv) {",
+            *operands,
+            *constants,
+        ]
+        end = []
     text = "\n".join(
         [
             "namespace effc {",
             "namespace {",
             f"struct @_ {{  // {describe(body)}",
             f"  template <{params}>",
-            "  static void inner(int64_t n, char* const* p, const int64_t* s, [[maybe_unused]] const int64_t* dv) {",
-            *operands,
+            *start,
             "#pragma GCC ivdep",
             "    for (int64_t i = 0; i < n; ++i) {",
             *lines,
             "    }",
+            *end,
             "  }",
             "};",
             f"constexpr int8_t @_pattern[] = {{{fast}}};",
@@ -297,8 +314,8 @@ def map_kernel(
             "int64_t n0, int64_t n1, "
             "const void* acc, int64_t ld) {\n"
             f"  using namespace effc;\n  run_epilogue<{len(ops)}>(c, b0, b1, m0, m1, n0, n1, acc, ld, "
-            f"sizeof({STORAGE[acc or DType.f32]}), c->attr + c->n_attr - {len(e.dv)}, @_::inner<{fast}>, "
-            f"@_pattern, @_::inner<{slow}>);\n}}\n"
+            f"sizeof({STORAGE[acc or DType.f32]}), c->attr + c->n_attr - {len(e.dv)}, @_::rows<{fast}>, "
+            f"@_pattern, @_::rows<{slow}>);\n}}\n"
         )
         return gen.add("epi", text), e.dv
     if prologue:

@@ -504,8 +504,8 @@ int32_t depthwise_kernel(const effc_call* call) {
   /* Blocks of channels: enough for every thread, no wider than the accumulators allow for 8 pixels, and so that the rows of x
    * under a window stay in L1. */
   v.lines = v.batch * a[kSpatial] * a[kSpatial + 1];
-  const int64_t step = 2 * Simd<T>::lanes, room_elems = a[kBlockCols];
-  int64_t want = call->api->num_threads(call->run) > 1 ? 8 * call->api->num_threads(call->run) : 1;
+  const int64_t step = 2 * Simd<T>::lanes, room_elems = a[kBlockCols], threads = call->api->num_threads(call->run);
+  int64_t want = threads > 1 ? 8 * threads : 1;
   const int64_t under = a[kKernel] * a[kKernel + 1] * v.in[2] * (int64_t)sizeof(T), fit = max64(step, kDwNear / max64(1, under));
   v.col_blocks = max64(1, min64(v.channels / step, max64(ceil_div(want, v.lines), ceil_div(v.channels, fit))));
   v.block_cols = v.channels / v.col_blocks / step * step;
@@ -517,8 +517,11 @@ int32_t depthwise_kernel(const effc_call* call) {
     call->api->fail(call, "depthwise conv: %lld channels do not fit the scratch", (long long)widest);
     return 1;
   }
-  /* A thread gets what it wrote: a part of the image or of the channels, as a pointwise convolution before deals them. */
-  v.group = v.channels > v.batch * v.in[0] * v.in[1] * v.in[2] ? v.lines : min64(v.lines, kDwGroup);
+  /* A thread gets what it wrote: a part of the image or of the channels, as a pointwise convolution before deals them. Of
+   * several groups of lines each has as many as the others, and each thread as many groups. */
+  int64_t groups = v.channels > v.batch * v.in[0] * v.in[1] * v.in[2] ? 1 : ceil_div(v.lines, kDwGroup);
+  if (groups > 1) groups = ceil_div(groups, threads) * threads;
+  v.group = ceil_div(v.lines, groups);
   int64_t items = v.lines * v.col_blocks;
   call->api->parallel_for(call->run, items, max64(1, items / (want * 2)), dw_run<T>, &v);
   return 0;

@@ -277,10 +277,13 @@ int32_t run_map(const effc_call* c, inner_fn fast, const int8_t* pattern, inner_
 
 /* ---- epilogue: a map over a tile of accumulators; operand 0 is the tile. dv: the last attributes of the call ---- */
 
+/* m rows of n elements from `first` on, `row` bytes apart. */
+typedef void (*rows_fn)(int64_t m, int64_t n, char* const* first, const int64_t* row, const int64_t* s, const int64_t* dv);
+
 template <int OPS>
 void run_epilogue(const effc_call* c, int64_t b0, int64_t b1, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
-                         const void* acc, int64_t ld, int64_t acc_size, const int64_t* dv, inner_fn fast,
-                         const int8_t* pattern, inner_fn any) {
+                         const void* acc, int64_t ld, int64_t acc_size, const int64_t* dv, rows_fn fast,
+                         const int8_t* pattern, rows_fn any) {
   char* p[MAX_OPERANDS];
   int64_t row[MAX_OPERANDS], s[MAX_OPERANDS];
   bool match = true;
@@ -295,11 +298,7 @@ void run_epilogue(const effc_call* c, int64_t b0, int64_t b1, int64_t m0, int64_
     s[k] = x.strides[3];
     match &= s[k] == pattern[k];
   }
-  inner_fn inner = match ? fast : any;
-  for (int64_t m = m0; m < m1; ++m) {
-    inner(n1 - n0, p, s, dv);
-    for (int k = 0; k < ops; ++k) p[k] += row[k];
-  }
+  (match ? fast : any)(m1 - m0, n1 - n0, p, row, s, dv);
 }
 
 /* ---- prologue: a map over rows [m0, m1) of batch b and head h, written to `to`, rows `ld` elements apart. Operands, from
