@@ -430,9 +430,17 @@ def matmul(call: Call, cx: Context) -> dict[str, float]:
     batch = b0 * b1
     if not call.epilogue and distinct == 1 and batch > 1:  # fold_batches, as far as strides are usual
         m, batch = m * batch, 1
-    steps, block_tiles, cols = (v or d for v, d in zip(sizes, (512, 24, 256)))
+    steps, block_tiles, cols = (v or d for v, d in zip(sizes, (1024, 12, 512)))
     tiles, panels = max(1, ceil_div(m, 6)), max(1, ceil_div(n, nr))
     splits = 1 if k < 4096 or batch * ceil_div(tiles, 4) * panels >= 8 else min(16, k // 2048)
+    in_place = not packed and w_col == 1 and m <= 12 and splits == 1
+    dots = not packed and not in_place and w_row == 1 and m <= 4 and k >= 64
+    repeats = ceil_div(tiles, 2 * block_tiles) * (batch // max(1, distinct))
+    shared = not (packed or in_place or dots or splits > 1 or repeats <= 2)
+    if not (packed or in_place or dots or shared):  # Driver::taller
+        by = 4 if x.strides[3] == 1 else 2
+        if block_tiles * by <= 96 and cols // by >= nr:
+            block_tiles, cols, steps = block_tiles * by, cols // by, steps if by == 4 else steps // 2
     row_blocks, width, narrow = ceil_div(tiles, block_tiles), max(1, cols // nr), max(1, 64 // nr)
     narrow = min(width, narrow)
     want = 4 * cx.threads if cx.threads > 1 else 1
@@ -440,7 +448,10 @@ def matmul(call: Call, cx: Context) -> dict[str, float]:
     def tasks() -> int:
         return batch * row_blocks * ceil_div(panels, width) * splits
 
-    while width > narrow and tasks() < want:
+    def uneven() -> bool:
+        return 20 * cx.threads * ceil_div(tasks(), cx.threads) > 21 * tasks()
+
+    while width > narrow and (tasks() < want or uneven()):
         width = max(narrow, width - narrow)
     if tasks() < cx.threads and tiles > 1:
         row_blocks = min(tiles, max(row_blocks, ceil_div(2 * cx.threads, max(1, tasks() // row_blocks))))
@@ -449,9 +460,6 @@ def matmul(call: Call, cx: Context) -> dict[str, float]:
     k_blocks = max(1, ceil_div(k // splits, steps))
     depth = ceil_div(k, k_blocks * splits)
     height = ceil_div(m, row_blocks)
-    in_place = not packed and w_col == 1 and m <= 12 and splits == 1
-    dots = not packed and not in_place and w_row == 1 and m <= 4 and k >= 64
-    shared = not (packed or in_place or dots or splits > 1 or row_blocks * (batch // max(1, distinct)) <= 2)
     return {
         "packed": float(packed),
         "in_place": float(in_place),

@@ -2,7 +2,8 @@
  *
  * B is consumed in panels of NR columns, [k][NR], the last panel zero padded; A is read in place, row by row, if its k is
  * contiguous and its type is the accumulator's, else converted block by block. The micro-kernel keeps up to 6 rows by
- * kNV vectors of accumulators in registers and broadcasts elements of A from memory. Blocking follows Goto and van de Geijn,
+ * kNV vectors of accumulators in registers and broadcasts elements of A from memory. A tile's rows meet a few panels in turn, so
+ * that they stay in the first level of the cache and what comes from the second is one stream. Blocking follows Goto and van de Geijn,
  * "Anatomy of high-performance matrix multiplication" (2008), except that whole panels of a constant B are laid out in
  * advance (packing/gemm.py) and prefetched one panel ahead, because there the loads from L3 or memory are the limit.
  *
@@ -34,11 +35,13 @@ constexpr int kMaxMR = 16;                      /* of any format's tile (dot_bf1
 constexpr int kNV = EFFC_VLEN >= 64 ? 4 : 2;    /* vectors of a panel */
 template <class T>
 constexpr int kNR = kNV * lanes<T>;             /* columns of a panel */
-constexpr int64_t kKC = 512;                    /* reduction steps of a block */
-constexpr int64_t kTilesMC = 24;                /* tiles of a block of rows */
+constexpr int64_t kKC = 1024;                   /* reduction steps of a block */
+constexpr int64_t kTilesMC = 12;                /* tiles of a block of rows */
 constexpr int64_t kMC = kTilesMC * kMR;
 constexpr int64_t kMaxTilesMC = 96;
-constexpr int64_t kNC = 256;                    /* most columns of a task */
+constexpr int64_t kNC = 512;                    /* most columns of a task */
+constexpr int64_t kGroup = 4;                   /* panels that a tile of rows meets in turn, at most */
+constexpr int64_t kGroupBytes = 192 << 10;      /* of the block of B that they are, at most */
 constexpr int64_t kInPlaceRows = 2 * kMR;       /* up to here an n-contiguous B is read in place */
 constexpr int64_t kSplitSteps = 4096;           /* shortest reduction that is split */
 constexpr int64_t kHeader = 64;                 /* bytes before packed data */
@@ -442,7 +445,9 @@ struct Driver {
     int64_t width = max<int64_t>(1, size.cols / kNR<T>);
     const int64_t narrow = min(width, max<int64_t>(1, 64 / kNR<T>));
     auto tasks = [&] { return batches * g.row_blocks * ceil_div(group_panels, width) * g.splits; };
-    while (width > narrow && tasks() < want) width = max(narrow, width - max<int64_t>(1, narrow));
+    /* Threads that wait for the last task: 5 % at most. */
+    auto uneven = [&] { return 20 * threads * ceil_div(tasks(), threads) > 21 * tasks(); };
+    while (width > narrow && (tasks() < want || uneven())) width = max(narrow, width - max<int64_t>(1, narrow));
     if (tasks() < threads && tiles > 1)
       g.row_blocks = min(tiles, max(g.row_blocks, ceil_div(2 * threads, max<int64_t>(1, tasks() / g.row_blocks))));
     if (tasks() < threads) width = 1;
@@ -454,6 +459,9 @@ struct Driver {
     return min<int64_t>(16, k / (kSplitSteps / 2));
   }
 
+  /* A is read in place. */
+  bool a_stays() const { return f.a_direct && (a.col == 1 || k == 1); }
+
   /* One block of C: rows of tiles [t0, t1), panels [p0, p1), reduction [k0, k1). */
   void block(int64_t i0, int64_t i1, int64_t t0, int64_t t1, int64_t p0, int64_t p1, int64_t k0, int64_t k1, T* partial,
              int32_t worker) const {
@@ -462,14 +470,14 @@ struct Driver {
     T* acc_block = scratch;
     const int64_t most_rows = size.tiles * f.mr;
     T* a_block = scratch + most_rows * max<int64_t>(size.cols, NR);
-    T* b_block = a_block + most_rows * size.steps;
     const int64_t r0 = row_of(t0), r1 = row_of(t1), rows = r1 - r0;
     Matrix am = a, bm = b, cm = c;
     am.data += (i0 * a.batch0 + i1 * a.batch1) * f.a_size;
     bm.data += (i0 * b.batch0 + i1 * b.batch1) * f.b_size;
     cm.data += (i0 * c.batch0 + i1 * c.batch1) * f.c_size;
     const char* panels_of_batch = packed ? packed + packed_batch_of(i0, i1) * packed_batch : nullptr;
-    const bool a_in_place = f.a_direct && (a.col == 1 || k == 1);
+    const bool a_in_place = a_stays();
+    T* b_block = a_in_place ? a_block : a_block + most_rows * size.steps;
     const int64_t blocks = max<int64_t>(1, ceil_div(k1 - k0, size.steps));
     T* out;
     int64_t ldo;
@@ -503,17 +511,27 @@ struct Driver {
       }
       for (int64_t p = p0; p < p1;) {
         const int64_t cols = min<int64_t>(NR, n - p * NR);
-        int64_t vectors = ceil_div(cols, lanes<T>), taken = 1;
+        int64_t vectors = ceil_div(cols, lanes<T>), taken = 1, group = 1;
         bool loaded = false;
+        int64_t panel_bytes = 0;
         const char* rows_ahead = nullptr; /* of B, for the next panel to pack */
         const Table* table_used = table;
         if (packed) {
           const int64_t slice = elements(kc) * NR * packed_size, panel = elements(k) * NR * packed_size;
           t.b = panels_of_batch + (p - packed_first_panel) * panel + elements(ks) * NR * packed_size;
           t.ldb = NR, t.panel_stride = elements(k) * NR;
-          const char* next = p + 1 < p1 || kb + 1 == blocks ? (const char*)t.b + panel
-                                                            : (const char*)t.b + slice - (p1 - 1 - p0) * panel;
-          t.next = next;
+          panel_bytes = panel;
+          const int64_t full = p1 - p - (p1 == panels && n % NR != 0);
+          const int64_t most = max<int64_t>(1, min(kGroup, kGroupBytes / max<int64_t>(1, slice)));
+          if (used_tiles > 1 && full > 1) group = ceil_div(full, ceil_div(full, most));
+          if (p + group < p1) {
+            t.next = (const char*)t.b + group * panel;
+          } else if (kb + 1 < blocks) {
+            t.next = (const char*)t.b + slice - (p - p0) * panel;
+          } else { /* of the next task: other rows, or other columns */
+            const int64_t q = (t1 < tiles ? p0 : p + group) - packed_first_panel;
+            t.next = panels_of_batch + q * panel + elements(k0) * NR * packed_size;
+          }
           t.next_step = ceil_div(slice, 16 * max<int64_t>(1, used_tiles * (kc / 4))) * 16;
         } else if (in_place && cols == NR) {
           t.b = bm.data + (ks * b.row + p * NR) * f.b_size;
@@ -541,6 +559,27 @@ struct Driver {
         if (used_tiles == 1 && !loaded) { /* several panels at once if all of them are full */
           const int64_t at_once = panels_at_once((int)rows);
           if (at_once > 1 && p + at_once <= p1 && (p + at_once) * NR <= n) taken = at_once, vectors = kNV + 1;
+        }
+        if (group > 1) {
+          const char *b_first = (const char*)t.b, *next = t.next;
+          for (int64_t i = 0; i < used_tiles; ++i) {
+            const int64_t mr = bounds[i + 1] - bounds[i], then = i + 1 < used_tiles ? i + 1 : 0;
+            const Micro fn = table_used->fn[mr - 1][kNV - 1];
+            T* dst = out + bounds[i] * ldo + (p - p0) * NR;
+            t.a = a_base + bounds[i] * t.lda, t.ldc = ldo;
+            for (int64_t g = 0; g < group; ++g) {
+              t.b = b_first + g * panel_bytes, t.c = dst + g * NR, t.next = next + g * panel_bytes;
+              if (g + 1 == group) { /* rows are short streams: the hardware starts anew at each */
+                const char* row = a_base + bounds[then] * t.lda;
+                for (int64_t r = bounds[then]; r < bounds[then + 1]; ++r, row += t.lda)
+                  __builtin_prefetch(row, 0, 3), __builtin_prefetch(row + 64, 0, 3);
+              }
+              fn(&t);
+            }
+            next += t.next_step * (kc / 4);
+          }
+          p += group;
+          continue;
         }
         const bool edge_store = to_c && vectors <= kNV && cols != vectors * lanes<T>;
         const char* next = t.next;
@@ -680,9 +719,10 @@ struct Driver {
     packed_size = sizeof(T);
     in_place = f.b_direct && b.col == 1 && m <= kInPlaceRows && split == 1;
     dots = f.dot && !in_place && b.row == 1 && m <= kDotRows && k >= 64;
-    const int64_t row_blocks = ceil_div(tiles, size.tiles) * (b0 * b1 / q);
+    const int64_t repeats = ceil_div(tiles, 2 * size.tiles) * (b0 * b1 / q);
     const int64_t unit = k * NR * (int64_t)sizeof(T), room = unit > 0 ? call->scratch_bytes / unit : 0;
-    if (in_place || dots || split > 1 || row_blocks <= 2 || room < min<int64_t>(panels, 4)) {
+    if (in_place || dots || split > 1 || repeats <= 2 || room < min<int64_t>(panels, 4)) {
+      if (!in_place && !dots) taller();
       compute(0, q, 0, panels);
       return 0;
     }
@@ -708,6 +748,14 @@ struct Driver {
         }
     }
     return 0;
+  }
+
+  /* Tasks that pack their panels of B themselves: more rows and fewer columns each, in the same scratch. */
+  void taller() {
+    const int64_t by = a_stays() ? 4 : 2;
+    if (size.tiles * by > kMaxTilesMC || size.cols / by < kNR<T> || size.steps < 2) return;
+    size.tiles *= by, size.cols /= by;
+    if (!a_stays()) size.steps /= by;
   }
 
   /* A batch dim over which B does not vary is more rows of A, if the strides say so. Epilogues see the batch: not then. */

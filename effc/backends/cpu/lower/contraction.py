@@ -162,8 +162,8 @@ def _shared(z: _Sizes, a: Buf, b: Buf, blocking: packing.Blocking) -> Dim:
             repeat = repeat * size
         else:
             distinct = distinct * size
-    # It starts with the third block of rows that multiplies the same B.
-    many = _flag(ceildiv(ceildiv(a.shape[2] * z.unit, z.mr), blocking.rows // z.mr) * repeat - 2)
+    # It starts with the third pair of blocks of rows that multiplies the same B.
+    many = _flag(ceildiv(ceildiv(a.shape[2] * z.unit, z.mr), 2 * (blocking.rows // z.mr)) * repeat - 2)
     panel = z.steps(b.shape[2]) * z.nr * z.itemsize
     return many * minimum(distinct * ceildiv(b.shape[3], z.nr) * panel, maximum(SHARED_BYTES, 4 * panel))
 

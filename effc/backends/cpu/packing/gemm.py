@@ -89,7 +89,7 @@ def unpack_gemm_b(packed: Array) -> Array:
 
 
 # Built-in sizes of gemm.hpp: rows of a tile, rows and columns of a task, steps of a block, the shortest split.
-TILE, ROWS, COLS, STEPS, SPLIT_STEPS = 6, 144, 256, 512, 4096
+TILE, ROWS, COLS, STEPS, SPLIT_STEPS = 6, 72, 512, 1024, 4096
 MAX_TILES = 96  # kMaxTilesMC
 
 
@@ -125,7 +125,7 @@ def candidates(rows: int, k: int, n: int, acc: DType, vlen: int) -> list[Blockin
     seen = {_effective(own, rows, k, n, nr)}
     found = [own]
     for steps in (256, 512, 768, 1024, 1536):
-        for tiles in (4, 8, 16, 24, 48):
+        for tiles in (4, 8, 12, 16, 24, 48):
             for cols in (64, 128, 256, 512):
                 b = Blocking(steps, tiles, cols)
                 real = _effective(b, rows, k, n, nr)
