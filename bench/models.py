@@ -1,12 +1,13 @@
 """effc beside the engines people use, on models with their real weights.
 
     python -m bench.models [--models minilm,crepe | dense] [--engines effc,eager,...] [--threads 2] [--rounds 12]
-                           [--block 0.4] [--out bench/results] [--json]
+                           [--block 0.4] [--limit 3600] [--out bench/results] [--json]
 
 One process per engine. Blocks of runs alternate round by round, all other engines' processes being stopped meanwhile,
 so that no thread pool spins beside another and a change of the machine's speed meets all engines. Reported are medians,
 p10 and p90, the ratio to the fastest peer, and the share of the machine's measured FMA peak and read bandwidth. The
-table goes to standard output, and as Markdown and JSON to ``--out``.
+table goes to standard output, and as Markdown and JSON to ``--out``. An engine that raises, crashes, or is not ready within
+``--limit`` seconds gets a row that says so.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import datetime
 import json
 import os
 import platform
+import select
 import shutil
 import signal
 import subprocess
@@ -46,7 +48,9 @@ class Worker:
     blocks: list[float] = field(default_factory=list)  # the median of each block
 
     @classmethod
-    def start(cls, model: str, engine: str, threads: int, work: Path) -> Worker:
+    def start(cls, model: str, engine: str, threads: int, work: Path, limit: float = 3600.0) -> Worker:
+        """A process with the model ready to run, or one whose ``info`` says why it is not: the engine's error, its
+        death, or that it was not ready within ``limit`` seconds."""
         env = dict(
             os.environ,
             OMP_NUM_THREADS=str(threads),
@@ -77,7 +81,12 @@ class Worker:
             start_new_session=True,
         )
         worker = cls(engine, process)
-        worker.info = worker._read() or {"failed": f"died while preparing, see {log.name}"}
+        assert process.stdout is not None
+        if select.select([process.stdout], [], [], limit)[0]:
+            worker.info = worker._read() or {"failed": f"does not compile: {worker._death()}"}
+        else:
+            worker.info = {"failed": f"does not compile: not ready within {limit:.0f} s"}
+            worker.close()
         if "failed" not in worker.info:
             worker.stop()
         return worker
@@ -86,6 +95,11 @@ class Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         return json.loads(line) if line else None
+
+    def _death(self) -> str:
+        """How the process ended."""
+        code = self.process.wait()
+        return f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
     @property
     def alive(self) -> bool:
@@ -101,7 +115,7 @@ class Worker:
         self.process.stdin.flush()
         times = self._read()
         if times is None:
-            self.info["failed"] = "died while running"
+            self.info["failed"] = f"while running: {self._death()}"
             return
         self.stop()
         self.times += times
@@ -115,17 +129,18 @@ class Worker:
 
 def measure(
     model: str, engines: list[str], threads: int, rounds: int, block: float, peak: dict[str, Any],
-    prepared: Path | None = None,
+    prepared: Path | None = None, limit: float = 3600.0,
 ) -> dict[str, Any]:  # fmt: skip
     """One model on all engines; {"model", "flops", "bytes", "engines": {name: figures}}. ``peak``: what bench.machine
-    measured, or nothing; ``prepared``: the work folder, with files that engines need, which the caller removes."""
+    measured, or nothing; ``prepared``: the work folder, with files that engines need, which the caller removes;
+    ``limit``: seconds for an engine to get ready."""
     work = prepared or Path(tempfile.mkdtemp(prefix=f"effc-bench-{model}-"))
     workers: list[Worker] = []
     result: dict[str, Any] = {"model": model, "threads": threads, "engines": {}}
     try:
         for engine in ["eager", *[e for e in engines if e != "eager"]]:
             print(f"  {model}: preparing {engine}", file=sys.stderr, flush=True)
-            workers.append(Worker.start(model, engine, threads, work))
+            workers.append(Worker.start(model, engine, threads, work, limit))
             if workers[-1].info.get("failed"):
                 print(f"  {model}: {engine} failed: {workers[-1].info['failed'].splitlines()[0]}", file=sys.stderr)
         told = next((w.info for w in workers if "flops" in w.info), {})
@@ -218,6 +233,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--block", type=float, default=0.4, help="seconds of a block")
+    parser.add_argument("--limit", type=float, default=3600.0, help="seconds for an engine to get ready")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
     parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
     a = parser.parse_args()
@@ -228,7 +244,9 @@ def main() -> None:
     if unknown := [e for e in a.engines.split(",") if e not in (*ENGINES, *OTHERS)]:
         parser.error(f"no engine {', '.join(unknown)}; there are {', '.join((*ENGINES, *OTHERS))}")
     peaks = {n: machine.measure(n) for n in sorted({1, a.threads})}
-    results = [measure(m, a.engines.split(","), a.threads, a.rounds, a.block, peaks[a.threads]) for m in names]
+    results = [
+        measure(m, a.engines.split(","), a.threads, a.rounds, a.block, peaks[a.threads], limit=a.limit) for m in names
+    ]
     text = table(results, peaks)
     data = {
         "cpu": machine.cpu_name(),

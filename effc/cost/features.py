@@ -385,7 +385,8 @@ def rnn(call: Call, cx: Context) -> dict[str, float]:
     gates = 4 if "lstm" in call.kernel else 3 if "gru" in call.kernel else 1
     rows, blocks = 4 if gates == 3 else 3, columns // ((3 if gates == 3 else 4) * lanes)
     work = 2.0 * batch * out * columns
-    split = batch < cx.threads and work >= 3e5 and blocks > 1
+    pairs = ceil_div(blocks, 2)
+    split = batch <= cx.threads * rows and work >= 1e5 and min(cx.threads, pairs) > 1
     share = ceil_div(batch, cx.threads)
     return {
         "time": lg(steps),
@@ -396,7 +397,7 @@ def rnn(call: Call, cx: Context) -> dict[str, float]:
         "projected": float(out != units),
         "split": float(split),
         "used": float(min(cx.threads, batch) if not split else cx.threads),
-        "even": even_share(cx.threads, blocks if split else batch),
+        "even": even_share(cx.threads, pairs if split else batch),
         "tile_rows": batch / rows if split else share / (ceil_div(share, rows) * rows),
         "weights_l1": 4 * out * columns / cx.machine.l1,
         "weights_l2": 4 * out * columns / cx.machine.l2,

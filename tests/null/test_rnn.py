@@ -109,3 +109,33 @@ def test_restore_inverts_arrange(gates: int, lanes: int, units: int) -> None:
     arranged = rnn.arrange(w, gates, lanes)
     assert arranged.shape == (7, rnn.columns(units, gates, lanes))
     np.testing.assert_array_equal(rnn.restore(arranged, units, gates, lanes), w)
+
+
+@pytest.mark.parametrize("kind", list(GATES))
+def test_split_by_units(lib: h.KernelLibrary, kind: str) -> None:
+    """Few rows of enough units: threads share each step, come late or not at all, and are more than there are CPUs."""
+    rng = np.random.default_rng(7)
+    gates, reference = GATES[kind], OPS[f"{kind.split('_')[0]}_layer"].numpy
+    assert reference is not None
+    for units, batch, proj in ((256, 1, 0), (203, 1, 0), (256, 2, 0), (161, 5, 0), (200, 1, 77), (129, 3, 128)):
+        if proj and kind != "lstm":
+            continue
+        out, steps, dtype = proj or units, 17, np.float64 if units == 203 else np.float32
+
+        def make(*shape: int, scale: float = 1.0) -> Array:
+            return (rng.standard_normal(shape) * scale).astype(dtype)  # noqa: B023
+
+        weights: list[Array | None] = [
+            make(gates * units, 3, scale=0.3), make(gates * units, out, scale=out**-0.5), make(gates * units), None,
+            make(proj, units, scale=units**-0.5) if proj else None,
+        ]  # fmt: skip
+        x, states = make(steps, batch, 3), [make(batch, out)] + ([make(batch, units)] if kind == "lstm" else [])
+        attrs: dict[str, Any] = {"reverse": False, **({"activation": kind[4:]} if kind.startswith("rnn") else {})}
+        want = reference(x, *states, *weights[: 5 if kind == "lstm" else 4], **attrs)
+        first = run(lib, kind, x, states, weights, reverse=False, threads=1, mode="serial")
+        for g, w in zip(first, want, strict=True):
+            limit = (1e-5 if dtype == np.float32 else 1e-12) * max(1.0, np.abs(w).max())
+            assert np.abs(g - w).max() <= limit
+        for threads, mode in ((2, "threads"), (3, "threads"), (7, "threads"), (2, "serial"), (5, "reverse")):
+            again = run(lib, kind, x, states, weights, reverse=False, threads=threads, mode=mode)
+            assert all(a.tobytes() == b.tobytes() for a, b in zip(again, first, strict=True)), (units, threads)

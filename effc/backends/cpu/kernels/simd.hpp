@@ -255,16 +255,29 @@ EFFC_INLINE V exp2_vec(V x) {
   return y[0];
 }
 
-/* Logistic function and tanh through e^x; absolute error below 2 units in the last place of 1. */
-template <class V>
-EFFC_INLINE V sigmoid_vec(V x) {
-  const V y = x < -80 ? V{} + 80 : V{} - x;
-  return 1 / (1 + exp_vec(y));
+/* 1 / (1 + 2^-x) of M vectors, step by step; NaN for NaN. */
+template <class V, int M>
+EFFC_INLINE void logistic_vecs(V (&x)[M]) {
+  typedef decltype(x[0][0] + 0) T;
+  EFFC_UNROLL_ALL
+  for (int i = 0; i < M; ++i) x[i] = V{} - larger(splat((T)-126), x[i]);
+  exp2_vecs(x);
+  EFFC_UNROLL_ALL
+  for (int i = 0; i < M; ++i) x[i] = 1 / (1 + x[i]);
 }
+/* Logistic function and tanh of vectors: f is logistic_vecs of what the first function of a pair gives, and the second takes it.
+ * Absolute error below 2 units in the last place of 1. */
+template <class V>
+EFFC_INLINE V tanh_argument(V x) { return x * (decltype(x[0] + 0))-2.8853900817779268; }
+template <class V>
+EFFC_INLINE V tanh_of(V f) { return 1 - 2 * f; }
+template <class V>
+EFFC_INLINE V sigmoid_argument(V x) { return x * (decltype(x[0] + 0))1.4426950408889634; }
 template <class V>
 EFFC_INLINE V tanh_vec(V x) {
-  const V y = x > 30 ? V{} + 60 : x + x;
-  return 1 - 2 / (exp_vec(y) + 1);
+  V f[1] = {tanh_argument(x)};
+  logistic_vecs(f);
+  return tanh_of(f[0]);
 }
 
 }  // namespace effc
