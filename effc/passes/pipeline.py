@@ -20,6 +20,7 @@ from .legalise import Legalise, everything_core
 from .manager import Pass
 from .pads import FoldPads
 from .quantized import FormQuantized
+from .reductions import Reductions
 from .rotary import RotateHalf
 from .softmax import RaiseSoftmax
 from .weights import FoldAffine, MergeMatmuls, UnflattenMatmuls
@@ -48,6 +49,7 @@ def default(options: Options | None = None) -> tuple[Pass, ...]:
         Fold(o.fold_limit),
         Canonicalise(),  # now that conditions and masks are numbers
         Cse(),
+        Reductions(),
         RaiseSoftmax(),
         *((FormAttention(), RefineAttention(), Canonicalise(), Cse(), Dce()) if o.native("attention") else ()),
         FoldPads(),
