@@ -12,6 +12,7 @@ from .canonical import Canonicalise
 from .cleanup import Cse, Dce, Fold
 from .fuse.chains import FuseChains
 from .fuse.epilogue import FuseEpilogues
+from .fuse.pairs import FusePairs
 from .fuse.prologue import FusePrologues
 from .fuse.regions import FuseRegions
 from .fuse.rows import FuseRows
@@ -66,6 +67,7 @@ def default(options: Options | None = None) -> tuple[Pass, ...]:
         ),
         *((FusePrologues(),) if o.kernels and o.native("attention_fused") else ()),
         *((FuseChains(o.ask),) if o.kernels and o.native("conv_chain") else ()),
+        *((FusePairs(),) if o.kernels and o.native("conv_pair") else ()),
         *((FormWinograd(o.ask),) if o.kernels and o.native("conv_winograd") else ()),
         *((FuseRows(o.ask),) if o.kernels and o.native("row_chain") else ()),
         Dce(),
