@@ -26,7 +26,7 @@ namespace conv {
 enum ChainAttr {
   kChainFirst = 0, /* there is a first convolution */
   kChainRows = 1,  /* most output rows of a step */
-  kChainKept = 2,  /* rows of the first buffer */
+  kChainKept = 2,  /* rows of the first buffer, a ring */
   kChainCols = 3,  /* channels that the first two convolutions make at a time: whole panels of the first */
   kChainWork = 4,  /* bytes of a convolution's own thread scratch */
   kChainAttrs = 5
@@ -95,11 +95,12 @@ const char* take_depthwise(Depthwise<T>& dw, const effc_call* call, const int64_
 }
 
 /* Channels [c0, c1) of output rows [o0, o1), result row o0 at `q`, whose pixels and rows are `ld` and `out_line` apart. `rows`:
- * row `origin` of the image at channel 0. */
+ * channel 0 of a ring of `ring` rows, in which row r of the image is row r % ring. */
 template <class T>
-void chain_depthwise(const Depthwise<T>& dw, const T* rows, int64_t origin, int64_t o0, int64_t o1, int64_t c0, int64_t c1, T* q,
+void chain_depthwise(const Depthwise<T>& dw, const T* rows, int64_t ring, int64_t o0, int64_t o1, int64_t c0, int64_t c1, T* q,
                      int64_t ld, int64_t out_line) {
   const int64_t *a = dw.a, height = dw.in[1], dil = a[kDilation + 1], kernel = a[kKernel + 1];
+  ring = max64(1, ring); /* of an empty image nothing is read */
   DwRow<T> row[kDwGroup];
   for (int64_t o = o0, n; o < o1; o += n) {
     n = min64(o1 - o, kDwGroup);
@@ -108,7 +109,9 @@ void chain_depthwise(const Depthwise<T>& dw, const T* rows, int64_t origin, int6
       row[i].d0 = 0, row[i].d1 = 1;
       row[i].h0 = at < 0 ? min64(kernel, (-at + dil - 1) / dil) : 0;
       row[i].h1 = min64(kernel, max64(row[i].h0, (height - at + dil - 1) / dil));
-      row[i].x = rows + (at - origin) * dw.xs[3] - a[kPad + 2] * dw.xs[4];
+      const int64_t first = at + row[i].h0 * dil, slot = first % ring; /* no rows at all: not read */
+      row[i].x = rows + (slot - row[i].h0 * dil) * dw.xs[3] - a[kPad + 2] * dw.xs[4];
+      row[i].wrap = row[i].h0 + ceil_div(ring - slot, dil), row[i].back = ring * dw.xs[3];
     }
     dw_channels<T, Simd<T>::lanes>(dw, row, n, 0, a[kSpatial + 2], c0, c1, q + (o - o0) * out_line, ld, out_line);
   }
@@ -122,17 +125,14 @@ void chain_step(const Chain<T>& v, int64_t image, int64_t o0, int64_t o1, Kept& 
   T* deep = made + (v.first ? area * channels : 0);
   const effc_tensor& out = v.call->out[0];
 
-  /* Rows [make0, make1) of the first result are lacking; the first `held` of those that are there move to the front. */
-  int64_t make0 = 0, make1 = 0, gone = 0, held = 0;
+  /* Rows [make0, make1) of the first result are lacking. The buffer is a ring: the oldest rows make room. */
+  int64_t make0 = 0, make1 = 0;
   if (v.first) {
     const int64_t reach = (a[kKernel + 1] - 1) * a[kDilation + 1] + 1;
     const int64_t i0 = max64(0, min64(v.height, o0 * a[kStride + 1] - a[kPad + 1]));
     make1 = max64(i0, min64(v.height, (o1 - 1) * a[kStride + 1] - a[kPad + 1] + reach));
     if (kept.image != image || i0 < kept.first || i0 > kept.end) kept = {image, i0, i0};
-    if (make1 - kept.first > v.kept_rows) {
-      held = max64(0, kept.end - i0), gone = i0 - kept.first;
-      kept.first = i0, kept.end = i0 + held;
-    }
+    kept.first = max64(kept.first, make1 - v.kept_rows);
     make0 = kept.end, kept.end = max64(make0, make1);
   }
 
@@ -140,22 +140,21 @@ void chain_step(const Chain<T>& v, int64_t image, int64_t o0, int64_t o1, Kept& 
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t c0 = block * v.cols, c1 = block + 1 == blocks ? channels : c0 + v.cols, wide = c1 - c0;
     Depthwise<T> dw = v.dw;
-    const T* rows; /* row `origin` of the image, channel 0 */
-    int64_t origin = 0;
+    const T* rows; /* of the ring, or of the image, at channel 0 */
     if (v.first) {
-      T* mine = made + area * c0;
-      if (gone) memmove(mine, mine + gone * v.width * wide, held * v.width * wide * sizeof(T));
-      if (make1 > make0) {
-        const effc_tensor t = chain_window(out, mine - c0, kept.first, v.width, wide, strides);
-        const int64_t base = image * v.height;
-        chain_rows(v.wide, t, scratch, c0, c1, (base + make0) * v.width, (base + make1) * v.width);
+      T* mine = made + area * c0 - c0;
+      for (int64_t r = make0, n; r < make1; r += n) {
+        const int64_t slot = r % v.kept_rows, base = image * v.height;
+        n = min64(make1 - r, v.kept_rows - slot);
+        const effc_tensor t = chain_window(out, mine + slot * v.width * wide, r, v.width, wide, strides);
+        chain_rows(v.wide, t, scratch, c0, c1, (base + r) * v.width, (base + r + n) * v.width);
       }
-      rows = mine - c0, origin = kept.first;
+      rows = mine;
       dw.xs[4] = wide, dw.xs[3] = v.width * wide;
     } else {
       rows = v.dw.x + image * v.dw.xs[0];
     }
-    chain_depthwise(dw, rows, origin, o0, o1, c0, c1, deep + c0, channels, width * channels);
+    chain_depthwise(dw, rows, v.first ? v.kept_rows : v.height, o0, o1, c0, c1, deep + c0, channels, width * channels);
   }
 
   Conv<T> narrow = v.narrow;
@@ -285,7 +284,7 @@ void pair_blocks(void* arg, int64_t begin, int64_t end, int32_t worker) {
     chain_rows(v.wide, t, scratch, c0, c1, image * pixels, (image + 1) * pixels);
     Depthwise<T> dw = v.dw;
     dw.xs[4] = wide, dw.xs[3] = v.dw.in[2] * wide;
-    chain_depthwise(dw, made - c0, 0, 0, sp[1], c0, c1, (T*)out.data + image * out.strides[0] + c0, ld, sp[2] * ld);
+    chain_depthwise(dw, made - c0, v.dw.in[1], 0, sp[1], c0, c1, (T*)out.data + image * out.strides[0] + c0, ld, sp[2] * ld);
   }
 }
 
