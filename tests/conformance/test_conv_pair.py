@@ -1,5 +1,5 @@
-"""Pointwise and depthwise convolution as one kernel, dealt by channels: equal, bit for bit, to the two it replaces, and right
-against eager."""
+"""Pointwise and depthwise convolution as one kernel, dealt by channels: equal, bit for bit, to the two it replaces,
+and right against eager."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""A pointwise convolution and a depthwise one of its result become ``conv_pair``: the first two convolutions of an inverted
-bottleneck whose images are small and whose channels are many.
+"""A pointwise convolution and a depthwise one of its result become ``conv_pair``: the first two convolutions of an
+inverted bottleneck whose images are small and whose channels are many.
 
-There the weights are what is large. A chain of all three convolutions would have each core read all of them; apart, each core
-fetches from the other one what that made, and waits for it. A pair deals channels: a core makes a few of a whole image, and the
-depthwise convolution of them while they are in its first cache.
+There the weights are what is large. A chain of all three convolutions would have each core read all of them; apart,
+each core fetches from the other one what that made, and waits for it. A pair deals channels: a core makes a few of a
+whole image, and the depthwise convolution of them while they are in its first cache.
 """
 
 from __future__ import annotations

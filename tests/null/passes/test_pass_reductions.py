@@ -89,7 +89,9 @@ def test_mean_of_mean_is_one_kernel() -> None:
     torch.manual_seed(3)
     head, x = Head().eval(), torch.randn(2, 8, 7, 9)
     m = effc.compile(head, (x,))
-    assert len(m.report["entries"]["main"]["kernels"]) == 2 and sum(m.report["entries"]["main"]["kernels"].values()) == 2
+    assert (
+        len(m.report["entries"]["main"]["kernels"]) == 2 and sum(m.report["entries"]["main"]["kernels"].values()) == 2
+    )
     with torch.no_grad():
         real = head.double()(x.double())
         assert (m(x) - real).abs().max() <= 2e-7 * real.abs().max() + 1e-7
