@@ -303,7 +303,7 @@ op(
     level="macro",
     decompose=lambda b, *xs, body: body.inline(b, xs),
     cost=body_cost,
-    doc="A pointwise convolution and a depthwise one of its result, with epilogues, as one kernel; ``body`` holds both.",
+    doc="A pointwise convolution and a depthwise one of its result, with epilogues, as one kernel; ``body`` has both.",
 )
 
 
