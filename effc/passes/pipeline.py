@@ -12,6 +12,7 @@ from .canonical import Canonicalise
 from .cleanup import Cse, Dce, Fold
 from .fuse.chains import FuseChains
 from .fuse.epilogue import FuseEpilogues
+from .fuse.pairs import FusePairs
 from .fuse.prologue import FusePrologues
 from .fuse.regions import FuseRegions
 from .fuse.rows import FuseRows
@@ -20,6 +21,7 @@ from .legalise import Legalise, everything_core
 from .manager import Pass
 from .pads import FoldPads
 from .quantized import FormQuantized
+from .reductions import Reductions
 from .rotary import RotateHalf
 from .softmax import RaiseSoftmax
 from .weights import FoldAffine, MergeMatmuls, UnflattenMatmuls
@@ -48,6 +50,7 @@ def default(options: Options | None = None) -> tuple[Pass, ...]:
         Fold(o.fold_limit),
         Canonicalise(),  # now that conditions and masks are numbers
         Cse(),
+        Reductions(),
         RaiseSoftmax(),
         *((FormAttention(), RefineAttention(), Canonicalise(), Cse(), Dce()) if o.native("attention") else ()),
         FoldPads(),
@@ -64,6 +67,7 @@ def default(options: Options | None = None) -> tuple[Pass, ...]:
         ),
         *((FusePrologues(),) if o.kernels and o.native("attention_fused") else ()),
         *((FuseChains(o.ask),) if o.kernels and o.native("conv_chain") else ()),
+        *((FusePairs(),) if o.kernels and o.native("conv_pair") else ()),
         *((FormWinograd(o.ask),) if o.kernels and o.native("conv_winograd") else ()),
         *((FuseRows(o.ask),) if o.kernels and o.native("row_chain") else ()),
         Dce(),

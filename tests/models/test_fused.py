@@ -97,8 +97,8 @@ def test_minilm_layer(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize(("name", "large"), [("mobilenet_v2", 7), ("efficientnet_lite0", 6)])
 def test_inverted_bottleneck(name: str, large: int, tmp_path: Any, by_rule: None) -> None:
-    """Expand, depthwise, project: one kernel for a block of large images, else three; norms, activations and residuals
-    inside them, no layout copies."""
+    """Expand, depthwise, project: one kernel for a block of large images, two for a late one; norms, activations and
+    residuals inside them, no layout copies."""
     module, _, _, _ = zoo.load(name)
     blocks = sum(isinstance(m, torch.nn.Conv2d) and m.groups > 1 for m in module.modules())
     convs = sum(isinstance(m, torch.nn.Conv2d) for m in module.modules())
@@ -106,8 +106,10 @@ def test_inverted_bottleneck(name: str, large: int, tmp_path: Any, by_rule: None
     inside = m.report["entries"]["main"]["passes"]["stats"]["fuse_chains.convs"]
     kernels = [i["kernel"] for i in calls(program_of(m, tmp_path))]
     chains = [i for i, k in enumerate(kernels) if k == "effc_conv_chain_f32"]
-    depthwise = [i for i, k in enumerate(kernels) if k.startswith("effc_conv_dw")]
-    assert len(chains) == large and len(chains) + len(depthwise) == blocks
-    assert max(b - a for a, b in pairwise(sorted(chains + depthwise))) <= 3
-    assert sum(k.startswith("effc_conv") for k in kernels) - large + inside == convs and inside >= 3 * large - 1
-    assert len(kernels) <= convs - inside + large + 4  # the rest: global pool, classifier and their copies
+    pairs = [i for i, k in enumerate(kernels) if k == "effc_conv_pair_f32"]
+    assert len(chains) == large and len(chains) + len(pairs) == blocks
+    assert m.report["entries"]["main"]["passes"]["stats"]["fuse_pairs.formed"] == len(pairs)
+    assert max(b - a for a, b in pairwise(sorted(chains + pairs))) <= 2
+    made = sum(k.startswith("effc_conv") for k in kernels) - large + inside + len(pairs)
+    assert made == convs and inside >= 3 * large - 1
+    assert len(kernels) <= convs - inside - len(pairs) + large + 3  # the rest: global pool, classifier and their copies

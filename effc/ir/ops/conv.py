@@ -294,6 +294,19 @@ op(
 )
 
 
+op(
+    "conv_pair",
+    "xs*",
+    {"body": Graph},
+    infer=lambda *xs, body: tuple(v.type for v in body.outputs),
+    category="contraction",
+    level="macro",
+    decompose=lambda b, *xs, body: body.inline(b, xs),
+    cost=body_cost,
+    doc="A pointwise convolution and a depthwise one of its result, with epilogues, as one kernel; ``body`` has both.",
+)
+
+
 def _winograd(x: TensorType, w: TensorType, *extras: TensorType, **attrs: Any) -> tuple[TensorType, ...]:
     tile = attrs.pop("tile")
     require(tile > 0, f"tile must be positive, not {tile}")

@@ -39,7 +39,7 @@ class Plan:
     buffers: int
 
 
-def _constant(shape: Sequence[Dim]) -> list[int] | None:
+def constant_sizes(shape: Sequence[Dim]) -> list[int] | None:
     """A shape of constant sizes, else None."""
     sizes = [d for d in shape if isinstance(d, int)]
     return sizes if len(sizes) == len(shape) else None
@@ -48,10 +48,10 @@ def _constant(shape: Sequence[Dim]) -> list[int] | None:
 def plan(stages: Sequence[Node]) -> Plan | str:
     """The plan for two or three convolutions, or why there is none."""
     *first, deep, narrow = stages
-    result = _constant(deep.types[0].shape[1:])
-    source = _constant((first[0].types[0] if first else deep.operands[0].type).shape[1:])
-    filters = [_constant(n.operands[1].shape) for n in (*first, narrow)]
-    taps = _constant(deep.operands[1].shape[2:])
+    result = constant_sizes(deep.types[0].shape[1:])
+    source = constant_sizes((first[0].types[0] if first else deep.operands[0].type).shape[1:])
+    filters = [constant_sizes(n.operands[1].shape) for n in (*first, narrow)]
+    taps = constant_sizes(deep.operands[1].shape[2:])
     if result is None or source is None or taps is None:
         return "sizes of its images are not constant"
     channels, height, width = result
@@ -129,7 +129,7 @@ class FuseChains(Pass):
             made = [replace(n, inputs=ins)]  # the same nodes as the rebuilt graph has them
             while len(made) < len(stages):
                 made.insert(0, made[0].operands[0].node)
-            operands = _operands(made)
+            operands = operands_of(made)
             report.count(f"{self.name}.convs", len(made))
             report.count(f"{self.name}.formed")
             chain: Value = b.op(
@@ -142,13 +142,13 @@ class FuseChains(Pass):
     @staticmethod
     def stages(n: Node, uses: Mapping[Value, list[Node | None]]) -> list[Node]:
         """The convolutions of a chain that ends in ``n``; none where ``n`` ends none."""
-        if not _pointwise(n):
+        if not is_pointwise(n):
             return []
         deep = n.operands[0].node
-        if not _depthwise(deep) or len(uses[deep[0]]) != 1:
+        if not is_depthwise(deep) or len(uses[deep[0]]) != 1:
             return []
         first = deep.operands[0].node
-        joined = _plain(first) and len(uses[first[0]]) == 1
+        joined = is_plain(first) and len(uses[first[0]]) == 1
         return [*([first] if joined else []), deep, n]
 
     @staticmethod
@@ -156,7 +156,7 @@ class FuseChains(Pass):
         """Why a convolution that follows another one without a depthwise one between them (a residual block) forms no
         chain with it; None for what is no such pair. A core makes some 5 operations in the time in which it moves a
         byte to the last cache and back; an inverted bottleneck has 6 for each that its chain saves."""
-        if not _plain(n) or not n.operands[0].node.inputs or not _plain(before := n.operands[0].node):
+        if not is_plain(n) or not n.operands[0].node.inputs or not is_plain(before := n.operands[0].node):
             return None
         between = n.operands[0]
         work = [get(m.op).cost_of([v.type for v in m.operands], m.types, m.attrs).flops for m in (before, n)]
@@ -184,7 +184,7 @@ class FuseChains(Pass):
         chosen = plan(stages)
         assert isinstance(chosen, Plan)
         wide = stages[0].types[0] if len(stages) == 3 else stages[0].operands[0].type
-        size = 4 * math.prod(_constant(wide.shape[1:]) or ())
+        size = 4 * math.prod(constant_sizes(wide.shape[1:]) or ())
         rule = CHAIN if size >= LARGE else APART
         why = f"{size >> 10} KiB are between the convolutions"
         ways = alternatives(stages, chosen, rule)
@@ -193,7 +193,7 @@ class FuseChains(Pass):
         return f"only {why}" if rule == APART else f"the cost model keeps them apart: {why}"
 
 
-def _operands(stages: Sequence[Node]) -> list[Value]:
+def operands_of(stages: Sequence[Node]) -> list[Value]:
     made = {id(n) for n in stages}
     out: dict[Value, None] = {stages[0].operands[0]: None}
     for n in stages:
@@ -203,7 +203,7 @@ def _operands(stages: Sequence[Node]) -> list[Value]:
     return list(out)
 
 
-def _plain(n: Node) -> bool:
+def is_plain(n: Node) -> bool:
     """A convolution without groups of rank 4, not transposed."""
     return (
         n.op in ("conv", "conv_fused") and n.attrs.get("output_padding") is None and n.attrs["groups"] == 1
@@ -211,7 +211,7 @@ def _plain(n: Node) -> bool:
     )  # fmt: skip
 
 
-def _depthwise(n: Node) -> bool:
+def is_depthwise(n: Node) -> bool:
     """One filter per channel."""
     if n.op not in ("conv", "conv_fused") or n.attrs.get("output_padding") is not None or n.types[0].rank != 4:
         return False
@@ -219,9 +219,9 @@ def _depthwise(n: Node) -> bool:
     return n.attrs["groups"] > 1 and w[1] == 1 and w[0] == n.attrs["groups"] and len(n.types) == 1
 
 
-def _pointwise(n: Node) -> bool:
+def is_pointwise(n: Node) -> bool:
     """A convolution that makes each pixel of one pixel."""
     return (
-        _plain(n) and n.operands[1].shape[2:] == (1, 1) and tuple(n.attrs["stride"]) == (1, 1)
+        is_plain(n) and n.operands[1].shape[2:] == (1, 1) and tuple(n.attrs["stride"]) == (1, 1)
         and all(p == 0 for both in n.attrs["padding"] for p in both)
     )  # fmt: skip

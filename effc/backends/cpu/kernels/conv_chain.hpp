@@ -9,6 +9,11 @@
  * the kernels conv.hpp and conv_dw.hpp sum it: the result is theirs, bit for bit.
  *
  * Without a first convolution the depthwise one reads x itself.
+ *
+ * Where images are small and channels many, the weights are what is large, and each thread would read all of them. There the
+ * first two convolutions are a kernel of their own (pair_kernel), which deals channels: a thread makes a few channels of a
+ * whole image, and the depthwise convolution of them from its own L1, where two kernels would wait for each other and each
+ * core would fetch what the other one made.
  */
 #ifndef EFFC_CONV_CHAIN_HPP
 #define EFFC_CONV_CHAIN_HPP
@@ -21,7 +26,7 @@ namespace conv {
 enum ChainAttr {
   kChainFirst = 0, /* there is a first convolution */
   kChainRows = 1,  /* most output rows of a step */
-  kChainKept = 2,  /* rows of the first buffer */
+  kChainKept = 2,  /* rows of the first buffer, a ring */
   kChainCols = 3,  /* channels that the first two convolutions make at a time: whole panels of the first */
   kChainWork = 4,  /* bytes of a convolution's own thread scratch */
   kChainAttrs = 5
@@ -68,6 +73,50 @@ effc_tensor chain_window(const effc_tensor& like, T* data, int64_t row, int64_t 
   return t;
 }
 
+/* Attributes `a` and operands of the depthwise convolution of images of this size; what is missing, or null. Its x is another's. */
+template <class T>
+const char* take_depthwise(Depthwise<T>& dw, const effc_call* call, const int64_t* a, int64_t height, int64_t width, int* operand,
+                           int* limits) {
+  dw.call = call, dw.a = a, dw.direct = true;
+  dw.channels = a[kOut], dw.taps = a[kKernel + 1] * a[kKernel + 2];
+  dw.in[0] = 1, dw.in[1] = height, dw.in[2] = width;
+  if (*operand >= call->n_own) return "the depthwise weights are missing";
+  dw.w = (const T*)((const char*)call->in[(*operand)++].data + kHeader);
+  if (a[kSteps] & kAddBias) {
+    if (*operand >= call->n_own) return "the depthwise bias is missing";
+    dw.bias = (const T*)call->in[(*operand)++].data;
+  }
+  dw.clamp = (a[kSteps] & kClamp) != 0;
+  if (dw.clamp) {
+    if (call->n_fattr < *limits + 2) return "the depthwise limits are missing";
+    dw.limit[0] = (T)call->fattr[*limits], dw.limit[1] = (T)call->fattr[*limits + 1], *limits += 2;
+  }
+  return nullptr;
+}
+
+/* Channels [c0, c1) of output rows [o0, o1), result row o0 at `q`, whose pixels and rows are `ld` and `out_line` apart. `rows`:
+ * channel 0 of a ring of `ring` rows, in which row r of the image is row r % ring. */
+template <class T>
+void chain_depthwise(const Depthwise<T>& dw, const T* rows, int64_t ring, int64_t o0, int64_t o1, int64_t c0, int64_t c1, T* q,
+                     int64_t ld, int64_t out_line) {
+  const int64_t *a = dw.a, height = dw.in[1], dil = a[kDilation + 1], kernel = a[kKernel + 1];
+  ring = max64(1, ring); /* of an empty image nothing is read */
+  DwRow<T> row[kDwGroup];
+  for (int64_t o = o0, n; o < o1; o += n) {
+    n = min64(o1 - o, kDwGroup);
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t at = (o + i) * a[kStride + 1] - a[kPad + 1];
+      row[i].d0 = 0, row[i].d1 = 1;
+      row[i].h0 = at < 0 ? min64(kernel, (-at + dil - 1) / dil) : 0;
+      row[i].h1 = min64(kernel, max64(row[i].h0, (height - at + dil - 1) / dil));
+      const int64_t first = at + row[i].h0 * dil, slot = first % ring; /* no rows at all: not read */
+      row[i].x = rows + (slot - row[i].h0 * dil) * dw.xs[3] - a[kPad + 2] * dw.xs[4];
+      row[i].wrap = row[i].h0 + ceil_div(ring - slot, dil), row[i].back = ring * dw.xs[3];
+    }
+    dw_channels<T, Simd<T>::lanes>(dw, row, n, 0, a[kSpatial + 2], c0, c1, q + (o - o0) * out_line, ld, out_line);
+  }
+}
+
 template <class T>
 void chain_step(const Chain<T>& v, int64_t image, int64_t o0, int64_t o1, Kept& kept, char* scratch) {
   const int64_t *a = v.dw.a, channels = v.dw.channels, width = a[kSpatial + 2], area = v.kept_rows * v.width;
@@ -76,17 +125,14 @@ void chain_step(const Chain<T>& v, int64_t image, int64_t o0, int64_t o1, Kept& 
   T* deep = made + (v.first ? area * channels : 0);
   const effc_tensor& out = v.call->out[0];
 
-  /* Rows [make0, make1) of the first result are lacking; the first `held` of those that are there move to the front. */
-  int64_t make0 = 0, make1 = 0, gone = 0, held = 0;
+  /* Rows [make0, make1) of the first result are lacking. The buffer is a ring: the oldest rows make room. */
+  int64_t make0 = 0, make1 = 0;
   if (v.first) {
     const int64_t reach = (a[kKernel + 1] - 1) * a[kDilation + 1] + 1;
     const int64_t i0 = max64(0, min64(v.height, o0 * a[kStride + 1] - a[kPad + 1]));
     make1 = max64(i0, min64(v.height, (o1 - 1) * a[kStride + 1] - a[kPad + 1] + reach));
     if (kept.image != image || i0 < kept.first || i0 > kept.end) kept = {image, i0, i0};
-    if (make1 - kept.first > v.kept_rows) {
-      held = max64(0, kept.end - i0), gone = i0 - kept.first;
-      kept.first = i0, kept.end = i0 + held;
-    }
+    kept.first = max64(kept.first, make1 - v.kept_rows);
     make0 = kept.end, kept.end = max64(make0, make1);
   }
 
@@ -94,34 +140,21 @@ void chain_step(const Chain<T>& v, int64_t image, int64_t o0, int64_t o1, Kept& 
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t c0 = block * v.cols, c1 = block + 1 == blocks ? channels : c0 + v.cols, wide = c1 - c0;
     Depthwise<T> dw = v.dw;
-    const T* rows; /* row `origin` of the image, channel 0 */
-    int64_t origin = 0;
+    const T* rows; /* of the ring, or of the image, at channel 0 */
     if (v.first) {
-      T* mine = made + area * c0;
-      if (gone) memmove(mine, mine + gone * v.width * wide, held * v.width * wide * sizeof(T));
-      if (make1 > make0) {
-        const effc_tensor t = chain_window(out, mine - c0, kept.first, v.width, wide, strides);
-        const int64_t base = image * v.height;
-        chain_rows(v.wide, t, scratch, c0, c1, (base + make0) * v.width, (base + make1) * v.width);
+      T* mine = made + area * c0 - c0;
+      for (int64_t r = make0, n; r < make1; r += n) {
+        const int64_t slot = r % v.kept_rows, base = image * v.height;
+        n = min64(make1 - r, v.kept_rows - slot);
+        const effc_tensor t = chain_window(out, mine + slot * v.width * wide, r, v.width, wide, strides);
+        chain_rows(v.wide, t, scratch, c0, c1, (base + r) * v.width, (base + r + n) * v.width);
       }
-      rows = mine - c0, origin = kept.first;
+      rows = mine;
       dw.xs[4] = wide, dw.xs[3] = v.width * wide;
     } else {
       rows = v.dw.x + image * v.dw.xs[0];
     }
-    DwRow<T> row[kDwGroup];
-    for (int64_t o = o0, n; o < o1; o += n) {
-      n = min64(o1 - o, kDwGroup);
-      for (int64_t i = 0; i < n; ++i) {
-        const int64_t dil = a[kDilation + 1], kernel = a[kKernel + 1], at = (o + i) * a[kStride + 1] - a[kPad + 1];
-        row[i].d0 = 0, row[i].d1 = 1;
-        row[i].h0 = at < 0 ? min64(kernel, (-at + dil - 1) / dil) : 0;
-        row[i].h1 = min64(kernel, max64(row[i].h0, (v.height - at + dil - 1) / dil));
-        row[i].x = rows + (at - origin) * dw.xs[3] - a[kPad + 2] * dw.xs[4];
-      }
-      T* q = deep + (o - o0) * width * channels + c0;
-      dw_channels<T, Simd<T>::lanes>(dw, row, n, 0, width, c0, c1, q, channels, width * channels);
-    }
+    chain_depthwise(dw, rows, v.first ? v.kept_rows : v.height, o0, o1, c0, c1, deep + c0, channels, width * channels);
   }
 
   Conv<T> narrow = v.narrow;
@@ -188,20 +221,8 @@ int32_t chain_kernel(const effc_call* call) {
   }
 
   Depthwise<T>& dw = v.dw;
-  dw.call = call, dw.a = a, dw.x = (const T*)x.data, dw.direct = true;
-  dw.batch = shape[0], dw.channels = a[kOut], dw.taps = a[kKernel + 1] * a[kKernel + 2];
-  dw.in[0] = 1, dw.in[1] = v.height, dw.in[2] = v.width;
-  if (operand >= call->n_own) return bad("the depthwise weights are missing");
-  dw.w = (const T*)((const char*)call->in[operand++].data + kHeader);
-  if (a[kSteps] & kAddBias) {
-    if (operand >= call->n_own) return bad("the depthwise bias is missing");
-    dw.bias = (const T*)call->in[operand++].data;
-  }
-  dw.clamp = (a[kSteps] & kClamp) != 0;
-  if (dw.clamp) {
-    if (call->n_fattr < limits + 2) return bad("the depthwise limits are missing");
-    dw.limit[0] = (T)call->fattr[limits], dw.limit[1] = (T)call->fattr[limits + 1], limits += 2;
-  }
+  if (const char* missing = take_depthwise(dw, call, a, v.height, v.width, &operand, &limits)) return bad(missing);
+  dw.x = (const T*)x.data, dw.batch = shape[0];
   if (v.first) {
     dw.xs[1] = 1; /* the others depend on the block */
   } else {
@@ -226,6 +247,86 @@ int32_t chain_kernel(const effc_call* call) {
   v.rows = chain_share(shape[0], height, v.rows, threads);
   v.steps = ceil_div(height, v.rows);
   call->api->parallel_for(call->run, shape[0] * v.steps, 1, chain_steps<T>, &v);
+  return 0;
+}
+
+/* ---- the first two convolutions alone, by channels ---- */
+
+/* Attributes; after them those of both convolutions. */
+enum PairAttr {
+  kPairCols = 0, /* most channels that a thread makes at a time: whole panels of the first convolution */
+  kPairWork = 1, /* bytes of the first convolution's thread scratch */
+  kPairAttrs = 2
+};
+
+template <class T>
+struct Pair {
+  const effc_call* call;
+  Conv<T> wide;
+  Depthwise<T> dw;
+  int64_t blocks, work_bytes; /* blocks of channels */
+};
+
+/* Items: (image, block of channels), those of an image together. */
+template <class T>
+void pair_blocks(void* arg, int64_t begin, int64_t end, int32_t worker) {
+  const Pair<T>& v = *(const Pair<T>*)arg;
+  char* scratch = v.call->thread_scratch + worker * v.call->thread_scratch_bytes;
+  T* made = (T*)(scratch + v.work_bytes);
+  const effc_tensor& out = v.call->out[0];
+  const int64_t panel = v.wide.nv * Simd<T>::lanes, *sp = v.dw.a + kSpatial, pixels = v.dw.in[1] * v.dw.in[2];
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t image = i / v.blocks, block = i % v.blocks, ld = out.strides[2];
+    const int64_t c0 = v.wide.panels * block / v.blocks * panel;
+    const int64_t c1 = min64(v.dw.channels, v.wide.panels * (block + 1) / v.blocks * panel), wide = c1 - c0;
+    int64_t strides[4];
+    const effc_tensor t = chain_window(out, made - c0, 0, v.dw.in[2], wide, strides);
+    chain_rows(v.wide, t, scratch, c0, c1, image * pixels, (image + 1) * pixels);
+    Depthwise<T> dw = v.dw;
+    dw.xs[4] = wide, dw.xs[3] = v.dw.in[2] * wide;
+    chain_depthwise(dw, made - c0, v.dw.in[1], 0, sp[1], c0, c1, (T*)out.data + image * out.strides[0] + c0, ld, sp[2] * ld);
+  }
+}
+
+/* Blocks of at most `most` panels: the fewest of which no thread makes more than its share, or else those whose busiest thread has
+ * the least. */
+inline int64_t pair_share(int64_t images, int64_t panels, int64_t most, int64_t threads) {
+  int64_t best = ceil_div(panels, max64(1, most)), least = -1;
+  for (int64_t blocks = best; blocks <= panels; ++blocks) {
+    const int64_t busiest = ceil_div(images * blocks, threads) * ceil_div(panels, blocks);
+    if (least < 0 || busiest < least) least = busiest, best = blocks;
+  }
+  return best;
+}
+
+/* The kernel: in x [N, C, H, W]; then of both convolutions the packed weights and their steps' operands; out (N, 1, pixels, O),
+ * channels innermost. Float attributes: the bounds of the clamps, in order. Results are those of the two kernels, bit for bit. */
+template <class T>
+int32_t pair_kernel(const effc_call* call) {
+  auto bad = [&](const char* what) {
+    call->api->fail(call, "conv pair: %s", what);
+    return 1;
+  };
+  if (call->n_attr < kPairAttrs + 2 * kAttrs || call->n_out != 1 || call->n_own < 3) return bad("wrong number of operands or attributes");
+  Pair<T> v;
+  memset(&v, 0, sizeof v);
+  v.call = call, v.work_bytes = call->attr[kPairWork];
+  int operand = 1, limits = 0;
+  const effc_tensor &x = call->in[0], &out = call->out[0];
+  const int64_t *a = call->attr + kPairAttrs, *first = a;
+  set_up(v.wide, call, a, x, call->in[operand++], out, (char*)call->scratch);
+  v.wide.direct = true;
+  if (!take_steps(v.wide, &operand, &limits) || v.wide.residual) return bad("steps of the first convolution");
+  a += kAttrs;
+  if (const char* missing = take_depthwise(v.dw, call, a, first[kSpatial + 1], first[kSpatial + 2], &operand, &limits)) return bad(missing);
+  if (operand != call->n_own || v.dw.channels != first[kOut]) return bad("operands or channels that do not fit");
+  if (out.strides[3] != 1 && v.dw.channels != 1) return bad("the result must have its channels innermost");
+  v.dw.xs[1] = 1; /* the others depend on the block */
+  dw_columns(v.dw);
+  if (x.shape[0] * a[kSpatial + 1] * a[kSpatial + 2] * v.dw.channels <= 0) return 0;
+  const int64_t panel = v.wide.nv * Simd<T>::lanes;
+  v.blocks = pair_share(x.shape[0], v.wide.panels, call->attr[kPairCols] / panel, call->api->num_threads(call->run));
+  call->api->parallel_for(call->run, x.shape[0] * v.blocks, 1, pair_blocks<T>, &v);
   return 0;
 }
 

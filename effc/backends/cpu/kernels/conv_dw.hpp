@@ -24,7 +24,9 @@ struct DwRow {
   const T* x;      /* window's origin of output column 0, at d = h = 0; may lie outside */
   int64_t d0, d1;  /* valid taps */
   int64_t h0, h1;
+  int64_t wrap, back; /* rows of the window from `wrap` on lie `back` elements earlier: x may be a ring of rows */
 };
+constexpr int64_t kDwNoWrap = INT64_MAX;
 
 template <class T>
 struct Depthwise {
@@ -67,7 +69,8 @@ EFFC_INLINE void dw_block(const Depthwise<T>& v, const DwRow<T>& row, int64_t co
   const int64_t step = v.a[kStride + 2] * v.xs[4], dil = v.a[kDilation + 2] * v.xs[4], cs = v.channels;
   for (int64_t d = row.d0; d < row.d1; ++d)
     for (int64_t h = row.h0; h < row.h1; ++h) {
-      const T* x = row.x + d * v.a[kDilation] * v.xs[2] + h * v.a[kDilation + 1] * v.xs[3] + col * step + k0 * dil + c;
+      const T* x = row.x + d * v.a[kDilation] * v.xs[2] + h * v.a[kDilation + 1] * v.xs[3] + col * step + k0 * dil + c -
+                   (h >= row.wrap ? row.back : 0);
       const T* w = v.w + ((d * v.a[kKernel + 1] + h) * v.a[kKernel + 2] + k0) * cs + c;
       for (int64_t k = k0; k < k1; ++k, x += dil, w += cs) {
         V wv[NV];
@@ -121,17 +124,17 @@ void dw_inner(const Depthwise<T>& v, const DwRow<T>& row, int64_t m0, int64_t m1
 template <class T, int L, int K>
 struct DwSlide {
   const T *x, *w, *bias; /* at the row's first valid plane, row 0 of the window, column 0 of the image; at the vector's channels */
-  int64_t planes, h0, h1, step, line, plane, ws, wplane, width, pad;
+  int64_t planes, h0, h1, wrap, back, step, line, plane, ws, wplane, width, pad;
   bool clamp;
   T lo, hi;
 
   DwSlide(const Depthwise<T>& v, int64_t c)
-      : x(), w(), bias(v.bias ? v.bias + c : nullptr), planes(), h0(), h1(), step(v.xs[4]), line(v.a[kDilation + 1] * v.xs[3]),
+      : x(), w(), bias(v.bias ? v.bias + c : nullptr), planes(), h0(), h1(), wrap(), back(), step(v.xs[4]), line(v.a[kDilation + 1] * v.xs[3]),
         plane(v.a[kDilation] * v.xs[2]), ws(v.channels), wplane(v.a[kKernel + 1] * K * v.channels), width(v.width_in),
         pad(v.a[kPad + 2]), clamp(v.clamp), lo(v.limit[0]), hi(v.limit[1]) {}
   inline void move(const Depthwise<T>& v, const DwRow<T>& row, int64_t c) {
     x = row.x + row.d0 * plane + pad * step + c, w = v.w + row.d0 * wplane + c;
-    planes = row.d1 - row.d0, h0 = row.h0, h1 = row.h1;
+    planes = row.d1 - row.d0, h0 = row.h0, h1 = row.h1, wrap = row.wrap, back = row.back;
   }
 };
 
@@ -194,9 +197,9 @@ EFFC_INLINE void dw_slide_block(const DwSlide<T, L, K>& v, int64_t at, T* out, i
     if constexpr (Square && !any) {
       EFFC_UNROLL
       for (int h = 0; h < K; ++h)
-        if (h >= v.h0 && h < v.h1) line(x + h * v.line, w + h * K * v.ws);
+        if (h >= v.h0 && h < v.h1) line(x + h * v.line - (h >= v.wrap ? v.back : 0), w + h * K * v.ws);
     } else {
-      for (int64_t h = v.h0; h < v.h1; ++h) line(x + h * v.line, w + h * K * v.ws);
+      for (int64_t h = v.h0; h < v.h1; ++h) line(x + h * v.line - (h >= v.wrap ? v.back : 0), w + h * K * v.ws);
     }
   }
   if (v.clamp) {
@@ -330,6 +333,7 @@ DwRow<T> dw_row(const Depthwise<T>& v, int64_t line) {
     k[d][1] = min64(kernel, max64(k[d][0], (v.in[d] - at[d] + dil - 1) / dil));
   }
   row.d0 = k[0][0], row.d1 = k[0][1], row.h0 = k[1][0], row.h1 = k[1][1];
+  row.wrap = kDwNoWrap, row.back = 0;
   row.x = v.x + b * v.xs[0] + at[0] * v.xs[2] + at[1] * v.xs[3] - v.a[kPad + 2] * v.xs[4];
   return row;
 }

@@ -1,7 +1,9 @@
-"""``conv_chain``: a convolution, a depthwise and a pointwise one as one kernel (kernels/conv_chain.hpp)."""
+"""``conv_chain``: a convolution, a depthwise and a pointwise one as one kernel; ``conv_pair``: the first two as one
+(kernels/conv_chain.hpp)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,6 +38,45 @@ def _stages(cx: Lowering, node: Node) -> list[_Stage]:
         assert steps is not None  # the pass took nothing else
         stages.append(_Stage(n, outer[n.operands[1]], steps))
     return stages
+
+
+NEAR = 20 << 10  # bytes of a pair's first result that are made and read at a time
+
+
+@lowers("conv_pair")
+def lower_conv_pair(cx: Lowering, node: Node) -> None:
+    first, deep = _stages(cx, node)
+    weights = [cx.constant_of(s.weights) for s in (first, deep)]
+    x = cx.strided(node.operands[0])
+    w, w_deep = weights
+    if w is None or w_deep is None:
+        cx.note(node, "weights that are no constants")
+        cx.lower_decomposed(node)
+        return
+    x = readable(cx, x, w.shape[1], True)
+    vlen, itemsize = cx.target.vlen, DType.f32.itemsize
+    (oc, cg), spatial = w.shape[:2], first.node.types[0].shape[2:]
+    blocks = packing.Shape(oc, cg, 1, 1, itemsize, vlen, innermost(x), True).rule()
+    deep_blocks = packing.depthwise_blocks(oc, w_deep[0, 0].size, itemsize, packed=True)
+    described: list[Dim] = []
+    own: list[Buf | None] = [x]
+    limits: list[float] = []
+    for s, a, b, packed in (
+        (first, w, blocks, packing.pack_conv(w, 1, vlen)),
+        (deep, w_deep, deep_blocks, packing.pack_depthwise(w_deep)),
+    ):
+        shape = s.node.types[0].shape[2:]
+        described += [True, False, False, *geometry(s.node.attrs, a.shape, oc, shape), *b.attrs, s.steps.bits]
+        own += [cx.const(packed), *step_operands(cx, s.steps, oc, 4)]
+        limits += s.steps.clamp or ()
+    pixels = math.prod(d for d in spatial if isinstance(d, int))  # constant: the pass takes no others
+    panel = blocks.nv * vlen // itemsize
+    cols = max(1, min(NEAR // (itemsize * pixels), oc) // panel) * panel
+    cx.call(
+        "effc_conv_pair_f32", own, [as_rows(cx, cx.out(node, order=channels_last(4)))],
+        [cols, blocks.thread_scratch, *described], limits, scratch=blocks.scratch,
+        thread_scratch=blocks.thread_scratch + itemsize * pixels * cols,
+    )  # fmt: skip
 
 
 @lowers("conv_chain")
