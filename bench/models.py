@@ -6,8 +6,8 @@
 One process per engine. Blocks of runs alternate round by round, all other engines' processes being stopped meanwhile,
 so that no thread pool spins beside another and a change of the machine's speed meets all engines. Reported are medians,
 p10 and p90, the ratio to the fastest peer, and the share of the machine's measured FMA peak and read bandwidth. The
-table goes to standard output, and as Markdown and JSON to ``--out``. An engine that raises, crashes, or is not ready within
-``--limit`` seconds gets a row that says so.
+table goes to standard output, and as Markdown and JSON to ``--out``. An engine that raises, crashes, or is not ready
+within ``--limit`` seconds gets a row that says so.
 """
 
 from __future__ import annotations
