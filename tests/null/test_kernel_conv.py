@@ -146,6 +146,33 @@ def test_transposed(lib: KernelLibrary, seed: int) -> None:
         check(got, reference(x, w, stride, pad, dilation, groups, extra), note)
 
 
+LONG = [((2, 2), (2, 2), (0, 0)), ((2, 3), (3, 3), (1, 0)), ((4, 4), (2, 2), (1, 1))]
+
+
+@pytest.mark.parametrize("case", LONG, ids=str)
+def test_transposed_with_long_rows(lib: KernelLibrary, case: Any) -> None:
+    """Rows whose pixels of a class are taken as a line: with a tap each, none, or several; with every step."""
+    kernel, stride, pad = case
+    rng = np.random.default_rng(7)
+    for n, groups, cg, og, (h, width) in ((1, 1, 24, 40, (3, 130)), (2, 2, 9, 21, (2, 101)), (1, 1, 300, 16, (1, 97))):
+        x = channels_last(data(rng, (n, cg * groups, h, width), np.float32))
+        w = data(rng, (cg * groups, og, *kernel), np.float32) / np.float32(np.sqrt(cg))
+        want = reference(x, w, stride, pad, (1, 1), groups, (1, 1))
+        o, pixels = og * groups, want.shape[2] * want.shape[3]
+        bias, residual = data(rng, (o,), np.float32), data(rng, (n, 1, pixels, o), np.float32)
+        rest = np.moveaxis(residual.reshape(n, *want.shape[2:], o), -1, 1)
+        more = {"transposed": True, "output_padding": (1, 1)}
+        args = (lib, x, w, stride, pad, (1, 1), groups)
+        got = run_conv(*args, **more, bias=bias, residual=residual, clamp=(-1.0, 2.0))
+        check(got, np.clip(want + bias.reshape(o, 1, 1) + rest, -1, 2), (case, x.shape))
+        for threads, mode in ((1, "serial"), (3, "threads"), (5, "reverse")):
+            other = run_conv(*args, **more, bias=bias, residual=residual, clamp=(-1.0, 2.0), threads=threads, mode=mode)
+            assert np.array_equal(got, other), (case, threads, mode)
+        rows = np.broadcast_to(bias, (n, 1, pixels, o))
+        got = run_conv(*args, **more, extras=[rows, residual], epilogue="test_epilogue")
+        check(got, np.maximum(want + bias.reshape(o, 1, 1), 0) + rest, (case, x.shape, "epilogue"))
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_depthwise(lib: KernelLibrary, seed: int) -> None:
     rng = np.random.default_rng(200 + seed)

@@ -11,7 +11,8 @@
  *   patch    any strides at the image's border: the k values of each row are gathered first.
  *   lines    a pointwise convolution of x with its channels innermost: rows lie at equal distances, nothing is listed.
  * A transposed convolution gathers: an output pixel's class (its position modulo the stride) decides which taps reach
- * it, and tiles are made of pixels of one class.
+ * it. The pixels of a class are those of a plain convolution of stride 1 with these taps, mirrored; tiles are made of them, and
+ * the reduction runs over these taps alone.
  *
  * Weights are packed in panels: [group][panel][k][nv * lanes], the last panel of a group with as many vectors as are
  * needed, unused lanes zero (packing/conv.py). Blocking parameters come in as attributes, so that the choice is made,
@@ -51,9 +52,9 @@ enum Attr {
 enum Step { kAddBias = 1, kAddResidual = 2, kClamp = 4 };
 
 struct Tap {
-  int32_t at[3]; /* dilated position in the window (undilated index times dilation) */
-  int32_t used;
-  int64_t offset; /* elements from the window's origin; only for plain convolution */
+  int32_t at[3]; /* position in the image from the pixel's origin on; of a transposed convolution: the origin of its class */
+  int32_t cls;   /* the only class of pixels that it reaches */
+  int64_t offset; /* elements from the origin on */
 };
 
 template <class T>
@@ -178,9 +179,7 @@ void pack_panels(void* arg, int64_t begin, int64_t end, int32_t) {
       int64_t n0 = p * wide, width = min64(wide, (v.og - n0 + lanes - 1) / lanes * lanes);
       T* q = a.dst + g * v.group_elems + p * wide * v.k;
       for (int64_t t = 0; t < v.taps; ++t) {
-        const Tap& tap = v.tap[t];
-        int64_t at = 0;
-        for (int d = 0; d < 3; ++d) at += tap.at[d] / v.a[kDilation + d] * st[2 + d];
+        const int64_t *ks = v.a + kKernel, at = t / (ks[1] * ks[2]) * st[2] + t / ks[2] % ks[1] * st[3] + t % ks[2] * st[4];
         for (int64_t c = 0; c < v.cg; ++c)
           for (int64_t n = 0; n < width; ++n) {
             int64_t o = n0 + n;
@@ -231,25 +230,42 @@ Work<T> carve(const Conv<T>& v, char* p) {
 
 EFFC_INLINE bool inside(int64_t i, int64_t n) { return (uint64_t)i < (uint64_t)n; }
 
-/* Element offset of tap t for a pixel, or -1 (as a flag in *ok) when it falls outside the image. */
+/* Element offset of tap t for a pixel; false when it falls outside the image. */
 template <class T>
 EFFC_INLINE bool tap_offset(const Conv<T>& v, const Pixel<T>& px, const Tap& t, int64_t* offset) {
-  if (!v.transposed) {
-    *offset = px.base + t.offset;
-    return px.inside || (inside(px.at[0] + t.at[0], v.in[0]) && inside(px.at[1] + t.at[1], v.in[1]) &&
-                         inside(px.at[2] + t.at[2], v.in[2]));
-  }
-  int64_t o = px.base;
-  for (int d = 0; d < 3; ++d) {
-    int64_t q = (int64_t)px.at[d] - t.at[d], s = v.a[kStride + d];
-    if (q < 0) return false;
-    q /= s; /* exact: the class matches */
-    if (q >= v.in[d]) return false;
-    o += q * v.xs[2 + d];
-  }
-  *offset = o;
-  return true;
+  *offset = px.base + t.offset;
+  return px.inside || (inside(px.at[0] + t.at[0], v.in[0]) && inside(px.at[1] + t.at[1], v.in[1]) &&
+                       inside(px.at[2] + t.at[2], v.in[2]));
 }
+
+EFFC_INLINE int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
+
+/* The taps that reach the pixels of a class: n of a dim, `period` apart. A plain convolution has one class. */
+struct Class {
+  int64_t id, residue[3], first[3], period[3], n[3], taps;
+  const int64_t* kernel;
+
+  template <class T>
+  Class(const Conv<T>& v, int64_t id) : id(id), taps(1), kernel(v.a + kKernel) {
+    for (int d = 2; d >= 0; --d) {
+      const int64_t s = v.transposed ? v.a[kStride + d] : 1, dilation = v.a[kDilation + d];
+      residue[d] = id % s, id /= s;
+      period[d] = 1;
+      while (period[d] * dilation % s) ++period[d];
+      first[d] = 0;
+      while (first[d] < period[d] && first[d] * dilation % s != residue[d]) ++first[d];
+      n[d] = first[d] < period[d] ? max64(0, (kernel[d] - first[d] + period[d] - 1) / period[d]) : 0;
+      taps *= n[d];
+    }
+  }
+  /* The weights' row of step k of its reduction. */
+  int64_t row(int64_t k, int64_t cg) const { return taps ? tap(k / cg) * cg + k % cg : 0; }
+  /* Its tap number i. */
+  int64_t tap(int64_t i) const {
+    const int64_t z = i / (n[1] * n[2]), y = i / n[2] % n[1], x = i % n[2];
+    return ((first[0] + z * period[0]) * kernel[1] + first[1] + y * period[1]) * kernel[2] + first[2] + x * period[2];
+  }
+};
 
 template <class T>
 EFFC_INLINE const T* residual_row(const Conv<T>& v, int64_t b, int64_t m, int64_t n) {
@@ -294,48 +310,83 @@ int64_t list_rows(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, T* acc, 
   return r1 - r0;
 }
 
-/* Lists the pixels of rows [r0, r1) whose class is `cls`; pixel-major over images, so that the rows of a tile share taps. */
+/* What is listed of a class's inner pixels: each, the first of those of a row, whose number is `inside`, or none. */
+enum Inner { kEach, kRows, kNone };
+
+/* As list_rows, for the pixels of a class of a transposed convolution, of all images. */
 template <class T>
-int64_t list_pixels(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, int64_t cls, T* acc, int64_t ld, int64_t n0,
-                    int64_t* inner) {
-  const int64_t* sp = v.sp;
-  const int64_t b0 = r0 / v.pixels, b1 = (r1 - 1) / v.pixels;
-  if (b0 == b1 && !v.transposed) return list_rows(v, w, r0, r1, acc, ld, n0, inner);
-  *inner = 0;
+int64_t list_class(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, const Class& cls, Inner list, T* acc, int64_t ld, int64_t n0,
+                   int64_t* inner) {
+  const int64_t *sp = v.sp, *s = v.st;
   const effc_tensor& out = *v.result;
-  int64_t m_begin = b0 == b1 ? r0 - b0 * v.pixels : 0, m_end = b0 == b1 ? r1 - b0 * v.pixels : v.pixels, count = 0;
-  int64_t at[3] = {m_begin / (sp[1] * sp[2]), m_begin / sp[2] % sp[1], m_begin % sp[2]};
-  for (int64_t m = m_begin; m < m_end; ++m) {
-    Pixel<T> px;
-    int64_t base = 0;
-    bool in = true, match = true;
-    if (!v.transposed) {
-      for (int d = 0; d < 3; ++d) {
-        int64_t i0 = at[d] * v.st[d] - v.pad[d];
-        px.at[d] = (int32_t)i0;
-        base += i0 * v.xs[2 + d];
-        in = in && i0 >= 0 && i0 + (v.a[kKernel + d] - 1) * v.a[kDilation + d] < v.in[d];
-      }
-    } else {
-      int64_t rest = cls;
-      in = false;
-      for (int d = 2; d >= 0; --d) {
-        int64_t s = v.a[kStride + d], q = at[d] + v.a[kPad + d], r = q % s;
-        px.at[d] = (int32_t)q;
-        match = match && (r < 0 ? r + s : r) == rest % s;
-        rest /= s;
+  int64_t low[3], high[3]; /* origins between have all their taps inside */
+  for (int d = 0; d < 3; ++d) {
+    const int64_t dilation = v.a[kDilation + d], last = cls.first[d] + (cls.n[d] - 1) * cls.period[d];
+    low[d] = cls.n[d] ? last * dilation / s[d] : INT64_MIN;
+    high[d] = cls.n[d] ? v.in[d] + cls.first[d] * dilation / s[d] : INT64_MAX;
+  }
+  auto all = [&](int d, int64_t u) { return u >= low[d] && u < high[d]; };
+  Pixel<T>*front = w.pixels, *end = w.pixels + (r1 - r0), *back = end;
+  for (int64_t r = r0; r < r1;) { /* a row of the result, or the part of it that is asked for */
+    const int64_t b = r / v.pixels, m = r - b * v.pixels, ow = m % sp[2], stop = min64(sp[2], ow + r1 - r);
+    const int64_t qd = m / (sp[1] * sp[2]) + v.pad[0], qh = m / sp[2] % sp[1] + v.pad[1];
+    const int64_t ud = floor_div(qd, s[0]), uh = floor_div(qh, s[1]), m0 = m - ow;
+    if (qd - ud * s[0] == cls.residue[0] && qh - uh * s[1] == cls.residue[1]) {
+      int64_t u = floor_div(ow + v.pad[2] - cls.residue[2] + s[2] - 1, s[2]);
+      const int64_t base = b * v.xs[0] + ud * v.xs[2] + uh * v.xs[3], r_row = r - ow;
+      const bool in = list != kNone && all(0, ud) && all(1, uh);
+      const Pixel<T>* const row = front; /* its inner pixels follow each other */
+      for (int64_t o = u * s[2] + cls.residue[2] - v.pad[2]; o < stop; o += s[2], ++u) {
+        const bool whole = in && all(2, u);
+        if (whole && list == kRows && front > row) {
+          ++front[-1].inside;
+          continue;
+        }
+        Pixel<T>* q = whole ? front++ : --back;
+        q->base = base + u * v.xs[4];
+        q->at[0] = (int32_t)ud, q->at[1] = (int32_t)uh, q->at[2] = (int32_t)u, q->inside = whole;
+        q->c = v.direct ? (T*)out.data + b * out.strides[0] + (m0 + o) * out.strides[2] + n0 : acc + (r_row + o - r0) * ld;
+        q->r = v.residual ? residual_row(v, b, m0 + o, n0) : nullptr;
       }
     }
+    r += stop - ow;
+  }
+  *inner = front - w.pixels;
+  while (back < end) *front++ = *back++;
+  return front - w.pixels;
+}
+
+/* Lists the pixels of rows [r0, r1) whose class is `cls`; those of a plain convolution of several images pixel-major, so that
+ * the rows of a tile share taps. */
+template <class T>
+int64_t list_pixels(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, const Class& cls, Inner list, T* acc, int64_t ld,
+                    int64_t n0, int64_t* inner) {
+  const int64_t* sp = v.sp;
+  const int64_t b0 = r0 / v.pixels, b1 = (r1 - 1) / v.pixels;
+  if (v.transposed) return list_class(v, w, r0, r1, cls, list, acc, ld, n0, inner);
+  if (b0 == b1) return list_rows(v, w, r0, r1, acc, ld, n0, inner);
+  *inner = 0;
+  const effc_tensor& out = *v.result;
+  int64_t count = 0, at[3] = {0, 0, 0};
+  for (int64_t m = 0; m < v.pixels; ++m) {
+    Pixel<T> px;
+    int64_t base = 0;
+    bool in = true;
+    for (int d = 0; d < 3; ++d) {
+      int64_t i0 = at[d] * v.st[d] - v.pad[d];
+      px.at[d] = (int32_t)i0;
+      base += i0 * v.xs[2 + d];
+      in = in && i0 >= 0 && i0 + (v.a[kKernel + d] - 1) * v.a[kDilation + d] < v.in[d];
+    }
     px.inside = in;
-    if (match)
-      for (int64_t b = b0; b <= b1; ++b) {
-        int64_t r = b * v.pixels + m;
-        if (r < r0 || r >= r1) continue;
-        px.base = base + b * v.xs[0];
-        px.c = v.direct ? (T*)out.data + b * out.strides[0] + m * out.strides[2] + n0 : acc + (r - r0) * ld;
-        px.r = v.residual ? residual_row(v, b, m, n0) : nullptr;
-        w.pixels[count++] = px;
-      }
+    for (int64_t b = b0; b <= b1; ++b) {
+      int64_t r = b * v.pixels + m;
+      if (r < r0 || r >= r1) continue;
+      px.base = base + b * v.xs[0];
+      px.c = v.direct ? (T*)out.data + b * out.strides[0] + m * out.strides[2] + n0 : acc + (r - r0) * ld;
+      px.r = v.residual ? residual_row(v, b, m, n0) : nullptr;
+      w.pixels[count++] = px;
+    }
     if (++at[2] == sp[2]) {
       at[2] = 0;
       if (++at[1] == sp[1]) at[1] = 0, ++at[0];
@@ -344,57 +395,45 @@ int64_t list_pixels(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, int64_
   return count;
 }
 
-/* The taps that reach pixels of a class, in order; returns their number. For plain convolution all of them. */
+/* Builds segments and row pointers of k range [k0, k1) for `mr` pixels; returns the number of segments. The range counts the
+ * class's taps alone, the segments all of them, as the weights lie. */
 template <class T>
-EFFC_INLINE bool in_class(const Conv<T>& v, const Tap& t, const Pixel<T>& px) {
-  for (int d = 0; d < 3; ++d)
-    if (((int64_t)px.at[d] - t.at[d]) % v.a[kStride + d] != 0) return false;
-  return true;
-}
-
-/* Builds segments and row pointers of k range [k0, k1) for `mr` pixels; returns the number of segments. The k range counts
- * all taps, also of a transposed convolution, where taps of other classes are left out. */
-template <class T>
-int64_t build_rows(const Conv<T>& v, Seg* segs, const T** rows, const Pixel<T>* px, int mr, int64_t k0, int64_t k1, int64_t channel0,
-                   bool inside_all) {
+int64_t build_rows(const Conv<T>& v, Seg* segs, const T** rows, const Pixel<T>* px, int mr, int64_t k0, int64_t k1, const Class& cls,
+                   int64_t channel0, bool inside_all) {
   int64_t n = 0;
-  if (inside_all) {
-    for (int64_t k = k0; k < k1;) {
-      int64_t t = k / v.cg, c = k % v.cg, len = min64(v.run - k % v.run, k1 - k);
-      segs[n].k = k, segs[n].len = len, ++n;
-      const T* p = v.x + v.tap[t].offset + channel0 + c;
-      for (int i = 0; i < mr; ++i) *rows++ = p + px[i].base;
-      k += len;
-    }
-    return n;
-  }
+  const int64_t run = v.transposed ? v.cg : v.run;
   for (int64_t k = k0; k < k1;) {
-    int64_t t = k / v.cg, c = k % v.cg, len = min64(v.cg - c, k1 - k);
+    const int64_t i = k / v.cg, c = k - i * v.cg, t = v.transposed ? cls.tap(i) : i;
+    const int64_t len = inside_all ? min64(run - k % run, k1 - k) : min64(v.cg - c, k1 - k);
     const Tap& tap = v.tap[t];
     k += len;
-    if (v.transposed && !in_class(v, tap, px[0])) continue;
-    bool any = false;
-    for (int i = 0; i < mr; ++i) {
-      int64_t o;
-      bool ok = tap_offset(v, px[i], tap, &o);
-      rows[i] = ok ? v.x + o + channel0 + c : v.zeros;
-      any = any || ok;
+    bool any = inside_all;
+    if (inside_all) {
+      const T* p = v.x + tap.offset + channel0 + c;
+      for (int j = 0; j < mr; ++j) rows[j] = p + px[j].base;
+    } else {
+      for (int j = 0; j < mr; ++j) {
+        int64_t o;
+        bool ok = tap_offset(v, px[j], tap, &o);
+        rows[j] = ok ? v.x + o + channel0 + c : v.zeros;
+        any = any || ok;
+      }
     }
     if (!any) continue;
-    segs[n].k = k - len, segs[n].len = len, ++n;
+    segs[n].k = t * v.cg + c, segs[n].len = len, ++n;
     rows += mr;
   }
   return n;
 }
 
-/* Gathers all k values of `mr` pixels; taps outside give zeros. */
+/* Gathers all k values of `mr` pixels; taps outside, and of other classes, give zeros. */
 template <class T>
-void build_patch(const Conv<T>& v, Work<T>& w, const Pixel<T>* px, int mr, int64_t channel0) {
+void build_patch(const Conv<T>& v, Work<T>& w, const Pixel<T>* px, int mr, const Class& cls, int64_t channel0) {
   for (int i = 0; i < mr; ++i) {
     T* q = w.patch + i * v.k;
     for (int64_t t = 0; t < v.taps; ++t) {
       int64_t o;
-      if (v.transposed && !in_class(v, v.tap[t], px[i])) {
+      if (v.tap[t].cls != cls.id) {
         for (int64_t c = 0; c < v.cg; ++c) *q++ = T(0);
       } else if (tap_offset(v, px[i], v.tap[t], &o)) {
         const T* p = v.x + o + channel0 * v.xs[1];
@@ -440,26 +479,26 @@ struct Panel {
   bool skip_empty; /* a tile without taps in this range of k leaves what is there as it is */
   Sink<T> sink;
 
-  /* Columns from n on of the columns [c0, c1) of group g. */
-  Panel(const Conv<T>& v, int64_t g, int64_t c0, int64_t c1, int64_t n, int64_t from, int64_t to) : k0(from), k1(to) {
+  /* Columns from n on of the columns [c0, c1) of group g, for the range [from, to) of a reduction of k steps. */
+  Panel(const Conv<T>& v, int64_t g, int64_t c0, int64_t c1, int64_t n, int64_t from, int64_t to, int64_t k) : k0(from), k1(to) {
     constexpr int lanes = Simd<T>::lanes;
     const int64_t valid = min64(v.nv * lanes, c1 - n);
     nv = (int)ceil_div(valid, lanes);
     weights = v.packed + g * v.group_elems + n * v.k;
     rows = MicroTable<T>::table.rows[nv - 1], offsets = MicroTable<T>::table.offsets[nv - 1];
     lines = MicroTable<T>::table.lines[nv - 1];
-    const bool last = k1 >= v.k;
+    const bool last = k1 >= k;
     skip_empty = k0 > 0 && !last;
     sink = {nullptr, n - c0, v.direct ? valid - (nv - 1) * lanes : lanes, v.bias ? v.bias + g * v.og + n : nullptr,
             k0 > 0,  last,   v.residual != nullptr, v.clamp, v.lo, v.hi};
   }
 
-  /* The weights that are worked on after this panel's: the next panel's, the first one's next range of k, or the next
-   * block's first panel. */
-  const T* next(const Conv<T>& v, int64_t c0, int64_t c1, int64_t n) const {
+  /* The weights that are worked on after this panel's, whose range of k begins in row `from`: the next panel's, the first one's
+   * next range of k, from row `to` on (-1: there is none), or the next block's first panel. */
+  const T* next(const Conv<T>& v, int64_t c0, int64_t c1, int64_t n, int64_t from, int64_t to) const {
     const int64_t wide = v.nv * Simd<T>::lanes;
-    if (n + wide < c1) return weights + wide * v.k + k0 * wide;
-    return k1 < v.k ? weights + (c0 - n) * v.k + k1 * wide : weights + wide * v.k;
+    if (n + wide < c1) return weights + wide * v.k + from * wide;
+    return to >= 0 ? weights + (c0 - n) * v.k + to * wide : weights + wide * v.k;
   }
 
   inline void run(const Conv<T>& v, const Tile<T>& tile, const Pixel<T>* pixels, const char* next, int64_t step) {
@@ -481,6 +520,33 @@ bool one_line(const Conv<T>& v, int64_t r0, int64_t r1) {
   return v.xs[0] == v.pixels * v.xs[4] && (!v.direct || follows(*v.result)) && (!v.residual || follows(*v.residual));
 }
 
+/* A panel's `count` pixels at equal distances, k steps; meanwhile `bytes` of the next weights are fetched. */
+template <class T>
+void run_line(const Conv<T>& v, const Panel<T>& panel, Lines<T> to, int64_t count, int64_t k, const T* weights, const char* next,
+              int64_t bytes) {
+  /* Tiles of nearly equal size: `more` of them have a row more than the rest. */
+  const int64_t tiles = ceil_div(count, v.mr), each = count / tiles, more = count % tiles, done = more * (each + 1);
+  const int64_t step = ceil_div(bytes, max64(1, tiles * k));
+  if (more) panel.lines[each](to, more, k, weights, next, step, &panel.sink);
+  to.x += done * to.x_step, to.c += done * to.c_step, to.r += done * to.r_step;
+  panel.lines[each - 1](to, tiles - more, k, weights, next + bytes * more / tiles, step, &panel.sink);
+}
+
+/* The same for `rows` rows of pixels of a class of a transposed convolution that one tap reaches, listed in w. */
+template <class T>
+void run_rows(const Conv<T>& v, const Work<T>& w, const Class& cls, int64_t rows, const Panel<T>& panel, int64_t channel0, int64_t ld,
+              const T* next, int64_t at) {
+  const int64_t wide = panel.nv * Simd<T>::lanes, k = panel.k1 - panel.k0, bytes = k * wide * (int64_t)sizeof(T);
+  const T* weights = panel.weights + cls.row(panel.k0, v.cg) * wide;
+  const int64_t from = v.tap[cls.tap(0)].offset + channel0 + panel.k0, c_step = v.direct ? v.result->strides[2] : ld;
+  for (int64_t i = 0; i < rows; ++i) {
+    const Pixel<T>& px = w.pixels[i];
+    Lines<T> to = {v.x + px.base + from, px.c + at, v.residual ? px.r + at : px.c, v.xs[4], c_step * v.st[2], 0};
+    if (v.residual) to.r_step = v.residual->strides[2] * v.st[2];
+    run_line(v, panel, to, px.inside, k, weights, (const char*)next + bytes * i / rows, bytes / rows);
+  }
+}
+
 template <class T>
 void run_lines(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, int64_t r0, int64_t r1) {
   using S = Simd<T>;
@@ -493,21 +559,16 @@ void run_lines(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, 
   at.c_step = v.direct ? out.strides[2] : ld;
   at.r = v.residual ? residual_row(v, b, m, n0) : at.c; /* not read */
   at.r_step = v.residual ? v.residual->strides[2] : 0;
-  /* Tiles of nearly equal size: `more` of them have a row more than the rest. */
-  const int64_t tiles = ceil_div(count, v.mr), each = count / tiles, more = count % tiles;
   for (int64_t k0 = 0; k0 == 0 || k0 < v.k; k0 += v.block_k) {
     const int64_t k1 = min64(k0 + v.block_k, v.k);
-    const int64_t bytes = (k1 - k0) * wide * (int64_t)sizeof(T), step = ceil_div(wide * (int64_t)sizeof(T), tiles);
+    const int64_t bytes = (k1 - k0) * wide * (int64_t)sizeof(T);
     for (int64_t n = c0; n < c1; n += wide) {
-      Panel<T> panel(v, g, c0, c1, n, k0, k1);
-      const char* next = (const char*)panel.next(v, c0, c1, n);
+      Panel<T> panel(v, g, c0, c1, n, k0, k1, v.k);
+      const char* next = (const char*)panel.next(v, c0, c1, n, k0, k1 < v.k ? k1 : -1);
       const T* weights = panel.weights + k0 * panel.nv * S::lanes;
       Lines<T> to = at;
       to.x += k0, to.c += n - c0, to.r += n - c0;
-      if (more) panel.lines[each](to, more, k1 - k0, weights, next, step, &panel.sink);
-      const int64_t done = more * (each + 1);
-      to.x += done * to.x_step, to.c += done * to.c_step, to.r += done * to.r_step;
-      panel.lines[each - 1](to, tiles - more, k1 - k0, weights, next + bytes * more / tiles, step, &panel.sink);
+      run_line(v, panel, to, count, k1 - k0, weights, next, bytes);
     }
   }
   if (!v.direct) finish(v, w.acc, ld, r0, r1, n0, n0 + c1 - c0);
@@ -520,12 +581,17 @@ void run_block(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, 
   if (one_line(v, r0, r1)) return run_lines(v, w, g, c0, c1, r0, r1);
   const int64_t wide = v.nv * S::lanes, ld = ceil_div(c1 - c0, S::lanes) * S::lanes, n0 = g * v.og + c0;
   const int64_t channel0 = g * v.cg, room = v.a[kBlockK] / 8 + 3;
-  const bool patches = v.cg < 8 || !v.innermost, runs = v.innermost && v.run >= 8;
+  const bool patches = v.cg < 8 || !v.innermost, runs = v.innermost && (v.transposed || v.run >= 8);
   int64_t classes = v.transposed ? v.a[kStride] * v.a[kStride + 1] * v.a[kStride + 2] : 1;
-  for (int64_t cls = 0; cls < classes; ++cls) {
-    int64_t inner, count = list_pixels(v, w, r0, r1, cls, w.acc, ld, n0, &inner);
+  for (int64_t id = 0; id < classes; ++id) {
+    const Class cls(v, id);
+    /* Short rows would leave tiles of few pixels. */
+    const bool lines = v.transposed && cls.taps == 1 && !patches && v.in[2] >= 8 * v.mr;
+    int64_t inner, count = list_pixels(v, w, r0, r1, cls, patches ? kNone : lines ? kRows : kEach, w.acc, ld, n0, &inner);
     if (!count) continue;
-    const int64_t inner_tiles = ceil_div(inner, v.mr), tiles = inner_tiles + ceil_div(count - inner, v.mr);
+    const int64_t k = patches ? v.k : cls.taps * v.cg, parts = max64(1, ceil_div(k, v.block_k));
+    const int64_t block_k = v.transposed ? max64(1, ceil_div(k, parts)) : v.block_k;
+    const int64_t inner_tiles = lines ? 0 : ceil_div(inner, v.mr), tiles = inner_tiles + ceil_div(count - inner, v.mr);
     for (int64_t t = 0; t < tiles; ++t) {
       const bool in = t < inner_tiles;
       const int64_t u = in ? t : t - inner_tiles, n = in ? inner_tiles : tiles - inner_tiles, first = in ? 0 : inner;
@@ -533,8 +599,9 @@ void run_block(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, 
       w.tiles[t].p0 = p0, w.tiles[t].mr = (int)(p1 - p0);
       w.tiles[t].segs = w.segs + t * room, w.tiles[t].rows = w.rows + p0 * room;
     }
-    for (int64_t k0 = 0; k0 == 0 || k0 < v.k; k0 += v.block_k) {
-      const int64_t k1 = min64(k0 + v.block_k, v.k);
+    for (int64_t k0 = 0; k0 == 0 || k0 < k; k0 += block_k) {
+      const int64_t k1 = min64(k0 + block_k, k);
+      const int64_t from = patches ? k0 : cls.row(k0, v.cg), to = k1 == k ? -1 : patches ? k1 : cls.row(k1, v.cg);
       for (int64_t t = 0; t < tiles; ++t) {
         Tile<T>& tile = w.tiles[t];
         const Pixel<T>* px = w.pixels + tile.p0;
@@ -543,7 +610,7 @@ void run_block(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, 
           tile.nseg = -1;
           for (int i = 0; i < tile.mr; ++i) tile.rows[i] = v.x + px[i].base + channel0 * v.xs[1];
         } else if (all || !patches) {
-          tile.nseg = build_rows(v, tile.segs, tile.rows, px, tile.mr, k0, k1, channel0, all);
+          tile.nseg = build_rows(v, tile.segs, tile.rows, px, tile.mr, k0, k1, cls, channel0, all);
         } else {
           tile.nseg = -2;
         }
@@ -554,16 +621,17 @@ void run_block(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, 
        * once would be more than memory delivers, and the loads of the tile would wait behind it. */
       const int64_t bytes = (k1 - k0) * wide * (int64_t)sizeof(T), step = ceil_div(wide * (int64_t)sizeof(T), max64(1, plain));
       for (int64_t n = c0; n < c1; n += wide) {
-        Panel<T> panel(v, g, c0, c1, n, k0, k1);
-        const T* next = panel.next(v, c0, c1, n);
+        Panel<T> panel(v, g, c0, c1, n, k0, k1, k);
+        const T* next = panel.next(v, c0, c1, n, from, to);
+        if (lines) run_rows(v, w, cls, inner, panel, channel0, ld, next, n - c0);
         for (int64_t t = 0; t < plain; ++t) panel.run(v, w.tiles[t], w.pixels, (const char*)next + bytes * t / plain, step);
       }
       for (int64_t t = plain; t < tiles; ++t) {
         Tile<T>& tile = w.tiles[t];
-        if (k0 == 0 || tiles > plain + 1) build_patch(v, w, w.pixels + tile.p0, tile.mr, channel0);
+        if (k0 == 0 || tiles > plain + 1) build_patch(v, w, w.pixels + tile.p0, tile.mr, cls, channel0);
         tile.nseg = 1, tile.segs[0].k = k0, tile.segs[0].len = k1 - k0;
         for (int i = 0; i < tile.mr; ++i) tile.rows[i] = w.patch + i * v.k + k0;
-        for (int64_t n = c0; n < c1; n += wide) Panel<T>(v, g, c0, c1, n, k0, k1).run(v, tile, w.pixels, (const char*)v.packed, 0);
+        for (int64_t n = c0; n < c1; n += wide) Panel<T>(v, g, c0, c1, n, k0, k1, k).run(v, tile, w.pixels, (const char*)v.packed, 0);
       }
     }
   }
@@ -648,9 +716,13 @@ char* set_up(Conv<T>& v, const effc_call* call, const int64_t* a, const effc_ten
     for (int64_t h = 0; h < a[kKernel + 1]; ++h)
       for (int64_t u = 0; u < a[kKernel + 2]; ++u, ++t) {
         Tap& tap = v.tap[t];
-        tap.at[0] = (int32_t)(d * a[kDilation]), tap.at[1] = (int32_t)(h * a[kDilation + 1]);
-        tap.at[2] = (int32_t)(u * a[kDilation + 2]), tap.used = 1;
-        tap.offset = tap.at[0] * v.xs[2] + tap.at[1] * v.xs[3] + tap.at[2] * v.xs[4];
+        const int64_t at[3] = {d * a[kDilation], h * a[kDilation + 1], u * a[kDilation + 2]};
+        tap.cls = 0, tap.offset = 0;
+        for (int i = 0; i < 3; ++i) {
+          const int64_t s = v.transposed ? a[kStride + i] : 1;
+          tap.at[i] = (int32_t)(v.transposed ? -(at[i] / s) : at[i]);
+          tap.cls = (int32_t)(tap.cls * s + at[i] % s), tap.offset += tap.at[i] * v.xs[2 + i];
+        }
         for (int64_t c = 0; c < v.cg; ++c) v.offsets[t * v.cg + c] = tap.offset + c * v.xs[1];
       }
   v.run = v.cg;

@@ -36,8 +36,8 @@ struct Seg {
 /* One output pixel of a block. */
 template <class T>
 struct Pixel {
-  int64_t base;   /* offset of the window's origin (transposed: of the image) */
-  int32_t at[3];  /* window's origin in the image, may be negative (transposed: position + padding) */
+  int64_t base;   /* offset of the window's origin */
+  int32_t at[3];  /* window's origin in the image, may be negative (transposed: its first pixel that tap 0 of the class reads) */
   int32_t inside; /* the whole window is inside the image */
   T* c;           /* output row */
   const T* r;     /* residual's row */

@@ -33,6 +33,7 @@ enum PoolAttr {
   kPoolAttrs = 22
 };
 constexpr int64_t kLanes = 64; /* channels or pixels that one inner loop covers */
+constexpr int64_t kAhead = 24; /* pixels of the input */
 
 /* The taps of one output position along one dim: first, first + dil, ... (n of them, all inside); `full` counts those a
  * divisor counts when padding is included. */
@@ -263,11 +264,30 @@ void pool_lines(void* arg, int64_t begin, int64_t end, int32_t) {
     if (p.channels) {
       const int64_t n = min64(kLanes, channels - c);
       for (int64_t o = 0; o < sp[2]; ++o) {
-        int64_t* io = Index ? index + o * p.is[4] : nullptr;
-        if (n == kLanes)
-          pixel_channels<S, Max, Index>(p, x, y + o * p.os[4], io, kLanes, d, h, window(p, 2, o));
-        else
-          pixel_channels<S, Max, Index>(p, x, y + o * p.os[4], io, n, d, h, window(p, 2, o));
+        const Window u = window(p, 2, o);
+        /* Channels of a part of a wider tensor are short pieces, which the CPU does not fetch ahead by itself. */
+        if (u.n > 0)
+          for (int64_t i = 0; i < d.n; ++i)
+            for (int64_t j = 0; j < h.n; ++j) {
+              const S* far = x + (d.first + i * a[kDilation]) * p.xs[2] + (h.first + j * a[kDilation + 1]) * p.xs[3] +
+                             min64(u.first + kAhead, p.in[4] - 1) * p.xs[4];
+              for (int64_t k = 0; k < a[kStride + 2]; ++k)
+                for (int64_t at = 0; at < n * (int64_t)sizeof(S); at += 64) __builtin_prefetch((const char*)(far + k * p.xs[4]) + at);
+            }
+        auto block = [&](int64_t from, int64_t count) __attribute__((always_inline)) {
+          int64_t* io = Index ? index + o * p.is[4] + from : nullptr;
+          pixel_channels<S, Max, Index>(p, x + from, y + o * p.os[4] + from, io, count, d, h, u);
+        };
+        /* Numbers that the compiler knows keep the accumulators in registers. */
+        if (n == kLanes) {
+          block(0, kLanes);
+          continue;
+        }
+        int64_t from = 0;
+        if (n - from >= 32) block(from, 32), from += 32;
+        if (n - from >= 16) block(from, 16), from += 16;
+        if (n - from >= 8) block(from, 8), from += 8;
+        if (n > from) block(from, n - from);
       }
     } else if (a[kAdaptive] || a[kKernel + 2] > 4 * sp[2]) {
       for (int64_t o = 0; o < sp[2]; ++o)
