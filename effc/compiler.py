@@ -258,6 +258,7 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
         options.num_threads,
         lambda n: chooser(t.name, options.num_threads, graphs[n]),
         MEMORY not in options.disable_passes,
+        options.arena_budget is not None,
     )
     memory = within_budget(parts, graphs, t, options)
     seconds["backend"] = time.perf_counter() - mark
@@ -303,12 +304,19 @@ def within_budget(parts: Any, graphs: Mapping[str, Any], target: Any, options: C
     EffcError with the least that would do."""
     if options.memory_budget is None and options.arena_budget is None:
         return None
-    from .backends.cpu import streaming
+    from .backends.cpu import spilling, streaming
 
     named = os.environ.get("EFFC_NUM_THREADS", "")
     threads = options.num_threads or (int(named) if named.isdigit() and int(named) else len(os.sched_getaffinity(0)))
     if options.arena_budget is not None:
-        streaming.check_arena(parts.programs, graphs, threads, options.arena_budget)
+        parts.programs, reports = spilling.fit(parts.programs, graphs, threads, options.arena_budget)
+        for name, report in reports.items():
+            moved = report.pop("at", None)
+            if moved is not None:
+                for d in parts.decisions[name]:
+                    if "at" in d:
+                        d["at"] = moved[d["at"]]
+            parts.memory[name] = {**parts.memory[name], "arena_budget": report}
     if options.memory_budget is None:
         return None
     parts.programs, parts.constants, memory = streaming.fit(

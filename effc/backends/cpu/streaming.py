@@ -33,7 +33,7 @@ from ...ir.dtypes import DType
 from ...ir.graph import Graph
 from ...passes.memory.plan import lower_bound
 from ...passes.memory.program import arena as arena_of
-from ...passes.memory.program import blocks, storage
+from ...passes.memory.program import blocks, nested, storage
 from ...runtime.errors import EffcError
 from . import microkernels
 from .lower import row_major
@@ -73,20 +73,10 @@ class Memory:
 # The arena ------------------------------------------------------------------------------------------------------------
 
 
-def ranges_of(program: Program, graph: Graph, budget: str) -> dict[str, tuple[int, int]]:
-    """Bounds of a program's symbols. EffcError where memory has no bound that is known beforehand."""
-    for ins in program["code"]:
-        if ins["op"] not in ("call", "rows"):
-            raise EffcError(
-                f"{budget} does not count the memory of control flow", op=ins["op"], loc=ins.get("loc"),
-                pass_name="memory budget", hint="leave the budget out for this model",
-            )  # fmt: skip
-        late = [i for i in ins["out"] if program["values"][i].get("dyn") or program["values"][i].get("late")]
-        if late or ins.get("bind"):
-            raise EffcError(
-                f"{budget} cannot be kept: what {ins['name']} needs is known only when it has run", op=ins["name"],
-                loc=ins.get("loc"), pass_name="memory budget", hint="leave the budget out for this model",
-            )  # fmt: skip
+def ranges_of(program: Program, graph: Graph, budget: str, control: bool = False) -> dict[str, tuple[int, int]]:
+    """Bounds of a program's symbols. EffcError where memory has no bound that is known beforehand, or, without
+    ``control``, with control flow."""
+    _require_known(program, budget, control)
     ranges = {}
     for s in program["symbols"]:
         lo, hi = graph.symbols.get(s["name"], (0, None))
@@ -99,35 +89,39 @@ def ranges_of(program: Program, graph: Graph, budget: str) -> dict[str, tuple[in
     return ranges
 
 
+def _require_known(program: Program, budget: str, control: bool) -> None:
+    values = program["values"]
+    for ins in program["code"]:
+        if nested(ins) and not control:
+            raise EffcError(
+                f"{budget} does not count the memory of control flow", op=ins["op"], loc=ins.get("loc"),
+                pass_name="memory budget", hint="leave the budget out for this model",
+            )  # fmt: skip
+        if ins.get("bind") or any(values[i].get("dyn") or values[i].get("late") for i in ins["out"]):
+            raise EffcError(
+                f"{budget} cannot be kept: what {ins['name']} needs is known only when it has run", op=ins["name"],
+                loc=ins.get("loc"), pass_name="memory budget", hint="leave the budget out for this model",
+            )  # fmt: skip
+        for sub in nested(ins):
+            _require_known(dict(sub), budget, control)
+
+
 def arena_bytes(program: Program, threads: int, ranges: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
     """(bytes, live lower bound) of an arena for bindings of the symbols within ``ranges``: the most of those tried.
     The runtime refuses sizes that need more."""
     totals, bounds = [], []
-    for env in _samples(ranges):
+    for env in sizes_to_try(ranges):
         totals.append(arena_of(program, env, threads))
         bounds.append(lower_bound(blocks(program, env, threads)))
     return max(totals), max(bounds)
 
 
-def _samples(ranges: Mapping[str, tuple[int, int]]) -> list[dict[str, int]]:
+def sizes_to_try(ranges: Mapping[str, tuple[int, int]]) -> list[dict[str, int]]:
     """Bindings to try: each symbol at its ends, at powers of two and halfway between them, all together."""
     steps = max((hi.bit_length() for _, hi in ranges.values()), default=0)
     sizes = [0, *sorted({n << k >> 1 for k in range(steps + 1) for n in (2, 3)}), 1 << 62]
     envs = [{s: min(max(n, lo), hi) for s, (lo, hi) in ranges.items()} for n in sizes]
     return [dict(e) for e in dict.fromkeys(tuple(e.items()) for e in envs)]
-
-
-def check_arena(programs: Mapping[str, Program], graphs: Mapping[str, Graph], threads: int, budget: int) -> None:
-    """EffcError if the arena of an entry point does not fit ``budget`` bytes, with the bound that no placement of its
-    buffers can beat."""
-    for name, program in programs.items():
-        total, bound = arena_bytes(program, threads, ranges_of(program, graphs[name], "arena_budget"))
-        if total > budget:
-            raise EffcError(
-                f"arena_budget is {budget} bytes, but entry point {name} needs an arena of {total} bytes; in this "
-                f"order of instructions at least {bound} bytes are alive at one time",
-                pass_name="memory budget", hint=f"give arena_budget={total}, or the model smaller inputs",
-            )  # fmt: skip
 
 
 # Cutting large weights ------------------------------------------------------------------------------------------------
@@ -564,4 +558,4 @@ def _loads(steps: Sequence[Sequence[int]], size: Callable[[int], int], window: i
     return loads
 
 
-__all__ = ["Memory", "arena_bytes", "check_arena", "fit"]
+__all__ = ["Memory", "arena_bytes", "fit", "ranges_of", "sizes_to_try"]

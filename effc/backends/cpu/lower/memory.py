@@ -95,6 +95,8 @@ def arrange(cx: Lowering, outputs: Sequence[int], commits: Sequence[Mapping[str,
     for other in ways[1:]:  # what is not copied is worth having where the arena is no larger
         if all(x <= y for x, y in zip(other.best.arenas, way.best.arenas)):
             way = other
+    if way.placed and cx.options.plain and cx.parent is None:
+        cx.plain = [dict(v) for v in cx.values], [dict(ins) for ins in cx.code]
     cx.values[:], cx.code[:] = way.values, way.code
     if way.placed:
         cx.kernels.add("effc_copy")
@@ -188,6 +190,8 @@ def _apply(cx: Lowering, best: _Choice, p: Problem) -> None:
             cx.values[node[k].outs[0]]["alias"] = storage(cx.values, best.choices.inplace[k])
     cx.code[:] = [cx.code[k] for k in best.order]
     new = {ins.pop("was"): k for k, ins in enumerate(cx.code)}
+    for ins in cx.plain[1] if cx.plain is not None else ():
+        ins["was"] = new.get(ins["was"])  # the same call in the program as it is written
     if cx.parent is None:
         for d in cx.decisions:
             if "at" in d:
