@@ -50,8 +50,8 @@ def fit(
 ) -> tuple[dict[str, Program], dict[str, dict[str, Any]]]:
     """Programs whose arenas take at most ``budget`` bytes on at most ``threads`` threads, and a report of each.
 
-    A program may hold another way to write it, ``plain``: without concatenation in place, which can be better here. The
-    cheaper is taken. EffcError names the least arena, the instruction that needs it, and what to try.
+    A program may hold ``others``, further ways to write it, with less of its concatenations in place. The cheapest is
+    taken. EffcError names the least arena, the instruction that needs it, and what to try.
     """
     out, reports = {}, {}
     for name, program in programs.items():
@@ -60,15 +60,27 @@ def fit(
 
 
 def _fit(name: str, program: Program, graph: Graph, threads: int, budget: int) -> tuple[Program, dict[str, Any]]:
-    began = time.perf_counter()
     ranges = ranges_of(program, graph, "arena_budget", control=True)
+    return shrunk(name, program, threads, ranges, budget, "arena_budget")
+
+
+def least(program: Program, threads: int, ranges: Ranges) -> int:
+    """Bytes of the least arena that the instructions of a program run in, whatever is spilled and repeated."""
+    return _Way.of(program, threads, ranges).least.bytes
+
+
+def shrunk(
+    name: str, program: Program, threads: int, ranges: Ranges, budget: int, option: str
+) -> tuple[Program, dict[str, Any]]:
+    """One entry point's program within ``budget`` bytes, and its report; ``at`` in it has the new places of
+    instructions. See :func:`fit`; ``option`` is what errors call the budget."""
+    began = time.perf_counter()
     total, _ = arena_bytes(program, threads, ranges)
-    plain = program.get("plain")
-    program = {k: v for k, v in program.items() if k != "plain"}
+    others = program.get("others", {})
+    program = {k: v for k, v in program.items() if k != "others"}
     apart = bool(program["arena"].get("apart"))
     ways = {"in place": _Way.of(program, threads, ranges)} if not apart else {}
-    if plain is not None and not apart:
-        ways["copied"] = _Way.of({**program, **plain}, threads, ranges)
+    ways |= {key: _Way.of(other, threads, ranges) for key, other in others.items()}
     report: dict[str, Any] = {"budget": budget, "unlimited": total, "arena": total, "changed": False}
     if ways:
         report["minimum"], report["minimum_proven"] = min(w.least.bytes for w in ways.values()), True
@@ -77,21 +89,21 @@ def _fit(name: str, program: Program, graph: Graph, threads: int, budget: int) -
         return program, {**report, "seconds": round(time.perf_counter() - began, 4)}
     if apart:
         raise EffcError(
-            f"arena_budget is {budget} bytes, but entry point {name} needs an arena of {total} bytes without memory "
+            f"{option} is {budget} bytes, but entry point {name} needs an arena of {total} bytes without memory "
             "planning", pass_name="memory budget", hint="leave 'memory' out of disable_passes",
         )  # fmt: skip
     key = min(ways, key=lambda k: ways[k].least.bytes)
     if ways[key].least.bytes > budget // 64 * 64:
-        raise _refusal(name, ways[key], budget, ways[key].least.bytes, True)
-    chosen, made = _choose(name, ways, budget)
+        raise _refusal(name, ways[key], budget, ways[key].least.bytes, True, option)
+    chosen, made = _choose(name, ways, budget, option)
     way = ways[chosen]
     done, moved = rewrite(way.program, way.problem, made.steps)
     envs = sizes_to_try(ranges)
     arena = _checked(done, threads, envs, budget)
+    bound = max(lower_bound(blocks(done, e, threads)) for e in envs)
     done["arena"] = {
-        "static_bytes": arena if not ranges else None, "threads": threads, "limit": budget, "fixed": True,
-        "lower_bound": max(lower_bound(blocks(done, e, threads)) for e in envs) if not ranges else None,
-        "sequences": [],
+        "static_bytes": None if ranges else arena, "lower_bound": None if ranges else bound, "threads": threads,
+        "limit": budget, "fixed": True, "sequences": [],
     }  # fmt: skip
     compact(done)
     again = [ins for ins in done["code"] if ins.pop("again", False)]
@@ -104,7 +116,7 @@ def _fit(name: str, program: Program, graph: Graph, threads: int, budget: int) -
         largest={"name": way.who[0], "loc": way.who[2], "bytes": way.least.bytes},
         seconds=round(time.perf_counter() - began, 4),
     )  # fmt: skip
-    if chosen == "copied":  # instructions are numbered as in the other way to write the program
+    if chosen in others:  # instructions are numbered as in the other way to write the program
         moved = {ins["was"]: moved[k] for k, ins in enumerate(way.program["code"]) if ins["was"] is not None}
     for ins in done["code"]:
         ins.pop("was", None)
@@ -113,9 +125,7 @@ def _fit(name: str, program: Program, graph: Graph, threads: int, budget: int) -
 
 def _moved(program: Program, op: str, env: Mapping[str, int]) -> int:
     values = program["values"]
-    return sum(
-        nbytes(values[(ins["in"] or ins["out"])[0]], env) for ins in program["code"] if ins["op"] == op
-    )
+    return sum(nbytes(values[(ins["in"] or ins["out"])[0]], env) for ins in program["code"] if ins["op"] == op)
 
 
 def _flops(ins: Mapping[str, Any], env: Mapping[str, int]) -> int:
@@ -133,12 +143,13 @@ class _Way:
     program: Program
     problem: Problem
     least: planner.Minimum
+    threads: int
 
     @staticmethod
     def of(program: Program, threads: int, ranges: Ranges) -> _Way:
         free = unplanned(program)
         p = problem(free, threads, ranges)
-        return _Way(free, p, planner.minimum(p))
+        return _Way(free, p, planner.minimum(p), threads)
 
     @property
     def who(self) -> tuple[str, str, str]:
@@ -212,14 +223,16 @@ def _most_workspace(program: Program, k: int, threads: int, ranges: Ranges) -> i
     tried = max(workspace(program["values"], ins, env, threads) for env in sizes_to_try(ranges))
     if nested(ins):
         return tried  # of nested programs, the sizes tried; the runtime refuses those that need more
-    most = aligned(_most(ins.get("scratch", 0), ranges)) + threads * aligned(_most(ins.get("thread_scratch", 0), ranges))
+    most = aligned(_most(ins.get("scratch", 0), ranges)) + threads * aligned(
+        _most(ins.get("thread_scratch", 0), ranges)
+    )
     return max(tried, most)
 
 
 # The plan -------------------------------------------------------------------------------------------------------------
 
 
-def _choose(name: str, ways: Mapping[str, _Way], budget: int) -> tuple[str, planner.Budgeted]:
+def _choose(name: str, ways: Mapping[str, _Way], budget: int, option: str) -> tuple[str, planner.Budgeted]:
     """The cheapest plan. EffcError if none was found."""
     best: tuple[str, planner.Budgeted] | None = None
     failed: tuple[_Way, planner.BudgetError] | None = None
@@ -235,11 +248,11 @@ def _choose(name: str, ways: Mapping[str, _Way], budget: int) -> tuple[str, plan
             best = key, made
     if best is None:
         assert failed is not None
-        raise _refusal(name, failed[0], budget, failed[1].minimum, failed[1].proven) from failed[1]
+        raise _refusal(name, failed[0], budget, failed[1].minimum, failed[1].proven, option) from failed[1]
     return best
 
 
-def _refusal(name: str, way: _Way, budget: int, least: int, proven: bool) -> EffcError:
+def _refusal(name: str, way: _Way, budget: int, least: int, proven: bool, option: str) -> EffcError:
     what, kernel, loc = way.who
     ins = way.program["code"][way.least.node] if way.least.node is not None else {}
     if proven:
@@ -249,13 +262,15 @@ def _refusal(name: str, way: _Way, budget: int, least: int, proven: bool) -> Eff
     if kernel and way.least.node is not None:
         work = way.problem.node()[way.least.node].workspace
         said += f", for its operands, its results and {work} bytes of scratch" if work else ", for operands and results"
-    try_this = f"give arena_budget={least if proven else budget + budget // 8}"
-    if isinstance(ins.get("thread_scratch", 0), SymExpr) or ins.get("thread_scratch", 0):
-        try_this += " or more, or fewer threads (each has scratch of its own)"
+    more = least if proven else budget + budget // 8
+    try_this = f"give {option}={more}" if option == "arena_budget" else "give memory_budget some more"
+    scratch = ins.get("thread_scratch", 0)
+    if way.threads > 1 and (isinstance(scratch, SymExpr) or scratch):
+        try_this += ", or fewer threads (each has scratch of its own)"
     else:
-        try_this += " or more, or the model smaller inputs"
+        try_this += ", or the model smaller inputs"
     return EffcError(
-        f"arena_budget is {budget} bytes, which entry point {name} does not run in: {said}", op=kernel or None,
+        f"{option} is {budget} bytes, into which entry point {name} does not fit: {said}", op=kernel or None,
         loc=loc or None, pass_name="memory budget", hint=try_this,
     )  # fmt: skip
 
@@ -292,6 +307,7 @@ class _Writer:
         self.root = [storage(self.given, i) for i in range(len(self.given))]
         self.views: dict[tuple[int, int], int] = {}
         slots = _slots(self.problem, self.steps)
+        first = 1 + max((ins["slot"] for ins in self.program["code"] if "slot" in ins), default=-1)
         by = {t: n.id for n in self.problem.nodes for t in n.outs}
         nodes, at = self.problem.node(), {}
         code: list[dict[str, Any]] = []
@@ -316,9 +332,9 @@ class _Writer:
                 if action == "refill":
                     self._begin(x, k, None)
                 made = self.program["code"][by[x]]
-                copy = {"op": action, "kernel": action, "in": [], "out": [], "slot": slots[k], "flops": 0}
+                copy = {"op": action, "kernel": action, "in": [], "out": [], "slot": first + slots[k]}
                 copy["in" if action == "spill" else "out"] = [self.near[x]]
-                copy |= {"name": made.get("name", ""), "loc": made.get("loc", "")}
+                copy |= {"name": made.get("name", ""), "loc": made.get("loc", ""), "flops": 0}
                 copy["bytes"] = dims.product(self.given[x]["shape"]) * DType(self.given[x]["d"]).itemsize
                 code.append(copy)
         out = {**self.program, "values": self.values, "code": code}
@@ -396,4 +412,4 @@ def _slots(p: Problem, steps: Steps) -> dict[int, int]:
     return out
 
 
-__all__ = ["fit", "problem", "rewrite", "unplanned"]
+__all__ = ["fit", "least", "problem", "rewrite", "shrunk", "unplanned"]

@@ -388,4 +388,15 @@ def _late_symbols(values: Sequence[Mapping[str, Any]], i: int, env: Mapping[str,
             return out - env.keys()
 
 
-__all__ = ["arena", "blocks", "fixed_offsets", "from_program", "nbytes", "operands", "overwritable", "size", "storage", "workspace"]
+__all__ = [
+    "arena",
+    "blocks",
+    "fixed_offsets",
+    "from_program",
+    "nbytes",
+    "operands",
+    "overwritable",
+    "size",
+    "storage",
+    "workspace",
+]

@@ -44,8 +44,11 @@ def finish(cx: Lowering) -> dict[str, Any]:
         "checks": [_check(c) for c in cx.graph.checks],
         "arena": arena,
     }
-    plain = None if cx.plain is None else compact({**program, "values": cx.plain[0], "code": cx.plain[1], "arena": {}})
-    return compact(program) | ({} if plain is None else {"plain": plain})
+    others = {
+        name: compact({**program, "values": values, "code": code, "arena": {}})
+        for name, (values, code) in cx.others.items()
+    }
+    return compact(program) | ({"others": others} if others else {})
 
 
 def compact(program: dict[str, Any]) -> dict[str, Any]:
