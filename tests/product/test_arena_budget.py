@@ -235,7 +235,7 @@ def test_control_flow_needs_its_nested_arena() -> None:
 def test_sizes_up_to_their_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planned at the upper bounds, with offsets that hold for every smaller size."""
     model, args, _ = large_unet()
-    h, w = torch.export.Dim("h", min=1, max=20), torch.export.Dim("w", min=1, max=24)
+    h, w = torch.export.Dim("h", min=2, max=20), torch.export.Dim("w", min=2, max=24)
     shapes = ({2: 4 * h, 3: 4 * w},)
     free = made(model, args, shapes, num_threads=2)
     top = torch.randn(1, 3, 80, 96)
@@ -247,14 +247,14 @@ def test_sizes_up_to_their_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     m = poisoned(monkeypatch, path)
     r = budget_report(m)
     assert r["changed"] and r["spills"] + r["repeated"] > 0 and r["arena"] <= budget < best
-    for a, b in ((20, 24), (1, 1), (3, 24), (20, 1), (7, 11), (19, 23), (20, 24)):
+    for a, b in ((20, 24), (2, 2), (3, 24), (20, 2), (7, 11), (19, 23), (20, 24)):
         x = torch.randn(1, 3, 4 * a, 4 * b)
         assert torch.equal(m(x), free(x)) and m.arena(x)[0] <= budget
     with ArtifactReader(path) as reader:
         program = reader.manifest["entries"]["main"]["program"]
-    for env in streaming.sizes_to_try({"s0": (1, 20), "s1": (1, 24)}):
-        names = [s["name"] for s in program["symbols"]]
-        sizes = dict(zip(names, env.values(), strict=True))
+    ranges = {s["name"]: (s["lo"], s["hi"]) for s in program["symbols"]}
+    assert sorted(ranges.values()) == [(2, 20), (2, 24)]
+    for sizes in streaming.sizes_to_try(ranges):
         assert verify_placement(blocks(program, sizes, 2), fixed_offsets(program)) <= budget
     unbounded = ({2: 4 * torch.export.Dim("h"), 3: 4 * torch.export.Dim("w")},)
     with pytest.raises(effc.EffcError, match="no upper bound"):
