@@ -615,6 +615,20 @@ def _planned(manifest: Mapping[str, Any], name: str) -> Iterator[str]:
             f"planned{' at ' + at if at else ''}: {p['arena']:,} bytes, bound {p['bound']:,} ({proof}); as given "
             f"{p['given']:,}: order saved {p['saved_by_order']:,}, rewriting {p['saved_by_rewriting']:,}"
         )
+    b = report.get("arena_budget")
+    if b is None:
+        return
+    least = f", the least is {b['minimum']:,} (proven)" if "minimum" in b else ""
+    if not b["changed"]:
+        yield f"arena_budget: {b['budget']:,} bytes, which that keeps{least}"
+        return
+    yield (
+        f"arena_budget: {b['budget']:,} bytes{least}; planned anew within it: {b['arena']:,} instead of "
+        f"{b['unlimited']:,} bytes; a run spills {b['spilled_bytes']:,} bytes in {b['spills']} copies and refills "
+        f"{b['refilled_bytes']:,} in {b['refills']}; {b['repeated']} calls are repeated, {b['repeated_flops']:,} "
+        f"operations; most is needed by {b['largest']['name']}"
+        f"{' at ' + b['largest']['loc'] if b['largest']['loc'] else ''}, {b['largest']['bytes']:,} bytes"
+    )
 
 
 def cmd_tune(a: argparse.Namespace) -> None:
@@ -714,7 +728,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="bytes, or e.g. 180MiB, for arena and weights: what does not fit streams",
     )
-    p.add_argument("--arena-budget", metavar="SIZE", help="refuse if the arena is larger")
+    p.add_argument(
+        "--arena-budget",
+        metavar="SIZE",
+        help="bytes for the arena: where it is larger, calls are repeated and tensors spilled to a file",
+    )
     p.add_argument(
         "--onnx-domain",
         choices=("standard", "ort"),

@@ -63,8 +63,9 @@ def compile(
     ``effc.frontend.onnx.import_model`` says what they are for. A module of MLIR has its types and needs none.
     ``num_threads``: default number of threads at run time.
     ``memory_budget`` (target cpu): bytes, or a text like ``"180MiB"``, for arena, scratch, states and weights together;
-    weights that do not fit are read from the artifact while it runs (docs/memory-streaming.md). ``arena_budget``: the
-    arena alone is checked. EffcError with the least that would do where the budget is too small.
+    weights that do not fit are read from the artifact while it runs (docs/memory-streaming.md). ``arena_budget``: for
+    the arena alone, of each entry point: where it is larger, calls are repeated and tensors spilled to a temporary
+    file, with the same bits (docs/memory-budget.md). EffcError with the least that would do where one is too small.
     ``disable_passes``: names of passes to leave out; ``memory`` leaves out memory planning: instructions run as they
     come, nothing is done in place, every buffer has bytes of its own. ``verify``: run the IR verifier after every pass.
     ``selftest``: run the model once with torch on the example inputs and keep both, within 1 MiB, for ``effc verify``.
@@ -258,6 +259,7 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
         options.num_threads,
         lambda n: chooser(t.name, options.num_threads, graphs[n]),
         MEMORY not in options.disable_passes,
+        options.arena_budget is not None,
     )
     memory = within_budget(parts, graphs, t, options)
     seconds["backend"] = time.perf_counter() - mark
@@ -303,16 +305,26 @@ def within_budget(parts: Any, graphs: Mapping[str, Any], target: Any, options: C
     EffcError with the least that would do."""
     if options.memory_budget is None and options.arena_budget is None:
         return None
-    from .backends.cpu import streaming
+    from .backends.cpu import spilling, streaming
 
     named = os.environ.get("EFFC_NUM_THREADS", "")
     threads = options.num_threads or (int(named) if named.isdigit() and int(named) else len(os.sched_getaffinity(0)))
+    arena = None
     if options.arena_budget is not None:
-        streaming.check_arena(parts.programs, graphs, threads, options.arena_budget)
-    if options.memory_budget is None:
-        return None
+        limited, reports = spilling.fit(parts.programs, graphs, threads, options.arena_budget)
+        for name, report in reports.items():
+            moved = report.pop("at", None)
+            if moved is not None:
+                for d in parts.decisions[name]:
+                    if "at" in d:
+                        d["at"] = moved[d["at"]]
+            parts.memory[name] = {**parts.memory[name], "arena_budget": report}
+        if options.memory_budget is None:
+            parts.programs = limited
+            return None
+        arena = options.arena_budget, limited
     parts.programs, parts.constants, memory = streaming.fit(
-        parts.programs, graphs, parts.constants, target, threads, options.memory_budget
+        parts.programs, graphs, parts.constants, target, threads, options.memory_budget, arena
     )
     return memory
 

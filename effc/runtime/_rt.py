@@ -63,6 +63,14 @@ class Stream(ctypes.Structure):
     ]
 
 
+class Spill(ctypes.Structure):
+    _fields_ = [
+        *((n, ctypes.c_uint64) for n in ("spills", "spill_bytes", "refills", "refill_bytes", "ns", "files")),
+        ("file_bytes", ctypes.c_int64),
+        ("in_memory", _I),
+    ]
+
+
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "effc_version": (ctypes.c_char_p, []),
     "effc_cpu_features": (ctypes.c_char_p, []),
@@ -92,6 +100,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "effc_arena": (_I, [_P, _I, _P, _I, ctypes.POINTER(ctypes.c_int64), ctypes.POINTER(ctypes.c_int64)]),
     "effc_arena_blocks": (_I, [_P, _I, _P, _I, _P, _I, ctypes.POINTER(_I)]),
     "effc_stream_stats": (_I, [_P, ctypes.POINTER(Stream)]),
+    "effc_spill_stats": (_I, [_P, ctypes.POINTER(Spill)]),
     "effc_alloc_count": (ctypes.c_uint64, []),
     "effc_prefer_huge_pages": (None, [_P, ctypes.c_size_t]),
     "effc_xxh3": (ctypes.c_uint64, [_P, ctypes.c_size_t]),

@@ -645,6 +645,14 @@ class LoadedModel:
         _rt.check(_rt.lib().effc_stream_stats(self._ptr, ctypes.byref(stats)))
         return {name: getattr(stats, name) for name, _ in _rt.Stream._fields_}
 
+    @property
+    def spilling(self) -> dict[str, int]:
+        """What a model compiled with ``arena_budget`` copied out of its arena and back, counted since it was loaded
+        (``effc_spill`` of effc.h); all zero for others. Sizes in bytes, times in nanoseconds."""
+        stats = _rt.Spill()
+        _rt.check(_rt.lib().effc_spill_stats(self._ptr, ctypes.byref(stats)))
+        return {name: getattr(stats, name) for name, _ in _rt.Spill._fields_}
+
     @contextmanager
     def profile(self, entry: str | None = None) -> Iterator[list[ProfileRecord]]:
         """Counts time per instruction within the block; the list is filled when it ends."""

@@ -1,7 +1,7 @@
 """Manifests changed at random, checksums made right again: refused or run, never a crash.
 
 The programs have no kernels (a kernel trusts its operands, as any compiled code does): every kind of value, control
-flow, states, write-backs, checks, data-dependent symbols.
+flow, copies out of the arena and back, states, write-backs, checks, data-dependent symbols.
 """
 
 from __future__ import annotations
@@ -54,9 +54,11 @@ def seed_program() -> dict[str, Any]:
         tensor(["s0", 3], alias=5),
         tensor([3, ["//", "s0", 2]], "view", base=5, offset=0, strides=[1, 3]),
         tensor([["max", "s0", 1], 3]),
+        tensor(["s0", 3]),
     ]
     code = [
         {"op": "if", "cond": 1, "in": [4, 1], "out": [5], "then": first, "else": first},
+        {"op": "spill", "in": [5], "out": [], "slot": 0},
         {
             "op": "scan",
             "length": "s0",
@@ -67,6 +69,8 @@ def seed_program() -> dict[str, Any]:
             "out": [6, 7],
             "body": swap,
         },
+        {"op": "refill", "in": [], "out": [12], "slot": 0},
+        {"op": "if", "cond": 1, "in": [12, 1], "out": [5], "then": first, "else": first},
         {"op": "while", "in": [1, 7], "consts": [], "out": [8, 9], "cond": stop, "body": clear},
     ]
     symbols = [dim_symbol("s0", 0, 0, 0, 50), {"name": "u0", "lo": 0, "hi": None, "from": None}]

@@ -40,10 +40,12 @@ def compile_graphs(
     num_threads: int | None = None,
     decide: Callable[[str], Decide | None] | None = None,
     memory: bool = True,
+    others: bool = False,
 ) -> Compiled:
     """Lowers and compiles entry points that share constants. Programs still hold symbolic dims and constant indices.
     ``decide`` gives what chooses among ways to make a call, for an entry point by name (``effc.cost.model.chooser``);
-    without it every call is made as the lowering rules say. ``memory``: False plans none, each buffer apart."""
+    without it every call is made as the lowering rules say. ``memory``: False plans none, each buffer apart.
+    ``others``: programs also hold their other ways to concatenate, under that name."""
     from . import build
     from .lower import Constants, Lowering, Options, load_rules
     from .sources import bundle
@@ -56,7 +58,9 @@ def compile_graphs(
     decisions: dict[str, list[dict[str, Any]]] = {}
     plans: dict[str, dict[str, Any]] = {}
     for name, g in graphs.items():
-        options = Options(target, num_threads, decide=None if decide is None else decide(name), memory=memory)
+        options = Options(
+            target, num_threads, decide=None if decide is None else decide(name), memory=memory, others=others
+        )
         cx = Lowering(g, options, constants, generated)
         programs[name] = cx.run()
         kernels |= cx.kernels

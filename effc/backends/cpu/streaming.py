@@ -22,7 +22,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ from ...ir.dtypes import DType
 from ...ir.graph import Graph
 from ...passes.memory.plan import lower_bound
 from ...passes.memory.program import arena as arena_of
-from ...passes.memory.program import blocks, storage
+from ...passes.memory.program import blocks, nested, storage
 from ...runtime.errors import EffcError
 from . import microkernels
 from .lower import row_major
@@ -73,20 +73,10 @@ class Memory:
 # The arena ------------------------------------------------------------------------------------------------------------
 
 
-def ranges_of(program: Program, graph: Graph, budget: str) -> dict[str, tuple[int, int]]:
-    """Bounds of a program's symbols. EffcError where memory has no bound that is known beforehand."""
-    for ins in program["code"]:
-        if ins["op"] not in ("call", "rows"):
-            raise EffcError(
-                f"{budget} does not count the memory of control flow", op=ins["op"], loc=ins.get("loc"),
-                pass_name="memory budget", hint="leave the budget out for this model",
-            )  # fmt: skip
-        late = [i for i in ins["out"] if program["values"][i].get("dyn") or program["values"][i].get("late")]
-        if late or ins.get("bind"):
-            raise EffcError(
-                f"{budget} cannot be kept: what {ins['name']} needs is known only when it has run", op=ins["name"],
-                loc=ins.get("loc"), pass_name="memory budget", hint="leave the budget out for this model",
-            )  # fmt: skip
+def ranges_of(program: Program, graph: Graph, budget: str, control: bool = False) -> dict[str, tuple[int, int]]:
+    """Bounds of a program's symbols. EffcError where memory has no bound that is known beforehand, or, without
+    ``control``, with control flow."""
+    _require_known(program, budget, control)
     ranges = {}
     for s in program["symbols"]:
         lo, hi = graph.symbols.get(s["name"], (0, None))
@@ -99,35 +89,39 @@ def ranges_of(program: Program, graph: Graph, budget: str) -> dict[str, tuple[in
     return ranges
 
 
+def _require_known(program: Program, budget: str, control: bool) -> None:
+    values = program["values"]
+    for ins in program["code"]:
+        if nested(ins) and not control:
+            raise EffcError(
+                f"{budget} does not count the memory of control flow", op=ins["op"], loc=ins.get("loc"),
+                pass_name="memory budget", hint="leave the budget out for this model",
+            )  # fmt: skip
+        if ins.get("bind") or any(values[i].get("dyn") or values[i].get("late") for i in ins["out"]):
+            raise EffcError(
+                f"{budget} cannot be kept: what {ins['name']} needs is known only when it has run", op=ins["name"],
+                loc=ins.get("loc"), pass_name="memory budget", hint="leave the budget out for this model",
+            )  # fmt: skip
+        for sub in nested(ins):
+            _require_known(dict(sub), budget, control)
+
+
 def arena_bytes(program: Program, threads: int, ranges: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
     """(bytes, live lower bound) of an arena for bindings of the symbols within ``ranges``: the most of those tried.
     The runtime refuses sizes that need more."""
     totals, bounds = [], []
-    for env in _samples(ranges):
+    for env in sizes_to_try(ranges):
         totals.append(arena_of(program, env, threads))
         bounds.append(lower_bound(blocks(program, env, threads)))
     return max(totals), max(bounds)
 
 
-def _samples(ranges: Mapping[str, tuple[int, int]]) -> list[dict[str, int]]:
+def sizes_to_try(ranges: Mapping[str, tuple[int, int]]) -> list[dict[str, int]]:
     """Bindings to try: each symbol at its ends, at powers of two and halfway between them, all together."""
     steps = max((hi.bit_length() for _, hi in ranges.values()), default=0)
     sizes = [0, *sorted({n << k >> 1 for k in range(steps + 1) for n in (2, 3)}), 1 << 62]
     envs = [{s: min(max(n, lo), hi) for s, (lo, hi) in ranges.items()} for n in sizes]
     return [dict(e) for e in dict.fromkeys(tuple(e.items()) for e in envs)]
-
-
-def check_arena(programs: Mapping[str, Program], graphs: Mapping[str, Graph], threads: int, budget: int) -> None:
-    """EffcError if the arena of an entry point does not fit ``budget`` bytes, with the bound that no placement of its
-    buffers can beat."""
-    for name, program in programs.items():
-        total, bound = arena_bytes(program, threads, ranges_of(program, graphs[name], "arena_budget"))
-        if total > budget:
-            raise EffcError(
-                f"arena_budget is {budget} bytes, but entry point {name} needs an arena of {total} bytes; in this "
-                f"order of instructions at least {bound} bytes are alive at one time",
-                pass_name="memory budget", hint=f"give arena_budget={total}, or the model smaller inputs",
-            )  # fmt: skip
 
 
 # Cutting large weights ------------------------------------------------------------------------------------------------
@@ -378,6 +372,8 @@ class _Plan:
     rows: int
     block: int  # the most that one instruction reads
     where: tuple[str, dict[str, Any]] | None  # that instruction, with its entry point
+    cutter: _Cutter
+    spilled: dict[str, dict[str, Any]]  # entry points whose arenas were made smaller, with what that took
 
     def size(self, index: int) -> int:
         return pages(self.arrays[index].nbytes)
@@ -389,9 +385,32 @@ class _Plan:
 
 def _prepare(
     programs: Mapping[str, Program], arrays: Sequence[Array], target: CpuTarget, threads: int,
-    ranges: Mapping[str, Mapping[str, tuple[int, int]]], piece: int, states: int,
+    ranges: Mapping[str, Mapping[str, tuple[int, int]]], piece: int, states: int, limit: int | None,
 ) -> _Plan:  # fmt: skip
     c = _Cutter(programs, arrays, target, piece, threads).run()
+    spilled = {} if limit is None else _limit_arenas(c, threads, ranges, limit, "arena_budget")
+    return _measured(c, threads, ranges, states, spilled)
+
+
+def _limit_arenas(
+    c: _Cutter, threads: int, ranges: Mapping[str, Mapping[str, tuple[int, int]]], limit: int, option: str
+) -> dict[str, dict[str, Any]]:
+    """Makes the programs run in arenas of at most ``limit`` bytes, as ``arena_budget`` does."""
+    from . import spilling
+
+    out = {}
+    for n, p in c.programs.items():
+        c.programs[n], report = spilling.shrunk(n, p, threads, ranges[n], limit, option)
+        report.pop("at", None)
+        if report["changed"]:
+            out[n] = report
+    return out
+
+
+def _measured(
+    c: _Cutter, threads: int, ranges: Mapping[str, Mapping[str, tuple[int, int]]], states: int,
+    spilled: dict[str, dict[str, Any]],
+) -> _Plan:  # fmt: skip
     uses, fixed = _uses(c.programs)
     stays = {i for i in uses if c.arrays[i].nbytes < SMALL} | fixed
     steps: dict[str, list[list[int]]] = {n: [[] for _ in p["code"]] for n, p in c.programs.items()}
@@ -419,7 +438,7 @@ def _prepare(
         arena=-(-max((arena_bytes(p, threads, ranges[n])[0] for n, p in c.programs.items()), default=0) // 64) * 64,
         fixed=sum(-(-c.arrays[i].nbytes // 64) * 64 for i in stays) + states,
         rows=max((_chunk(c.arrays[i], True) + 2 * PAGE for i in c.tables), default=0),
-        block=block, where=where,
+        block=block, where=where, cutter=c, spilled=spilled,
     )  # fmt: skip
 
 
@@ -430,31 +449,41 @@ def _chunk(array: Array, table: bool) -> int:
 
 def fit(
     programs: Mapping[str, Program], graphs: Mapping[str, Graph], arrays: Sequence[Array], target: CpuTarget,
-    threads: int, budget: int,
+    threads: int, budget: int, arena: tuple[int, dict[str, Program]] | None = None,
 ) -> tuple[dict[str, Program], list[Array], Memory]:  # fmt: skip
-    """Programs and constants that run within ``budget`` bytes on at most ``threads`` threads, and how.
+    """Programs and constants that run within ``budget`` bytes on at most ``threads`` threads, and how. Where streaming
+    is not enough, the arena is made smaller, too. ``arena``: an arena_budget, and the programs within it.
 
     Raises EffcError with the least budget that would do, and what takes it: the arena with its scratch, what has to
     stay, and the weights of the instruction that reads the most, which have to be there together.
     """
+    from . import spilling
+
     ranges = {n: ranges_of(p, graphs[n], "memory_budget") for n, p in programs.items()}
+    limited = dict(programs) if arena is None else arena[1]
+    programs = {n: {k: v for k, v in p.items() if k != "others"} for n, p in programs.items()}
     states = _state_bytes(graphs)
     uses, fixed = _uses(programs)
     whole = sum(-(-arrays[i].nbytes // 64) * 64 for i in set(uses) | fixed) + states
-    arena = max((arena_bytes(p, threads, ranges[n])[0] for n, p in programs.items()), default=0)
-    if whole + arena <= budget:
-        report = {"budget": budget, "arena": arena, "weights": whole - states, "states": states, "streamed": 0}
-        return dict(programs), list(arrays), Memory(report)
+    most = max((arena_bytes(p, threads, ranges[n])[0] for n, p in limited.items()), default=0)
+    if whole + most <= budget:
+        report = {"budget": budget, "arena": most, "weights": whole - states, "states": states, "streamed": 0}
+        return limited, list(arrays), Memory(report)
     plan = None
     for piece in PIECES:
-        tried = _prepare(programs, arrays, target, threads, ranges, piece, states)
+        tried = _prepare(programs, arrays, target, threads, ranges, piece, states, arena and arena[0])
         if plan is None or tried.least < plan.least:
             plan = tried
         if plan.least <= budget:
             break
     assert plan is not None
     if plan.least > budget:
-        _refuse(plan, budget, states)
+        room = budget - (plan.least - plan.arena)
+        least = max(spilling.least(p, threads, ranges[n]) for n, p in plan.programs.items())
+        if least > room // 64 * 64:
+            _refuse(replace(plan, arena=least), budget, states)
+        spilled = _limit_arenas(plan.cutter, threads, ranges, room, "what memory_budget leaves the arena")
+        plan = _measured(plan.cutter, threads, ranges, states, spilled)
     return _scheduled(plan, budget, states, threads)
 
 
@@ -526,6 +555,7 @@ def _scheduled(plan: _Plan, budget: int, states: int, threads: int) -> tuple[dic
         "weights": sum(plan.arrays[i].nbytes for i in plan.order),
         "streamed": sum(plan.arrays[i].nbytes for i in plan.order if i not in stays),
         "stay": len(stays), "stream": len(plan.order) - len(stays), "cut": plan.cut, "entries": entries,
+        **({"spilled": plan.spilled} if plan.spilled else {}),
         "largest": {"entry": plan.where[0], "name": plan.where[1]["name"], "bytes": plan.block} if plan.where else None,
     }  # fmt: skip
     chunks = {i: _chunk(plan.arrays[i], i in plan.tables) for i in stored}
@@ -564,4 +594,4 @@ def _loads(steps: Sequence[Sequence[int]], size: Callable[[int], int], window: i
     return loads
 
 
-__all__ = ["Memory", "arena_bytes", "check_arena", "fit"]
+__all__ = ["Memory", "arena_bytes", "fit", "ranges_of", "sizes_to_try"]

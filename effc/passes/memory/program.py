@@ -213,8 +213,17 @@ def arena(program: Mapping[str, Any], env: Mapping[str, int], threads: int) -> i
     if said.get("static_bytes") is not None and said.get("threads") == threads:
         return int(said["static_bytes"])
     intervals = {i.id: i for i in blocks(program, env, threads)}
+    if said.get("fixed") and threads <= said["threads"]:
+        at = fixed_offsets(program)
+        return max((at[k] + aligned(i.bytes) for k, i in intervals.items()), default=0)
     sequences = said.get("sequences") or [list(intervals)]
     return min(height(intervals, seq, bool(said.get("apart"))) for seq in sequences)
+
+
+def fixed_offsets(program: Mapping[str, Any]) -> dict[int, int]:
+    """The offsets that a program states, by block as in :func:`blocks`."""
+    at = {i: v["offset"] for i, v in enumerate(program["values"]) if v["k"] == "temp" and "offset" in v}
+    return at | {-1 - k: ins["work_at"] for k, ins in enumerate(program["code"]) if "work_at" in ins}
 
 
 def height(intervals: Mapping[int, Interval], sequence: Sequence[int], apart: bool = False) -> int:
@@ -273,7 +282,12 @@ def from_program(
     made: set[int] = set()
     binders: dict[str, list[int]] = {}
     drawn = barrier = -1
-    changed = {where for ins in program["code"] for i in ins["out"] if (where := _place(values, i))[0] == "state"}
+    written_by: dict[Any, set[int]] = {}
+    for k, ins in enumerate(program["code"]):
+        for i in ins["out"]:
+            written_by.setdefault(_place(values, i), set()).add(k)
+    # What holds one thing now and another later: of tensors, ``writes`` tells.
+    changed = {w for w, by in written_by.items() if w[0] in ("state", "input") or (w[0] != "temp" and len(by) > 1)}
     for k, ins in enumerate(program["code"]):
         reads, writes = list(operands(ins)), list(ins["out"])
         after: set[int] = set()
@@ -286,6 +300,8 @@ def from_program(
                 (again if t in made else gives).append(t)
         takes += again
         places = [(_place(values, i), False) for i in reads] + [(_place(values, i), True) for i in writes]
+        if ins["op"] in ("spill", "refill"):
+            places.append((("far", ins["slot"]), ins["op"] == "spill"))
         subs = nested(ins)
         places += [(("state", state), True) for sub in subs for state in sorted(states(sub))]
         for where, written in places:
@@ -372,4 +388,15 @@ def _late_symbols(values: Sequence[Mapping[str, Any]], i: int, env: Mapping[str,
             return out - env.keys()
 
 
-__all__ = ["arena", "blocks", "from_program", "nbytes", "operands", "overwritable", "size", "storage", "workspace"]
+__all__ = [
+    "arena",
+    "blocks",
+    "fixed_offsets",
+    "from_program",
+    "nbytes",
+    "operands",
+    "overwritable",
+    "size",
+    "storage",
+    "workspace",
+]

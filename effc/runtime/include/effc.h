@@ -152,6 +152,19 @@ typedef struct effc_stream {
 } effc_stream;
 EFFC_API int32_t effc_stream_stats(const effc_model* model, effc_stream* out);
 
+/* What an artifact compiled with arena_budget copied out of its arena and back, counted since it was loaded. All zero
+ * for others. The copies lie in a file without a name in $TMPDIR (else /var/tmp, else /tmp), one for each run that was
+ * ever beside another. */
+typedef struct effc_spill {
+  uint64_t spills, spill_bytes;   /* copies out of the arena */
+  uint64_t refills, refill_bytes; /* copies back */
+  uint64_t ns;                    /* that both took */
+  uint64_t files;                 /* files opened: a warm run opens none */
+  int64_t file_bytes;             /* of the largest of them */
+  int32_t in_memory;              /* that folder is a tmpfs: what is spilled stays in memory, or swap */
+} effc_spill;
+EFFC_API int32_t effc_spill_stats(const effc_model* model, effc_spill* out);
+
 /* Memory allocations made by runs so far, by the whole process: a warm run with the same sizes makes none. */
 EFFC_API uint64_t effc_alloc_count(void);
 /* For a result that the caller allocates, of some MiB and more: asks for huge pages, so that writing it the first time

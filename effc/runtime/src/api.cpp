@@ -258,6 +258,14 @@ int32_t effc_stream_stats(const effc_model* model, effc_stream* out) {
   });
 }
 
+int32_t effc_spill_stats(const effc_model* model, effc_spill* out) {
+  return guarded([&] {
+    need(model && out, "effc_spill_stats got a NULL argument");
+    *out = effc_spill();
+    model->far().report(out);
+  });
+}
+
 uint64_t effc_alloc_count(void) { return g_allocs.load(); }
 void effc_prefer_huge_pages(void* data, size_t size) { prefer_huge_pages(data, int64_t(size)); }
 uint64_t effc_xxh3(const void* data, size_t size) { return xxh3_64(data, size); }

@@ -1,6 +1,7 @@
 #include "common.hpp"
 
 #include <sys/mman.h>
+#include <time.h>
 
 namespace effc_rt {
 
@@ -142,6 +143,12 @@ std::string shape_text(int rank, const int64_t* shape) {
   for (int i = 0; i < rank; ++i)
     text += (i ? ", " : "") + std::to_string(shape[i]);
   return text + (rank == 1 ? ",)" : ")");
+}
+
+uint64_t now_ns() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return uint64_t(t.tv_sec) * 1000000000u + uint64_t(t.tv_nsec);
 }
 
 }  // namespace effc_rt

@@ -84,5 +84,6 @@ bool is_row_major(int rank, const int64_t* shape, const int64_t* strides);
 void copy_strided(int rank, const int64_t* shape, int itemsize, void* dst, const int64_t* dst_strides, const void* src,
                   const int64_t* src_strides);
 std::string shape_text(int rank, const int64_t* shape);
+uint64_t now_ns();  // of a clock that only goes forward
 
 }  // namespace effc_rt

@@ -1,7 +1,6 @@
 #include "exec.hpp"
 
 #include <pthread.h>
-#include <time.h>
 
 #include <algorithm>
 
@@ -10,12 +9,6 @@
 namespace effc_rt {
 
 namespace {
-
-uint64_t now_ns() {
-  timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return uint64_t(t.tv_sec) * 1000000000u + uint64_t(t.tv_nsec);
-}
 
 int64_t read_integer(const View& v, const char* what) {
   if (!v.data) fail("%s has no data to read its value from", what);
@@ -207,7 +200,7 @@ Frame::Frame(Program& program, RunState& run) : program_(program), run_(run) {
   control_.assign(p.code.size(), -1);
   int n_control = 0;
   for (size_t i = 0; i < p.code.size(); ++i)
-    if (p.code[i].op != Instr::kCall && p.code[i].op != Instr::kRows) control_[i] = n_control++;
+    if (p.code[i].is_control()) control_[i] = n_control++;
   controls_ = std::vector<Control>(size_t(n_control));
   heap_.poison = poisoned();
   children_.resize(2 * size_t(n_control));
@@ -315,6 +308,7 @@ void Frame::adopt(std::shared_ptr<const Plan> plan) {
   } else {
     base_ = lent_ && plan->arena_bytes <= lent_bytes_ ? lent_ : arena_.reserve(plan->arena_bytes);
   }
+  if (plan->far_bytes > 0) far_.reserve(plan->far_bytes, *run_.far);
   char* arena = base_;
   plan_ = std::move(plan);
   for (size_t i = 0; i < p.code.size(); ++i)
@@ -383,6 +377,7 @@ void Frame::run(const View* inputs, Target* outputs) {
   outputs_ = outputs;
   run_.failed.store(false, std::memory_order_relaxed);
   if (heap_.poison) memset(base_, kPoison, size_t(plan_->arena_bytes));
+  if (plan_->far_bytes > 0) far_.mine(*run_.far);
   for (size_t v = 0; v < p.values.size() && p.has_late; ++v)
     if (p.values[v].late && p.values[v].root == int(v)) roots_[v] = nullptr;
   if (p.has_late) {
@@ -498,6 +493,22 @@ void Frame::rows(size_t i) {
   run_.streamer->count_rows(count);
 }
 
+void Frame::copy_far(size_t i) {
+  const Instr& c = program_.code[i];
+  const Plan::Work& work = plan_->work[i];
+  char* data = static_cast<char*>(slots_[size_t(c.first_slot)].data);
+  uint64_t start = now_ns();
+  if (c.op == Instr::kSpill) {
+    far_.write(work.far_at, data, work.far_bytes);
+  } else {
+    far_.read(work.far_at, data, work.far_bytes);
+  }
+  FarCounts& counts = *run_.far;
+  (c.op == Instr::kSpill ? counts.spills : counts.refills).fetch_add(1, std::memory_order_relaxed);
+  (c.op == Instr::kSpill ? counts.spilled : counts.refilled).fetch_add(uint64_t(work.far_bytes), std::memory_order_relaxed);
+  counts.ns.fetch_add(now_ns() - start, std::memory_order_relaxed);
+}
+
 void Frame::step(size_t i) {
   switch (program_.code[i].op) {
     case Instr::kCall: call(i); break;
@@ -505,6 +516,8 @@ void Frame::step(size_t i) {
     case Instr::kWhile: loop(i); break;
     case Instr::kScan: scan(i); break;
     case Instr::kRows: rows(i); break;
+    case Instr::kSpill:
+    case Instr::kRefill: copy_far(i); break;
   }
   if (program_.has_late)
     for (int v : program_.code[i].frees)

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "effc.h"
+#include "far.hpp"
 #include "program.hpp"
 #include "stream.hpp"
 #include "zip.hpp"
@@ -46,6 +47,7 @@ struct RunState {
   Session* session = nullptr;
   ProfileSlot* profile = nullptr;  // NULL: off
   Streamer* streamer = nullptr;    // NULL: all weights are mapped
+  FarCounts* far = nullptr;
   std::atomic<bool> failed{false};  // a kernel called effc_api::fail
   std::mutex error_lock;
   std::string error;  // from effc_api::fail; the first one counts
@@ -123,6 +125,7 @@ class Frame {
   void loop(size_t i);
   void scan(size_t i);
   void rows(size_t i);
+  void copy_far(size_t i);
   const char* streamed(size_t step, const Value& root) const;  // throws Error
   void finish_outputs(Target* outputs);
   // Makes room for an output of this shape, or checks that it fits the room there is.
@@ -163,6 +166,7 @@ class Frame {
   std::shared_ptr<const Plan> plan_;
   std::vector<int64_t> symbols_;
   Buffer arena_;
+  Far far_;
   char *lent_ = nullptr, *base_ = nullptr;  // base_: the arena in use
   int64_t lent_bytes_ = 0;
   std::vector<char*> roots_;  // by value id, for roots
@@ -214,6 +218,7 @@ class Model {
   int arena_blocks(int entry, const effc_array* in, int n_in, effc_block* blocks, int capacity);
   Entry& entry(int i);
   const Streamer* streamer() const { return streamer_.get(); }
+  const FarCounts& far() const { return far_; }
 
   int threads = 1;
   std::string manifest;
@@ -227,6 +232,7 @@ class Model {
   void load_code(const Json& manifest, const std::vector<ZipEntry>& files);
   void load_states(const Json& manifest);
   void load_entries(const Json& manifest);
+  void limit_threads(const Json& manifest);
   void verify_weights();
   struct Lease;
 
@@ -238,6 +244,7 @@ class Model {
   };
   Mapping file_;
   std::unique_ptr<Streamer> streamer_;
+  FarCounts far_;
   std::vector<std::unique_ptr<Buffer>> kept_;  // small weights of an artifact that streams the others
   std::vector<std::string> segment_paths_;
   std::vector<Chunk> chunks_;

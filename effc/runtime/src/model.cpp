@@ -112,6 +112,7 @@ Model::Model(const char* path, int want_threads) : file_(path) {
     linker.streamer = streamer_.get();
     threads = std::min(threads, streamer_->threads());  // the budget has room for the scratch of these
   }
+  limit_threads(j);
   load_segments(j, files);
   if (streamer_) streamer_->start(*j.find("memory"));
   load_states(j);
@@ -253,6 +254,16 @@ std::vector<IoInfo> read_ios(const Json& list, const Program& p, const std::vect
 
 }  // namespace
 
+// Scratch is for each thread: a limited arena has room for that of the threads it was planned for.
+void Model::limit_threads(const Json& manifest_json) {
+  for (const Json& item : manifest_json.object("entries").items) {
+    const Json* program = item.find("program");
+    const Json* arena = program ? program->find("arena") : nullptr;
+    const Json* planned = arena && arena->is_object() && arena->find("limit") ? arena->find("threads") : nullptr;
+    if (planned && planned->is_int() && planned->i > 0) threads = int(std::min<int64_t>(threads, planned->i));
+  }
+}
+
 void Model::load_entries(const Json& manifest_json) {
   const Json& list = manifest_json.object("entries");
   for (size_t k = 0; k < list.keys.size(); ++k) {
@@ -281,7 +292,7 @@ Entry& Model::entry(int i) {
 
 // A context borrowed from the entry's idle list. Contexts are as many as runs were ever concurrent.
 struct Model::Lease {
-  Lease(Entry& e, int threads, Streamer* streamer) : entry(e) {
+  Lease(Entry& e, int threads, Streamer* streamer, FarCounts* far) : entry(e) {
     {
       std::lock_guard<std::mutex> guard(short_lock());
       if (!e.idle.empty()) {
@@ -293,6 +304,7 @@ struct Model::Lease {
       context = std::make_unique<Context>(*e.program);
       context->state.threads = threads;
       context->state.streamer = streamer;
+      context->state.far = far;
       context->inputs.resize(e.inputs.size());
       context->outputs.resize(e.outputs.size());
     }
@@ -321,7 +333,7 @@ struct Model::Lease {
 void Model::infer(int index, const effc_array* in, int n_in, effc_array* out, int n_out) {
   Entry& e = entry(index);
   if (n_out != int(e.outputs.size())) fail("the model has %d outputs, %d were asked for", int(e.outputs.size()), n_out);
-  Lease lease(e, threads, streamer_.get());
+  Lease lease(e, threads, streamer_.get(), &far_);
   lease.take_inputs(in, n_in);
   lease.context->frame.bind(lease.context->inputs.data(), nullptr);
   const Program& p = *e.program;
@@ -339,7 +351,7 @@ void Model::infer(int index, const effc_array* in, int n_in, effc_array* out, in
 }
 
 void Model::arena(int index, const effc_array* in, int n_in, int64_t* bytes, int64_t* bound) {
-  Lease lease(entry(index), threads, streamer_.get());
+  Lease lease(entry(index), threads, streamer_.get(), &far_);
   lease.take_inputs(in, n_in);
   lease.context->frame.bind(lease.context->inputs.data(), nullptr);
   if (bytes) *bytes = lease.context->frame.plan().arena_bytes;
@@ -347,7 +359,7 @@ void Model::arena(int index, const effc_array* in, int n_in, int64_t* bytes, int
 }
 
 int Model::arena_blocks(int index, const effc_array* in, int n_in, effc_block* blocks, int capacity) {
-  Lease lease(entry(index), threads, streamer_.get());
+  Lease lease(entry(index), threads, streamer_.get(), &far_);
   lease.take_inputs(in, n_in);
   lease.context->frame.bind(lease.context->inputs.data(), nullptr);
   const std::vector<Plan::Placed>& placed = lease.context->frame.plan().placed;
@@ -366,7 +378,7 @@ void Model::run(int index, Session* use, const effc_array* in, int n_in, effc_ar
   if (&s.linker != &linker) fail("the session belongs to another model");
   std::unique_lock<std::mutex> turn;
   if (streamer_) turn = streamer_->turn();
-  Lease lease(e, threads, streamer_.get());
+  Lease lease(e, threads, streamer_.get(), &far_);
   Context& c = *lease.context;
   lease.take_inputs(in, n_in);
   for (int i = 0; i < n_in; ++i) {

@@ -191,6 +191,33 @@ void Program::plan_nested(const Instr& c, const Plan& plan, Plan::Work& work) co
   work.carries = carries;
 }
 
+// The far memory: slots one after the other, each as large as what is largest there.
+void Program::plan_far(Plan& plan) const {
+  std::vector<int64_t> slots;
+  for (size_t i = 0; i < code.size(); ++i) {
+    const Instr& c = code[i];
+    if (c.slot < 0) continue;
+    int id = c.op == Instr::kSpill ? c.in[0] : c.out[0];
+    const Value& v = values[size_t(id)];
+    const Plan::Place& at = plan.values[size_t(id)];
+    int64_t bytes = sub(at.hi, at.offset);
+    if (v.bytes != kNoDim && v.root == id) bytes = std::max(bytes, plan.env[size_t(v.bytes)]);
+    if (at.count > 0 && at.lo != at.offset) fail("the program is malformed: a spilled value with negative strides");
+    if (c.op == Instr::kRefill && plan.work[size_t(c.spill)].far_bytes != bytes)
+      fail("the program is malformed: instruction '%s' refills another number of bytes than were spilled", c.name.c_str());
+    plan.work[i].far_bytes = bytes;
+    if (slots.size() <= size_t(c.slot)) slots.resize(size_t(c.slot) + 1, 0);
+    slots[size_t(c.slot)] = std::max(slots[size_t(c.slot)], add(bytes, 4095) & ~int64_t(4095));
+  }
+  std::vector<int64_t> at(slots.size(), 0);
+  for (size_t k = 0; k < slots.size(); ++k) {
+    at[k] = plan.far_bytes;
+    plan.far_bytes = add(plan.far_bytes, slots[k]);
+  }
+  for (size_t i = 0; i < code.size(); ++i)
+    if (code[i].slot >= 0) plan.work[i].far_at = at[size_t(code[i].slot)];
+}
+
 std::shared_ptr<const Plan> Program::make_plan(const std::vector<int64_t>& symbol_values) const {
   auto plan = std::make_shared<Plan>();
   g_allocs.fetch_add(1, std::memory_order_relaxed);
@@ -236,7 +263,7 @@ std::shared_ptr<const Plan> Program::make_plan(const std::vector<int64_t>& symbo
   std::vector<Block> blocks;
   std::vector<int> ids;
   std::vector<int> block_of(values.size() + code.size(), -1);  // by value, then by instruction
-  bool fixed = !planned_threads || planned_threads == thread_count;
+  bool fixed = !planned_threads || planned_threads == thread_count || (limit && thread_count < planned_threads);
   auto put = [&](int id, int64_t bytes, int first, int last, int64_t at) {
     block_of[id >= 0 ? size_t(id) : values.size() + size_t(-1 - id)] = int(blocks.size());
     blocks.push_back({bytes, first, last, fixed ? at : -1});
@@ -260,7 +287,7 @@ std::shared_ptr<const Plan> Program::make_plan(const std::vector<int64_t>& symbo
     work.thread_scratch = env[c.thread_scratch];
     if (work.scratch < 0 || work.thread_scratch < 0) fail("a scratch size came out negative");
     work.thread_scratch = align64(work.thread_scratch);
-    if (c.op != Instr::kCall) plan_nested(c, *plan, work);
+    if (c.is_control()) plan_nested(c, *plan, work);
     int64_t bytes = add(add(align64(work.scratch), mul(work.thread_scratch, thread_count)),
                         add(std::max<int64_t>(work.nested, 0), work.carries));
     if (bytes > 0) put(-1 - int(i), bytes, int(i), int(i), c.work_at);
@@ -285,7 +312,24 @@ std::shared_ptr<const Plan> Program::make_plan(const std::vector<int64_t>& symbo
         if (!seen[b]) order.push_back(int(b));
       orders.push_back(std::move(order));
     }
-  plan->arena_bytes = plan_arena(blocks, int(code.size()), orders, &plan->lower_bound);
+  plan_far(*plan);
+  std::vector<Block> unplaced;
+  if (limit && fixed) {
+    unplaced = blocks;
+    for (Block& b : unplaced)
+      b.at = -1;
+  }
+  try {
+    plan->arena_bytes = plan_arena(blocks, int(code.size()), orders, &plan->lower_bound);
+  } catch (const Error&) {
+    if (unplaced.empty()) throw;
+    blocks.swap(unplaced);  // a size at which something is larger than at the bounds that were planned for
+    plan->arena_bytes = plan_arena(blocks, int(code.size()), orders, &plan->lower_bound);
+  }
+  if (limit && plan->arena_bytes > limit)
+    fail("these sizes need %lld bytes of temporary memory, arena_budget leaves %lld: give the model smaller inputs, or "
+         "compile it with a larger arena_budget",
+         static_cast<long long>(plan->arena_bytes), static_cast<long long>(limit));
   for (size_t b = 0; b < blocks.size(); ++b) {
     plan->placed.push_back({ids[b], blocks[b].first, blocks[b].last, blocks[b].bytes, blocks[b].at});
     if (ids[b] >= 0) {

@@ -315,6 +315,27 @@ struct Program::Reader {
     c.bytes = dim_or(j, "bytes", 0);
   }
 
+  // Copies between the arena and the far memory. A refill takes what the last spill of its slot wrote.
+  void read_copy(const Json& j, Instr& c, bool out, std::vector<int>& last_spill) {
+    c.op = out ? Instr::kSpill : Instr::kRefill;
+    c.in = value_ids(j, "in");
+    if (p.parent) bad("a nested program that spills");
+    if (c.in.size() != (out ? 1 : 0) || c.out.size() != (out ? 0 : 1)) bad("a copy to or from the far memory");
+    const Value& v = p.values[size_t(out ? c.in[0] : c.out[0])];
+    if (v.kind != Value::kTemp || v.late || p.values[size_t(v.root)].kind != Value::kTemp)
+      bad("a copy to or from the far memory of what is not in the arena");
+    c.slot = number(j.at("slot"), 0, 1 << 16, "a slot of the far memory");
+    if (last_spill.size() <= size_t(c.slot)) last_spill.resize(size_t(c.slot) + 1, -1);
+    int& last = last_spill[size_t(c.slot)];
+    if (out) {
+      last = int(p.code.size());
+    } else {
+      if (last < 0) bad("a refill of what was not spilled");
+      c.spill = last;
+    }
+    c.bytes = dim_or(j, "bytes", 0);
+  }
+
   // Which instruction reads which segments from where in the window.
   void read_stream(const Json& j) {
     const Json* stream = j.find("stream");
@@ -346,6 +367,8 @@ struct Program::Reader {
       for (size_t k = have; k < p.needs[i]; ++k, ++have)
         if (p.loads[k].after > int64_t(i)) bad("weights that come after their use");
   }
+
+  std::vector<int> last_spill;  // by slot: the instruction
 
   void read_instruction(const Json& j) {
     Instr c;
@@ -389,6 +412,8 @@ struct Program::Reader {
         nested(j, "body", c, 0, c.in.size(), n_out);
       } else if (op == "rows") {
         read_rows(j, c);
+      } else if (op == "spill" || op == "refill") {
+        read_copy(j, c, op == "spill", last_spill);
       } else {
         fail("the manifest's program has an unknown instruction '%s'", op.substr(0, 40).c_str());
       }
@@ -402,6 +427,10 @@ struct Program::Reader {
 
   void read_arena(const Json& j) {
     p.apart = j.flag("apart");
+    if (const Json* limit = j.find("limit")) {
+      if (!limit->is_int() || limit->i <= 0) bad("the limit of its arena");
+      p.limit = limit->i;
+    }
     if (const Json* t = j.find("threads"); t && t->is_int()) p.planned_threads = int(std::max<int64_t>(t->i, 0));
     const Json* list = j.find("sequences");
     if (!list) return;
@@ -495,7 +524,7 @@ std::unique_ptr<Program> Program::parse(const Json& j, const Linker& linker, Pro
   auto program = std::make_unique<Program>();
   program->parent = parent;
   program->thread_count = threads;
-  Reader{*program, linker, counter}.read(j);
+  Reader{*program, linker, counter, {}}.read(j);
   program->analyse();
   return program;
 }

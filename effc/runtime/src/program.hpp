@@ -75,7 +75,7 @@ struct Value {
 struct Program;
 
 struct Instr {
-  enum Op : uint8_t { kCall, kIf, kWhile, kScan, kRows };
+  enum Op : uint8_t { kCall, kIf, kWhile, kScan, kRows, kSpill, kRefill };
   Op op = kCall;
   bool late = false;
   effc_kernel_fn fn = nullptr;
@@ -94,10 +94,14 @@ struct Instr {
   bool reverse = false;
   std::vector<std::pair<int, int64_t>> tables;  // rows: segments, and how many rows each holds
   int64_t row_bytes = 0;
+  int slot = -1;   // spill, refill: where in the far memory
+  int spill = -1;  // refill: the instruction that wrote there last
   std::unique_ptr<Program> sub[2];  // then/else, cond/body, body
   int profile_id = 0;
   int first_slot = 0;  // of its operands in the frame's table of arguments
   int64_t work_at = -1;  // arena offset of its workspace in the static plan
+
+  bool is_control() const { return op == kIf || op == kWhile || op == kScan; }
 };
 
 struct Commit {
@@ -142,9 +146,10 @@ struct Plan {
     // Control flow: the arena of the nested programs, which take turns, and the second copies of carries behind it.
     // -1: their sizes are not known in time, they have memory of their own.
     int64_t nested = -1, nested_at = 0, carries = 0;
+    int64_t far_at = 0, far_bytes = 0;  // spill, refill: the copy in the far memory
   };
   std::vector<Work> work;
-  int64_t arena_bytes = 0, lower_bound = 0;
+  int64_t arena_bytes = 0, lower_bound = 0, far_bytes = 0;
   struct Placed {
     int id;  // a value, or -1 - instruction: its workspace
     int first, last;
@@ -168,6 +173,7 @@ struct Program {
   bool has_late = false, uses_state = false, fixed_offsets = false;
   bool apart = false;       // no two values share bytes
   int planned_threads = 0;  // the static offsets count on so many; 0: on any number
+  int64_t limit = 0;        // of the arena, which its offsets keep for fewer threads too; 0: none
   std::vector<std::vector<int>> sequences;  // in which to place blocks: values, and -1 - instruction
   int num_slots = 0;
   std::vector<std::pair<int, int>> external_slots;  // (slot, value): operands in caller or session memory
@@ -192,6 +198,7 @@ struct Program {
   struct Reader;
   std::shared_ptr<const Plan> make_plan(const std::vector<int64_t>& symbol_values) const;
   void plan_nested(const Instr& c, const Plan& plan, Plan::Work& work) const;
+  void plan_far(Plan& plan) const;
   void analyse();
   std::list<std::shared_ptr<const Plan>> plans_;  // most recent first; guarded by short_lock()
 };

@@ -6,7 +6,6 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -24,12 +23,6 @@ constexpr int kReaders = 2;                   // one asks while the other's answ
 constexpr int64_t kMaxChunk = int64_t(4) << 20;
 
 int64_t pages(int64_t n) { return add(n, kPage - 1) & ~(kPage - 1); }
-
-uint64_t now_ns() {
-  timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return uint64_t(t.tv_sec) * 1000000000u + uint64_t(t.tv_nsec);
-}
 
 bool off(const char* name) {
   const char* value = getenv(name);

@@ -150,6 +150,7 @@ class Options:
     target: CpuTarget
     num_threads: int | None = None
     memory: bool = True  # False: instructions as they come, nothing in place, each buffer apart
+    others: bool = False  # also the program's other ways to concatenate (``finish``), for a budget to choose from
     # Picks one of several ways to make the same call; None: the first, which is the backend's own rule.
     decide: Callable[[Sequence[Call]], Decision] | None = None
 
@@ -181,6 +182,7 @@ class Lowering:
         self.decisions: list[dict[str, Any]] = [] if parent is None else parent.decisions
         self._undecided: dict[str, Any] | None = None
         self.memory: dict[str, Any] = {}  # what planning did, for the report
+        self.others: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}  # values and code, see Options
 
     @property
     def target(self) -> CpuTarget:

@@ -8,7 +8,7 @@ run. Only kernels whose sums do not depend on strides are listed, so that result
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from ....ir import dims
@@ -39,9 +39,15 @@ def candidates(code: Sequence[Mapping[str, Any]]) -> list[int]:
     return [k for k, ins in enumerate(code) if ins.get("kernel") == KERNEL]
 
 
-def rewrite(values: Values, code: Code, which: Collection[int], kept: Collection[int]) -> tuple[Values, Code, int]:
+def rewrite(
+    values: Values,
+    code: Code,
+    which: Collection[int],
+    kept: Collection[int],
+    some: Callable[[Mapping[str, Any]], Collection[int]] | None = None,
+) -> tuple[Values, Code, int]:
     """The program with the parts of these concatenations made in place, as far as that is possible, and how many are.
-    ``kept``: storages that are results or states' next contents."""
+    ``kept``: storages that are results or states' next contents; ``some``: an instruction's operands that may be."""
     values, code = [dict(v) for v in values], [dict(ins) for ins in code]
     index = _Index(values, code)
     out: Code = []
@@ -49,7 +55,7 @@ def rewrite(values: Values, code: Code, which: Collection[int], kept: Collection
     for k in candidates(code):
         if k not in which:
             continue
-        done = _place(values, code, k, kept, index)
+        done = _place(values, code, k, kept, index, some(code[k]) if some else range(len(code[k]["in"])))
         placed += len(done)
         if done:
             code[k]["parts"] = done
@@ -95,8 +101,10 @@ def _dense(shape: Sequence[Dim], strides: Sequence[Dim], order: Sequence[int]) -
     return True
 
 
-def _place(values: Values, code: Code, k: int, kept: Collection[int], index: _Index) -> list[int]:
-    """Operands, by position, that are in place now."""
+def _place(
+    values: Values, code: Code, k: int, kept: Collection[int], index: _Index, some: Collection[int]
+) -> list[int]:
+    """Operands, by position, that are in place now; of ``some``."""
     from . import _size_hint
 
     ins = code[k]
@@ -114,7 +122,11 @@ def _place(values: Values, code: Code, k: int, kept: Collection[int], index: _In
     done: list[int] = []
     for at, x in enumerate(ins["in"]):
         n = values[x]["shape"][dim]
-        if _fits(values, code[k], x, kept, index) and _dense(values[x]["shape"], _strides(values[x]), order):
+        if (
+            at in some
+            and _fits(values, code[k], x, kept, index)
+            and _dense(values[x]["shape"], _strides(values[x]), order)
+        ):
             moved = _moved(values, code, k, x, inner * n, total, index)
             if moved is not None:
                 for i, (offset, steps) in moved.items():

@@ -34,18 +34,21 @@ def finish(cx: Lowering) -> dict[str, Any]:
     while outermost.parent is not None:
         outermost = outermost.parent
     arena = memory.arrange(cx, outputs, commits, _symbols(outermost.graph))
-    return compact(
-        {
-            "symbols": _symbols(cx.graph) if cx.parent is None else _own_symbols(cx.graph),
-            "values": cx.values,
-            "code": cx.code,
-            "inputs": list(range(len(cx.graph.inputs))),
-            "outputs": outputs,
-            "commits": commits,
-            "checks": [_check(c) for c in cx.graph.checks],
-            "arena": arena,
-        }
-    )
+    program: dict[str, Any] = {
+        "symbols": _symbols(cx.graph) if cx.parent is None else _own_symbols(cx.graph),
+        "values": cx.values,
+        "code": cx.code,
+        "inputs": list(range(len(cx.graph.inputs))),
+        "outputs": outputs,
+        "commits": commits,
+        "checks": [_check(c) for c in cx.graph.checks],
+        "arena": arena,
+    }
+    others = {
+        name: compact({**program, "values": values, "code": code, "arena": {}})
+        for name, (values, code) in cx.others.items()
+    }
+    return compact(program) | ({"others": others} if others else {})
 
 
 def compact(program: dict[str, Any]) -> dict[str, Any]:

@@ -95,6 +95,8 @@ def arrange(cx: Lowering, outputs: Sequence[int], commits: Sequence[Mapping[str,
     for other in ways[1:]:  # what is not copied is worth having where the arena is no larger
         if all(x <= y for x, y in zip(other.best.arenas, way.best.arenas)):
             way = other
+    if cx.options.others and cx.parent is None and concat.candidates(cx.code):
+        _other_ways(cx, ways[0], concat.kept_storages(cx.values, outputs, commits))
     cx.values[:], cx.code[:] = way.values, way.code
     if way.placed:
         cx.kernels.add("effc_copy")
@@ -188,6 +190,9 @@ def _apply(cx: Lowering, best: _Choice, p: Problem) -> None:
             cx.values[node[k].outs[0]]["alias"] = storage(cx.values, best.choices.inplace[k])
     cx.code[:] = [cx.code[k] for k in best.order]
     new = {ins.pop("was"): k for k, ins in enumerate(cx.code)}
+    for _, code in cx.others.values():
+        for ins in code:
+            ins["was"] = new.get(ins["was"])  # the same call in the program as it is written
     if cx.parent is None:
         for d in cx.decisions:
             if "at" in d:
@@ -229,6 +234,25 @@ def _concat_in_place(
         if all(x <= y for x, y in zip(reached, least)):
             chosen, taken, least = wanted, made, reached
     return [taken] if taken.placed else []
+
+
+def _other_ways(cx: Lowering, plain: _Way, kept: set[int]) -> None:
+    """What a budget may prefer: nothing in place, or of each concatenation only the operand that is made last. The
+    result then begins with that one, and the others need not lie in it until they are copied there."""
+    made: dict[int, int] = {}
+    for k, ins in enumerate(plain.code):
+        for i in ins["out"]:
+            made.setdefault(storage(plain.values, i), k)
+
+    def last(ins: Mapping[str, Any]) -> set[int]:
+        when = [made.get(storage(plain.values, x), -1) for x in ins["in"]]
+        return {when.index(max(when))}
+
+    late = concat.rewrite(plain.values, plain.code, concat.candidates(plain.code), kept, last)
+    cx.others["copied"] = [dict(v) for v in plain.values], [dict(ins) for ins in plain.code]
+    if late[2]:
+        cx.others["late"] = late[0], late[1]
+        cx.kernels.add("effc_copy")
 
 
 def _largest(ins: Mapping[str, Any], env: Mapping[str, int]) -> int:
