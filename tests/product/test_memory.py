@@ -106,13 +106,15 @@ def test_concatenations_are_gone(tmp_path: Path) -> None:
 
 
 def test_parts_that_are_made_early_stay_copies() -> None:
-    """A skip made inside its join would keep the whole of it alive from the encoder on: the other half is made in place,
-    and the arena is smaller than with both or none."""
+    """A skip made inside its join would keep the whole of it alive from the encoder on: the other half is made in
+    place, and the arena is smaller than with both or none."""
     model, args, shapes = MODELS["unet"]()
     memory = made(model, args, shapes).report["entries"]["main"]["memory"]
     assert memory["concat"]["in_place"] == 3, memory["concat"]
     largest = memory["plans"][0]
-    assert largest["proven"] and largest["arena"] < 0.9 * (2 << 30), "of 2 GiB with the outer join's two parts as copies"
+    assert largest["proven"] and largest["arena"] < 0.9 * (2 << 30), (
+        "of 2 GiB with the outer join's two parts as copies"
+    )
 
 
 def test_order_is_chosen(tmp_path: Path) -> None:

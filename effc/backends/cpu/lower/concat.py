@@ -40,8 +40,8 @@ def candidates(code: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def choices_of(values: Values, code: Code, k: int) -> list[tuple[int, ...]]:
-    """Which operands of a concatenation to make in place, by position: all of them; all but the one that is made first,
-    so that the result does not live from there on; the one that is made last alone."""
+    """Which operands of a concatenation to make in place, by position: all of them; all but the one that is made
+    first, so that the result does not live from there on; the one that is made last alone."""
     roots = [storage(values, x) for x in code[k]["in"]]
     made = {storage(values, o): j for j in range(k) for o in code[j]["out"]}
     late = sorted(range(len(roots)), key=lambda at: (made.get(roots[at], -1), at))
@@ -51,8 +51,8 @@ def choices_of(values: Values, code: Code, k: int) -> list[tuple[int, ...]]:
 def rewrite(
     values: Values, code: Code, which: Mapping[int, Collection[int]], kept: Collection[int]
 ) -> tuple[Values, Code, int]:
-    """The program with operands of these concatenations (by position) made in place, as far as that is possible, and how
-    many are. ``kept``: storages that are results or states' next contents."""
+    """The program with operands of these concatenations (by position) made in place, as far as that is possible, and
+    how many are. ``kept``: storages that are results or states' next contents."""
     values, code = [dict(v) for v in values], [dict(ins) for ins in code]
     index = _Index(values, code)
     out: Code = []
