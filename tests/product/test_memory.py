@@ -322,7 +322,7 @@ def anonymous(steady: Any, path: Path, *shapes: str) -> None:
 
 def test_the_process_grows_by_the_plan(steady: Any, tmp_path: Path) -> None:
     path, _ = saved(tmp_path / "m.effc", *large_unet())
-    anonymous(steady, path, "1x3x256x512")
+    anonymous(steady, path, "1x3x256x640")
 
 
 @pytest.mark.slow
