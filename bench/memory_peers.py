@@ -1,8 +1,9 @@
 """Arenas of the planners people have, for the same buffers, beside ours.
 
-    python -m bench.memory_peers GRAPH.json... [--made] [--executorch WHEEL_OR_FOLDER] [--ort MODEL...]
+    python -m bench.memory_peers GRAPH.json... [--made] [--executorch WHEEL_OR_FOLDER] [--ort [MODEL...]]
 
-Each GRAPH is one row, ``--made`` adds those that ``bench/graphs`` traces. Peers plan the order given, with nothing
+Each GRAPH is one row (``bench.lowered`` writes those of real models), ``--made`` adds those that ``bench/graphs``
+traces. Peers plan the order given, with nothing
 rewritten; so does "ours, given"; "ours" chooses the order too, and "rewritten" also what is overwritten and made in
 place. All are bytes of the arena, inputs and parameters not counted, a buffer live from its maker to its last reader.
 
@@ -10,10 +11,12 @@ place. All are bytes of the arena, inputs and parameters not counted, a buffer l
   executorch``) or a folder that it was unpacked into. What that module imports from its package, and none of which
   ``greedy`` calls, is replaced by placeholders. Buffers of equal size come in the order in which they are made.
 - TVM: the pass ``StaticPlanBlockMemory`` of the installed package on a Relax function with these allocations and
-  opaque calls. It does not plan results, which are counted in full.
+  opaque calls. It does not plan results, which are counted in full. A call's workspace is an allocation that it alone
+  takes.
 - by size: largest first, each in the lowest gap that is free all its life.
 
-``--ort``: for models of the project (tests/models/zoo.py), effc's arena and by how much onnxruntime's CPU arena grows
+``--ort``: for models of the project (tests/models/zoo.py and bench/dense.py; all of them if none is named), how long
+compiling took and what of that was planning, effc's arena and by how much onnxruntime's CPU arena grows
 during three runs of a session in a process of its own, on one thread, as its log has it ("Extended allocation by"). It
 grows by powers of two by default; "as asked" is ``arena_extend_strategy`` kSameAsRequested. "before": its growth while
 the session is made, room that runs may use again; weights are reserved beside it and in neither. Each engine has its
@@ -23,7 +26,9 @@ own graph, after its own fusions, so this compares engines and not planners.
 from __future__ import annotations
 
 import argparse
+import json
 import math
+import os
 import sys
 import tempfile
 import time
@@ -115,6 +120,9 @@ def tvm(p: Problem) -> int:
                 shape = relax.ShapeExpr([p.tensors[t].bytes])
                 made[t] = builder.emit(relax.op.builtin.alloc_tensor(shape, "uint8", 0))
             args = [made[t] for t in (*dict.fromkeys(n.ins), *n.outs)]
+            if n.workspace:
+                shape = relax.ShapeExpr([n.workspace])
+                args.append(builder.emit(relax.op.builtin.alloc_tensor(shape, "uint8", 0)))
             builder.emit(relax.Call(relax.ExternFunc("f"), args, ty_args=[relax.TupleType([])]))
         results = [made[t] for n in p.nodes for t in n.outs if p.tensors[t].kind == "output"]
         builder.emit_func_output(relax.Tuple(results))
@@ -212,7 +220,11 @@ def onnxruntime(name: str) -> dict[str, Any]:
     given = entry(name)
     module, args = given.load().module, given.bench()
     line: dict[str, Any] = {"model": name}
-    made = effc.compile(module, args)
+    began = time.perf_counter()
+    made = effc.compile(getattr(module, "onnx_file", module), args)
+    line["compile s"] = time.perf_counter() - began
+    line["planning s"] = made.report["entries"]["main"]["memory"]["seconds"]
+    line["share %"] = 100 * line["planning s"] / line["compile s"]
     line["effc"] = int(made.report["entries"]["main"]["arena"]["static_bytes"])
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -234,10 +246,17 @@ def main() -> None:
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--made", action="store_true", help="also the graphs that bench/graphs traces")
     parser.add_argument("--executorch", type=Path, help="its wheel, or a folder with it")
-    parser.add_argument("--ort", nargs="*", default=[], help="models to compare with onnxruntime's arena")
+    parser.add_argument("--ort", nargs="*", help="models to compare with onnxruntime's arena; none: all")
     args = parser.parse_args()
-    if args.ort:
-        lines = [onnxruntime(m) for m in args.ort]
+    if args.ort is not None:
+        from bench.dense import DENSE
+        from tests.models.zoo import ZOO
+
+        os.environ["EFFC_MODEL_CACHE"] = "0"
+        lines = []
+        for m in args.ort or dict.fromkeys((*ZOO, *DENSE)):
+            lines.append(onnxruntime(m))
+            print(json.dumps(lines[-1]), file=sys.stderr, flush=True)
         print(table([{k: v / MIB if isinstance(v, int) else v for k, v in x.items()} for x in lines]), end="\n\n")
     if not args.files and not args.made:
         return

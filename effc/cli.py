@@ -585,6 +585,8 @@ def cmd_inspect(a: argparse.Namespace) -> None:
                     f"  {k:4} {ins.get('kernel', ins['op'])} {ins.get('in', [])} -> {ins.get('out', [])}"
                     f"  {ins.get('name', '')}  {ins.get('loc', '')}"
                 )
+    for line in _shared(m):
+        print(line)
     if a.memory or a.picture:
         _memory(a, m)
 
@@ -603,6 +605,17 @@ def _memory(a: argparse.Namespace, manifest: Mapping[str, Any]) -> None:
     if a.picture:
         Path(a.picture).write_text(memory.svg(m))
         print(f"{a.picture}: tensors over time and address")
+
+
+def _shared(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """That entry points have one arena, and how much of it each takes."""
+    arena = manifest.get("report", {}).get("arena", {})
+    each = arena.get("entries", {})
+    if len(each) < 2:
+        return
+    parts = ", ".join(f"{n} {'any size' if b is None else f'{b:,}'}" for n, b in each.items())
+    total = "as large as the run that needs most" if arena["bytes"] is None else f"{arena['bytes']:,} bytes"
+    yield f"one arena for entry points that take turns, {total} ({parts}; at the largest sizes planned)"
 
 
 def _planned(manifest: Mapping[str, Any], name: str) -> Iterator[str]:

@@ -286,6 +286,7 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
             }
             for n in graphs
         },
+        "arena": shared_arena(parts),
         "notes": parts.notes,
         "model_cache": uncached or "stored",
         **({"memory": memory.report} if memory is not None else {}),
@@ -295,6 +296,18 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
     if cache is not None:
         cache.put(path)
     return _runnable(path, folder, t, options.num_threads)
+
+
+def shared_arena(parts: Any) -> dict[str, Any]:
+    """What runs that take turns hold: one arena, as large as the largest entry point's. Bytes at its largest planned
+    sizes, None where planning was off and sizes vary."""
+    need = {}
+    for name, program in parts.programs.items():
+        planned = [p["arena"] for p in parts.memory[name].get("plans", ())]
+        static = program["arena"]["static_bytes"]
+        need[name] = static if static is not None else max(planned, default=None)
+    known = [n for n in need.values() if n is not None]
+    return {"bytes": max(known) if len(known) == len(need) else None, "entries": need}
 
 
 MEMORY = "memory"  # in ``disable_passes``: the planning of memory, which follows lowering

@@ -98,6 +98,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "effc_profile_count": (_I, [_P, _I]),
     "effc_profile_get": (_I, [_P, _I, _I, ctypes.POINTER(Profile)]),
     "effc_arena": (_I, [_P, _I, _P, _I, ctypes.POINTER(ctypes.c_int64), ctypes.POINTER(ctypes.c_int64)]),
+    "effc_arenas": (_I, [_P, ctypes.POINTER(ctypes.c_int64), ctypes.POINTER(_I)]),
     "effc_arena_blocks": (_I, [_P, _I, _P, _I, _P, _I, ctypes.POINTER(_I)]),
     "effc_stream_stats": (_I, [_P, ctypes.POINTER(Stream)]),
     "effc_spill_stats": (_I, [_P, ctypes.POINTER(Spill)]),

@@ -203,6 +203,10 @@ class BoundEntry:
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         return self._entry._run_named(self.session, inputs)
 
+    def arena(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """As ``LoadedModel.arena``, for this entry point."""
+        return self._entry._arena(args, kwargs)
+
 
 class _Entry:
     """One entry point: its signature, and how a call becomes effc_run."""
@@ -636,6 +640,14 @@ class LoadedModel:
         """Bytes of temporary memory that a call with these arguments takes, and the bound that no plan can beat: the
         most that is alive at one time."""
         return self._default._arena(args, kwargs)
+
+    @property
+    def arenas(self) -> tuple[int, int]:
+        """Bytes of the arenas that runs have made since the model was loaded, and how many there are. Runs that take
+        turns share one, whichever entry points and sessions they are of; runs that overlapped in time had one each."""
+        total, count = ctypes.c_int64(), ctypes.c_int32()
+        _rt.check(_rt.lib().effc_arenas(self._ptr, ctypes.byref(total), ctypes.byref(count)))
+        return total.value, count.value
 
     @property
     def streaming(self) -> dict[str, int]:

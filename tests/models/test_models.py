@@ -135,6 +135,8 @@ def test_smollm2_decodes_as_eager(tmp_path: Path) -> None:
     got_other = generate(b.entry("prefill"), b.entry("decode"), other, 8)
     assert got == want
     assert got_other == want_other
+    need = [model.entry("prefill").arena(d.prompt, torch.tensor([0]))[0], model.entry("decode").arena(*d.decode)[0]]
+    assert need[0] > need[1] and model.arenas == (need[0], 1), "two entry points and two sessions, one arena"
     assert "Paris" in zoo.smollm2_tokenizer().decode(got)
 
     # Interleaved, the sessions do not disturb each other.

@@ -153,7 +153,7 @@ def joined(kernel: str = "map_x", **part: Any) -> tuple[Any, Any]:
 def test_parts_of_a_concatenation_move_into_it() -> None:
     values, code = joined()
     code[3] = call([3], [5])
-    new, rest, placed = concat.rewrite(values, code, [2], {5})
+    new, rest, placed = concat.rewrite(values, code, {2: (0, 1)}, {5})
     assert placed == 2 and [ins["kernel"] for ins in rest] == ["map_x", "map_y", "k"]
     assert (new[1]["k"], new[1]["base"], new[1]["offset"], new[1]["strides"]) == ("view", 3, 0, (100, 1, 25, 5))
     assert (new[2]["base"], new[2]["offset"], new[2]["strides"]) == (3, 2, (100, 1, 25, 5))
@@ -163,16 +163,16 @@ def test_parts_of_a_concatenation_move_into_it() -> None:
 
 def test_parts_that_cannot_move_are_copied() -> None:
     values, code = joined("gemm")
-    new, rest, placed = concat.rewrite(values, code, [2], {5})
+    new, rest, placed = concat.rewrite(values, code, {2: (0, 1)}, {5})
     assert placed == 1 and [ins["kernel"] for ins in rest] == ["gemm", "map_y", "effc_copy", "k"]
     copy = rest[2]
     assert copy["in"] == [1] and new[copy["out"][0]] == {
         "d": "f32", "k": "view", "base": 3, "shape": [1, 2, 4, 5], "offset": 0, "strides": (100, 1, 25, 5),
     }  # fmt: skip
-    assert concat.rewrite(values, code, [2], {1, 2, 5})[2] == 0, "what outlives the program stays"
+    assert concat.rewrite(values, code, {2: (0, 1)}, {1, 2, 5})[2] == 0, "what outlives the program stays"
     values, code = joined()
     code[2]["in"] = [1, 1]
-    assert concat.rewrite(values, code, [2], set())[2] == 0, "the same part twice"
+    assert concat.rewrite(values, code, {2: (0, 1)}, set())[2] == 0, "the same part twice"
 
 
 def test_a_view_that_would_leave_its_run_stays() -> None:

@@ -503,7 +503,7 @@ def test_damage_under_sanitizers(tmp_path: Path) -> None:
 
 def test_runs_under_sanitizers() -> None:
     """This folder's running tests, against the sanitizer build."""
-    tests = [str(Path(__file__).parent / f"test_runtime_{name}.py") for name in ("run", "state", "control")]
+    tests = [str(Path(__file__).parent / f"test_runtime_{name}.py") for name in ("run", "state", "control", "entries")]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests],
         capture_output=True,

@@ -1,7 +1,8 @@
-/* steady MODEL.effc RUNS SHAPE...: runs an artifact on made-up inputs of these shapes ("8x128", "-" for a scalar), in
- * turn with those of a second set after "/", and prints for each run what was allocated during it: calls of malloc and
- * its kin, calls of mmap, the runtime's own count, and by how many KiB the process's anonymous memory grew. At last, for
- * each set, the arena's bytes as planned. */
+/* steady MODEL.effc RUNS [@ENTRY] SHAPE...: runs an artifact on made-up inputs of these shapes ("8x128", "-" for a
+ * scalar), in turn with those of a second set after "/", each of the entry point named or the first, and prints for each
+ * run what was allocated during it: calls of malloc and its kin, calls of mmap, the runtime's own count, and by how many
+ * KiB the process's anonymous memory grew. At last, for each set, the arena's bytes as planned, and what the model's
+ * arenas hold. */
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -41,6 +42,7 @@ static long anonymous_kib(void) {
 }
 
 enum { MAX_IO = 16, MAX_SETS = 4 };
+static int entry[MAX_SETS], n_in[MAX_SETS], n_out[MAX_SETS];
 
 static int die(const char* what) {
   fprintf(stderr, "%s: %s\n", what, effc_last_error());
@@ -51,15 +53,19 @@ int main(int argc, char** argv) {
   effc_model* model;
   static effc_array in[MAX_SETS][MAX_IO], out[MAX_SETS][MAX_IO];
   if (argc < 3 || effc_load(argv[1], NULL, &model)) return die("load");
-  int n_in = effc_num_inputs(model, 0), n_out = effc_num_outputs(model, 0), sets = 1, k = 0;
+  int sets = 1, k = 0;
   for (int a = 3; a < argc; ++a) {
     if (!strcmp(argv[a], "/")) {
       ++sets;
       k = 0;
       continue;
     }
+    if (*argv[a] == '@') {
+      entry[sets - 1] = effc_find_entry(model, argv[a] + 1);
+      continue;
+    }
     effc_io io;
-    effc_input(model, 0, k, &io);
+    effc_input(model, entry[sets - 1], k, &io);
     int64_t shape[EFFC_MAX_RANK], count = 1;
     int rank = 0;
     for (char* s = argv[a]; *s && *s != '-';) {
@@ -76,8 +82,10 @@ int main(int argc, char** argv) {
     effc_array_init(&in[sets - 1][k++], data, io.dtype, rank, shape);
   }
   for (int s = 0; s < sets; ++s) {
-    if (effc_infer_shapes(model, 0, in[s], n_in, out[s], n_out)) return die("infer");
-    for (int i = 0; i < n_out; ++i) {
+    n_in[s] = effc_num_inputs(model, entry[s]);
+    n_out[s] = effc_num_outputs(model, entry[s]);
+    if (effc_infer_shapes(model, entry[s], in[s], n_in[s], out[s], n_out[s])) return die("infer");
+    for (int i = 0; i < n_out[s]; ++i) {
       int64_t bytes = 16;
       for (int d = 0; d < out[s][i].rank; ++d) bytes *= out[s][i].shape[d];
       out[s][i].data = malloc((size_t)bytes + 64);
@@ -89,15 +97,19 @@ int main(int argc, char** argv) {
     int s = run % sets;
     long kib = anonymous_kib(), before = mallocs, maps = mmaps;
     uint64_t counted = effc_alloc_count();
-    if (effc_run(model, 0, NULL, in[s], n_in, out[s], n_out)) return die("run");
+    if (effc_run(model, entry[s], NULL, in[s], n_in[s], out[s], n_out[s])) return die("run");
     before = mallocs - before, maps = mmaps - maps, counted = effc_alloc_count() - counted;
     printf("run %ld %ld %ld %ld\n", before, maps, (long)counted, anonymous_kib() - kib);
   }
   for (int s = 0; s < sets; ++s) {
     int64_t bytes, bound;
-    if (effc_arena(model, 0, in[s], n_in, &bytes, &bound)) return die("arena");
+    if (effc_arena(model, entry[s], in[s], n_in[s], &bytes, &bound)) return die("arena");
     printf("arena %lld %lld\n", (long long)bytes, (long long)bound);
   }
+  int64_t bytes;
+  int32_t count;
+  if (effc_arenas(model, &bytes, &count)) return die("arenas");
+  printf("arenas %lld %d\n", (long long)bytes, (int)count);
   effc_free(model);
   return 0;
 }

@@ -127,6 +127,11 @@ EFFC_API int32_t effc_profile_get(const effc_model* model, int32_t entry, int32_
 EFFC_API int32_t effc_arena(effc_model* model, int32_t entry, const effc_array* inputs, int32_t n_inputs,
                             int64_t* bytes, int64_t* lower_bound);
 
+/* Bytes of the arenas that runs have made since the model was loaded, and how many there are. Runs that take turns share
+ * one, whichever entry points they are of: it is as large as the largest of them needed. Runs that overlapped in time had
+ * one each. Results and states lie elsewhere. Either may be NULL. */
+EFFC_API int32_t effc_arenas(const effc_model* model, int64_t* bytes, int32_t* count);
+
 /* What lies in the arena for these inputs: a value of the program, or the workspace of an instruction (value -1), live
  * from instruction `first` to `last`, both included. Of control flow, the workspace holds all of the nested programs.
  * Fills in up to `capacity` blocks; `count` says how many there are. */

@@ -250,6 +250,13 @@ int32_t effc_arena_blocks(effc_model* model, int32_t entry, const effc_array* in
   });
 }
 
+int32_t effc_arenas(const effc_model* model, int64_t* bytes, int32_t* count) {
+  return guarded([&] {
+    need(model != nullptr, "effc_arenas got a NULL argument");
+    model->arenas(bytes, count);
+  });
+}
+
 int32_t effc_stream_stats(const effc_model* model, effc_stream* out) {
   return guarded([&] {
     need(model && out, "effc_stream_stats got a NULL argument");

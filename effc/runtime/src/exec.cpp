@@ -202,7 +202,7 @@ Frame::Frame(Program& program, RunState& run) : program_(program), run_(run) {
   for (size_t i = 0; i < p.code.size(); ++i)
     if (p.code[i].is_control()) control_[i] = n_control++;
   controls_ = std::vector<Control>(size_t(n_control));
-  heap_.poison = poisoned();
+  poison_ = own_heap_.poison = poisoned();
   children_.resize(2 * size_t(n_control));
   late_index_.assign(p.values.size(), -1);
   if (p.has_late) {
@@ -295,26 +295,37 @@ void Frame::check(bool late) {
     program_.check(plan_->env.data(), nullptr);
 }
 
-// Points everything that depends on sizes at the new plan: once per change of sizes, not once per run.
 void Frame::adopt(std::shared_ptr<const Plan> plan) {
-  const Program& p = program_;
   plan_ = nullptr;
-  if (run_.streamer && !p.parent) {  // the one that the budget has room for
-    if (plan->arena_bytes > run_.streamer->arena_bytes())
+  base_ = nullptr;
+  char* arena = nullptr;
+  if (program_.parent) arena = lent_ && plan->arena_bytes <= lent_bytes_ ? lent_ : arena_.reserve(plan->arena_bytes);
+  plan_ = std::move(plan);
+  if (program_.parent) attach(arena);
+}
+
+void Frame::use(Workspace& workspace) {
+  heap_ = &workspace.heap;
+  heap_->poison = poison_;
+  char* arena;
+  if (run_.streamer) {  // the one that the budget has room for
+    if (plan_->arena_bytes > run_.streamer->arena_bytes())
       fail("these sizes need %lld bytes of temporary memory, memory_budget leaves %lld: give the model smaller inputs, or "
            "compile it with a larger memory_budget",
-           static_cast<long long>(plan->arena_bytes), static_cast<long long>(run_.streamer->arena_bytes()));
-    base_ = run_.streamer->arena();
+           static_cast<long long>(plan_->arena_bytes), static_cast<long long>(run_.streamer->arena_bytes()));
+    arena = run_.streamer->arena();
   } else {
-    base_ = lent_ && plan->arena_bytes <= lent_bytes_ ? lent_ : arena_.reserve(plan->arena_bytes);
+    if (plan_->arena_bytes > workspace.arena.size) workspace.bytes.store(0, std::memory_order_relaxed);
+    arena = workspace.arena.reserve(plan_->arena_bytes);
+    workspace.bytes.store(workspace.arena.size, std::memory_order_relaxed);
   }
-  if (plan->far_bytes > 0) far_.reserve(plan->far_bytes, *run_.far);
-  char* arena = base_;
-  plan_ = std::move(plan);
-  for (size_t i = 0; i < p.code.size(); ++i)
-    if (control_[i] >= 0)
-      for (size_t k = 0; k < 2; ++k)
-        if (Frame* f = children_[2 * size_t(control_[i]) + k].get()) lend_to(i, *f);
+  if (plan_->far_bytes > 0) far_.reserve(plan_->far_bytes, *run_.far);
+  if (arena != base_) attach(arena);
+}
+
+// Points everything that depends on sizes at the plan and the arena: once per change of either, not once per run.
+void Frame::attach(char* arena) {
+  const Program& p = program_;
   for (size_t v = 0; v < p.values.size(); ++v) {
     const Value& value = p.values[v];
     if (value.root != int(v)) continue;
@@ -359,6 +370,11 @@ void Frame::adopt(std::shared_ptr<const Plan> plan) {
               work.thread_scratch,
               c.epilogue};
   }
+  base_ = arena;
+  for (size_t i = 0; i < p.code.size(); ++i)
+    if (control_[i] >= 0)
+      for (size_t k = 0; k < 2; ++k)
+        if (Frame* f = children_[2 * size_t(control_[i]) + k].get()) lend_to(i, *f);
 }
 
 void Frame::lend(char* arena, int64_t bytes) {
@@ -376,12 +392,12 @@ void Frame::run(const View* inputs, Target* outputs) {
   Program& p = program_;
   outputs_ = outputs;
   run_.failed.store(false, std::memory_order_relaxed);
-  if (heap_.poison) memset(base_, kPoison, size_t(plan_->arena_bytes));
+  if (poison_) memset(base_, kPoison, size_t(plan_->arena_bytes));
   if (plan_->far_bytes > 0) far_.mine(*run_.far);
   for (size_t v = 0; v < p.values.size() && p.has_late; ++v)
     if (p.values[v].late && p.values[v].root == int(v)) roots_[v] = nullptr;
   if (p.has_late) {
-    heap_.reset();
+    heap_->reset();
     for (LateValue& v : late_)
       v.resolved = false;
     late_symbols_ = symbols_;
@@ -521,7 +537,7 @@ void Frame::step(size_t i) {
   }
   if (program_.has_late)
     for (int v : program_.code[i].frees)
-      heap_.give(roots_[size_t(v)]);
+      heap_->give(roots_[size_t(v)]);
 }
 
 void Frame::call(size_t i) {
@@ -554,9 +570,9 @@ void Frame::call(size_t i) {
     r.call.scratch_bytes = env_[size_t(c.scratch)];
     r.call.thread_scratch_bytes = align64(env_[size_t(c.thread_scratch)]);
     if (r.call.scratch_bytes < 0 || r.call.thread_scratch_bytes < 0) fail("a scratch size came out negative");
-    if (r.call.scratch_bytes > 0) r.call.scratch = scratch[0] = heap_.take(r.call.scratch_bytes);
+    if (r.call.scratch_bytes > 0) r.call.scratch = scratch[0] = heap_->take(r.call.scratch_bytes);
     if (r.call.thread_scratch_bytes > 0)
-      r.call.thread_scratch = scratch[1] = heap_.take(mul(r.call.thread_scratch_bytes, run_.threads));
+      r.call.thread_scratch = scratch[1] = heap_->take(mul(r.call.thread_scratch_bytes, run_.threads));
   }
   int32_t status = c.fn(&r.call);
   if (status != 0 || run_.failed.load(std::memory_order_acquire)) {
@@ -566,7 +582,7 @@ void Frame::call(size_t i) {
   }
   if (c.late) {
     for (char* p : scratch)
-      if (p) heap_.give(p);
+      if (p) heap_->give(p);
     for (int v : c.out)
       if (program_.values[size_t(v)].dyn && !late_[size_t(late_index_[size_t(v)])].resolved)
         fail("kernel %s did not allocate its output", c.kernel.c_str());

@@ -75,9 +75,9 @@ class Heap {
  public:
   ~Heap();
   char* take(int64_t bytes);
-  bool poison = false;  // what is taken is filled with NaN
   void give(char* p);  // p may be foreign or NULL: ignored
   void reset();        // gives all
+  bool poison = false;  // what is taken is filled with NaN
  private:
   struct Entry {
     char* p;
@@ -88,6 +88,15 @@ class Heap {
   int64_t used_ = 0, peak_ = 0, total_ = 0;
 };
 
+// What a run needs besides what outlives it (results, states): the arena, and a heap for what only data size. Runs take
+// turns in it, whichever entry points they are of; runs that overlap in time have one each.
+struct Workspace {
+  Buffer arena;
+  Heap heap;
+  std::atomic<int64_t> bytes{0};  // of the arena, for those who ask while a run holds it
+  bool used = false;              // guarded by short_lock()
+};
+
 class Frame;
 struct CallRecord {  // `call` first: kernels hand back a pointer to it
   effc_call call;
@@ -95,13 +104,15 @@ struct CallRecord {  // `call` first: kernels hand back a pointer to it
   const Instr* instr;
 };
 
-// A program's memory: tensors, argument tables, arena. One thread at a time; kept and reused between runs.
+// The mutable side of a program: tensors and argument tables. One thread at a time; kept and reused between runs.
 class Frame {
  public:
   Frame(Program& program, RunState& run);
 
   // Binds symbols from the inputs (and the parent's), checks sizes, picks the plan. Throws Error.
   void bind(const View* inputs, const Frame* parent);
+  // The memory of the run to come; a nested program has its parent's, or its own. Throws Error.
+  void use(Workspace& workspace);
   // Executes the bound program.
   void run(const View* inputs, Target* outputs);
 
@@ -117,6 +128,7 @@ class Frame {
   };
 
   void adopt(std::shared_ptr<const Plan> plan);
+  void attach(char* arena);
   void check(bool late);
   void step(size_t i);
   void count(size_t i, uint64_t ns);  // for the profile
@@ -165,9 +177,9 @@ class Frame {
   RunState& run_;
   std::shared_ptr<const Plan> plan_;
   std::vector<int64_t> symbols_;
-  Buffer arena_;
+  Buffer arena_;                            // of a nested program whose sizes are not known in time
   Far far_;
-  char *lent_ = nullptr, *base_ = nullptr;  // base_: the arena in use
+  char *lent_ = nullptr, *base_ = nullptr;  // base_: the arena that all addresses are of; NULL: of none yet
   int64_t lent_bytes_ = 0;
   std::vector<char*> roots_;  // by value id, for roots
   std::vector<effc_tensor> slots_;
@@ -184,7 +196,8 @@ class Frame {
   std::vector<uint8_t> known_symbols_, known_env_;
   std::vector<int64_t> late_symbols_, env_;
   std::vector<int64_t> late_attrs_;
-  Heap heap_;
+  Heap own_heap_, *heap_ = &own_heap_;
+  bool poison_ = false;
 };
 
 struct IoInfo {
@@ -216,6 +229,7 @@ class Model {
   void run(int entry, Session* session, const effc_array* in, int n_in, effc_array* out, int n_out);
   void arena(int entry, const effc_array* in, int n_in, int64_t* bytes, int64_t* bound);
   int arena_blocks(int entry, const effc_array* in, int n_in, effc_block* blocks, int capacity);
+  void arenas(int64_t* bytes, int32_t* count) const;  // that runs have made so far
   Entry& entry(int i);
   const Streamer* streamer() const { return streamer_.get(); }
   const FarCounts& far() const { return far_; }
@@ -235,6 +249,7 @@ class Model {
   void limit_threads(const Json& manifest);
   void verify_weights();
   struct Lease;
+  struct Turn;
 
   struct Chunk {
     const uint8_t* data;
@@ -245,6 +260,7 @@ class Model {
   Mapping file_;
   std::unique_ptr<Streamer> streamer_;
   FarCounts far_;
+  std::vector<std::unique_ptr<Workspace>> workspaces_;  // guarded by short_lock()
   std::vector<std::unique_ptr<Buffer>> kept_;  // small weights of an artifact that streams the others
   std::vector<std::string> segment_paths_;
   std::vector<Chunk> chunks_;

@@ -19,6 +19,7 @@ struct Context {
   Frame frame;
   std::vector<View> inputs;
   std::vector<Target> outputs;
+  const Workspace* last = nullptr;  // that addresses are of; only to be compared
 };
 
 Entry::Entry() = default;
@@ -27,7 +28,7 @@ Entry::~Entry() = default;
 namespace {
 
 constexpr int64_t kVerifyAtLoad = int64_t(32) << 20;  // larger weights are verified at the first run
-constexpr size_t kMaxIdle = 64;                        // contexts kept per entry
+constexpr size_t kMaxIdle = 64;                        // contexts kept per entry, workspaces per model
 
 const ZipEntry& find(const std::vector<ZipEntry>& files, const std::string& path) {
   for (const ZipEntry& f : files)
@@ -330,6 +331,64 @@ struct Model::Lease {
   std::unique_ptr<Context> context;
 };
 
+// A workspace for one run: of those that are large enough the one that the context had last, so that addresses stay, or
+// the smallest; else the largest, which grows. There are as many as runs were ever under way at once.
+struct Model::Turn {
+  Turn(Model& m, Context& c) : model(m) {
+    const int64_t need = c.frame.plan().arena_bytes;
+    {
+      std::lock_guard<std::mutex> guard(short_lock());
+      for (const auto& w : m.workspaces_) {
+        if (w->used) continue;
+        const bool fits = w->arena.size >= need;
+        if (fits && w.get() == c.last) {
+          workspace = w.get();
+          break;
+        }
+        const bool best = workspace && workspace->arena.size >= need;  // so far, is large enough
+        if (!workspace || (fits != best ? fits : (w->arena.size < workspace->arena.size) == fits)) workspace = w.get();
+      }
+      if (workspace) workspace->used = true;
+    }
+    if (!workspace) {
+      auto made = std::make_unique<Workspace>();
+      g_allocs.fetch_add(1, std::memory_order_relaxed);
+      made->used = true;
+      workspace = made.get();
+      std::lock_guard<std::mutex> guard(short_lock());
+      m.workspaces_.push_back(std::move(made));
+    }
+    c.last = workspace;
+  }
+  ~Turn() {
+    std::unique_ptr<Workspace> dropped;  // destroyed outside the lock
+    std::lock_guard<std::mutex> guard(short_lock());
+    workspace->used = false;
+    if (model.workspaces_.size() <= kMaxIdle) return;
+    auto it = std::find_if(model.workspaces_.begin(), model.workspaces_.end(),
+                           [&](const auto& w) { return w.get() == workspace; });
+    dropped = std::move(*it);
+    model.workspaces_.erase(it);
+  }
+  Turn(const Turn&) = delete;
+  Model& model;
+  Workspace* workspace = nullptr;
+};
+
+void Model::arenas(int64_t* bytes, int32_t* count) const {
+  int64_t total = streamer_ ? streamer_->arena_bytes() : 0;
+  int32_t n = streamer_ ? 1 : 0;
+  if (!streamer_) {
+    std::lock_guard<std::mutex> guard(short_lock());
+    for (const auto& w : workspaces_) {
+      total += w->bytes.load(std::memory_order_relaxed);
+      ++n;
+    }
+  }
+  if (bytes) *bytes = total;
+  if (count) *count = n;
+}
+
 void Model::infer(int index, const effc_array* in, int n_in, effc_array* out, int n_out) {
   Entry& e = entry(index);
   if (n_out != int(e.outputs.size())) fail("the model has %d outputs, %d were asked for", int(e.outputs.size()), n_out);
@@ -407,6 +466,8 @@ void Model::run(int index, Session* use, const effc_array* in, int n_in, effc_ar
   try {
     std::unique_lock<std::mutex> lock(s.run_lock, std::defer_lock);
     if (e.program->uses_state) lock.lock();
+    Turn mine(*this, c);
+    c.frame.use(*mine.workspace);
     if (streamer_) streamer_->begin(*e.program);
     c.frame.run(c.inputs.data(), c.outputs.data());
     if (streamer_) streamer_->end();

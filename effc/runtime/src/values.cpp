@@ -56,7 +56,7 @@ void Frame::resolve(int v) {
   late.resolved = true;
 }
 
-char* Frame::heap_alloc(void* frame, int64_t bytes) { return static_cast<Frame*>(frame)->heap_.take(bytes); }
+char* Frame::heap_alloc(void* frame, int64_t bytes) { return static_cast<Frame*>(frame)->heap_->take(bytes); }
 
 void Frame::claim(Target& t, const Value& value, const int64_t* shape, int64_t bytes) {
   if (!t.data) {
@@ -89,7 +89,7 @@ void Frame::define(int v) {
       claim(t, owner, at.shape, bytes);
       roots_[size_t(root)] = t.data;
     } else {
-      roots_[size_t(root)] = heap_.take(bytes);
+      roots_[size_t(root)] = heap_->take(bytes);
     }
   }
   if (root != v) resolve(v);
@@ -119,7 +119,7 @@ void Frame::set_dynamic(int v, int rank, const int64_t* shape, char* data) {
       claim(t, value, shape, bytes);
       data = t.data;
     } else {
-      data = heap_.take(bytes);
+      data = heap_->take(bytes);
     }
   }
   late.place = {late.shape, late.strides, 0, count, 0, bytes, true};

@@ -8,7 +8,7 @@ run. Only kernels whose sums do not depend on strides are listed, so that result
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ....ir import dims
@@ -39,15 +39,20 @@ def candidates(code: Sequence[Mapping[str, Any]]) -> list[int]:
     return [k for k, ins in enumerate(code) if ins.get("kernel") == KERNEL]
 
 
+def choices_of(values: Values, code: Code, k: int) -> list[tuple[int, ...]]:
+    """Which operands of a concatenation to make in place, by position: all of them; all but the one that is made
+    first, so that the result does not live from there on; the one that is made last alone."""
+    roots = [storage(values, x) for x in code[k]["in"]]
+    made = {storage(values, o): j for j in range(k) for o in code[j]["out"]}
+    late = sorted(range(len(roots)), key=lambda at: (made.get(roots[at], -1), at))
+    return list(dict.fromkeys((tuple(range(len(roots))), tuple(sorted(late[1:])), tuple(late[-1:]))))
+
+
 def rewrite(
-    values: Values,
-    code: Code,
-    which: Collection[int],
-    kept: Collection[int],
-    some: Callable[[Mapping[str, Any]], Collection[int]] | None = None,
+    values: Values, code: Code, which: Mapping[int, Collection[int]], kept: Collection[int]
 ) -> tuple[Values, Code, int]:
-    """The program with the parts of these concatenations made in place, as far as that is possible, and how many are.
-    ``kept``: storages that are results or states' next contents; ``some``: an instruction's operands that may be."""
+    """The program with operands of these concatenations (by position) made in place, as far as that is possible, and
+    how many are. ``kept``: storages that are results or states' next contents."""
     values, code = [dict(v) for v in values], [dict(ins) for ins in code]
     index = _Index(values, code)
     out: Code = []
@@ -55,7 +60,7 @@ def rewrite(
     for k in candidates(code):
         if k not in which:
             continue
-        done = _place(values, code, k, kept, index, some(code[k]) if some else range(len(code[k]["in"])))
+        done = _place(values, code, k, which[k], kept, index)
         placed += len(done)
         if done:
             code[k]["parts"] = done
@@ -102,9 +107,9 @@ def _dense(shape: Sequence[Dim], strides: Sequence[Dim], order: Sequence[int]) -
 
 
 def _place(
-    values: Values, code: Code, k: int, kept: Collection[int], index: _Index, some: Collection[int]
+    values: Values, code: Code, k: int, wanted: Collection[int], kept: Collection[int], index: _Index
 ) -> list[int]:
-    """Operands, by position, that are in place now; of ``some``."""
+    """Operands, by position, that are in place now."""
     from . import _size_hint
 
     ins = code[k]
@@ -122,11 +127,8 @@ def _place(
     done: list[int] = []
     for at, x in enumerate(ins["in"]):
         n = values[x]["shape"][dim]
-        if (
-            at in some
-            and _fits(values, code[k], x, kept, index)
-            and _dense(values[x]["shape"], _strides(values[x]), order)
-        ):
+        fits = at in wanted and _fits(values, code[k], x, kept, index)
+        if fits and _dense(values[x]["shape"], _strides(values[x]), order):
             moved = _moved(values, code, k, x, inner * n, total, index)
             if moved is not None:
                 for i, (offset, steps) in moved.items():

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 STATES = 200_000  # of a search for an order
 WORK = 20_000_000  # of a search for offsets
 SECONDS = 3.0  # for all of a program
-CONCAT_TRIALS = 24  # sets of concatenations
+CONCAT_TRIALS = 24  # concatenations that are chosen one by one
+CONCAT_WORTH = 0.95  # of the arena: where it gets that small, another part may stay a copy
 CONCAT_SECONDS = 3.0  # for all of them: an outer guard
 LARGEST_SAMPLE = 1 << 14  # of a symbol without a bound, or with a far one
 TYPICAL = 512
@@ -203,7 +204,8 @@ def _concat_in_place(
     cx: Lowering, program: dict[str, Any], envs: Sequence[Mapping[str, int]], threads: int
 ) -> list[_Way]:
     """The program with operands of concatenations made inside the result, as many as there is room for without a larger
-    arena at any sample, in the order given: all of them, else one concatenation after the other, the largest first."""
+    arena at any sample, in the order given: all of them, then one concatenation after the other, the largest first. A
+    result lives from its first part on; where that costs room, parts that are made early stay copies."""
     which = concat.candidates(cx.code)
     operands_of = sum(len(cx.code[k]["in"]) for k in which)
     cx.memory["concat"] = {"instructions": len(which), "operands": operands_of, "in_place": 0}
@@ -220,18 +222,22 @@ def _concat_in_place(
         return out
 
     least = arenas(cx.values, cx.code)
-    chosen: list[int] = []
+    chosen: dict[int, tuple[int, ...]] = {}
     taken = _Way(cx.values, cx.code, 0)
-    by_bytes = sorted(which, key=lambda k: -_largest(cx.code[k], envs[0]))
-    for trial in [which, *([k] for k in by_bytes[:CONCAT_TRIALS])]:
-        wanted = sorted({*chosen, *trial})
+    choices = {k: concat.choices_of(cx.values, cx.code, k) for k in which}
+    by_bytes = sorted(which, key=lambda k: -_largest(cx.code[k], envs[0]))[:CONCAT_TRIALS]
+    trials = [{k: choices[k][0] for k in which}, *({k: parts} for k in by_bytes for parts in choices[k])]
+    for trial in trials:
+        wanted = {**chosen, **trial}
         if wanted == chosen or time.perf_counter() > until:
             continue
         made = _Way(*concat.rewrite(cx.values, cx.code, wanted, kept))
-        if made.placed <= taken.placed:
+        if made.placed == 0:
             continue
         reached = arenas(made.values, made.code)
-        if all(x <= y for x, y in zip(reached, least)):
+        # A copy more has to be worth it.
+        limit = least[0] if made.placed > taken.placed else CONCAT_WORTH * least[0]
+        if reached[0] <= limit and all(x <= y for x, y in zip(reached, least)):
             chosen, taken, least = wanted, made, reached
     return [taken] if taken.placed else []
 
@@ -239,16 +245,8 @@ def _concat_in_place(
 def _other_ways(cx: Lowering, plain: _Way, kept: set[int]) -> None:
     """What a budget may prefer: nothing in place, or of each concatenation only the operand that is made last. The
     result then begins with that one, and the others need not lie in it until they are copied there."""
-    made: dict[int, int] = {}
-    for k, ins in enumerate(plain.code):
-        for i in ins["out"]:
-            made.setdefault(storage(plain.values, i), k)
-
-    def last(ins: Mapping[str, Any]) -> set[int]:
-        when = [made.get(storage(plain.values, x), -1) for x in ins["in"]]
-        return {when.index(max(when))}
-
-    late = concat.rewrite(plain.values, plain.code, concat.candidates(plain.code), kept, last)
+    last = {k: concat.choices_of(plain.values, plain.code, k)[-1] for k in concat.candidates(plain.code)}
+    late = concat.rewrite(plain.values, plain.code, last, kept)
     cx.others["copied"] = [dict(v) for v in plain.values], [dict(ins) for ins in plain.code]
     if late[2]:
         cx.others["late"] = late[0], late[1]

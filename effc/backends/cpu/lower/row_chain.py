@@ -159,11 +159,12 @@ class _Chain:
         attrs: list[Dim] = [self.rows, p.rows, large, packing.TILE, p.floats]
         for s in self.stages:
             attrs += s.described()
-        few = _flag(large - self.rows)  # 0 where there are blocks
+        # Few rows are run all together, through scratch; blocks of rows have their results with each thread.
+        few = _flag(large - self.rows)
         work = max(s.thread_scratch for s in self.stages)  # type: ignore[type-var]
         cx.call(
             kernel, self.ins, flat, attrs, scratch=few * self.rows * p.floats * 4,
-            thread_scratch=p.rows * p.floats * 4 + work, n_own=len(self.ins),
+            thread_scratch=(1 - few) * p.rows * p.floats * 4 + work, n_own=len(self.ins),
         )  # fmt: skip
 
 
