@@ -3,8 +3,8 @@
     python -m bench.memory_peers GRAPH.json... [--made] [--executorch WHEEL_OR_FOLDER] [--ort [MODEL...]]
 
 Each GRAPH is one row (``bench.lowered`` writes those of real models), ``--made`` adds those that ``bench/graphs``
-traces. Peers plan the order given, with nothing
-rewritten; so does "ours, given"; "ours" chooses the order too, and "rewritten" also what is overwritten and made in
+traces. Peers plan the order given, with nothing rewritten; so does "ours, given"; "ours" chooses the order too, and
+"rewritten" also what is overwritten and made in
 place. All are bytes of the arena, inputs and parameters not counted, a buffer live from its maker to its last reader.
 
 - ExecuTorch: the code of ``greedy`` in ``exir/memory_planning.py``, read from a wheel (``pip download --no-deps
