@@ -225,7 +225,7 @@ def onnxruntime(name: str) -> dict[str, Any]:
     line["compile s"] = time.perf_counter() - began
     line["planning s"] = made.report["entries"]["main"]["memory"]["seconds"]
     line["share %"] = 100 * line["planning s"] / line["compile s"]
-    line["effc"] = int(made.report["entries"]["main"]["arena"]["static_bytes"])
+    line["effc"] = made.arena(*args)[0]
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         path = _onnx(module, args, work)
