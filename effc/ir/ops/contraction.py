@@ -154,16 +154,24 @@ def _inlined(b: Builder, *xs: Value, body: Graph) -> tuple[Value, ...]:
     return body.inline(b, xs)
 
 
-op(
+def region(name: str, doc: str) -> None:
+    """Declares an op that runs the nodes of its ``body`` as one kernel."""
+    op(
+        name,
+        "xs*",
+        {"body": Graph},
+        infer=lambda *xs, body: tuple(v.type for v in body.outputs),
+        category="contraction",
+        level="macro",
+        decompose=_inlined,
+        cost=body_cost,
+        doc=doc,
+    )
+
+
+region(
     "row_chain",
-    "xs*",
-    {"body": Graph},
-    infer=lambda *xs, body: tuple(v.type for v in body.outputs),
-    category="contraction",
-    level="macro",
-    decompose=_inlined,
-    cost=body_cost,
-    doc="Products with constant weights, and fused regions that reduce along rows only, as one kernel that runs them "
+    "Products with constant weights, and fused regions that reduce along rows only, as one kernel that runs them "
     "on a block of rows at a time; ``body`` holds them. Values between them and results are [*L, N] with the same L.",
 )
 

@@ -17,7 +17,7 @@ from ..dtypes import DType
 from ..graph import Builder, Graph
 from ..op import Cost, Sample, op, require, same_dim
 from ..types import TensorType
-from .contraction import body_cost
+from .contraction import region
 from .elementwise import random_array
 
 Array = np.ndarray[Any, Any]
@@ -281,29 +281,15 @@ op(
 )
 
 
-op(
+region(
     "conv_chain",
-    "xs*",
-    {"body": Graph},
-    infer=lambda *xs, body: tuple(v.type for v in body.outputs),
-    category="contraction",
-    level="macro",
-    decompose=lambda b, *xs, body: body.inline(b, xs),
-    cost=body_cost,
-    doc="[A convolution,] a depthwise and a pointwise one, with epilogues, as one kernel; ``body`` holds them.",
+    "[A convolution,] a depthwise and a pointwise one, with epilogues, as one kernel; ``body`` holds them.",
 )
 
 
-op(
+region(
     "conv_pair",
-    "xs*",
-    {"body": Graph},
-    infer=lambda *xs, body: tuple(v.type for v in body.outputs),
-    category="contraction",
-    level="macro",
-    decompose=lambda b, *xs, body: body.inline(b, xs),
-    cost=body_cost,
-    doc="A pointwise convolution and a depthwise one of its result, with epilogues, as one kernel; ``body`` has both.",
+    "A pointwise convolution and a depthwise one of its result, with epilogues, as one kernel; ``body`` has both.",
 )
 
 
