@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from torch import nn
 
 import effc
@@ -461,7 +461,9 @@ def rewritten_graphs(examples: int, steps: int, times: int = 1) -> tuple[int, in
     ``times`` random plans. Fusion leaves many of them a call or two, which have nothing to copy or to repeat."""
     did: list[tuple[int, int]] = []
 
-    @settings(max_examples=examples, derandomize=True, **COMMON)
+    # A seed of its own: derandomize= draws it from the source of ``one``, so that an edit changes every graph.
+    @seed(0)
+    @settings(max_examples=examples, **COMMON)
     @given(plans(steps=steps))
     def one(plan: Plan) -> None:
         for _ in range(times):
@@ -472,8 +474,8 @@ def rewritten_graphs(examples: int, steps: int, times: int = 1) -> tuple[int, in
 
 
 def test_random_graphs() -> None:
-    refills, repeated = rewritten_graphs(4, 20)
-    assert refills > 5 and repeated > 1, (refills, repeated)
+    refills, repeated = rewritten_graphs(16, 24, times=6)
+    assert refills > 20 and repeated > 20, (refills, repeated)
 
 
 @pytest.mark.slow
