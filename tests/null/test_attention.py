@@ -38,7 +38,7 @@ def run(
 ) -> Array:  # fmt: skip
     acc = DType.from_np(q.dtype).compute
     nr, e, ev, lk = panel_width(acc, lib.vlen), q.shape[3], v.shape[3], k.shape[2]
-    thread = acc.itemsize * (e * 256 + 2 * 192 * nr + ev * 256 + 192 * (e + ev) + 6 * 256)
+    thread = acc.itemsize * (e * 512 + 2 * 204 * nr + ev * 512 + 204 * (e + ev) + 6 * 512 + 16)
     parts = min(16, lk // 256)
     scratch = 16 * parts * (ev + 2) * 64 * acc.itemsize if parts > 1 else 0
     full = (*q.shape[:3], k.shape[2])

@@ -28,11 +28,13 @@ using gemm::max;
 using gemm::min;
 using gemm::Tile;
 
-constexpr int64_t kQB = 256;   /* query rows of a task, at most */
+constexpr int64_t kQB = 512;   /* query rows of a task, at most */
 constexpr int64_t kQFew = 64;  /* of one whose keys are split; also what a task should have at least */
-constexpr int64_t kKB = 192;   /* keys of a block: whole tiles */
+constexpr int64_t kKB = 204;   /* keys of a block: whole tiles */
 constexpr int64_t kPart = 256; /* keys of a part, at least */
 constexpr int64_t kParts = 16; /* parts, at most; also the number of tasks from which on keys are not split */
+
+constexpr int64_t kKept = 16;  /* elements: two integers, and no thread's share a line */
 
 constexpr double kLog2E = 1.4426950408889634;
 constexpr double kSlack = 8; /* by which scores may exceed their reference, as a power of two */
@@ -62,6 +64,35 @@ constexpr Micros make_micros() {
   fill_row<T, COLUMNS, 6>(t);
   return t;
 }
+/* Rows that are used soon but lie apart, so that the hardware does not see them coming: what K, V and queries are copied from and
+ * results are written to. The micro-kernels' prefetches, two lines each four steps, walk through them. */
+struct Ahead {
+  static constexpr int64_t kLines = 128; /* bytes of a row at once */
+  struct Rows {
+    const char* data;
+    int64_t stride, rows, bytes;
+  } rows[4];
+  int count = 0, current = 0;
+  int64_t row = 0, column = 0;
+
+  void add(const void* data, int64_t stride, int64_t n, int64_t bytes) {
+    if (n > 0 && bytes > 0) rows[count++] = {(const char*)data, stride, n, bytes};
+  }
+  /* What a tile of k steps prefetches. */
+  void next(Tile& t, const void* nothing) {
+    if (current == count) {
+      t.next = (const char*)nothing, t.next_step = 0;
+      return;
+    }
+    const Rows& r = rows[current];
+    t.next = r.data + row * r.stride + column, t.next_step = r.stride;
+    row += t.k / 4;
+    if (row < r.rows) return;
+    row = 0, column += kLines;
+    if (column >= r.bytes) column = 0, ++current;
+  }
+};
+
 template <class T>
 struct Kernels {
   static constexpr Micros rows = make_micros<T, false>(), columns = make_micros<T, true>();
@@ -90,14 +121,16 @@ struct Attention {
   bool causal, empty_nan, has_mask;
   int64_t offset, batches, heads, kv_heads, lq, lk, e, ev;
   int64_t group, units, unit_rows, blocks, parts; /* a unit: the rows that share keys and are tiled together */
+  int64_t share;                                  /* rows of a block */
   T scale, softcap;
 
-  static int64_t thread_elements(int64_t e, int64_t ev) { return e * kQB + 2 * kKB * NR + ev * kQB + kKB * (e + ev) + 6 * kQB; }
+  static int64_t thread_elements(int64_t e, int64_t ev) { return e * kQB + 2 * kKB * NR + ev * kQB + kKB * (e + ev) + 6 * kQB + kKept; }
   int64_t part_elements() const { return (ev + 2) * kQFew; }
   static int64_t padded(int64_t rows) { return ceil_div(rows, NR) * NR; }
 
   struct Scratch {
     T *qt, *s, *o, *kbuf, *vbuf, *mbuf, *top, *sum;
+    int64_t* kept; /* which keys kbuf and vbuf begin with, and how many of them they hold */
     S* rows;      /* of queries, as a prologue makes them */
     Index* limit; /* last key that a query sees */
   };
@@ -117,6 +150,19 @@ struct Attention {
     return (const S*)t.data + a * t.stride[0] + b * t.stride[1] + c * t.stride[2];
   }
 
+  struct Scaled {
+    T factor;
+    template <class X>
+    inline __attribute__((always_inline)) X operator()(X x, int64_t) const {
+      return x * factor;
+    }
+  };
+  struct Weighted { /* by a factor of each column */
+    const T* factor;
+    inline __attribute__((always_inline)) T operator()(T x, int64_t c) const { return x * factor[c]; }
+    inline __attribute__((always_inline)) V operator()(V x, int64_t c) const { return x * load(factor + c); }
+  };
+
   void load_queries(int64_t b, int64_t unit, int64_t r0, int64_t r1, const Scratch& w) const {
     const int64_t all = padded(r1 - r0);
     if (all != r1 - r0) memset((void*)(w.qt + e * (all - NR)), 0, sizeof(T) * e * NR);
@@ -124,18 +170,22 @@ struct Attention {
       if (call->epilogue && e > 0) call->epilogue(call, b, head, i, i + n, 0, e, w.rows, e);
       for (int64_t done = 0; done < n;) { /* panel by panel */
         const int64_t r = row + done, p = r / NR, c = r % NR, m = min(n - done, NR - c);
-        if (call->epilogue)
-          gemm::copy_block<T, S>(w.rows + done * e, 1, e, w.qt + p * e * NR + c, NR, e, m);
-        else
-          gemm::copy_block<T, S>(at(q, b, head, i + done), q.stride[3], q.stride[2], w.qt + p * e * NR + c, NR, e, m);
+        T* to = w.qt + p * e * NR + c;
+        const S* from = call->epilogue ? w.rows + done * e : at(q, b, head, i + done);
+        const int64_t stride = call->epilogue ? e : q.stride[2], step = call->epilogue ? 1 : q.stride[3];
+        if (step == 1 || e == 1) {
+          gemm::transpose<T, S>(from, stride, to, NR, m, e, Scaled{scale * T(kLog2E)});
+        } else {
+          gemm::copy_block<T, S>(from, step, stride, to, NR, e, m);
+          for (int64_t y = 0; y < e; ++y)
+            for (int64_t x = 0; x < m; ++x) to[y * NR + x] *= scale * T(kLog2E);
+        }
         done += m;
       }
       for (int64_t j = 0; j < n; ++j) w.limit[row + j] = (Index)max<int64_t>(-1, min(i + j + offset, lk - 1));
     });
     for (int64_t j = r1 - r0; j < all; ++j) w.limit[j] = w.limit[0];
-    for (int64_t j = 0; j < e * all; ++j) w.qt[j] *= scale * T(kLog2E);
     for (int64_t j = 0; j < all; ++j) w.top[j] = -__builtin_inf(), w.sum[j] = 0;
-    memset((void*)w.o, 0, sizeof(T) * ev * all);
   }
 
   /* dst[rows][cols] of rows that lie `stride` apart, likely on a page each: the hardware does not see the next one coming. */
@@ -147,23 +197,32 @@ struct Attention {
       if constexpr (__is_same(T, S)) memcpy((void*)dst, src, cols * sizeof(T));
     }
   }
-  /* A block of K or V with its columns side by side: in place, or in `buffer`. Returns the elements between its rows. */
-  static int64_t rows_of(const Tensor& t, const S* src, int64_t queries, int64_t rows, int64_t cols, T* buffer, const T** out) {
+  /* Whether rows of K or V are read where they are. */
+  static bool in_place(const Tensor& t, int64_t queries, int64_t cols) {
+    return __is_same(T, S) && (t.stride[3] == 1 || cols == 1) && (t.stride[2] == cols || queries <= 2 * NR);
+  }
+  /* A block of K or V with its columns side by side: in place, or in `buffer`, whose first `have` rows are there already. Returns
+   * the elements between its rows. */
+  static int64_t rows_of(const Tensor& t, const S* src, int64_t queries, int64_t have, int64_t rows, int64_t cols, T* buffer,
+                         const T** out) {
     if constexpr (__is_same(T, S)) {
-      const bool side_by_side = t.stride[3] == 1 || cols == 1;
-      if (side_by_side && (t.stride[2] == cols || queries <= 2 * NR)) {
+      if (in_place(t, queries, cols)) {
         *out = src;
         return t.stride[2];
       }
-      *out = buffer;
-      if (side_by_side) {
-        copy_rows(src, t.stride[2], buffer, rows, cols);
-        return cols;
-      }
     }
     *out = buffer;
-    gemm::copy_block<T, S>(src, t.stride[2], t.stride[3], buffer, cols, rows, cols);
+    if (have >= rows) return cols;
+    src += have * t.stride[2], buffer += have * cols, rows -= have;
+    if (__is_same(T, S) && (t.stride[3] == 1 || cols == 1))
+      copy_rows(src, t.stride[2], buffer, rows, cols);
+    else
+      gemm::copy_block<T, S>(src, t.stride[2], t.stride[3], buffer, cols, rows, cols);
     return cols;
+  }
+  /* Rows [i, i + n) of a head, to be prefetched. */
+  static void soon(Ahead& ahead, const Tensor& t, int64_t b, int64_t head, int64_t i, int64_t n, int64_t cols) {
+    if (t.stride[3] == 1 && t.stride[2] > cols) ahead.add(at(t, b, head, i), t.stride[2] * sizeof(S), n, cols * sizeof(S));
   }
 
   /* dst[key][query] = 0 where src[query][key] is true, else -inf. */
@@ -296,20 +355,38 @@ struct Attention {
     for (int c = 0; c < N; ++c) store(sum + c * L, total[c]);
   }
 
-  static void product(const gemm::Micro* micros, int stride, Tile& t, int64_t rows, int64_t row_bytes, T* c) {
+  static void product(const gemm::Micro* micros, int stride, Tile& t, int64_t rows, int64_t row_bytes, T* c, Ahead& ahead) {
     const int64_t tiles = ceil_div(rows, kMR);
     const char* a = (const char*)t.a;
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t m0 = i * rows / tiles, m1 = (i + 1) * rows / tiles;
       t.a = a + m0 * row_bytes;
       t.c = c + m0 * NR;
+      ahead.next(t, c);
       micros[(m1 - m0 - 1) * stride](&t);
     }
   }
 
+  struct Task {
+    int64_t i, b, unit, kv, r0, r1, k0, k1;
+  };
+  /* The rows of a task in q or in the result: of one head, if it has more than one. */
+  void soon_rows(Ahead& ahead, const Tensor& t, const Task& task, int64_t cols) const {
+    const int64_t head = task.unit * (heads / units) + task.r0 / lq, i = task.r0 % lq;
+    soon(ahead, t, task.b, head, i, min(task.r1 - task.r0, lq - i), cols);
+  }
+
+  Task task(int64_t i) const {
+    const int64_t part = i % parts, rest = i / parts, unit = rest / blocks % units;
+    const int64_t r0 = min(rest % blocks * share, unit_rows);
+    return {i, rest / blocks / units, unit, unit * kv_heads / units, r0, min(r0 + share, unit_rows),
+            lk * part / parts, lk * (part + 1) / parts};
+  }
+
   /* Rows [r0, r1) of a unit against keys [k0, k1): O^T, maxima and sums are left in w. */
-  void block(int64_t b, int64_t unit, int64_t r0, int64_t r1, int64_t k0, int64_t k1, const Scratch& w) const {
-    const int64_t kv = unit * kv_heads / units;
+  void block(const Task& task, const Task& after, const Scratch& w) const {
+    const int64_t b = task.b, unit = task.unit, kv = task.kv, r0 = task.r0, r1 = task.r1, k0 = task.k0;
+    int64_t k1 = task.k1;
     load_queries(b, unit, r0, r1, w);
     if (causal) {
       Index most = -1;
@@ -317,16 +394,36 @@ struct Attention {
       k1 = min<int64_t>(k1, (int64_t)most + 1);
     }
     const int64_t all = max<int64_t>(0, k1 - k0), key_blocks = ceil_div(all, kKB);
+    if (all == 0) memset((void*)w.o, 0, sizeof(T) * ev * padded(r1 - r0));
     for (int64_t kb = 0; kb < key_blocks; ++kb) {
       auto bound = [&](int64_t i) { return k0 + min(all, ceil_div(all * i, key_blocks * kMR) * kMR); };
       const int64_t j0 = bound(kb), j1 = bound(kb + 1);
       const T *ks, *vs;
-      const int64_t ldk = rows_of(k, at(k, b, kv, j0), r1 - r0, j1 - j0, e, w.kbuf, &ks);
-      const int64_t ldv = rows_of(v, at(v, b, kv, j0), r1 - r0, j1 - j0, ev, w.vbuf, &vs);
+      const int64_t keys_id = (b * kv_heads + kv) * lk + j0;
+      const int64_t have = w.kept[0] == keys_id ? w.kept[1] : 0;
+      const int64_t ldk = rows_of(k, at(k, b, kv, j0), r1 - r0, have, j1 - j0, e, w.kbuf, &ks);
+      const int64_t ldv = rows_of(v, at(v, b, kv, j0), r1 - r0, have, j1 - j0, ev, w.vbuf, &vs);
+      w.kept[0] = r1 - r0 <= 2 * NR ? -1 : keys_id, w.kept[1] = max(have, j1 - j0);
+      Ahead ahead;
+      if (kb + 1 < key_blocks) {
+        if (!in_place(k, r1 - r0, e)) soon(ahead, k, b, kv, j1, bound(kb + 2) - j1, e);
+        if (!in_place(v, r1 - r0, ev)) soon(ahead, v, b, kv, j1, bound(kb + 2) - j1, ev);
+      } else {
+        if (parts == 1) soon_rows(ahead, out, task, ev);
+        if (after.i != task.i) {
+          if (!call->epilogue) soon_rows(ahead, q, after, e);
+          const int64_t n = min(kKB, after.k1 - after.k0);
+          if (after.kv != kv || after.b != b || after.k0 != j0) {
+            if (!in_place(k, r1 - r0, e)) soon(ahead, k, after.b, after.kv, after.k0, n, e);
+            if (!in_place(v, r1 - r0, ev)) soon(ahead, v, after.b, after.kv, after.k0, n, ev);
+          }
+        }
+      }
       for (int64_t p = 0; p * NR < r1 - r0; ++p) {
         const int64_t rows = min<int64_t>(NR, r1 - r0 - p * NR);
         const int n = (int)ceil_div(rows, L);
         const Index* limit = w.limit + p * NR;
+        T* o = w.o + p * ev * NR;
         int64_t keys = j1 - j0; /* but those that none of the panel's queries sees */
         bool cut = false;
         if (causal) {
@@ -334,15 +431,17 @@ struct Attention {
           for (int64_t j = 1; j < rows; ++j) most = max(most, limit[j]), least = min(least, limit[j]);
           keys = min<int64_t>(keys, (int64_t)most + 1 - j0);
           cut = j1 - 1 > least;
-          if (keys <= 0) continue;
+          if (keys <= 0) {
+            if (kb == 0) memset((void*)o, 0, sizeof(T) * ev * NR);
+            continue;
+          }
         }
-        T* o = w.o + p * ev * NR;
         Tile t;
-        t.panel_stride = 0, t.ldc = NR, t.next = (const char*)w.s, t.next_step = 0;
+        t.panel_stride = 0, t.ldc = NR;
         t.k = e, t.accumulate = false;
         t.a = ks, t.lda = ldk * (int64_t)sizeof(T);
         t.b = w.qt + p * e * NR, t.ldb = NR;
-        product(&Kernels<T>::rows.fn[0][n - 1], kNV, t, keys, t.lda, w.s);
+        product(&Kernels<T>::rows.fn[0][n - 1], kNV, t, keys, t.lda, w.s, ahead);
         if (has_mask) load_mask(b, unit, r0 + p * NR, r0 + p * NR + rows, j0, j0 + keys, w);
         T *top = w.top + p * NR, *sum = w.sum + p * NR;
         const bool first = kb == 0;
@@ -352,35 +451,33 @@ struct Attention {
         }
         if (n == 2) softmax<2>(keys, j0, cut, first, limit, top, sum, o, w);
         if (n == 1) softmax<1>(keys, j0, cut, first, limit, top, sum, o, w);
-        t.k = keys, t.accumulate = true;
+        t.k = keys, t.accumulate = !first;
         t.a = vs, t.lda = ldv * (int64_t)sizeof(T);
         t.b = w.s;
-        product(&Kernels<T>::columns.fn[0][n - 1], kNV, t, ev, sizeof(T), o);
+        product(&Kernels<T>::columns.fn[0][n - 1], kNV, t, ev, sizeof(T), o, ahead);
       }
     }
   }
 
   /* O^T / sum to the result. */
   void finish(int64_t b, int64_t unit, int64_t r0, int64_t r1, const Scratch& w) const {
-    for (int64_t p = 0; p * NR < r1 - r0; ++p) {
-      T* o = w.o + p * ev * NR;
-      for (int c = 0; c < kNV; ++c) {
-        const V sum = load(w.sum + p * NR + c * L);
-        const V empty = splat(empty_nan && lk > 0 ? T(__builtin_nan("")) : T(0));
-        const V factor = sum == T(0) ? empty : T(1) / sum;
-        for (int64_t i = 0; i < ev; ++i) store(o + i * NR + c * L, load(o + i * NR + c * L) * factor);
-      }
+    const V empty = splat(empty_nan && lk > 0 ? T(__builtin_nan("")) : T(0));
+    for (int64_t j = 0; j < r1 - r0; j += L) {
+      const V sum = load(w.sum + j);
+      store(w.sum + j, sum == T(0) ? empty : T(1) / sum);
     }
     runs(unit, r0, r1, [&](int64_t head, int64_t i, int64_t row, int64_t n) {
       for (int64_t done = 0; done < n;) {
         const int64_t r = row + done, p = r / NR, c = r % NR, m = min(n - done, NR - c);
         S* dst = (S*)at(out, b, head, i + done);
         const T* src = w.o + p * ev * NR + c;
+        const Weighted weighted{w.sum + r};
         if (out.stride[3] == 1)
-          gemm::transpose<S, T>(src, NR, dst, out.stride[2], ev, m);
+          gemm::transpose<S, T>(src, NR, dst, out.stride[2], ev, m, weighted);
         else
           for (int64_t y = 0; y < m; ++y)
-            for (int64_t x = 0; x < ev; ++x) dst[y * out.stride[2] + x * out.stride[3]] = convert<S>(src[x * NR + y]);
+            for (int64_t x = 0; x < ev; ++x)
+              dst[y * out.stride[2] + x * out.stride[3]] = convert<S>(weighted(src[x * NR + y], y));
         done += m;
       }
     });
@@ -393,11 +490,12 @@ struct Attention {
     w.s = at, at += kKB * NR;
     w.mbuf = at, at += kKB * NR;
     w.o = at, at += ev * kQB;
-    w.kbuf = at, at += kKB * e;
-    w.vbuf = at, at += kKB * ev;
     w.top = at, at += kQB;
     w.sum = at, at += kQB;
     w.limit = (Index*)at, at += kQB;
+    w.kept = (int64_t*)at, at += kKept;
+    w.kbuf = at, at += kKB * e;
+    w.vbuf = at, at += kKB * ev;
     w.rows = (S*)at;
     return w;
   }
@@ -461,20 +559,21 @@ struct Attention {
     if (call->thread_scratch_bytes < (thread_elements(e, ev) + made) * (int64_t)sizeof(T) ||
         (parts > 1 && call->scratch_bytes < tasks * parts * part_elements() * (int64_t)sizeof(T)))
       return bad("scratch is too small");
-    const int64_t share = padded(ceil_div(unit_rows, blocks)); /* rows of a block */
+    share = padded(ceil_div(unit_rows, blocks));
+    const int32_t threads = call->api->num_threads(call->run);
+    for (int32_t t = 0; t < threads; ++t) scratch(t).kept[0] = -1;
     T* partial = (T*)call->scratch;
     const double work = 2.0 * min(unit_rows, share) * lk * (e + ev) / parts;
     const int64_t grain = max<int64_t>(1, (int64_t)(50000 / (work + 1)));
     gemm::parallel(call, tasks * parts, grain, [&](int64_t begin, int64_t end, int32_t worker) {
       const Scratch w = scratch(worker);
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t part = i % parts, task = i / parts;
-        const int64_t blk = task % blocks, unit = task / blocks % units, b = task / blocks / units;
-        const int64_t r0 = min(blk * share, unit_rows), r1 = min(r0 + share, unit_rows);
+        const Task now = task(i);
+        const int64_t r0 = now.r0, r1 = now.r1;
         if (r0 == r1) continue;
-        block(b, unit, r0, r1, lk * part / parts, lk * (part + 1) / parts, w);
+        block(now, i + 1 < tasks * parts ? task(i + 1) : now, w);
         if (parts == 1) {
-          finish(b, unit, r0, r1, w);
+          finish(now.b, now.unit, r0, r1, w);
         } else {
           T* dst = partial + i * part_elements();
           const int64_t all = padded(r1 - r0);
@@ -487,12 +586,11 @@ struct Attention {
     if (parts == 1) return 0;
     gemm::parallel(call, tasks, 1, [&](int64_t begin, int64_t end, int32_t worker) {
       const Scratch w = scratch(worker);
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t blk = task % blocks, unit = task / blocks % units, b = task / blocks / units;
-        const int64_t r0 = min(blk * share, unit_rows), r1 = min(r0 + share, unit_rows);
-        if (r0 == r1) continue;
-        merge(partial + task * parts * part_elements(), r1 - r0, w);
-        finish(b, unit, r0, r1, w);
+      for (int64_t i = begin; i < end; ++i) {
+        const Task now = task(i * parts);
+        if (now.r0 == now.r1) continue;
+        merge(partial + i * parts * part_elements(), now.r1 - now.r0, w);
+        finish(now.b, now.unit, now.r0, now.r1, w);
       }
     });
     return 0;

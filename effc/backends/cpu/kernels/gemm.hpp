@@ -261,24 +261,40 @@ constexpr Table make_table() {
 
 /* ---- moving data ---- */
 
-/* dst[c][r] = src[r][c] for r < rows, c < cols, dst rows ldd apart. */
 template <class T, class S>
-void transpose(const S* src, int64_t lds, T* dst, int64_t ldd, int64_t rows, int64_t cols) {
+auto longer() {
+  if constexpr (sizeof(T) >= sizeof(S))
+    return T{};
+  else
+    return S{};
+}
+struct Same {
+  template <class X>
+  inline __attribute__((always_inline)) X operator()(X x, int64_t) const {
+    return x;
+  }
+};
+
+/* dst[c][r] = f(src[r][c], c) for r < rows, c < cols, dst rows ldd apart; f takes a number of the longer type, or a vector of those
+ * from c on. */
+template <class T, class S, class F = Same>
+void transpose(const S* src, int64_t lds, T* dst, int64_t ldd, int64_t rows, int64_t cols, const F& f = F()) {
+  typedef decltype(longer<T, S>()) A;
   constexpr int64_t L = lanes<T>;
   int64_t r = 0;
   if constexpr (__is_same(T, S) || (__is_same(T, float) && (__is_same(S, f16) || __is_same(S, bf16)))) {
     for (; r + L <= rows; r += L) {
       int64_t c = 0;
       for (; c + L <= cols; c += L)
-        transpose_block([&](int i) { return load_wide(src + (r + i) * lds + c); }, dst + c * ldd + r, ldd);
+        transpose_block([&](int i) { return f(load_wide(src + (r + i) * lds + c), c); }, dst + c * ldd + r, ldd);
       for (; c < cols; ++c)
-        for (int64_t i = 0; i < L; ++i) dst[c * ldd + r + i] = convert<T>(src[(r + i) * lds + c]);
+        for (int64_t i = 0; i < L; ++i) dst[c * ldd + r + i] = f(convert<T>(src[(r + i) * lds + c]), c);
     }
   }
   for (; r < rows; r += 8) {
     const int64_t h = min<int64_t>(8, rows - r);
     for (int64_t c = 0; c < cols; ++c)
-      for (int64_t i = 0; i < h; ++i) dst[c * ldd + r + i] = convert<T>(src[(r + i) * lds + c]);
+      for (int64_t i = 0; i < h; ++i) dst[c * ldd + r + i] = convert<T>(f(convert<A>(src[(r + i) * lds + c]), c));
   }
 }
 

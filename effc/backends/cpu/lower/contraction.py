@@ -233,7 +233,7 @@ def lower_matmul_fused(cx: Lowering, node: Node) -> None:
 
 # Attention ------------------------------------------------------------------------------------------------------------
 
-_QUERIES, _FEW, _KEYS, _PART, _PARTS = 256, 64, 192, 256, 16  # kQB, kQFew, kKB, kPart, kParts of attention.hpp
+_QUERIES, _FEW, _KEYS, _PART, _PARTS, _KEPT = 512, 64, 204, 256, 16, 16  # kQB, kQFew, ..., kKept of attention.hpp
 
 
 @lowers("attention")
@@ -273,7 +273,7 @@ def _attention(
     out = cx.out(node, order=(0, 2, 1, 3))
     acc = q.dtype.compute
     nr = packing.panel_width(acc, cx.target.vlen)
-    thread = e * _QUERIES + 2 * _KEYS * nr + ev * _QUERIES + _KEYS * (e + ev) + 6 * _QUERIES
+    thread = e * _QUERIES + 2 * _KEYS * nr + ev * _QUERIES + _KEYS * (e + ev) + 6 * _QUERIES + _KEPT
     # Bound on the tasks that split their keys, times parts (Attention::run)
     parts = minimum(_PARTS, dims.floordiv(lk, _PART))
     partial = _flag(parts - 1) * _PARTS * parts * (ev + 2) * _FEW * acc.itemsize
