@@ -8,10 +8,11 @@
  *     O^T[e, queries] += V^T[e, keys] P^T[keys, queries]   V read column by column
  *
  * so that neither K nor V is transposed, and both products are the GEMM's micro-kernel. K and V are read in place, or where their
- * rows lie apart and many queries use them, from a copy of the block: rows of one page each cost more than the copy. log2(e) is
- * part of the scale of Q, so that scores are exponents of two. Query heads that share a key head and are short are rows of one
- * task. Few tasks over many keys (decoding) split the keys into a number of parts that depends on the shape alone; the parts'
- * sums are merged in order.
+ * rows lie apart and many queries use them, from a copy of the block: rows of one page each cost more than the copy. The rows of
+ * the next block and task are prefetched while products run, and a thread whose next task has the same block of keys keeps its
+ * copy. log2(e) is part of the scale of Q, so that scores are exponents of two. Query heads that share a key head and are short
+ * are rows of one task. Few tasks over many keys (decoding) split the keys into a number of parts that depends on the shape
+ * alone; the parts' sums are merged in order.
  */
 #ifndef EFFC_ATTENTION_HPP
 #define EFFC_ATTENTION_HPP
@@ -30,11 +31,10 @@ using gemm::Tile;
 
 constexpr int64_t kQB = 512;   /* query rows of a task, at most */
 constexpr int64_t kQFew = 64;  /* of one whose keys are split; also what a task should have at least */
-constexpr int64_t kKB = 204;   /* keys of a block: whole tiles */
+constexpr int64_t kKB = 300;   /* keys of a block: whole tiles */
 constexpr int64_t kPart = 256; /* keys of a part, at least */
 constexpr int64_t kParts = 16; /* parts, at most; also the number of tasks from which on keys are not split */
-
-constexpr int64_t kKept = 16;  /* elements: two integers, and no thread's share a line */
+constexpr int64_t kKept = 16;  /* elements of Scratch::kept and its padding */
 
 constexpr double kLog2E = 1.4426950408889634;
 constexpr double kSlack = 8; /* by which scores may exceed their reference, as a power of two */
@@ -387,6 +387,7 @@ struct Attention {
   void block(const Task& task, const Task& after, const Scratch& w) const {
     const int64_t b = task.b, unit = task.unit, kv = task.kv, r0 = task.r0, r1 = task.r1, k0 = task.k0;
     int64_t k1 = task.k1;
+    const bool keeps = r1 - r0 > 2 * NR; /* copies of K and V: with fewer rows they may be read in place */
     load_queries(b, unit, r0, r1, w);
     if (causal) {
       Index most = -1;
@@ -400,10 +401,10 @@ struct Attention {
       const int64_t j0 = bound(kb), j1 = bound(kb + 1);
       const T *ks, *vs;
       const int64_t keys_id = (b * kv_heads + kv) * lk + j0;
-      const int64_t have = w.kept[0] == keys_id ? w.kept[1] : 0;
+      const int64_t have = keeps && w.kept[0] == keys_id ? w.kept[1] : 0;
       const int64_t ldk = rows_of(k, at(k, b, kv, j0), r1 - r0, have, j1 - j0, e, w.kbuf, &ks);
       const int64_t ldv = rows_of(v, at(v, b, kv, j0), r1 - r0, have, j1 - j0, ev, w.vbuf, &vs);
-      w.kept[0] = r1 - r0 <= 2 * NR ? -1 : keys_id, w.kept[1] = max(have, j1 - j0);
+      w.kept[0] = keeps ? keys_id : -1, w.kept[1] = max(have, j1 - j0);
       Ahead ahead;
       if (kb + 1 < key_blocks) {
         if (!in_place(k, r1 - r0, e)) soon(ahead, k, b, kv, j1, bound(kb + 2) - j1, e);
@@ -561,7 +562,7 @@ struct Attention {
       return bad("scratch is too small");
     share = padded(ceil_div(unit_rows, blocks));
     const int32_t threads = call->api->num_threads(call->run);
-    for (int32_t t = 0; t < threads; ++t) scratch(t).kept[0] = -1;
+    for (int32_t t = 0; t < threads && min(share, unit_rows) > 2 * NR; ++t) scratch(t).kept[0] = -1;
     T* partial = (T*)call->scratch;
     const double work = 2.0 * min(unit_rows, share) * lk * (e + ev) / parts;
     const int64_t grain = max<int64_t>(1, (int64_t)(50000 / (work + 1)));

@@ -233,7 +233,7 @@ def lower_matmul_fused(cx: Lowering, node: Node) -> None:
 
 # Attention ------------------------------------------------------------------------------------------------------------
 
-_QUERIES, _FEW, _KEYS, _PART, _PARTS, _KEPT = 512, 64, 204, 256, 16, 16  # kQB, kQFew, ..., kKept of attention.hpp
+_QUERIES, _FEW, _KEYS, _PART, _PARTS, _KEPT = 512, 64, 300, 256, 16, 16  # kQB, kQFew, ..., kKept of attention.hpp
 
 
 @lowers("attention")
