@@ -62,6 +62,15 @@ LAYERS = [
     ("resnet50 3x3 64@56", 1, 64, 64, (56, 56), (3, 3), (1, 1), (1, 1), 1),
     ("resnet50 1x1 64-256@56", 1, 64, 256, (56, 56), (1, 1), (1, 1), (0, 0), 1),
     ("resnet50 3x3 s2 128@56", 1, 128, 128, (56, 56), (3, 3), (2, 2), (1, 1), 1),
+    ("resnet50 3x3 s2 256@28", 1, 256, 256, (28, 28), (3, 3), (2, 2), (1, 1), 1),
+    ("resnet50 3x3 s2 512@14", 1, 512, 512, (14, 14), (3, 3), (2, 2), (1, 1), 1),
+    ("resnet18 3x3 s2 64-128@56", 1, 64, 128, (56, 56), (3, 3), (2, 2), (1, 1), 1),
+    ("resnet18 3x3 s2 128-256@28", 1, 128, 256, (28, 28), (3, 3), (2, 2), (1, 1), 1),
+    ("resnet18 3x3 s2 256-512@14", 1, 256, 512, (14, 14), (3, 3), (2, 2), (1, 1), 1),
+    ("3x3 s2 16-32@160", 1, 16, 32, (160, 160), (3, 3), (2, 2), (1, 1), 1),
+    ("3x3 s2 32-64@160", 1, 32, 64, (160, 160), (3, 3), (2, 2), (1, 1), 1),
+    ("3x3 s2 64-128@80", 1, 64, 128, (80, 80), (3, 3), (2, 2), (1, 1), 1),
+    ("3x3 s2 32@28", 1, 32, 32, (28, 28), (3, 3), (2, 2), (1, 1), 1),
     ("resnet50 3x3 128@28", 1, 128, 128, (28, 28), (3, 3), (1, 1), (1, 1), 1),
     ("resnet50 1x1 512-128@28", 1, 512, 128, (28, 28), (1, 1), (1, 1), (0, 0), 1),
     ("resnet50 3x3 256@14", 1, 256, 256, (14, 14), (3, 3), (1, 1), (1, 1), 1),
@@ -174,21 +183,24 @@ def peers(layer: tuple[Any, ...], x: np.ndarray, w: np.ndarray, threads: int) ->
     return found
 
 
-def by_winograd(lib: KernelLibrary, x: np.ndarray, w: np.ndarray, pad: Any, threads: int) -> dict[str, Any]:
+def by_winograd(
+    lib: KernelLibrary, x: np.ndarray, w: np.ndarray, pad: Any, stride: int, threads: int
+) -> dict[str, Any]:
     """name -> function that runs n calls and returns seconds per call, by tile size."""
     found = {}
-    out = [s + 2 * p - 2 for s, p in zip(x.shape[2:], pad)]
-    taken = winograd.choose(w.shape[1], w.shape[0], winograd.Image(x.shape[0], *out))
+    out = [(s + 2 * p - 3) // stride + 1 for s, p in zip(x.shape[2:], pad)]
+    taken = winograd.choose(w.shape[1], w.shape[0], winograd.Image(x.shape[0], *out), stride)
     for tile in winograd.TILES:
         tiles = x.shape[0] * int(np.prod([-(-s // tile) for s in out]))
-        blocks = packing.rule(w.shape[1], w.shape[0], tile, lib.vlen, tiles)
-        packed = aligned(packing.pack(w, tile, lib.vlen, blocks.nv))
+        blocks = packing.rule(w.shape[1], w.shape[0], tile, lib.vlen, tiles, stride)
+        packed = aligned(packing.pack(w, tile, lib.vlen, blocks.nv, stride))
 
         def run(count: int, tile: int = tile, blocks: Any = blocks, packed: Any = packed) -> float:
             times = np.zeros(count)
             run_winograd(
-                lib, x, w, pad, tile, blocking=blocks, packed=packed, threads=threads, repeat=count, times=times
-            )
+                lib, x, w, pad, tile, stride=stride, blocking=blocks, packed=packed, threads=threads, repeat=count,
+                times=times,
+            )  # fmt: skip
             return float(times.mean())
 
         found[f"F{tile}{'*' * (tile == taken)}"] = run
@@ -228,8 +240,8 @@ def main() -> None:
             return float(times.mean())
 
         engines["effc"] = ours
-        if (kernel, stride, groups) == ((3, 3), (1, 1), 1) and ci >= 8:
-            engines |= by_winograd(lib, nhwc, w, pad, args.threads)
+        if (kernel, groups) == ((3, 3), 1) and stride in ((1, 1), (2, 2)) and ci >= 8:
+            engines |= by_winograd(lib, nhwc, w, pad, stride[0], args.threads)
         own = tuple(engines)
         if not args.alone:
             engines |= peers(layer, x, w, args.threads)

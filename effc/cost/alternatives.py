@@ -42,6 +42,12 @@ SETS: dict[str, Alternatives] = {
     for a in (
         # Winograd's weights lie in the artifact beside the direct sum's, and the larger the tile, the larger they are.
         Alternatives("conv_algorithm", ("direct", "F(2x2, 3x3)", "F(4x4, 3x3)"), "form_winograd", least=0.05),
+        Alternatives(
+            "strided_conv_algorithm",
+            ("direct", "F(2x2, 3x3) of stride 2", "F(4x4, 3x3) of stride 2"),
+            "form_winograd",
+            least=0.05,
+        ),
         Alternatives("conv_or_chain", ("apart", "chain"), "fuse_chains"),
         Alternatives("rows_or_chain", ("apart", "chain"), "fuse_rows"),
     )

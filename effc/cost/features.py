@@ -200,11 +200,13 @@ def conv(call: Call, cx: Context) -> dict[str, float]:
 @family("winograd", "effc_conv_winograd_f32")
 def winograd(call: Call, cx: Context) -> dict[str, float]:
     """effc_conv_winograd_*: see kernels/conv_winograd.hpp."""
+    from ..ir.ops.conv import winograd_side
+
     a, m = call.attrs, cx.machine
     batch, channels, _ = _spatial(call)
     oc, height, width = a[4], a[18], a[19]
     nv, block, cols, block_k, tile, shared = *a[20:24], *a[25:27]
-    lanes, positions = cx.vlen // 4, (tile + 2) ** 2
+    lanes, positions = cx.vlen // 4, winograd_side(tile, a[10]) ** 2
     tiles = batch * ceil_div(height, tile) * ceil_div(width, tile)
     weights = 4 * positions * channels * ceil_div(oc, lanes) * lanes
     blocks = ceil_div(tiles, block)
@@ -215,6 +217,7 @@ def winograd(call: Call, cx: Context) -> dict[str, float]:
         "o": lg(oc),
         "tiles": lg(tiles),
         "tile": float(tile),
+        "stride": float(a[10]),
         "steps": float(a[24]),
         "nv": float(nv),
         "block": lg(block),
@@ -337,6 +340,7 @@ def conv_or_chain(call: Call, cx: Context) -> dict[str, float]:
     }
 
 
+@family("strided_conv_algorithm", "strided_conv_algorithm")
 @family("conv_algorithm", "conv_algorithm")
 def conv_algorithm(call: Call, cx: Context) -> dict[str, float]:
     """The region of form_winograd: see passes/winograd.py, whose estimate is among the features."""
@@ -346,7 +350,7 @@ def conv_algorithm(call: Call, cx: Context) -> dict[str, float]:
     batch, c, _ = _spatial(call)
     o, height, width = a[4], a[18], a[19]
     image = Image(batch, height, width)
-    cost = costs(c, o, image)
+    cost = costs(c, o, image, a[9])
     out: dict[str, float] = {
         "way": float(a[-1]),
         "rule": float(a[-2]),

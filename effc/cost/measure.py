@@ -61,11 +61,11 @@ def graph_of(case: Case, forced: Ask | None = None) -> Graph:
     from ..backends.registry import find
     from ..passes.manager import PassReport, Pipeline
     from ..passes.pipeline import default
-    from ..passes.winograd import FormWinograd
+    from ..passes.winograd import SETS, FormWinograd
 
     b = Builder()
     g = b.graph([case.build(b)])
-    off = () if case.family == "conv_algorithm" else (FormWinograd.name,)
+    off = () if case.family in SETS.values() else (FormWinograd.name,)
     return Pipeline(default(replace(find("cpu").passes(), ask=forced)), disabled=off).run(g, PassReport())
 
 

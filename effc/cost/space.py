@@ -16,6 +16,7 @@ import numpy as np
 
 from ..ir.dtypes import DType
 from ..ir.graph import Builder, Value
+from ..ir.ops.conv import winograd_side
 from ..ir.types import TensorType
 from .calls import Call
 
@@ -152,23 +153,26 @@ def upsampling(rng: Rng) -> Case | None:
 
 @sampler("winograd")
 def winograd(rng: Rng) -> Case | None:
-    """3x3 convolutions by Winograd's algorithm, with tiles of 2 and 4."""
+    """3x3 convolutions by Winograd's algorithm, with tiles of 2 and 4, a fourth of them of stride 2."""
     c, o, batch, tile = size(rng, 8, 512), size(rng, 8, 512), int(rng.choice([1, 1, 2, 4])), int(rng.choice([2, 4]))
+    stride = int(rng.choice([1, 1, 1, 2]))
     side, pad = size(rng, 5, 160), ((1, 1), (1, 1))
     if 18.0 * batch * side**2 * c * o > MOST_FLOPS or 4 * batch * max(c, o) * side**2 > MOST_BYTES:
         return None
-    if 4 * (tile + 2) ** 2 * c * o > MOST_BYTES:
+    if 4 * winograd_side(tile, stride) ** 2 * c * o > MOST_BYTES:
         return None
-    seed = int(rng.integers(1 << 31))
+    seed, out = int(rng.integers(1 << 31)), (side - 1) // stride + 1
 
     def build(b: Builder) -> Value:
         r = np.random.default_rng(seed)
         x = b.op("permute", b.input("x", _type(batch, side, side, c)), dims=(0, 3, 1, 2))
         inner = Builder()
-        body = inner.graph([inner.input("acc", _type(batch, o, side, side))])
-        return b.op("conv_winograd", x, _constant(b, r, o, c, 3, 3), padding=pad, tile=tile, body=body)
+        body = inner.graph([inner.input("acc", _type(batch, o, out, out))])
+        w = _constant(b, r, o, c, 3, 3)
+        return b.op("conv_winograd", x, w, padding=pad, tile=tile, stride=stride, body=body)
 
-    return Case("winograd", f"winograd {batch}x{c}x{side} {o} F{tile}", build, ("effc_conv_winograd_f32",))
+    spec = f"winograd {batch}x{c}x{side} {o} F{tile}" + (f" s{stride}" if stride > 1 else "")
+    return Case("winograd", spec, build, ("effc_conv_winograd_f32",))
 
 
 @sampler("depthwise")
@@ -444,19 +448,34 @@ def conv_algorithm(rng: Rng) -> Case | None:
     return three(c, o, side, side, int(rng.choice([1, 1, 1, 2, 4])), str(rng.choice(["none", "bias", "relu", "relu"])))
 
 
-def three(c: int, o: int, height: int, width: int, batch: int, tail: str, pad: int = 1) -> Case | None:
+@sampler("strided_conv_algorithm")
+def strided_conv_algorithm(rng: Rng) -> Case | None:
+    """3x3 convolutions of stride 2: sizes of models' layers and some like them, and any."""
+    c, o, side = THREES[int(rng.integers(len(THREES)))]
+    if rng.random() < 0.7:
+        c, o, side = near(rng, c, 8), near(rng, o, 8), near(rng, 2 * side)
+    else:
+        c, o, side = size(rng, 8, 512), size(rng, 8, 512), size(rng, 4, 200)
+    tail = str(rng.choice(["none", "bias", "relu", "relu"]))
+    return three(c, o, side, side, int(rng.choice([1, 1, 1, 2, 4])), tail, stride=2)
+
+
+def three(c: int, o: int, height: int, width: int, batch: int, tail: str, pad: int = 1, stride: int = 1) -> Case | None:
     """A 3x3 convolution that may become one by Winograd's algorithm."""
-    pixels = batch * height * width
+    from ..passes.winograd import SETS
+
+    pixels = batch * height * width // stride**2
     if 18.0 * pixels * c * o > 3 * MOST_FLOPS or 4 * pixels * max(c, o) > MOST_BYTES or 144 * c * o > 2 * MOST_BYTES:
         return None
 
     def build(b: Builder) -> Value:
         x = b.op("permute", b.input("x", _type(batch, height, width, c)), dims=(0, 3, 1, 2))
         w, pads = _constant(b, np.random.default_rng(c), o, c, 3, 3), ((pad, pad), (pad, pad))
-        y = b.op("conv", x, w, stride=(1, 1), padding=pads, dilation=(1, 1), groups=1)
+        y = b.op("conv", x, w, stride=(stride, stride), padding=pads, dilation=(1, 1), groups=1)
         return _tail(b, y, tail, np.random.default_rng(o), 1)
 
-    return Case("conv_algorithm", f"three {batch}x{c}x{height}x{width} {o} p{pad} {tail}", build, ("effc_conv_",))
+    spec = f"three {batch}x{c}x{height}x{width} {o} p{pad} {tail}" + (f" s{stride}" if stride > 1 else "")
+    return Case(SETS[stride], spec, build, ("effc_conv_",))
 
 
 # Channels, their multiple between, channels afterwards, side, window and stride of inverted bottlenecks, in MobileNetV2
@@ -587,7 +606,7 @@ def like(call: Call) -> Case | None:
     x = call.ins[0]
     if x is None or any(t is not None and t.dtype not in ("f32", "u8") for t in call.ins):
         return None
-    if call.kernel in ("conv_algorithm", "effc_conv_winograd_f32"):
+    if call.kernel in ("conv_algorithm", "strided_conv_algorithm", "effc_conv_winograd_f32"):
         return _three_like(call)
     if call.kernel == "conv_or_chain":
         return _bottleneck_like(call)
@@ -608,13 +627,12 @@ def _three_like(call: Call) -> Case | None:
     a, x = call.attrs, call.ins[0]
     assert x is not None
     batch, c, height, width = x.shape
-    pad = a[12]
-    if a[13] != pad or (a[18], a[19]) != (height + 2 * pad - 2, width + 2 * pad - 2):
+    pad, stride = a[12], a[9]
+    if a[13] != pad or (a[18], a[19]) != tuple((s + 2 * pad - 3) // stride + 1 for s in (height, width)):
         return None
-    region = call.kernel == "conv_algorithm"
-    return three(
-        c, a[4], height, width, batch, "relu" if (a[21] if region else a[24] or call.epilogue) else "none", pad
-    )
+    region = call.kernel.endswith("conv_algorithm")
+    tail = "relu" if (a[21] if region else a[24] or call.epilogue) else "none"
+    return three(c, a[4], height, width, batch, tail, pad, stride)
 
 
 def _rows_like(call: Call) -> Case | None:

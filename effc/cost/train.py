@@ -37,7 +37,7 @@ PARAMETERS: Mapping[str, Any] = {
 ROUNDS = 300
 # Families whose ways are ranked: those where choosing has paid off (docs/cost.md). That of matrix products has not:
 # their ways differ by less than what was measured is good for. Nor has that of chains of convolutions, in whole models.
-RANKED = ("conv", "conv_algorithm", "rows_or_chain")
+RANKED = ("conv", "conv_algorithm", "strided_conv_algorithm", "rows_or_chain")
 PACE = "pace"
 STEADY = 0.15  # repeat error of a record that may say whether a choice was good
 MARGINS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, NEVER)

@@ -22,7 +22,10 @@ from .records import Writer
 from .space import SAMPLERS, Case
 
 # How often each sampler's turn comes: those with ways to choose among more often.
-TURNS = {"conv": 5, "matmul": 4, "map": 2, "conv_algorithm": 3, "conv_or_chain": 2, "rows_or_chain": 2}
+TURNS = {
+    "conv": 5, "matmul": 4, "map": 2,
+    "conv_algorithm": 3, "strided_conv_algorithm": 2, "conv_or_chain": 2, "rows_or_chain": 2,
+}  # fmt: skip
 # A case is measured again, after a pause, if others use more than ``calm`` of a CPU meanwhile; in the end it is kept.
 CALM, ATTEMPTS, PATIENCE = 0.1, 3, 4.0
 SWEEPS = (1 << 20, 48 << 20)

@@ -1,9 +1,10 @@
 """3x3 convolutions that take fewer multiplications by Winograd's algorithm become ``conv_winograd`` (Lavin and Gray,
 "Fast algorithms for convolutional neural networks", 2015).
 
-A tile of m x m results takes (m + 2)^2 multiplications for each pair of channels instead of 9 m^2, transforms of input
-and result, and (m + 2)^2 / 9 times the weights. :func:`costs` weighs these against each other. Tiles larger than 4 x 4
-are left out for their error: the contract is 1e-5 of the largest result for one op in f32.
+A tile of m x m results takes n^2 multiplications for each pair of channels instead of 9 m^2, transforms of input and
+result, and n^2 / 9 times the weights, where n is m + 2, or 2 m + 1 with stride 2. :func:`costs` weighs these against
+each other. Tiles larger than 4 x 4 are left out for their error: the contract is 1e-5 of the largest result for an op
+in f32.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from ..ir import dims
 from ..ir.dims import Dim
 from ..ir.dtypes import DType
 from ..ir.graph import Builder, Graph, Node, Value
+from ..ir.ops.conv import winograd_name, winograd_side
 from .manager import Pass, PassReport, in_subgraphs
 
 TILES = (2, 4)
 DIRECT = 0  # stands for no tiles
-WAYS = (DIRECT, *TILES)  # of conv_algorithm (effc/cost/alternatives.py)
+WAYS = (DIRECT, *TILES)  # of both sets of alternatives (effc/cost/alternatives.py)
+SETS = {1: "conv_algorithm", 2: "strided_conv_algorithm"}  # by stride
 # What things cost in operations at a core's peak, as measured on AVX2 (docs/benchmarks.md): an operation of the direct
 # sum, one of the transformed products, a value of the transformed input or of the sums, and a byte of the weights: they
 # come from memory once a run, while products are made of those that came before.
@@ -48,21 +51,21 @@ class Image:
         return self.batch * -(-self.height // m) * -(-self.width // m)
 
 
-def costs(c: int, o: int, image: Image) -> dict[int, float]:
+def costs(c: int, o: int, image: Image, stride: int = 1) -> dict[int, float]:
     """Estimated cost by tile size, DIRECT included, for c input and o output channels."""
     pixels = image.batch * image.height * image.width
     weights = 4 * c * o
     out = {DIRECT: max(DIRECT_OPERATION * 18 * pixels * c * o, PER_BYTE * 9 * weights)}
     for m in TILES:
-        tiles, positions = image.tiles(m), (m + 2) ** 2
+        tiles, positions = image.tiles(m), winograd_side(m, stride) ** 2
         work = tiles * positions * (PER_OPERATION * 2 * c * o + PER_VALUE * (c + o))
         out[m] = max(work, PER_BYTE * positions * weights)
     return out
 
 
-def choose(c: int, o: int, image: Image) -> int:
+def choose(c: int, o: int, image: Image, stride: int = 1) -> int:
     """The tile size for a convolution, or DIRECT."""
-    cost = costs(c, o, image)
+    cost = costs(c, o, image, stride)
     best = min(TILES, key=lambda m: cost[m])
     return best if min(c, o) >= LEAST_CHANNELS and GAIN * cost[best] <= cost[DIRECT] else DIRECT
 
@@ -83,7 +86,7 @@ def why_not(n: Node) -> str | None:
     a, w = n.attrs, n.operands[1]
     if n.types[0].rank != 4 or a["groups"] != 1 or a.get("output_padding") is not None:
         return "groups, or transposed"
-    if tuple(a["stride"]) != (1, 1) or tuple(a["dilation"]) != (1, 1):
+    if tuple(a["stride"]) not in ((1, 1), (2, 2)) or tuple(a["dilation"]) != (1, 1):
         return "stride or dilation"
     if n.operands[0].type.dtype is not DType.f32 or any(t.shape != n.types[0].shape for t in n.types):
         return "not f32, or an epilogue with a result of another shape"
@@ -96,22 +99,23 @@ def why_not(n: Node) -> str | None:
 
 
 def alternatives(n: Node, image: Image, rule: int) -> list[Call] | str:
-    """The convolution as a region of ``conv_algorithm``, or why it is none. Attributes: those of effc_conv_* up to the
-    result's size, extra operands, whether there is an epilogue. ``rule``: the index of the rule's own way."""
+    """The convolution as a region of its set of alternatives, or why it is none. Attributes: those of effc_conv_* up to
+    the result's size, extra operands, whether there is an epilogue. ``rule``: the index of the rule's own way."""
     if not all(isinstance(d, int) for t in (n.operands[0].type, n.types[0]) for d in t.shape):
         return DYNAMIC
     b, c, h, w = (int(d) for d in n.operands[0].shape)
     o = int(n.operands[1].shape[0])
     if min(c, o) < LEAST_CHANNELS:
         return f"with fewer than {LEAST_CHANNELS} channels"
-    pads = [p[0] for p in n.attrs["padding"]]
+    pads, stride = [p[0] for p in n.attrs["padding"]], n.attrs["stride"][0]
     x = Tensor("f32", (b, c, h, w), (h * w * c, 1, w * c, c))
     out = dense_tensor("f32", (b, 1, image.height * image.width, o))
-    attrs = (1, 0, 0, 1, o, 1, 3, 3, 1, 1, 1, 0, *pads, 1, 1, 1, 1, image.height, image.width)
+    attrs = (1, 0, 0, 1, o, 1, 3, 3, 1, stride, stride, 0, *pads, 1, 1, 1, 1, image.height, image.width)
     more = (len(n.operands) - 2, int(n.op == "conv_fused"))
     direct = 18 * image.batch * image.height * image.width * c * o
-    region = Call("conv_algorithm", (x, dense_tensor("f32", (o, c, 3, 3))), (out,), (*attrs, *more), 2, flops=direct)
-    return ways_of(region, rule, {i: 2 * image.tiles(m) * (m + 2) ** 2 * c * o for i, m in enumerate(WAYS) if m})
+    region = Call(SETS[stride], (x, dense_tensor("f32", (o, c, 3, 3))), (out,), (*attrs, *more), 2, flops=direct)
+    products = {i: image.tiles(m) * winograd_side(m, stride) ** 2 for i, m in enumerate(WAYS) if m}
+    return ways_of(region, rule, {i: 2 * n * c * o for i, n in products.items()})
 
 
 @dataclass(frozen=True)
@@ -134,11 +138,12 @@ class FormWinograd(Pass):
                 o, c = n.operands[1].shape[:2]
                 image = image_of(n, graph.symbols)
                 assert isinstance(o, int) and isinstance(c, int)
-                base, why = WAYS.index(choose(c, o, image)), explain(c, o, image)
+                stride = n.attrs["stride"][0]
+                base, why = WAYS.index(choose(c, o, image, stride)), explain(c, o, image, stride)
                 ways = alternatives(n, image, base)
-                tile = WAYS[decide(self.ask, ways, base, "conv_algorithm", why, n, report)]
+                tile = WAYS[decide(self.ask, ways, base, SETS[stride], why, n, report)]
                 if tile != DIRECT:
-                    report.count(f"{self.name}.tile{tile}")
+                    report.count(f"{self.name}.tile{tile}" + (f".stride{stride}" if stride != 1 else ""))
                     report.count(f"{self.name}.formed")
                     return _formed(b, n, ins, tile)
                 reason = f"direct is the better choice: {why}"
@@ -148,10 +153,10 @@ class FormWinograd(Pass):
         return graph.rebuild(rule)
 
 
-def explain(c: int, o: int, image: Image) -> str:
+def explain(c: int, o: int, image: Image, stride: int = 1) -> str:
     """The estimates in words."""
-    names = {m: f"F({m}x{m}, 3x3)" for m in TILES}
-    parts = (f"{names.get(m, 'direct')} {cost / 1e6:.3g}" for m, cost in costs(c, o, image).items())
+    names = {m: winograd_name(m, stride) for m in TILES}
+    parts = (f"{names.get(m, 'direct')} {cost / 1e6:.3g}" for m, cost in costs(c, o, image, stride).items())
     return "estimated Mflop of peak: " + ", ".join(parts)
 
 
@@ -160,4 +165,5 @@ def _formed(b: Builder, n: Node, ins: tuple[Value | None, ...], tile: int) -> An
     if body is None:
         inner = Builder(b.symbols)
         body = inner.graph([inner.input("acc", n.types[0])])
-    return b.op("conv_winograd", *ins, padding=n.attrs["padding"], tile=tile, body=body, loc=n.loc, name=n.name)
+    a = {"padding": n.attrs["padding"], "tile": tile, "stride": n.attrs["stride"][0], "body": body}
+    return b.op("conv_winograd", *ins, **a, loc=n.loc, name=n.name)

@@ -85,6 +85,55 @@ def test_right_and_equal_for_any_number_of_threads(channels: Any, shape: Any, pa
         assert torch.equal(m(y), results[0])
 
 
+class Strided(torch.nn.Module):
+    """Two convolutions of stride 2 beside each other, the second one added to the first, and a third after them."""
+
+    def __init__(self, a: int, b: int, padding: Any = 1) -> None:
+        super().__init__()
+        self.one = torch.nn.Conv2d(a, b, 3, stride=2, padding=padding)
+        self.two = torch.nn.Conv2d(a, b, 3, stride=2, padding=padding)
+        self.three = torch.nn.Conv2d(b, a, 3, stride=2, padding=1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.two(x) + torch.nn.functional.relu6(self.one(x)))
+        return torch.nn.functional.silu(self.three(y))
+
+
+@pytest.mark.parametrize(
+    "channels, shape, padding",
+    [((80, 128), (1, 57, 63), 1), ((100, 130), (2, 41, 33), (2, 0)), ((128, 96), (3, 34, 49), 0)],
+    ids=str,
+)
+def test_stride_2(channels: Any, shape: Any, padding: Any) -> None:
+    torch.manual_seed(channels[0])
+    net = Strided(*channels, padding=padding).eval()
+    n, h, w = shape
+    x = torch.randn(n, channels[0], h, w)
+    results = []
+    for threads in (1, 2):
+        m = effc.compile(net, (x,), num_threads=threads)
+        made = {k: v for k, v in stats(m).items() if k.startswith(NAME)}
+        assert made[f"{NAME}.formed"] == kernels(m)["effc_conv_winograd_f32"] >= 2
+        assert sum(v for k, v in made.items() if k.endswith(".stride2")) == made[f"{NAME}.formed"]
+        results.append(m(x))
+    with torch.no_grad():
+        want = net.double()(x.double())
+    assert torch.equal(*results)
+    close(results[0], want)
+
+
+def test_stride_2_with_dynamic_batch_and_image() -> None:
+    torch.manual_seed(3)
+    net = Strided(80, 96).eval()
+    n, h, w = (torch.export.Dim(d, min=1, max=200) for d in "nhw")
+    m = effc.compile(net, (torch.randn(2, 80, 60, 64),), dynamic_shapes=({0: n, 2: h, 3: w},))
+    assert stats(m)[f"{NAME}.formed"] == 3
+    for size in ((1, 1, 1), (2, 60, 64), (3, 7, 5), (1, 65, 2), (2, 3, 101)):
+        x = torch.randn(size[0], 80, *size[1:])
+        with torch.no_grad():
+            close(m(x), net(x), 2e-5)
+
+
 def test_dynamic_batch_and_image() -> None:
     torch.manual_seed(1)
     net = Net(24, 40).eval()
@@ -118,7 +167,11 @@ def test_not_finite_in_the_same_places() -> None:
 @pytest.mark.parametrize(
     "conv, reason",
     [
-        (torch.nn.Conv2d(32, 32, 3, stride=2, padding=1), "stride or dilation"),
+        (torch.nn.Conv2d(32, 32, 3, stride=3, padding=1), "stride or dilation"),
+        (torch.nn.Conv2d(32, 32, 3, stride=(1, 2), padding=1), "stride or dilation"),
+        (torch.nn.Conv2d(32, 32, 3, stride=2, dilation=2), "stride or dilation"),
+        (torch.nn.Conv2d(32, 32, 3, stride=2, groups=2), "groups"),
+        (torch.nn.Conv2d(16, 32, 3, stride=2, padding=1), "direct is the better choice"),
         (torch.nn.Conv2d(32, 32, 3, dilation=2), "stride or dilation"),
         (torch.nn.Conv2d(32, 32, 3, groups=2), "groups"),
         (torch.nn.Conv2d(3, 32, 3), "direct is the better choice"),
@@ -166,19 +219,23 @@ def test_compiles_for_avx512_too(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "c, o, image, tile",
+    "c, o, image, stride, tile",
     [
-        (64, 64, Image(1, 56, 56), 4),
-        (256, 256, Image(1, 14, 14), 4),
-        (512, 512, Image(1, 7, 7), 2),  # tiles of 4 x 4 would read twice the weights
-        (512, 512, Image(16, 7, 7), 4),
-        (512, 512, Image(1, 3, 3), DIRECT),  # all is reading weights
-        (3, 64, Image(1, 224, 224), DIRECT),
-        (512, 4, Image(1, 64, 64), DIRECT),
+        (64, 64, Image(1, 56, 56), 1, 4),
+        (256, 256, Image(1, 14, 14), 1, 4),
+        (512, 512, Image(1, 7, 7), 1, 2),  # tiles of 4 x 4 would read twice the weights
+        (512, 512, Image(16, 7, 7), 1, 4),
+        (512, 512, Image(1, 3, 3), 1, DIRECT),  # all is reading weights
+        (3, 64, Image(1, 224, 224), 1, DIRECT),
+        (512, 4, Image(1, 64, 64), 1, DIRECT),
+        (128, 128, Image(1, 28, 28), 2, 4),
+        (256, 256, Image(1, 14, 14), 2, 2),
+        (512, 512, Image(1, 7, 7), 2, DIRECT),
+        (16, 32, Image(1, 80, 80), 2, DIRECT),
     ],
     ids=str,
 )
-def test_the_rule(c: int, o: int, image: Image, tile: int) -> None:
-    assert choose(c, o, image) == tile
-    cost = costs(c, o, image)
+def test_the_rule(c: int, o: int, image: Image, stride: int, tile: int) -> None:
+    assert choose(c, o, image, stride) == tile
+    cost = costs(c, o, image, stride)
     assert tile == DIRECT or cost[tile] == min(cost.values())

@@ -120,6 +120,7 @@ def run_winograd(
     pad: Sequence[int],
     tile: int,
     *,
+    stride: int = 1,
     blocking: winograd.Blocks | None = None,
     packed: Array | None = None,
     bias: Array | None = None,
@@ -132,14 +133,14 @@ def run_winograd(
     """The convolution of x [N, C, H, W], channels innermost in memory, with w [O, C, 3, 3] by Winograd's algorithm,
     shaped [N, O, *out]. ``packed``: the weights, if they are packed already."""
     n, c, height, width = x.shape
-    o, size = w.shape[0], [height + 2 * pad[0] - 2, width + 2 * pad[1] - 2]
+    o, size = w.shape[0], [out_size(s, 3, stride, p, 1) for s, p in zip((height, width), pad)]
     tiles = n * int(np.prod([-(-s // tile) for s in size]))
-    blocks = blocking or winograd.rule(c, o, tile, lib.vlen, tiles)
+    blocks = blocking or winograd.rule(c, o, tile, lib.vlen, tiles, stride)
     result = aligned(np.full((n, 1, size[0] * size[1], o), 77, np.float32))
-    attrs = [1, 0, 0, 1, o, 1, 3, 3, 1, 1, 1, 0, *pad, 1, 1, 1, 1, *size, *blocks.attrs]
+    attrs = [1, 0, 0, 1, o, 1, 3, 3, 1, stride, stride, 0, *pad, 1, 1, 1, 1, *size, *blocks.attrs]
     attrs += [(bias is not None) + 2 * (residual is not None) + 4 * (clamp is not None), *blocks.more]
     steps = [a for a in (bias, residual) if a is not None]
-    packed = aligned(winograd.pack(w, tile, lib.vlen, blocks.nv)) if packed is None else packed
+    packed = aligned(winograd.pack(w, tile, lib.vlen, blocks.nv, stride)) if packed is None else packed
     lib.call(
         "effc_conv_winograd_f32", [x, packed, *steps, *extras], [result], attrs=attrs, scratch=blocks.scratch,
         thread_scratch=blocks.thread_scratch, n_own=2 + len(steps), epilogue=epilogue, fattrs=list(clamp or ()),

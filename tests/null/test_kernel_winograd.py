@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conv_cases import aligned, channels_last, run_conv, run_winograd
+from conv_cases import aligned, channels_last, out_size, run_conv, run_winograd
 from kernel_harness import KernelError, KernelLibrary, available_isas
 from test_kernel_conv import EPILOGUE, check, reference
 
 from effc.backends.cpu.packing import conv as panels
 from effc.backends.cpu.packing import winograd
+from effc.ir.ops.conv import winograd_side
 
 pytest.importorskip("torch")
-TILES = sorted(winograd.POINTS)
+WAYS = sorted(winograd.POINTS)  # tile and stride
 
 
 @pytest.fixture(scope="module", params=available_isas())
@@ -24,8 +25,8 @@ def lib(request: Any, tmp_path_factory: Any) -> KernelLibrary:
     return KernelLibrary(["conv_f32.cpp", "conv_winograd.cpp"], request.param, extra=[source])
 
 
-def direct(x: np.ndarray, w: np.ndarray, pad: Any) -> np.ndarray:
-    return reference(x, w, (1, 1), pad, (1, 1), 1)
+def direct(x: np.ndarray, w: np.ndarray, pad: Any, stride: int = 1) -> np.ndarray:
+    return reference(x, w, (stride, stride), pad, (1, 1), 1)
 
 
 def arrays(rng: np.random.Generator, n: int, c: int, o: int, h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
@@ -45,63 +46,69 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("tile, stride", WAYS)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_right_and_independent_of_threads_and_blocks(lib: KernelLibrary, case: Any, tile: int) -> None:
+def test_right_and_independent_of_threads_and_blocks(lib: KernelLibrary, case: Any, tile: int, stride: int) -> None:
     *sizes, pad = case
     rng = np.random.default_rng(sum(sizes))
     x, w = arrays(rng, *sizes)
-    want = direct(x, w, pad)
-    first = run_winograd(lib, x, w, pad, tile, threads=1, mode="serial")
+    want = direct(x, w, pad, stride)
+    first = run_winograd(lib, x, w, pad, tile, stride=stride, threads=1, mode="serial")
     check(first, want, case)
     for threads, mode in ((2, "threads"), (3, "threads"), (7, "reverse")):
-        assert np.array_equal(run_winograd(lib, x, w, pad, tile, threads=threads, mode=mode), first), (threads, mode)
+        assert np.array_equal(run_winograd(lib, x, w, pad, tile, stride=stride, threads=threads, mode=mode), first), (
+            threads,
+            mode,
+        )
     c, o = sizes[1], sizes[2]
     lanes = lib.vlen // 4
-    rule = winograd.rule(c, o, tile, lib.vlen, None)
+    rule = winograd.rule(c, o, tile, lib.vlen, None, stride)
     for shared in (False, True):
         for tiles, cols in ((1, rule.nv * lanes), (5, 3 * rule.nv * lanes), (40, rule.nv * lanes)):
-            b = winograd.blocks(c, o, tile, lib.vlen, rule.nv, tiles, cols, rule.k, shared)
-            assert np.array_equal(run_winograd(lib, x, w, pad, tile, blocking=b, threads=3), first), b.label
+            b = winograd.blocks(c, o, tile, lib.vlen, rule.nv, tiles, cols, rule.k, shared, stride)
+            assert np.array_equal(run_winograd(lib, x, w, pad, tile, stride=stride, blocking=b, threads=3), first), (
+                b.label
+            )
     for nv in range(1, 5):  # another width of the panels, sums in several parts
-        b = winograd.blocks(c, o, tile, lib.vlen, nv, 13, 2 * nv * lanes, max(1, c // 3), nv % 2 == 0)
-        check(run_winograd(lib, x, w, pad, tile, blocking=b), want, b.label)
+        b = winograd.blocks(c, o, tile, lib.vlen, nv, 13, 2 * nv * lanes, max(1, c // 3), nv % 2 == 0, stride)
+        check(run_winograd(lib, x, w, pad, tile, stride=stride, blocking=b), want, b.label)
 
 
-@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("tile, stride", WAYS)
 @pytest.mark.parametrize("c", [16, 64, 256, 1024])
 @pytest.mark.parametrize("kind", ["normal", "positive"])
-def test_error_keeps_well_within_the_contract(lib: KernelLibrary, tile: int, c: int, kind: str) -> None:
+def test_error_keeps_well_within_the_contract(lib: KernelLibrary, tile: int, stride: int, c: int, kind: str) -> None:
     """A fourth of 1e-5 for tiles of 4 x 4, a tenth for 2 x 2."""
     rng = np.random.default_rng(c)
     x, w = arrays(rng, 1, c, 24, 18, 15)
     if kind == "positive":
         x = channels_last(np.maximum(x, 0))
-    want = direct(x, w, (1, 1))
+    want = direct(x, w, (1, 1), stride)
 
-    got = np.abs(run_winograd(lib, x, w, (1, 1), tile) - want).max() / np.abs(want).max()
+    got = np.abs(run_winograd(lib, x, w, (1, 1), tile, stride=stride) - want).max() / np.abs(want).max()
     assert got < {2: 1e-6, 4: 2.5e-6}[tile]
 
 
-@pytest.mark.parametrize("tile", TILES)
-def test_steps_and_epilogue(lib: KernelLibrary, tile: int) -> None:
+@pytest.mark.parametrize("tile, stride", WAYS)
+def test_steps_and_epilogue(lib: KernelLibrary, tile: int, stride: int) -> None:
     rng = np.random.default_rng(3)
     for n, c, o, h, w_ in ((2, 12, 21, 9, 10), (1, 40, 150, 6, 5)):
         x, w = arrays(rng, n, c, o, h, w_)
         bias = aligned(rng.standard_normal(o).astype(np.float32))
-        residual = aligned(rng.standard_normal((n, 1, h * w_, o)).astype(np.float32))
-        want = direct(x, w, (1, 1)) + bias.reshape(o, 1, 1)
-        added = want + np.moveaxis(residual.reshape(n, h, w_, o), -1, 1)
-        check(run_winograd(lib, x, w, (1, 1), tile, bias=bias), want, "bias")
-        got = run_winograd(lib, x, w, (1, 1), tile, bias=bias, residual=residual, clamp=(-0.5, 2.0))
+        h2, w2 = (out_size(s, 3, stride, 1, 1) for s in (h, w_))
+        residual = aligned(rng.standard_normal((n, 1, h2 * w2, o)).astype(np.float32))
+        want = direct(x, w, (1, 1), stride) + bias.reshape(o, 1, 1)
+        added = want + np.moveaxis(residual.reshape(n, h2, w2, o), -1, 1)
+        check(run_winograd(lib, x, w, (1, 1), tile, stride=stride, bias=bias), want, "bias")
+        got = run_winograd(lib, x, w, (1, 1), tile, stride=stride, bias=bias, residual=residual, clamp=(-0.5, 2.0))
         check(got, np.clip(added, -0.5, 2.0), "bias, residual, clamp")
-        rows = np.broadcast_to(bias, (n, 1, h * w_, o))
-        y = run_winograd(lib, x, w, (1, 1), tile, extras=[rows, residual], epilogue="test_epilogue")
-        check(y, np.maximum(want, 0) + np.moveaxis(residual.reshape(n, h, w_, o), -1, 1), "epilogue")
+        rows = np.broadcast_to(bias, (n, 1, h2 * w2, o))
+        y = run_winograd(lib, x, w, (1, 1), tile, stride=stride, extras=[rows, residual], epilogue="test_epilogue")
+        check(y, np.maximum(want, 0) + np.moveaxis(residual.reshape(n, h2, w2, o), -1, 1), "epilogue")
 
 
-@pytest.mark.parametrize("tile", TILES)
-def test_not_finite_where_the_direct_sum_is_not(lib: KernelLibrary, tile: int) -> None:
+@pytest.mark.parametrize("tile, stride", WAYS)
+def test_not_finite_where_the_direct_sum_is_not(lib: KernelLibrary, tile: int, stride: int) -> None:
     """Infinity and NaN in the input, and values whose transform overflows, for any division into blocks."""
     rng = np.random.default_rng(5)
     nasty = [np.nan, np.inf, -np.inf, 3e38, -3e38, 1e37]
@@ -112,8 +119,8 @@ def test_not_finite_where_the_direct_sum_is_not(lib: KernelLibrary, tile: int) -
         for _ in range(4):
             at = int(rng.integers(n)), int(rng.integers(c)), int(rng.integers(h)), int(rng.integers(width))
             x[at] = nasty[int(rng.integers(len(nasty)))]
-        want = run_conv(lib, x, w, (1, 1), (1, 1), (1, 1), 1)  # in f32: sums of huge values overflow in both
-        got = run_winograd(lib, x, w, (1, 1), tile)
+        want = run_conv(lib, x, w, (stride, stride), (1, 1), (1, 1), 1)  # in f32: sums of huge values overflow in both
+        got = run_winograd(lib, x, w, (1, 1), tile, stride=stride)
         assert not np.isfinite(want).all() or trial > 0
         assert np.array_equal(np.isnan(got), np.isnan(want)), trial
         assert np.array_equal(np.isposinf(got), np.isposinf(want)), trial
@@ -121,9 +128,9 @@ def test_not_finite_where_the_direct_sum_is_not(lib: KernelLibrary, tile: int) -
         fine = np.isfinite(want)
         assert np.abs(got[fine] - want[fine]).max(initial=0) <= 1e-5 * np.abs(want[fine]).max(initial=1), trial
         for threads, shared in ((1, True), (3, False)):
-            b = winograd.blocks(c, o, tile, lib.vlen, 1, 3, lib.vlen // 4, 128, shared)
-            other = run_winograd(lib, x, w, (1, 1), tile, blocking=b, threads=threads)
-            again = run_winograd(lib, x, w, (1, 1), tile, blocking=b, threads=5, mode="reverse")
+            b = winograd.blocks(c, o, tile, lib.vlen, 1, 3, lib.vlen // 4, 128, shared, stride)
+            other = run_winograd(lib, x, w, (1, 1), tile, stride=stride, blocking=b, threads=threads)
+            again = run_winograd(lib, x, w, (1, 1), tile, stride=stride, blocking=b, threads=5, mode="reverse")
             assert np.array_equal(other, again, equal_nan=True), trial
 
 
@@ -139,33 +146,39 @@ def test_bias_and_clamp_after_values_that_are_not_finite(lib: KernelLibrary) -> 
     np.testing.assert_allclose(got, want, rtol=0, atol=4e-6)  # sums are up to 3.4
 
 
-@pytest.mark.parametrize("tile", TILES)
-def test_transforms_are_exact_identities(tile: int) -> None:
+@pytest.mark.parametrize("tile, stride", WAYS)
+def test_transforms_are_exact_identities(tile: int, stride: int) -> None:
     rng = np.random.default_rng(tile)
-    a, b, g = winograd.matrices(tile)
-    d, w = rng.standard_normal((tile + 2, tile + 2)), rng.standard_normal((3, 3))
+    a, b, g = winograd.matrices(tile, stride)
+    side = winograd_side(tile, stride)
+    d, w = rng.standard_normal((side, side)), rng.standard_normal((3, 3))
     got = a @ ((g @ w @ g.T) * (b @ d @ b.T)) @ a.T
-    want = sum(w[i, j] * d[i : i + tile, j : j + tile] for i in range(3) for j in range(3))
+    reach = stride * (tile - 1) + 1
+    want = sum(w[i, j] * d[i : i + reach : stride, j : j + reach : stride] for i in range(3) for j in range(3))
     np.testing.assert_allclose(got, want, atol=1e-12)
 
 
-@pytest.mark.parametrize("tile", TILES)
-def test_packed_weights(tile: int) -> None:
+@pytest.mark.parametrize("tile, stride", WAYS)
+def test_packed_weights(tile: int, stride: int) -> None:
     rng = np.random.default_rng(tile)
     for vlen in (32, 64):
         for o, c, nv in ((1, 1, 1), (19, 7, 2), (64, 33, 3), (100, 5, 4)):
             w = rng.standard_normal((o, c, 3, 3)).astype(np.float32)
-            packed = winograd.pack(w, tile, vlen, nv)
+            packed = winograd.pack(w, tile, vlen, nv, stride)
             assert np.array_equal(winograd.unpack(packed), w)
             transformed = winograd.unpack_transformed(packed)
-            np.testing.assert_allclose(transformed, winograd.transform(w, tile), rtol=1e-6, atol=1e-7)
+            np.testing.assert_allclose(transformed, winograd.transform(w, tile, stride), rtol=1e-6, atol=1e-7)
             with pytest.raises(panels.PackingError):
                 panels.unpack(packed)
             packed[-1 if o % 2 else 100] ^= 1
             with pytest.raises(panels.PackingError, match="checksum"):
                 winograd.unpack(packed)
-    with pytest.raises(OverflowError):
-        winograd.pack(np.full((4, 4, 3, 3), 3e38, np.float32), tile, 32, 1)
+    huge = np.full((4, 4, 3, 3), 3e38, np.float32)
+    if (tile, stride) == (4, 2):  # no weight grows
+        assert np.isfinite(winograd.unpack_transformed(winograd.pack(huge, tile, 32, 1, stride))).all()
+    else:
+        with pytest.raises(OverflowError):
+            winograd.pack(huge, tile, 32, 1, stride)
 
 
 def test_refuses_other_convolutions(lib: KernelLibrary) -> None:
@@ -176,3 +189,5 @@ def test_refuses_other_convolutions(lib: KernelLibrary) -> None:
     with pytest.raises(KernelError, match="stride 1"):
         b = winograd.rule(8, 8, 4, lib.vlen, 4)
         run_winograd(lib, x, w, (1, 1), 4, blocking=winograd.Blocks(**{**vars(b), "tile": 3}))
+    with pytest.raises(KernelError, match="stride 1 or 2"):
+        run_winograd(lib, x, w, (1, 1), 4, stride=3, blocking=b, packed=aligned(winograd.pack(w, 4, lib.vlen, b.nv)))

@@ -293,55 +293,70 @@ region(
 )
 
 
+def winograd_side(tile: int, stride: int) -> int:
+    """Values of a row of the transformed input, and pixels that a row of ``tile`` results of a window of 3 takes."""
+    return tile + 2 if stride == 1 else 2 * tile + 1
+
+
+def winograd_name(tile: int, stride: int) -> str:
+    """The algorithm's name in reports."""
+    return f"F({tile}x{tile}, 3x3)" + (f" of stride {stride}" if stride != 1 else "")
+
+
 def _winograd(x: TensorType, w: TensorType, *extras: TensorType, **attrs: Any) -> tuple[TensorType, ...]:
-    tile = attrs.pop("tile")
+    tile, stride = attrs.pop("tile"), attrs.pop("stride")
     require(tile > 0, f"tile must be positive, not {tile}")
+    require(stride in (1, 2), f"the stride must be 1 or 2, not {stride}")
     require(w.shape[2:] == (3, 3), f"the window must be 3x3, not {w.shape[2:]}")
-    return _conv_fused(x, w, *extras, **_PLAIN, **attrs)
+    return _conv_fused(x, w, *extras, **_plain(stride), **attrs)
 
 
-_PLAIN: dict[str, Any] = {"stride": (1, 1), "dilation": (1, 1), "groups": 1}
+def _plain(stride: int) -> dict[str, Any]:
+    """The convolution's attributes besides its padding."""
+    return {"stride": (stride, stride), "dilation": (1, 1), "groups": 1}
 
 
-def _winograd_decompose(b: Any, x: Any, w: Any, *extras: Any, body: Graph, padding: Any, tile: int) -> Any:
-    return body.inline(b, [b.op("conv", x, w, padding=padding, **_PLAIN), *extras])
+def _winograd_decompose(b: Any, x: Any, w: Any, *extras: Any, body: Graph, padding: Any, tile: int, stride: int) -> Any:
+    return body.inline(b, [b.op("conv", x, w, padding=padding, **_plain(stride)), *extras])
 
 
 def _winograd_cost(inputs: Sequence[TensorType | None], outputs: Sequence[TensorType], attrs: Any) -> Cost:
     """What the transformed products take, not the direct sum: so that no peak seems to be passed."""
-    w, y, tile = inputs[1], outputs[0], attrs["tile"]
+    w, y, tile, stride = inputs[1], outputs[0], attrs["tile"], attrs["stride"]
     assert w is not None
     tiles = y.shape[0] * dims.product(dims.floordiv(d + tile - 1, tile) for d in y.shape[2:])
     moved = _conv_cost(inputs, outputs, attrs).bytes
-    return Cost(2 * (tile + 2) ** 2 * tiles * w.shape[0] * w.shape[1], moved)
+    return Cost(2 * winograd_side(tile, stride) ** 2 * tiles * w.shape[0] * w.shape[1], moved)
 
 
 def _winograd_samples(rng: np.random.Generator) -> Iterator[Sample]:
     cases: list[tuple[Any, ...]] = [
-        ((1, 8, 9, 8), 16, _pairs(1, 1), 4, "tiles that end outside of the image"),
-        ((2, 5, 7, 6), 3, _pairs(1, 1), 2, "channels that are no vectors, two images"),
-        ((1, 70, 12, 13), 20, ((0, 2), (1, 0)), 4, "uneven padding, more channels than are transformed at a time"),
-        ((2, 16, 3, 4), 9, _pairs(0, 0), 4, "one tile an image"),
-        ((1, 130, 5, 11), 70, _pairs(2, 3), 2, "wide padding"),
-        ((1, 1, 1, 1), 1, _pairs(1, 1), 2, "one pixel"),
+        ((1, 8, 9, 8), 16, _pairs(1, 1), 4, 1, "tiles that end outside of the image"),
+        ((2, 5, 7, 6), 3, _pairs(1, 1), 2, 1, "channels that are no vectors, two images"),
+        ((1, 70, 12, 13), 20, ((0, 2), (1, 0)), 4, 1, "uneven padding, more channels than are transformed at a time"),
+        ((2, 16, 3, 4), 9, _pairs(0, 0), 4, 1, "one tile an image"),
+        ((1, 130, 5, 11), 70, _pairs(2, 3), 2, 1, "wide padding"),
+        ((1, 1, 1, 1), 1, _pairs(1, 1), 2, 1, "one pixel"),
+        ((2, 9, 18, 15), 12, _pairs(1, 1), 2, 2, "stride 2"),
+        ((1, 70, 13, 22), 20, ((0, 2), (1, 0)), 4, 2, "stride 2, uneven padding"),
     ]
-    for shape, out, padding, tile, note in cases:
+    for shape, out, padding, tile, stride, note in cases:
         x, w = random_array(rng, shape, np.float32), random_array(rng, (out, shape[1], 3, 3), np.float32)
-        acc = _conv(TensorType(DType.f32, shape), TensorType(DType.f32, w.shape), padding=padding, **_PLAIN)
+        acc = _conv(TensorType(DType.f32, shape), TensorType(DType.f32, w.shape), padding=padding, **_plain(stride))
         b = Builder()
         y = b.input("acc", acc)
-        yield Sample((x, w), {"padding": padding, "tile": tile, "body": b.graph([y])}, note)
+        yield Sample((x, w), {"padding": padding, "tile": tile, "stride": stride, "body": b.graph([y])}, note)
 
 
 op(
     "conv_winograd",
     "x w extras*",
-    {"padding": tuple, "tile": int, "body": Graph},
+    {"padding": tuple, "tile": int, "stride": (int, 1), "body": Graph},
     infer=_winograd,
     category="contraction",
     level="macro",
     decompose=_winograd_decompose,
     cost=_winograd_cost,
     samples=_winograd_samples,
-    doc="conv_fused of f32 with a 3x3 window and stride 1, by Winograd's algorithm with tiles of tile x tile results.",
+    doc="conv_fused of f32 with a 3x3 window and stride 1 or 2, by Winograd's algorithm with tiles of tile x tile.",
 )

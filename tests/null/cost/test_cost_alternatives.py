@@ -30,6 +30,7 @@ from effc.passes.pipeline import default
 TARGET = parse("cpu:x86-64-v3")
 OPS = {
     "conv_algorithm": {0: "conv_fused", 1: "conv_winograd", 2: "conv_winograd"},
+    "strided_conv_algorithm": {0: "conv_fused", 1: "conv_winograd", 2: "conv_winograd"},
     "conv_or_chain": {0: "conv_fused", 1: "conv_chain"},
     "rows_or_chain": {0: "matmul_fused", 1: "row_chain"},
 }
@@ -39,6 +40,7 @@ def small(kind: str) -> space.Case:
     """A small case of each set."""
     case = {
         "conv_algorithm": lambda: space.three(9, 17, 11, 13, 1, "relu"),
+        "strided_conv_algorithm": lambda: space.three(9, 17, 22, 25, 1, "relu", stride=2),
         "conv_or_chain": lambda: space.bottleneck(1, 5, 13, 11, ((20, 1, 1, 0),), (20, 3, 1, 1), 5, residual=True),
         "rows_or_chain": lambda: space.transformer_rows(37, 64, 96, 64, post=True),
     }[kind]()
@@ -75,8 +77,10 @@ def test_the_answer_is_what_is_done(kind: str) -> None:
         assert len(asked.regions) == 1
         assert op in {n.op for n in made.nodes}
         assert (way > 0) == any(n.op in ("conv_winograd", "conv_chain", "row_chain") for n in made.nodes)
-        if kind == "conv_algorithm" and way:
-            assert [n.attrs["tile"] for n in made.nodes if n.op == "conv_winograd"] == [2 * way]
+        if kind.endswith("conv_algorithm") and way:
+            stride = 2 if kind.startswith("strided") else 1
+            found = [(n.attrs["tile"], n.attrs["stride"]) for n in made.nodes if n.op == "conv_winograd"]
+            assert found == [(2 * way, stride)]
         (entry,) = [d for d in report.decisions if d["kernel"] == kind]
         assert entry["chosen"] == SETS[kind].ways[way] and "forced" in entry["why"]
         ways = asked.regions[0]
@@ -149,13 +153,13 @@ def test_a_case_like_a_region_has_that_region(made: space.Case) -> None:
     [
         space.heads(2, 3, 5, 9, 8, False), space.heads(1, 2, 17, 17, 4, True), space.layer("lstm_layer", 5, 2, 9, 20),
         space.layer("gru_layer", 3, 1, 4, 12), space.layer("rnn_layer", 4, 3, 8, 10),
-        space.three(8, 9, 7, 6, 2, "relu"),
+        space.three(8, 9, 7, 6, 2, "relu"), space.three(8, 9, 7, 6, 2, "relu", stride=2),
     ],
     ids=lambda c: c.spec,
 )  # fmt: skip
 def test_a_case_like_a_call_makes_that_call(case: space.Case) -> None:
     def made(c: space.Case) -> Call:
-        g = measure.graph_of(c, Forced("conv_algorithm", 1))
+        g = measure.graph_of(c, Forced(c.family if c.family in SETS else "conv_algorithm", 1))
         found = [x for x in calls(cpu.compile_graphs({"main": g}, TARGET).programs["main"], {}) if fits(x, c)]
         assert len(found) == 1
         return replace(found[0], name="", loc="")
@@ -178,9 +182,24 @@ def test_measures_all_ways_and_what_they_are_made_of(kind: str, tmp_path: Path) 
     parts = [r for r in found if r.group != "g"]
     assert {r.group.split("/")[1] for r in parts} == {str(w) for w in whole} and all(r.way == 0 for r in parts)
     fused = {r.family for r in parts if r.group.startswith("g/1/")}
-    assert fused == {{"conv_algorithm": "winograd", "conv_or_chain": "conv_chain"}.get(kind, "row_chain")}
+    kinds = {"conv_algorithm": "winograd", "strided_conv_algorithm": "winograd", "conv_or_chain": "conv_chain"}
+    assert fused == {kinds.get(kind, "row_chain")}
     apart = [r.family for r in parts if r.group.startswith("g/0/")]
-    assert len(apart) == {"conv_algorithm": 1, "conv_or_chain": 3, "rows_or_chain": 6}[kind]
+    several = {"conv_algorithm": 1, "strided_conv_algorithm": 1, "conv_or_chain": 3, "rows_or_chain": 6}
+    assert len(apart) == several[kind]
+
+
+def test_the_rule_decides_about_regions_without_records() -> None:
+    """The shipped model has none of strided convolutions."""
+    ask = alternatives.asker(TARGET.name, 1 << 22)
+    assert ask is not None
+    b, report = Builder(), PassReport()
+    case = space.three(64, 128, 56, 56, 1, "relu", stride=2)
+    assert case is not None
+    pipeline(ask).run(b.graph([case.build(b)]), report)
+    (entry,) = [d for d in report.decisions if d["kernel"] == "strided_conv_algorithm"]
+    assert entry["rule"] == 2 and entry["chosen"] == SETS["strided_conv_algorithm"].ways[2]
+    assert entry["why"].startswith("by rule, no model of family")
 
 
 # A model of made-up records -------------------------------------------------------------------------------------------

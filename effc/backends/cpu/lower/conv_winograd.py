@@ -28,11 +28,11 @@ def _constant_tiles(node: Node, tile: int) -> int | None:
 @lowers("conv_winograd")
 def lower_conv_winograd(cx: Lowering, node: Node) -> None:
     a, shape = node.attrs, node.types[0].shape
-    weights, tile, body = cx.constant_of(node.operands[1]), a["tile"], a["body"]
+    weights, tile, stride, body = cx.constant_of(node.operands[1]), a["tile"], a["stride"], a["body"]
     declined = (
         "weights that are not constant" if weights is None
         else f"no kernel for {node.types[0].dtype}" if node.operands[0].type.dtype is not DType.f32
-        else f"no kernel for tiles of {tile} x {tile}" if tile not in packing.POINTS
+        else f"no kernel for tiles of {tile} x {tile}, stride {stride}" if (tile, stride) not in packing.POINTS
         else "a result of another shape than the convolution's" if any(t.shape != shape for t in node.types)
         else None
     )  # fmt: skip
@@ -52,10 +52,10 @@ def lower_conv_winograd(cx: Lowering, node: Node) -> None:
         extras = [as_rows(cx, views.broadcast(cx, cx.strided(v), shape)) for v in node.operands[2:]]
         symbol, values = fused.epilogue(cx, body, DType.f32, extras, outs)
         steps, count = Steps(), codegen.counts(body)
-    blocks = packing.rule(c, o, tile, cx.target.vlen, _constant_tiles(node, tile))
-    own = [x, cx.const(packing.pack(weights, tile, cx.target.vlen, blocks.nv)), *step_operands(cx, steps, o, 4)]
-    like = {**a, "groups": 1, "stride": (1, 1), "dilation": (1, 1)}
-    cx.decided(KERNEL, blocks.label, choice.explain(c, o, choice.image_of(node, cx.graph.symbols)))
+    blocks = packing.rule(c, o, tile, cx.target.vlen, _constant_tiles(node, tile), stride)
+    own = [x, cx.const(packing.pack(weights, tile, cx.target.vlen, blocks.nv, stride)), *step_operands(cx, steps, o, 4)]
+    like = {**a, "groups": 1, "stride": (stride, stride), "dilation": (1, 1)}
+    cx.decided(KERNEL, blocks.label, choice.explain(c, o, choice.image_of(node, cx.graph.symbols), stride))
     common = [True, False, False, *geometry(like, weights.shape, o, shape[2:])]
     cx.call(
         KERNEL,

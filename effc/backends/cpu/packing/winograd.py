@@ -5,8 +5,11 @@ networks", 2015). Points decide about the error (Barabasz et al., "Error analysi
 convolution for deep neural networks", 2020): with 0, 1, -1, 2, -2 that of F(4x4, 3x3) in single precision reaches 1e-5
 of the largest output, with 0, 1/a, -1/a, a, -a for a = sqrt(2) it stays below 2.5e-6 (docs/passes.md has a table).
 
-Packed buffer: 64 bytes of header as in packing/conv.py, format id 3, its last field the tile size; then in the compute
-dtype
+With stride 2 the even pixels of a row meet the outer two weights, F(tile, 2), and the odd ones the middle one: the
+positions of the former come first.
+
+Packed buffer: 64 bytes of header as in packing/conv.py, format id 3, the stride in place of a depth, its last field the
+tile size; then in the compute dtype
 
     transformed  [position][panel][c][nv * lanes]; the last panel of a position has ceil(rest / lanes) vectors
     plain        [tap][c][O in whole vectors]: the weights themselves, for outputs that are not finite
@@ -25,35 +28,52 @@ import numpy as np
 
 from ....ir.dims import Dim
 from ....ir.dtypes import DType
+from ....ir.ops.conv import winograd_name, winograd_side
 from .conv import HEADER, MAGIC, PackingError, Shape, _align, _digest, _with_header, choose_nv, compute_dtype, max_rows
 
 Array = np.ndarray[Any, Any]
 
 FORMAT = 3
-# Points besides infinity, by tile size, in the order of Minimal of conv_winograd.hpp.
-POINTS: dict[int, tuple[float, ...]] = {2: (0, 1, -1), 4: (0, sqrt(0.5), -sqrt(0.5), sqrt(2), -sqrt(2))}
+# Points besides infinity, by tile size and stride, in the order of Minimal of conv_winograd.hpp.
+POINTS: dict[tuple[int, int], tuple[float, ...]] = {
+    (2, 1): (0, 1, -1),
+    (4, 1): (0, sqrt(0.5), -sqrt(0.5), sqrt(2), -sqrt(2)),
+    (2, 2): (0, 1),
+    (4, 2): (0.5, -0.5, 1.5, -1.5),
+}
 LINE = 64  # bytes between rows besides what they hold: kernels/conv_winograd.hpp
 
 
 @cache
-def matrices(tile: int) -> tuple[Array, Array, Array]:
-    """(A, B, G) in f64 for F(tile, 3): the outputs are A ((G g) * (B d)) for three weights g and tile + 2 inputs d, in
-    two dims A (G g G^T * B d B^T) A^T."""
-    p, n = POINTS[tile], tile + 2
+def matrices(tile: int, stride: int = 1) -> tuple[Array, Array, Array]:
+    """(A, B, G) in f64 for F(tile, 3): the outputs are A ((G g) * (B d)) for three weights g and inputs d, as many as
+    :func:`winograd_side` says, in two dims A (G g G^T * B d B^T) A^T."""
+    if stride == 1:
+        return _toom_cook(POINTS[tile, 1], tile, 3)
+    even, n = _toom_cook(POINTS[tile, 2], tile, 2), winograd_side(tile, 2)
     a, b, g = np.zeros((tile, n)), np.zeros((n, n)), np.zeros((n, 3))
-    for i, x in enumerate(p):
-        rest = [y for y in p if y != x]
-        a[:, i] = x ** np.arange(tile)
-        g[i] = x ** np.arange(3) / np.prod([x - y for y in rest])
-        b[i, : n - 1] = np.poly(rest)[::-1]
-    a[-1, -1] = g[-1, -1] = 1
-    b[-1] = np.poly(p)[::-1]
+    a[:, : tile + 1], b[: tile + 1, ::2], g[: tile + 1, ::2] = even
+    a[:, tile + 1 :], b[tile + 1 :, 1::2], g[tile + 1 :, 1] = np.eye(tile), np.eye(tile), 1
     return a, b, g
 
 
-def transform(w: Array, tile: int) -> Array:
+def _toom_cook(points: tuple[float, ...], tile: int, weights: int) -> tuple[Array, Array, Array]:
+    """The matrices of F(tile, weights) with stride 1, for these points and infinity."""
+    n = len(points) + 1
+    a, b, g = np.zeros((tile, n)), np.zeros((n, n)), np.zeros((n, weights))
+    for i, x in enumerate(points):
+        rest = [y for y in points if y != x]
+        a[:, i] = x ** np.arange(tile)
+        g[i] = x ** np.arange(weights) / np.prod([x - y for y in rest])
+        b[i, : n - 1] = np.poly(rest)[::-1]
+    a[-1, -1] = g[-1, -1] = 1
+    b[-1] = np.poly(points)[::-1]
+    return a, b, g
+
+
+def transform(w: Array, tile: int, stride: int = 1) -> Array:
     """Weights [O, C, 3, 3] to [positions, C, O], in f64."""
-    g = matrices(tile)[2]
+    g = matrices(tile, stride)[2]
     out = np.einsum("ik,ockl,jl->ijco", g, w.astype(np.float64), g, optimize=True)
     return out.reshape(-1, w.shape[1], w.shape[0])
 
@@ -68,37 +88,38 @@ def _in_panels(matrix: Array, wide: int, lanes: int) -> Array:
     return np.concatenate([body, padded[:, :, whole:].reshape(positions, -1)], axis=1)
 
 
-def pack(w: Array, tile: int, vlen: int, nv: int) -> Array:
+def pack(w: Array, tile: int, vlen: int, nv: int, stride: int = 1) -> Array:
     """Weights [O, C, 3, 3] of a float dtype for tiles of tile x tile outputs and panels of nv vectors; a uint8 vector.
     OverflowError if a transformed weight is not finite."""
     dtype = compute_dtype(w.dtype)
     lanes = vlen // dtype.itemsize
     o, c = w.shape[:2]
     with np.errstate(over="ignore"):
-        transformed = transform(w, tile).astype(dtype)
+        transformed = transform(w, tile, stride).astype(dtype)
     if not np.isfinite(transformed).all():
         raise OverflowError("a transformed weight is not finite")
     plain = np.zeros((9, c, -(-o // lanes) * lanes), dtype)
     plain[:, :, :o] = w.transpose(2, 3, 1, 0).reshape(9, c, o)
     data = np.concatenate([_in_panels(transformed, nv * lanes, lanes).reshape(-1), plain.reshape(-1)])
-    return _with_header(FORMAT, data, (lanes, nv, 1, c, o, 1, 3, 3, tile))
+    return _with_header(FORMAT, data, (lanes, nv, 1, c, o, stride, 3, 3, tile))
 
 
 def _parts(packed: Array) -> tuple[Array, Array, tuple[int, ...]]:
-    """Transformed and plain data, and (lanes, nv, C, O, tile)."""
+    """Transformed and plain data, and (lanes, nv, C, O, positions)."""
     raw = packed.tobytes()
     if len(raw) < HEADER.size:
         raise PackingError("shorter than a header")
-    magic, fmt, version, code, lanes, nv, _, c, o, _, _, _, tile, digest = HEADER.unpack(raw[: HEADER.size])
+    magic, fmt, version, code, lanes, nv, _, c, o, stride, _, _, tile, digest = HEADER.unpack(raw[: HEADER.size])
     if magic != MAGIC or version != 1 or fmt != FORMAT:
         raise PackingError("not weights for Winograd's algorithm of a known version")
     if _digest(raw[HEADER.size :]) != digest:
         raise PackingError("checksum does not match")
     data = np.frombuffer(raw[HEADER.size :], next(d for d in DType if d.code == code).np)
-    size = (tile + 2) ** 2 * c * -(-o // lanes) * lanes
+    positions = winograd_side(tile, stride) ** 2
+    size = positions * c * -(-o // lanes) * lanes
     if data.size != size + 9 * c * -(-o // lanes) * lanes:
         raise PackingError("size does not match the header")
-    return data[:size], data[size:], (lanes, nv, c, o, tile)
+    return data[:size], data[size:], (lanes, nv, c, o, positions)
 
 
 def unpack(packed: Array) -> Array:
@@ -109,8 +130,8 @@ def unpack(packed: Array) -> Array:
 
 def unpack_transformed(packed: Array) -> Array:
     """The transformed weights [positions, C, O]; PackingError as :func:`unpack`."""
-    data, _, (lanes, nv, c, o, tile) = _parts(packed)
-    padded, wide, positions = -(-o // lanes) * lanes, nv * lanes, (tile + 2) ** 2
+    data, _, (lanes, nv, c, o, positions) = _parts(packed)
+    padded, wide = -(-o // lanes) * lanes, nv * lanes
     data = data.reshape(positions, -1)
     whole = padded // wide * wide
     body = data[:, : c * whole].reshape(positions, -1, c, wide).transpose(0, 2, 1, 3).reshape(positions, c, whole)
@@ -130,6 +151,7 @@ class Blocks:
     shared: bool
     scratch: Dim
     thread_scratch: int
+    stride: int = 1
 
     @property
     def attrs(self) -> list[int]:
@@ -144,37 +166,42 @@ class Blocks:
     @property
     def label(self) -> str:
         """For reports."""
-        size, where = f"F({self.tile}x{self.tile}, 3x3)", "shared" if self.shared else "own"
+        size, where = winograd_name(self.tile, self.stride), "shared" if self.shared else "own"
         return f"{size}, nv {self.nv}, tiles {self.tiles}, cols {self.cols}, k {self.k}, {where}"
 
 
-def blocks(c: int, o: int, tile: int, vlen: int, nv: int, tiles: int, cols: int, k: int, shared: bool) -> Blocks:
+def blocks(
+    c: int, o: int, tile: int, vlen: int, nv: int, tiles: int, cols: int, k: int, shared: bool, stride: int = 1
+) -> Blocks:
     """This blocking with the scratch that it needs, for f32. ``cols`` must be a multiple of a panel's width."""
-    line, positions = LINE // 4, (tile + 2) ** 2
+    line, positions = LINE // 4, winograd_side(tile, stride) ** 2
     v = _align(positions * tiles * (-(-c // line) * line + line) * 4)
     m = _align(positions * tiles * (-(-cols // line) * line + line) * 4)
     base = Shape(o, c, 1, 9, 4, vlen, True, True).rule().scratch
-    return Blocks(tile, nv, tiles, cols, k, shared, base + v * shared, int(m + v * (not shared)))  # type: ignore[call-overload]
+    return Blocks(tile, nv, tiles, cols, k, shared, base + v * shared, int(m + v * (not shared)), stride)  # type: ignore[call-overload]
 
 
 # The rule's limits, by measurement (docs/benchmarks.md). Weights of more bytes are read once for all threads and many
 # tiles rather than by each thread for few; from FEW bytes on also where all tiles are one block.
 MANY, FEW = 4 << 20, 2 << 20
 MOST_TILES = 96  # of a block whose transformed input is shared
+MOST_POSITIONS = 36  # for which these limits are; with more of them, a block has fewer tiles and more columns
 # Channels that are summed before the next, by tile size: shorter sums err less, and 4 x 4 has the error to mind.
 SUMMED = {2: 512, 4: 128}
 
 
-def rule(c: int, o: int, tile: int, vlen: int, tiles: int | None) -> Blocks:
+def rule(c: int, o: int, tile: int, vlen: int, tiles: int | None, stride: int = 1) -> Blocks:
     """The built-in blocking for ``tiles`` tiles of all images (None: not known)."""
     lanes = vlen // 4
     nv = choose_nv(o, lanes, vlen)
     wide, mr = nv * lanes, max_rows(nv, vlen)
-    cols = min(-(-o // wide), max(1, 64 // wide)) * wide
+    positions = winograd_side(tile, stride) ** 2
+    more = max(1.0, positions / MOST_POSITIONS)
+    cols = min(-(-o // wide), max(1, int(64 * more) // wide)) * wide
     k = -(-c // max(1, -(-c // SUMMED[tile])))
-    weights = 4 * (tile + 2) ** 2 * c * o
+    weights = 4 * positions * c * o / more
     shared = weights >= MANY or (weights >= FEW and tiles is not None and tiles <= MOST_TILES)
-    block = MOST_TILES if shared else max(1, round(24 / mr)) * mr
+    block = MOST_TILES if shared else max(1, round(24 / more / mr)) * mr
     if tiles is not None:
         block = max(1, min(block, tiles))
-    return blocks(c, o, tile, vlen, nv, block, cols, k, shared)
+    return blocks(c, o, tile, vlen, nv, block, cols, k, shared, stride)
