@@ -4,15 +4,19 @@
 
 One row a budget: a share of the way from the least arena that the instructions run in to the arena as planned. ``ms``
 are medians of blocks of runs that alternate with runs without a budget (``free ms``); ``copies ms`` is what spills and
-refills took of a run.
+refills took of a run. ``cold ms`` and ``cold copies ms`` are of runs in whose midst all that was spilled is put out of
+the page cache, once, as a kernel short of memory does; ``ahead MiB`` is what such a run asked for ahead of refills.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import re
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -70,6 +74,36 @@ MODELS: dict[str, Callable[[], tuple[Any, tuple[Any, ...]]]] = {
 }
 
 
+def evict() -> None:
+    """Writes files without names to their disk and has the page cache drop them."""
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            link = os.readlink(f"/proc/self/fd/{fd}")
+            if link.startswith("/") and link.endswith("(deleted)") and "memfd" not in link:
+                os.fdatasync(int(fd))
+                os.posix_fadvise(int(fd), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def cold(m: Any, args: tuple[Any, ...], seconds: float, runs: int) -> dict[str, float]:
+    """Medians of runs of about so many seconds in the midst of which the page cache loses what was spilled."""
+    took, copies, ahead = [], [], []
+    for _ in range(runs):
+        thread = threading.Timer(seconds / 2, evict)
+        before = m.spilling
+        began = time.perf_counter()
+        thread.start()
+        m(*args)
+        took.append(time.perf_counter() - began)
+        thread.join()
+        after = m.spilling
+        copies.append(after["ns"] - before["ns"])
+        ahead.append(after.get("ahead_bytes", 0) - before.get("ahead_bytes", 0))
+    return {
+        "cold ms": 1e3 * statistics.median(took), "cold copies ms": statistics.median(copies) / 1e6,
+        "ahead MiB": statistics.median(ahead) / MIB,
+    }  # fmt: skip
+
+
 def rows_of(name: str, threads: int, blocks: int) -> list[dict[str, Any]]:
     import torch
 
@@ -115,7 +149,8 @@ def rows_of(name: str, threads: int, blocks: int) -> list[dict[str, Any]]:
                     "refilled MiB": r.get("refilled_bytes", 0) / MIB, "repeated": r.get("repeated", 0),
                     "Mflop": r.get("repeated_flops", 0) / 1e6, "planning s": r["seconds"],
                     "free ms": 1e3 * statistics.median(times[free]), "ms": 1e3 * statistics.median(times[m]),
-                    "copies ms": copies / 1e6, "tmpfs": bool(m.spilling["in_memory"]),
+                    "copies ms": copies / 1e6, **cold(m, args, statistics.median(times[m]), 3 * blocks),
+                    "tmpfs": bool(m.spilling["in_memory"]),
                 }
             )  # fmt: skip
             print(json.dumps(out[-1]), flush=True)

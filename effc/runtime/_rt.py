@@ -68,6 +68,7 @@ class Spill(ctypes.Structure):
         *((n, ctypes.c_uint64) for n in ("spills", "spill_bytes", "refills", "refill_bytes", "ns", "files")),
         ("file_bytes", ctypes.c_int64),
         ("in_memory", _I),
+        ("ahead_bytes", ctypes.c_uint64),
     ]
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from runtime_artifacts import add, dim_symbol, program, save, scale, tensor
+from runtime_artifacts import add, call, dim_symbol, program, save, scale, tensor
 
 from effc.passes.memory.program import blocks, from_program
 from effc.passes.memory.verify import verify_placement
@@ -78,6 +80,48 @@ def test_a_value_goes_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for _ in range(3):
         m(x, eight)
     assert m.spilling["files"] == files, "a warm run opens none"
+
+
+def long_way(n: int, calls: int, last: str) -> dict[str, Any]:
+    """y = 2 x + x, where 2 x is out for ``calls`` calls and ``last`` before them, which copies x."""
+    block = 4 * n
+    values = [tensor([n], "input", i=0), tensor([n], offset=0)]  # x, 2 x
+    code = [scale(0, 1, 2.0), spill(1)]
+    for k in range(calls + 1):
+        values.append(tensor([n], offset=block * (k % 2)))
+        before = len(values) - 2 if k else 0
+        code.append(
+            scale(before, len(values) - 1) if k else call(last, [before], [len(values) - 1], attrs=[0], fattrs=[1])
+        )
+    chain = len(values) - 1
+    values += [tensor([n], offset=block * ((calls + 1) % 2)), tensor([n], "output", i=0)]
+    code += [refill(len(values) - 2), add(chain, len(values) - 2, len(values) - 1)]
+    arena = {"static_bytes": 2 * block, "lower_bound": 2 * block, "threads": 1, "limit": 2 * block, "fixed": True}
+    return program(values, code, [0], [len(values) - 1], arena=arena | {"sequences": []})
+
+
+def test_reading_begins_ahead_where_the_page_cache_lost_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for once it is out of the page cache, not while it is there, and not where there is nothing to do until
+    then; the same numbers always."""
+    (tmp_path / "far").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "far"))
+    n = (5 << 20) // 4 + 16  # 6 pieces, the last of 64 bytes
+    with tempfile.TemporaryFile(dir=tmp_path / "far") as f:
+        f.write(bytes(1))
+        f.flush()
+        try:
+            os.preadv(f.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT)
+        except OSError as e:
+            pytest.skip(f"a file system that does not say what it holds in memory: {e}")
+    x = np.random.default_rng(0).standard_normal(n).astype(np.float32)
+    for calls, last, share in ((12, "t_evict", 1), (12, "t_scale", 0), (2, "t_evict", 0)):
+        m = load(save(tmp_path / f"{calls}{last}.effc", long_way(n, calls, last)), num_threads=1)
+        if m.spilling["in_memory"]:
+            pytest.skip("temporary files lie in memory")
+        for run in range(1, 4):
+            np.testing.assert_array_equal(m(x), 2 * x + x)
+            s = m.spilling
+            assert s["refill_bytes"] == run * 4 * n and s["ahead_bytes"] == share * run * 4 * n, (calls, last, s)
 
 
 def test_a_reader_of_programs_sees_it() -> None:

@@ -167,6 +167,7 @@ typedef struct effc_spill {
   uint64_t files;                 /* files opened: a warm run opens none */
   int64_t file_bytes;             /* of the largest of them */
   int32_t in_memory;              /* that folder is a tmpfs: what is spilled stays in memory, or swap */
+  uint64_t ahead_bytes;           /* asked for ahead of copies back, as they were on the disk alone */
 } effc_spill;
 EFFC_API int32_t effc_spill_stats(const effc_model* model, effc_spill* out);
 

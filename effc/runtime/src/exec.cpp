@@ -525,6 +525,14 @@ void Frame::copy_far(size_t i) {
   counts.ns.fetch_add(now_ns() - start, std::memory_order_relaxed);
 }
 
+void Frame::read_ahead(const Plan::Work& work) {
+  for (int k = 0; k < work.ahead_count; ++k) {
+    const Plan::Work& refill = plan_->work[size_t(plan_->ahead[size_t(work.ahead + k)])];
+    int64_t asked = far_.ahead(refill.far_at, refill.far_bytes);
+    if (asked) run_.far->ahead.fetch_add(uint64_t(asked), std::memory_order_relaxed);
+  }
+}
+
 void Frame::step(size_t i) {
   switch (program_.code[i].op) {
     case Instr::kCall: call(i); break;
@@ -535,6 +543,7 @@ void Frame::step(size_t i) {
     case Instr::kSpill:
     case Instr::kRefill: copy_far(i); break;
   }
+  if (const Plan::Work& work = plan_->work[i]; work.ahead_count) read_ahead(work);
   if (program_.has_late)
     for (int v : program_.code[i].frees)
       heap_->give(roots_[size_t(v)]);

@@ -138,6 +138,7 @@ class Frame {
   void scan(size_t i);
   void rows(size_t i);
   void copy_far(size_t i);
+  void read_ahead(const Plan::Work& work);
   const char* streamed(size_t step, const Value& root) const;  // throws Error
   void finish_outputs(Target* outputs);
   // Makes room for an output of this shape, or checks that it fits the room there is.

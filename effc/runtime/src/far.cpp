@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/uio.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -15,6 +16,7 @@ namespace effc_rt {
 namespace {
 
 constexpr int64_t kAtOnce = int64_t(1) << 30;  // Linux moves at most 2 GiB less a page in one call
+constexpr int64_t kAhead = int64_t(1) << 20;    // what one request for reading ahead is for: Linux cuts longer ones off
 constexpr long kTmpfs = 0x01021994, kRamfs = long(0x858458f6);
 
 // $TMPDIR, else the folder for large temporary files, which lies on a disk where /tmp may not.
@@ -45,6 +47,7 @@ void FarCounts::report(effc_spill* out) const {
   out->files = files;
   out->file_bytes = file_bytes;
   out->in_memory = in_memory;
+  out->ahead_bytes = ahead;
 }
 
 Far::~Far() {
@@ -107,6 +110,27 @@ void Far::read(int64_t at, char* data, int64_t bytes) {
     if (n == 0) fail("cannot read from the temporary file: it ends too early");
     done += n;
   }
+}
+
+int64_t Far::ahead(int64_t at, int64_t bytes) {
+  int64_t asked = 0;
+  for (int64_t done = 0; asks_ && done < bytes; done += kAhead) {
+    int64_t piece = std::min(kAhead, bytes - done);
+    // Looking for pages that are there costs a sixth of copying them, so two are tried for all. What is least recently
+    // used goes first, which is pieces as a whole.
+    for (int64_t probe : {int64_t(0), piece / 2}) {
+      char byte;
+      iovec to = {&byte, 1};
+      if (preadv2(fd_, &to, 1, at + done + probe, RWF_NOWAIT) == 1) continue;
+      if (errno != EAGAIN) {  // a file system, or a kernel, that does not tell: reading is as it would be without
+        asks_ = errno == EINTR;
+        break;
+      }
+      if (posix_fadvise(fd_, at + done, piece, POSIX_FADV_WILLNEED) == 0) asked += piece;
+      break;
+    }
+  }
+  return asked;
 }
 
 }  // namespace effc_rt

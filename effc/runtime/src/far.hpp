@@ -10,7 +10,7 @@ namespace effc_rt {
 
 // Of all contexts of a model together.
 struct FarCounts {
-  std::atomic<uint64_t> spills{0}, spilled{0}, refills{0}, refilled{0}, ns{0}, files{0};
+  std::atomic<uint64_t> spills{0}, spilled{0}, refills{0}, refilled{0}, ns{0}, files{0}, ahead{0};
   std::atomic<int64_t> file_bytes{0};
   std::atomic<int32_t> in_memory{0};
   void report(effc_spill* out) const;
@@ -27,10 +27,13 @@ class Far {
   void mine(FarCounts& counts);
   void write(int64_t at, const char* data, int64_t bytes);
   void read(int64_t at, char* data, int64_t bytes);
+  // Has the kernel read what of this is no longer in the page cache, without waiting. The bytes asked for.
+  int64_t ahead(int64_t at, int64_t bytes);
 
  private:
   void open_file(FarCounts& counts);
   int fd_ = -1, pid_ = 0;
+  bool asks_ = true;  // the file system says what is in the page cache
   int64_t bytes_ = 0;
 };
 

@@ -11,6 +11,8 @@ namespace {
 
 constexpr size_t kMaxPlans = 64;     // per program; the least recently used goes
 constexpr size_t kTryMore = 1500;  // blocks up to which further orders are tried
+constexpr int64_t kFarther = 16;    // how much faster memory is than the disk of a far memory: 10 GB/s to 0.6
+constexpr int64_t kOperations = 10; // in the time that a byte of memory takes
 constexpr int kImprove = 24;        // and the best of them improved, so often at most
 
 bool together(const Block& a, const Block& b) { return a.first <= b.last && b.first <= a.last; }
@@ -216,6 +218,32 @@ void Program::plan_far(Plan& plan) const {
   }
   for (size_t i = 0; i < code.size(); ++i)
     if (code[i].slot >= 0) plan.work[i].far_at = at[size_t(code[i].slot)];
+  if (plan.far_bytes > 0) plan_ahead(plan);
+}
+
+// Reading ahead of a refill begins where what is left to do until then takes as long as the disk does, by operations and
+// bytes touched: not sooner, as the pages would be in the way of others where memory is short, which is when they are
+// not there.
+void Program::plan_ahead(Plan& plan) const {
+  std::vector<std::pair<size_t, int>> begins;
+  for (size_t i = 0; i < code.size(); ++i) {
+    if (code[i].op != Instr::kRefill) continue;
+    int64_t left = mul(plan.work[i].far_bytes, kFarther);
+    size_t k = i;
+    for (const size_t spill = size_t(code[i].spill); k > spill + 1 && left > 0;) {
+      --k;
+      left -= std::clamp<int64_t>(plan.env[size_t(code[k].flops)] / kOperations, 0, left);
+      for (const std::vector<int>* list : {&code[k].in, &code[k].out})
+        for (int v : *list)
+          if (v >= 0) left -= std::min(left, sub(plan.values[size_t(v)].hi, plan.values[size_t(v)].lo));
+    }
+    if (left == 0 && k > 0) begins.push_back({k - 1, int(i)});  // else it was spilled just now
+  }
+  std::sort(begins.begin(), begins.end());
+  for (auto [k, refill] : begins) {
+    if (plan.work[k].ahead_count++ == 0) plan.work[k].ahead = int(plan.ahead.size());
+    plan.ahead.push_back(refill);
+  }
 }
 
 std::shared_ptr<const Plan> Program::make_plan(const std::vector<int64_t>& symbol_values) const {

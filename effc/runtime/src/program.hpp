@@ -147,8 +147,10 @@ struct Plan {
     // -1: their sizes are not known in time, they have memory of their own.
     int64_t nested = -1, nested_at = 0, carries = 0;
     int64_t far_at = 0, far_bytes = 0;  // spill, refill: the copy in the far memory
+    int ahead = 0, ahead_count = 0;     // refills in Plan::ahead whose reading is to begin behind this
   };
   std::vector<Work> work;
+  std::vector<int> ahead;  // refills, in the order in which their reading begins
   int64_t arena_bytes = 0, lower_bound = 0, far_bytes = 0;
   struct Placed {
     int id;  // a value, or -1 - instruction: its workspace
@@ -199,6 +201,7 @@ struct Program {
   std::shared_ptr<const Plan> make_plan(const std::vector<int64_t>& symbol_values) const;
   void plan_nested(const Instr& c, const Plan& plan, Plan::Work& work) const;
   void plan_far(Plan& plan) const;
+  void plan_ahead(Plan& plan) const;
   void analyse();
   std::list<std::shared_ptr<const Plan>> plans_;  // most recent first; guarded by short_lock()
 };

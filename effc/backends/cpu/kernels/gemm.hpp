@@ -18,7 +18,7 @@
  *
  * The sizes of a block (Blocking) are three attributes of every call, 0 for the built-in ones: lower/contraction.py chooses.
  *
- * Scratch, mirrored by lower/contraction.py: see scratch_bytes(), thread_scratch_bytes().
+ * Scratch, mirrored by lower/contraction.py: see scratch_bytes(), ThreadScratch.
  */
 #ifndef EFFC_GEMM_HPP
 #define EFFC_GEMM_HPP
@@ -413,12 +413,21 @@ struct Blocking {
   }
 };
 
-/* Mirrored by thread_scratch() of packing/gemm.py. */
+/* A thread's scratch, in elements: a block of results, one of A, and of a panel of B, none longer than the operands.
+ * Blocks of the same areas, higher and narrower (Driver::taller), fit it too. Mirrored by thread_scratch() of
+ * packing/gemm.py. */
 template <class T>
-int64_t thread_scratch_bytes(const Blocking& b = Blocking(), int mr = kMR) {
-  const int64_t rows = b.tiles * mr;
-  return (int64_t)sizeof(T) * (rows * max<int64_t>(b.cols, kNR<T>) + rows * b.steps + b.steps * kNR<T>);
-}
+struct ThreadScratch {
+  int64_t results, a, b;
+  ThreadScratch(const Blocking& size, int mr, int64_t tiles, int64_t panels, int64_t k) {
+    constexpr int64_t line = 64 / (int64_t)sizeof(T);
+    const int64_t rows = size.tiles * mr, depth = (ceil_div(k, line) + 1) * line; /* rows of A lie odd lines apart */
+    results = min(rows * max<int64_t>(size.cols, kNR<T>), tiles * mr * panels * kNR<T>);
+    a = min(rows * size.steps, tiles * mr * depth);
+    b = min(size.steps, depth) * kNR<T>;
+  }
+  int64_t bytes() const { return (int64_t)sizeof(T) * (results + a + b); }
+};
 
 template <class T>
 struct Driver {
@@ -484,8 +493,8 @@ struct Driver {
     constexpr int NR = kNR<T>;
     T* scratch = (T*)(call->thread_scratch + worker * call->thread_scratch_bytes);
     T* acc_block = scratch;
-    const int64_t most_rows = size.tiles * f.mr;
-    T* a_block = scratch + most_rows * max<int64_t>(size.cols, NR);
+    const ThreadScratch<T> room(size, f.mr, tiles, panels, k);
+    T* a_block = scratch + room.results;
     const int64_t r0 = row_of(t0), r1 = row_of(t1), rows = r1 - r0;
     Matrix am = a, bm = b, cm = c;
     am.data += (i0 * a.batch0 + i1 * a.batch1) * f.a_size;
@@ -493,7 +502,7 @@ struct Driver {
     cm.data += (i0 * c.batch0 + i1 * c.batch1) * f.c_size;
     const char* panels_of_batch = packed ? packed + packed_batch_of(i0, i1) * packed_batch : nullptr;
     const bool a_in_place = a_stays();
-    T* b_block = a_in_place ? a_block : a_block + most_rows * size.steps;
+    T* b_block = a_in_place ? a_block : a_block + room.a;
     const int64_t blocks = max<int64_t>(1, ceil_div(k1 - k0, size.steps));
     T* out;
     int64_t ldo;
@@ -720,7 +729,8 @@ struct Driver {
     direct = !call->epilogue && f.c_direct && (c.col == 1 || n == 1) && !crowded;
     const int64_t split = splits(b0 * b1);
     const int64_t need = split > 1 ? split * b0 * b1 * m * panels * NR * (int64_t)sizeof(T) : 0;
-    if (call->thread_scratch_bytes < thread_scratch_bytes<T>(size, f.mr) || call->scratch_bytes < need) {
+    const int64_t own = ThreadScratch<T>(size, f.mr, tiles, panels, k).bytes();
+    if (call->thread_scratch_bytes < own || call->scratch_bytes < need) {
       call->api->fail(call, "matmul: scratch is too small");
       return 1;
     }

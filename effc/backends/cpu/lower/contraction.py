@@ -139,6 +139,10 @@ class _Sizes:
     def steps(self, k: Dim) -> Dim:
         return ceildiv(k * self.unit, self.step)
 
+    def thread_scratch(self, acc: DType, vlen: int, blocking: packing.Blocking, a: Buf, n: Dim) -> Dim:
+        rows, k = product(a.shape[:3]) * self.unit, a.shape[3] * self.unit
+        return packing.thread_scratch(acc, vlen, blocking, rows=rows, k=k, n=n, mr=self.mr)
+
 
 def _flag(condition: Dim) -> Dim:
     """1 where the dim is positive, else 0."""
@@ -197,7 +201,7 @@ def _emit(cx: Lowering, node: Node, outs: list[Buf], body: Graph | None, extras:
     scratch = _partial(sizes, a4, n) if packed else _scratch(sizes, a4, buf, blocking)
     cx.call(
         kernel, ins, outs4, [*attrs, *blocking.attrs, *values], epilogue=symbol, scratch=scratch,
-        thread_scratch=packing.thread_scratch(acc, vlen, blocking), **more,  # type: ignore[arg-type]
+        thread_scratch=sizes.thread_scratch(acc, vlen, blocking, a4, n), **more,  # type: ignore[arg-type]
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from ....ir import dims
@@ -23,6 +24,16 @@ def _constant_tiles(node: Node, tile: int) -> int | None:
     shape = node.types[0].shape
     count: Dim = shape[0] * product(dims.floordiv(d + tile - 1, tile) for d in shape[2:])
     return count if isinstance(count, int) else None
+
+
+def _no_more_than(blocks: packing.Blocks, shape: tuple[Dim, ...]) -> packing.Blocks:
+    """Blocks of no more tiles than all images have, for images of any size: a thread has scratch of its own for so many
+    tiles."""
+    count: Dim = shape[0] * product(dims.ceildiv(d, blocks.tile) for d in shape[2:])
+    if isinstance(count, int) or blocks.shared or not isinstance(blocks.tiles, int):
+        return blocks
+    tiles = dims.minimum(blocks.tiles, dims.maximum(1, count))
+    return dataclasses.replace(blocks, tiles=tiles, thread_scratch=blocks.thread_scratch // blocks.tiles * tiles)
 
 
 @lowers("conv_winograd")
@@ -57,6 +68,7 @@ def lower_conv_winograd(cx: Lowering, node: Node) -> None:
     like = {**a, "groups": 1, "stride": (stride, stride), "dilation": (1, 1)}
     cx.decided(KERNEL, blocks.label, choice.explain(c, o, choice.image_of(node, cx.graph.symbols), stride))
     common = [True, False, False, *geometry(like, weights.shape, o, shape[2:])]
+    blocks = _no_more_than(blocks, shape)
     cx.call(
         KERNEL,
         [*own, *extras],

@@ -66,7 +66,7 @@ def _lower(cx: Lowering, node: Node, kernel: str, gates: int, vectors: int, weig
         f"effc_matmul_packed_{KERNELS[dtype]}", [a, inputs], [product],
         [1, w_ih.shape[1], columns, *gemm.Blocking().attrs],
         name=f"{node.name or node.op} inputs", scratch=_partial(sizes, a, columns),
-        thread_scratch=gemm.thread_scratch(dtype, vlen),
+        thread_scratch=sizes.thread_scratch(dtype, vlen, gemm.Blocking(), a, columns),
         flops=total * features * rows * 2,
     )  # fmt: skip
     biases = [None if b is None else _packed(cx, b, gates, lanes, wide) for b in (b_ih, b_hh)]

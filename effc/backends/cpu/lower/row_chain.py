@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ....ir.dims import Dim, product
+from ....ir.dims import Dim, maximum, minimum, product
 from ....ir.dtypes import DType
 from ....ir.graph import Graph, Node, Value
 from ....passes.fuse.rows import Plan, plan
-from .. import codegen
+from .. import codegen, microkernels
 from ..packing import gemm as packing
 from . import Buf, Lowering, lowers, row_major, views
 from .contraction import _flag, packed_constant
@@ -109,7 +109,11 @@ class _Chain:
             patterns = [1, *(stride for _, stride in extras), *(1 for _ in n.values)]
             s.epilogue, dv = codegen.map_kernel(self.cx.generated, n.attrs["body"], patterns, DType.f32, epilogue=True)
             s.attrs += dv
-        s.thread_scratch = packing.thread_scratch(DType.f32, self.cx.target.vlen, blocking)
+        p = self.plan  # blocks of at most so many rows, or all where they are few
+        s.thread_scratch = packing.thread_scratch(
+            DType.f32, self.cx.target.vlen, blocking, rows=minimum(self.rows, max(p.rows, p.large)), k=x.shape[-1],
+            n=width, mr=microkernels.choose(self.cx.target, "matmul", DType.f32).mr,
+        )  # fmt: skip
         return s
 
     def region(self, n: Node) -> _Stage:
@@ -161,7 +165,9 @@ class _Chain:
             attrs += s.described()
         # Few rows are run all together, through scratch; blocks of rows have their results with each thread.
         few = _flag(large - self.rows)
-        work = max(s.thread_scratch for s in self.stages)  # type: ignore[type-var]
+        work: Dim = 0
+        for s in self.stages:
+            work = maximum(work, s.thread_scratch)
         cx.call(
             kernel, self.ins, flat, attrs, scratch=few * self.rows * p.floats * 4,
             thread_scratch=(1 - few) * p.rows * p.floats * 4 + work, n_own=len(self.ins),

@@ -15,10 +15,11 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
+from ....ir.dims import Dim, ceildiv, minimum
 from ....ir.dtypes import DType
 from .conv import PackingError
 
@@ -147,8 +148,21 @@ def _effective(b: Blocking, rows: int, k: int, n: int, nr: int) -> tuple[int, in
     )
 
 
-def thread_scratch(acc: DType, vlen: int, blocking: Blocking = Blocking()) -> int:
-    """Bytes per thread for accumulators of this dtype; thread_scratch_bytes() of gemm.hpp."""
+@overload
+def thread_scratch(acc: DType, vlen: int, blocking: Blocking = ...) -> int: ...
+@overload
+def thread_scratch(acc: DType, vlen: int, blocking: Blocking = ..., *, rows: Dim, k: Dim, n: Dim, mr: int) -> Dim: ...
+def thread_scratch(
+    acc: DType, vlen: int, blocking: Blocking = Blocking(), *,
+    rows: Dim | None = None, k: Dim | None = None, n: Dim | None = None, mr: int = TILE,
+) -> Dim:  # fmt: skip
+    """Bytes per thread for accumulators of this dtype; ThreadScratch of gemm.hpp. With the product's sizes (at most:
+    rows of all batches, steps, columns; ``mr`` rows of a tile) no more than these need."""
     nr = vlen // acc.itemsize * (4 if vlen >= 64 else 2)
-    steps, rows, cols = blocking.steps or STEPS, blocking.rows, max(blocking.cols or COLS, nr)
-    return acc.itemsize * (rows * cols + rows * steps + steps * nr)
+    steps, height, cols = blocking.steps or STEPS, blocking.rows, max(blocking.cols or COLS, nr)
+    if rows is None or k is None or n is None:
+        return acc.itemsize * (height * cols + height * steps + steps * nr)
+    line = 64 // acc.itemsize
+    all_rows, depth = ceildiv(rows, mr) * mr, (ceildiv(k, line) + 1) * line
+    results = minimum(height * cols, all_rows * (ceildiv(n, nr) * nr))
+    return acc.itemsize * (results + minimum(height * steps, all_rows * depth) + minimum(steps, depth) * nr)

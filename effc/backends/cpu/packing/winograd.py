@@ -145,16 +145,16 @@ class Blocks:
 
     tile: int
     nv: int
-    tiles: int
+    tiles: Dim
     cols: int
     k: int
     shared: bool
     scratch: Dim
-    thread_scratch: int
+    thread_scratch: Dim
     stride: int = 1
 
     @property
-    def attrs(self) -> list[int]:
+    def attrs(self) -> list[Dim]:
         """kNv to kBlockK."""
         return [self.nv, self.tiles, self.cols, self.k]
 
