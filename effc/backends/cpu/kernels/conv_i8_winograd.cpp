@@ -323,13 +323,15 @@ int32_t run(Conv& v) {
   memset(s, v.zero, pixel);
   v.fill = (const uint8_t*)s, v.shared = (int16_t*)(s + pixel);
   v.row_blocks = ceil_div(v.tiles, v.block), v.col_blocks = ceil_div(v.w.panels, v.cols / kNR);
-  const int64_t threads = api->num_threads(v.call->run), want = threads > 1 ? 4 * threads : 1;
+  /* As many blocks for one thread as for another. */
+  const int64_t threads = api->num_threads(v.call->run), want = threads > 1 ? 2 * threads : 1;
+  auto even = [&](int64_t blocks, int64_t most) { return max(blocks, min(most, ceil_div(max(blocks, want), threads) * threads)); };
   if (!v.a[kShared]) {
-    v.row_blocks = max(v.row_blocks, min(ceil_div(v.tiles, kMaxTileRows), want));
+    v.row_blocks = even(v.row_blocks, ceil_div(v.tiles, kMaxTileRows));
     api->parallel_for(v.call->run, v.row_blocks, 1, own_blocks<M, Signed>, &v);
     return 0;
   }
-  v.col_blocks = max(v.col_blocks, min(v.w.panels, want));
+  v.col_blocks = even(v.col_blocks, v.w.panels);
   for (int64_t b = 0; b < v.row_blocks; ++b) {
     v.first = v.tiles * b / v.row_blocks, v.count = v.tiles * (b + 1) / v.row_blocks - v.first;
     api->parallel_for(v.call->run, v.count, max(1, 16384 / (positions * v.c)), shared_input<M, Signed>, &v);

@@ -13,6 +13,9 @@ points 0, 1, -1 (and 2, -2), with the rows of G scaled to integers; :data:`MATRI
 modulo 2^32 with s up to :data:`SHIFT`, and is found again if |T| < 2^(31 - s). For bytes x and their zero point, x - zx is within
 [-z, 255 - z] for some z in [0, 255], so |T| is at most 255 times the larger of the sum of the positive weights and that of the
 magnitudes of the negative ones: :func:`bits`.
+
+Which way a convolution goes, :func:`choose` decides from an estimate (:func:`costs`). Where a target's instruction for bytes does
+not saturate (VNNI, AMX), it multiplies four or more times as many values as the one for 16 bits: there all are direct.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from ....ir.dims import Dim, ceildiv
+from ....passes.winograd import Image
 from .conv import PackingError
 from .int8 import MAGIC, PANEL, signed
 
@@ -152,3 +155,57 @@ def blocks(c: int, tile: int, tiles: int, cols: int, shared: bool) -> Blocks:
     image = positions * tiles * (-(-c // 32) * 32 + 32) * 2
     sums = positions * tiles * (cols + 16) * 4
     return Blocks(tile, tiles, cols, shared, -(-c // 64) * 64 + image * shared, sums + image * (not shared))
+
+
+# The rule -------------------------------------------------------------------------------------------------------------
+
+TILES = (2, 4)
+DIRECT = 0  # stands for no tiles
+# Nanoseconds of a core with AVX2 at 2.8 GHz (docs/benchmarks.md): an operation of the direct sum, where panels have a depth and
+# where they have none, one of the transformed products, a transformed value or sum, and a byte of the weights, which come from
+# memory once a run. Only their ratios matter.
+DEEP, SHALLOW, PER_OPERATION, PER_VALUE, PER_BYTE = 1 / 225, 1 / 140, 1 / 135, 0.115, 1 / 20
+GAIN = 1.1  # direct stays where it is no more than this factor slower: Winograd's weights are larger
+LEAST_CHANNELS = 16  # input and output: fewer leave vectors and panels empty
+
+
+def costs(c: int, o: int, image: Image, deep: float) -> dict[int, float]:
+    """Estimated nanoseconds by tile size, DIRECT included; ``deep``: the share of the direct sum's panels with a depth."""
+    direct = 18 * image.batch * image.height * image.width * c * o
+    out = {DIRECT: max(direct * (deep * DEEP + (1 - deep) * SHALLOW), PER_BYTE * 9 * c * o)}
+    for m in TILES:
+        tiles, positions = image.tiles(m), (m + 2) ** 2
+        work = tiles * positions * (PER_OPERATION * 2 * c * o + PER_VALUE * (c + o))
+        out[m] = max(work, PER_BYTE * positions * 2 * c * o)
+    return out
+
+
+def choose(w: Array, zero: Array, image: Image, deep: float) -> tuple[int, str]:
+    """The tile size for a convolution with weights [O, C, 3, 3], or DIRECT, and why."""
+    o, c = w.shape[:2]
+    if min(c, o) < LEAST_CHANNELS:
+        return DIRECT, f"fewer than {LEAST_CHANNELS} channels"
+    cost, width = costs(c, o, image, deep), bits(w, zero)
+    proven = [m for m in TILES if exact(w, zero, m)]
+    names = {DIRECT: "direct", **{m: f"F({m}x{m}, 3x3)" for m in TILES}}
+    why = "estimated us: " + ", ".join(f"{names[m]} {x / 1e3:.3g}" for m, x in cost.items())
+    why += f"; sums have up to {width} bits, " + ", ".join(
+        f"{names[m]} {'is exact' if m in proven else 'is not exact'} up to {31 - SHIFT[m]}" for m in TILES
+    )
+    best = min(proven, key=lambda m: cost[m], default=DIRECT)
+    return (best if GAIN * cost[best] <= cost[DIRECT] else DIRECT), why
+
+
+# Weights of more bytes are read once for all threads and many tiles rather than by each thread for few; from FEW bytes on also where
+# all tiles are one block.
+MANY, FEW = 4 << 20, 1 << 20
+MOST_TILES = 96  # of a block whose transformed image is shared
+
+
+def rule(c: int, o: int, tile: int, tiles: int | None) -> Blocks:
+    """The blocking for ``tiles`` tiles of all images (None: not known)."""
+    cols = min(64, -(-o // PANEL) * PANEL)
+    weights = 2 * (tile + 2) ** 2 * c * o
+    shared = weights >= MANY or (weights >= FEW and tiles is not None and tiles <= MOST_TILES)
+    block = MOST_TILES if shared else 24
+    return blocks(c, tile, block if tiles is None else max(1, min(block, tiles)), cols, shared)
