@@ -99,14 +99,17 @@ struct Packed {
   }
 };
 
-/* c[R][16] = a[R][pairs of 16 bits] b[pairs][16][2]. */
+/* c[R][16] = a[R][pairs of 16 bits] b[pairs][16][2]. Fetches weights of the next position: `step` bytes a pair from `next` on. */
 template <int R>
-void micro_pairs(const int16_t* a, int64_t lda, const int16_t* b, int64_t pairs, int32_t* c, int64_t ldc) {
+void micro_pairs(const int16_t* a, int64_t lda, const int16_t* b, int64_t pairs, int32_t* c, int64_t ldc, const char* next,
+                 int64_t step) {
   __m256i acc[R][2];
   EFFC_UNROLL_ALL
   for (int i = 0; i < R; ++i) acc[i][0] = acc[i][1] = _mm256_setzero_si256();
   for (int64_t s = 0; s < pairs; ++s, a += 2, b += 2 * kNR) {
     const __m256i w0 = _mm256_loadu_si256((const __m256i*)b), w1 = _mm256_loadu_si256((const __m256i*)(b + kNR));
+    __builtin_prefetch(next, 0, 3);
+    next += step;
     EFFC_UNROLL_ALL
     for (int i = 0; i < R; ++i) {
       const __m256i x = _mm256_set1_epi32(four((const uint8_t*)(a + i * lda)));
@@ -119,7 +122,7 @@ void micro_pairs(const int16_t* a, int64_t lda, const int16_t* b, int64_t pairs,
     EFFC_UNROLL_ALL
     for (int j = 0; j < 2; ++j) _mm256_storeu_si256((__m256i*)(c + i * ldc + j * 8), acc[i][j]);
 }
-typedef void (*MicroPairs)(const int16_t*, int64_t, const int16_t*, int64_t, int32_t*, int64_t);
+typedef void (*MicroPairs)(const int16_t*, int64_t, const int16_t*, int64_t, int32_t*, int64_t, const char*, int64_t);
 constexpr MicroPairs kMicro[kMaxTileRows] = {micro_pairs<1>, micro_pairs<2>, micro_pairs<3>,
                                              micro_pairs<4>, micro_pairs<5>, micro_pairs<6>};
 
@@ -254,14 +257,15 @@ void store(const Conv& v, int64_t image, int64_t m, int64_t rows, int64_t n0, in
 template <int M>
 void run_columns(const Conv& v, const int16_t* x, int32_t* acc, int64_t first, int64_t count, int64_t p0, int64_t p1) {
   constexpr int positions = (M + 2) * (M + 2);
-  const int64_t row_tiles = ceil_div(count, kMaxTileRows), slab = v.w.pairs * kNR * 2;
+  const int64_t row_tiles = ceil_div(count, kMaxTileRows), slab = v.w.pairs * kNR * 2, bytes = slab * 2;
   for (int64_t p = p0; p < p1; ++p) {
     const int16_t* b = v.w.data + p * positions * slab;
     for (int k = 0; k < positions; ++k, b += slab)
       for (int64_t t = 0; t < row_tiles; ++t) {
         const int64_t r0 = count * t / row_tiles, rows = count * (t + 1) / row_tiles - r0;
         kMicro[rows - 1](x + k * v.v_step + r0 * v.v_row, v.v_row, b, v.w.pairs,
-                         acc + k * v.m_step + r0 * v.m_row + (p - p0) * kNR, v.m_row);
+                         acc + k * v.m_step + r0 * v.m_row + (p - p0) * kNR, v.m_row,
+                         (const char*)(b + slab) + bytes * t / row_tiles, 64 / row_tiles);
       }
   }
   const int64_t n0 = p0 * kNR, n1 = min(p1 * kNR, v.w.h.o);
