@@ -361,12 +361,12 @@ EFFC_EXPORT int32_t effc_qconv_winograd(const effc_call* call) {
   if (!plain || a[kTiles] < 1 || a[kCols] < kNR || a[kCols] > kNC || a[kCols] % kNR)
     return bad(call, "a 3x3 window, stride 1 and no groups expected");
   v.batch = x.shape[0], v.c = x.shape[1], v.height = x.shape[2], v.width = x.shape[3];
-  if (v.w.h.c != v.c || v.w.h.o != a[kOut] || (v.c > 1 && x.strides[1] != 1))
-    return bad(call, "sizes differ from the packed operand's");
+  if (v.w.h.c != v.c || v.w.h.o != a[kOut]) return bad(call, "sizes differ from the packed operand's");
   v.x = (const uint8_t*)x.data, v.x_image = x.strides[0], v.x_row = x.strides[2], v.x_col = x.strides[3];
   v.is_signed = x.dtype == EFFC_I8, v.zero = *(const uint8_t*)z.data;
   v.out_h = a[kSize + 1], v.out_w = a[kSize + 2], v.block = a[kTiles], v.cols = a[kCols];
   if (v.batch == 0 || v.out_h <= 0 || v.out_w <= 0 || v.w.h.o == 0) return 0;
+  if (v.c > 1 && x.strides[1] != 1) return bad(call, "x must have its channels innermost");
   if (v.w.h.tile == 2) return v.is_signed ? run<2, true>(v) : run<2, false>(v);
   return v.is_signed ? run<4, true>(v) : run<4, false>(v);
 }

@@ -105,7 +105,9 @@ def lower_qmatmul(cx: Lowering, node: Node) -> None:
     )  # fmt: skip
 
 
-def _winograd(cx: Lowering, node: Node, w: Array, zero: Array, key: tuple[Any, ...]) -> tuple[Buf, winograd.Blocks] | None:
+def _winograd(
+    cx: Lowering, node: Node, w: Array, zero: Array, key: tuple[Any, ...]
+) -> tuple[Buf, winograd.Blocks] | None:
     """Weights and blocking for Winograd's algorithm, or None; the report says why for every 3x3 window."""
     a = node.attrs
     if w.ndim != 4 or w.shape[2:] != (3, 3):

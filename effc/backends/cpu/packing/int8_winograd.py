@@ -189,9 +189,8 @@ def choose(w: Array, zero: Array, image: Image, deep: float) -> tuple[int, str]:
     proven = [m for m in TILES if exact(w, zero, m)]
     names = {DIRECT: "direct", **{m: f"F({m}x{m}, 3x3)" for m in TILES}}
     why = "estimated us: " + ", ".join(f"{names[m]} {x / 1e3:.3g}" for m, x in cost.items())
-    why += f"; sums have up to {width} bits, " + ", ".join(
-        f"{names[m]} {'is exact' if m in proven else 'is not exact'} up to {31 - SHIFT[m]}" for m in TILES
-    )
+    why += f"; sums have up to {width} bits"
+    why += "".join(f", {names[m]} is not exact beyond {31 - SHIFT[m]}" for m in TILES if m not in proven)
     best = min(proven, key=lambda m: cost[m], default=DIRECT)
     return (best if GAIN * cost[best] <= cost[DIRECT] else DIRECT), why
 
