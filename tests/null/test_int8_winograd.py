@@ -1,5 +1,5 @@
-"""Byte convolutions by Winograd's algorithm in integers (conv_i8_winograd.cpp): equal to numpy's 64-bit sums for any data, and
-refused where that is not proven."""
+"""Byte convolutions by Winograd's algorithm in integers (conv_i8_winograd.cpp): equal to numpy's 64-bit sums for any
+data, and refused where that is not proven."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def test_equal_to_wide_sums(lib: h.KernelLibrary, tile: int, case: Any, types: A
 
 @pytest.mark.parametrize("tile", TILES)
 def test_the_most_that_is_proven(lib: h.KernelLibrary, tile: int) -> None:
-    """Weights all at one end, and x and its zero point apart as far as can be: as many channels as the proof allows give the
-    right sums, one more is refused."""
+    """Weights all at one end, and x and its zero point apart as far as can be: as many channels as the proof allows
+    give the right sums, one more is refused."""
     for dtype, low, high in ((np.uint8, 0, 255), (np.int8, -128, 127)):
         for end in (-128, 127):
             c = ((1 << 31 - winograd.SHIFT[tile]) - 1) // (255 * 9 * abs(end))

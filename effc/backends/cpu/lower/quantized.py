@@ -1,5 +1,5 @@
-"""Products and convolutions of bytes (kernels/gemm_i8.cpp, conv_i8.cpp, conv_i8_winograd.cpp): constant weights are packed,
-a body of elementwise ops becomes an epilogue on the i32 sums."""
+"""Products and convolutions of bytes (kernels/gemm_i8.cpp, conv_i8.cpp, conv_i8_winograd.cpp): constant weights are
+packed, a body of elementwise ops becomes an epilogue on the i32 sums."""
 
 from __future__ import annotations
 

@@ -1,21 +1,22 @@
-"""Weights of 3x3 byte convolutions for Winograd's algorithm in integers (kernels/conv_i8_winograd.cpp), the proof that it is
-exact for them, and when it is used.
+"""Weights of 3x3 byte convolutions for Winograd's algorithm in integers (kernels/conv_i8_winograd.cpp), the proof that
+it is exact for them, and when it is used.
 
 Packed buffer: 64 bytes of header, then the data.
 
-    header   magic "EFFCPACK", format id 4, version, tile size, c, o (5 x u32), 20 bytes zero, 64-bit BLAKE2b of what follows,
-             8 bytes zero
-    data     i16 [panel][position][ceil(c / 2)][16][2]: G' (w - zero) G'^T, positions in row-major order; what is beyond c or o
-             is 0
+    header   magic "EFFCPACK", format id 4, version, tile size, c, o (5 x u32), 20 bytes zero, 64-bit BLAKE2b of what
+             follows, 8 bytes zero
+    data     i16 [panel][position][ceil(c / 2)][16][2]: G (w - zero) G^T, positions in row-major order; what is beyond
+             c or o is 0
 
-The transforms are those of Toom and Cook (Lavin and Gray, "Fast algorithms for convolutional neural networks", 2015) for the
-points 0, 1, -1 (and 2, -2), with the rows of G scaled to integers; :data:`MATRICES`. A sum of products T comes out as odd 2^s T
-modulo 2^32 with s up to :data:`SHIFT`, and is found again if |T| < 2^(31 - s). For bytes x and their zero point, x - zx is within
-[-z, 255 - z] for some z in [0, 255], so |T| is at most 255 times the larger of the sum of the positive weights and that of the
-magnitudes of the negative ones: :func:`bits`.
+The transforms are those of Toom and Cook (Lavin and Gray, "Fast algorithms for convolutional neural networks", 2015)
+for the points 0, 1, -1 (and 2, -2), with the rows of G scaled to integers; :data:`MATRICES`. A sum of products T comes
+out as odd 2^s T modulo 2^32 with s up to :data:`SHIFT`, and is found again if |T| < 2^(31 - s). For bytes x and their
+zero point, x - zx is within [-z, 255 - z] for some z in [0, 255], so |T| is at most 255 times the larger of the sum of
+the positive weights and that of the magnitudes of the negative ones: :func:`bits`.
 
-Which way a convolution goes, :func:`choose` decides from an estimate (:func:`costs`). Where a target's instruction for bytes does
-not saturate (VNNI, AMX), it multiplies four or more times as many values as the one for 16 bits: there all are direct.
+Which way a convolution goes, :func:`choose` decides from an estimate (:func:`costs`). Where a target's instruction for
+bytes does not saturate (VNNI, AMX), it multiplies four or more times as many values as the one for 16 bits: there all
+are direct.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ def _difference(w: Array, zero: Array) -> Array:
 
 
 def bits(w: Array, zero: Array) -> int:
-    """Bits besides the sign that hold any sum of products of bytes, less any zero point, with these weights [O, C, 3, 3]
-    (less their own zero points)."""
+    """Bits besides the sign that hold any sum of products of bytes, less any zero point, with these weights
+    [O, C, 3, 3] less their own zero points."""
     d = _difference(w, zero).reshape(len(w), -1).astype(np.int64)
     largest = max(np.maximum(d, 0).sum(1).max(initial=0), np.maximum(-d, 0).sum(1).max(initial=0))
     return int(255 * largest).bit_length()
@@ -161,16 +162,16 @@ def blocks(c: int, tile: int, tiles: int, cols: int, shared: bool) -> Blocks:
 
 TILES = (2, 4)
 DIRECT = 0  # stands for no tiles
-# Nanoseconds of a core with AVX2 at 2.8 GHz (docs/benchmarks.md): an operation of the direct sum, where panels have a depth and
-# where they have none, one of the transformed products, a transformed value or sum, and a byte of the weights, which come from
-# memory once a run. Only their ratios matter.
+# Nanoseconds of a core with AVX2 at 2.8 GHz (docs/benchmarks.md): an operation of the direct sum, where panels have a
+# depth and where they have none, one of the transformed products, a transformed value or sum, and a byte of the
+# weights, which come from memory once a run. Only their ratios matter.
 DEEP, SHALLOW, PER_OPERATION, PER_VALUE, PER_BYTE = 1 / 225, 1 / 140, 1 / 135, 0.115, 1 / 20
 GAIN = 1.1  # direct stays where it is no more than this factor slower: Winograd's weights are larger
 LEAST_CHANNELS = 16  # input and output: fewer leave vectors and panels empty
 
 
 def costs(c: int, o: int, image: Image, deep: float) -> dict[int, float]:
-    """Estimated nanoseconds by tile size, DIRECT included; ``deep``: the share of the direct sum's panels with a depth."""
+    """Estimated nanoseconds by tile size, DIRECT included; ``deep``: the share of direct panels with a depth."""
     direct = 18 * image.batch * image.height * image.width * c * o
     out = {DIRECT: max(direct * (deep * DEEP + (1 - deep) * SHALLOW), PER_BYTE * 9 * c * o)}
     for m in TILES:
@@ -195,8 +196,8 @@ def choose(w: Array, zero: Array, image: Image, deep: float) -> tuple[int, str]:
     return (best if GAIN * cost[best] <= cost[DIRECT] else DIRECT), why
 
 
-# Weights of more bytes are read once for all threads and many tiles rather than by each thread for few; from FEW bytes on also where
-# all tiles are one block.
+# Weights of more bytes are read once for all threads and many tiles rather than by each thread for few; from FEW bytes
+# on also where all tiles are one block.
 MANY, FEW = 4 << 20, 1 << 20
 MOST_TILES = 96  # of a block whose transformed image is shared
 
