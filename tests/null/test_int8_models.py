@@ -172,6 +172,79 @@ def test_qdq_convolution_with_residual(groups: int) -> None:
         assert off.max() <= 1 and (off > 0).mean() < 0.01
 
 
+def convolution(w: Array, data: Any, zero: Any, fused: bool, size: Any) -> Any:
+    """ConvInteger, or with ``fused`` a convolution of dequantized bytes, Relu and the next rounding."""
+    o = len(w)
+    kind = {np.int8: T.INT8, np.uint8: T.UINT8}[data]
+    arrays = {
+        "w": w, "z": data(zero), "ws": np.linspace(0.001, 0.002, o, dtype=np.float32), "wz": np.zeros(o, w.dtype),
+        "s": np.float32(0.03), "ys": np.float32(3), "yz": data(10),
+    }  # fmt: skip
+    qdq = [
+        h.make_node("DequantizeLinear", ["x", "s", "z"], ["xd"]),
+        h.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=0),
+        h.make_node("Conv", ["xd", "wd"], ["c"], pads=[1, 1, 1, 1]),
+        h.make_node("Relu", ["c"], ["p"]),
+        h.make_node("QuantizeLinear", ["p", "ys", "yz"], ["y"]),
+    ]
+    plain = [h.make_node("ConvInteger", ["x", "w", "z"], ["y"], pads=[0, 1, 0, 1])]
+    inputs = {"x": (kind, ["n", w.shape[1], *size])}
+    return model_of(qdq if fused else plain, inputs, ("y", kind if fused else T.INT32), arrays)
+
+
+def algorithms(m: Any) -> list[tuple[str, str]]:
+    """What was decided for each byte convolution, and why."""
+    return [
+        (d["chosen"], d["why"])
+        for d in m.report["entries"]["main"]["decisions"]
+        if d["kernel"].startswith("effc_qconv")
+    ]
+
+
+@pytest.mark.parametrize("data", [np.uint8, np.int8])
+@pytest.mark.parametrize("fused", [False, True])
+def test_convolution_by_winograd(data: Any, fused: bool) -> None:
+    """3x3 windows with dynamic sizes: exact sums, with one thread and two, and those of the direct kernel."""
+    import torch
+
+    rng = np.random.default_rng(14)
+    info = np.iinfo(data)
+    zero = int(rng.integers(info.min, info.max + 1))
+    w = rng.choice(np.array([-128, -3, 5, 127], np.int8), (40, 35, 3, 3))
+    m = effc.compile(convolution(w, data, zero, fused, ["h", "w"]), target="cpu:x86-64-v3", num_threads=2)
+    ((chosen, why),) = algorithms(m)
+    assert chosen.startswith("F(4x4, 3x3) in integers") and "estimated us" in why and "sums have up to" in why
+    for n, height, width in ((1, 32, 32), (2, 13, 7), (3, 3, 1), (0, 9, 9)):
+        x = rng.integers(info.min, info.max, (n, 35, height, width), data, endpoint=True)
+        x[:, :, ::2] = info.max if zero < (info.max + info.min) / 2 else info.min
+        xt = torch.tensor(x.astype(np.float64) - zero)
+        acc = torch.nn.functional.conv2d(xt, torch.tensor(w.astype(np.float64)), padding=(int(fused), 1)).numpy()
+        got = m(x)[0]
+        if not fused:
+            np.testing.assert_array_equal(got, acc)
+            continue
+        scale = np.linspace(0.001, 0.002, 40, dtype=np.float32).astype(np.float64).reshape(-1, 1, 1) * np.float32(0.03)
+        off = np.abs(got.astype(np.int64) - quantized(np.maximum(acc * scale, 0), np.float32(3), 10, data))
+        assert off.max(initial=0) <= 1 and (off > 0).mean() < 0.01 if n else got.shape == (0, 40, height, width)
+
+
+def test_why_a_convolution_is_direct() -> None:
+    """Where sums may be too large, where few channels or a stride leave no gain, and where VNNI multiplies bytes."""
+    rng = np.random.default_rng(15)
+    small = rng.integers(-9, 10, (32, 32, 3, 3)).astype(np.int8)
+    large = np.full((160, 160, 3, 3), 127, np.int8)
+    for w, target, chosen, words in (
+        (small, "cpu:x86-64-v3", "F(4x4, 3x3)", "estimated us"),
+        (large, "cpu:x86-64-v3", "F(2x2, 3x3)", "F(4x4, 3x3) is not exact beyond 25"),
+        (small[:, :8], "cpu:x86-64-v3", "direct", "fewer than 16 channels"),
+        (small, "cpu:x86-64-v4", "F(4x4, 3x3)", "estimated us"),
+        (small, "cpu:x86-64-v4+avx512vnni", "direct", "avx512-vnni multiplies bytes at once"),
+    ):
+        m = effc.compile(convolution(w, np.uint8, 7, False, [32, 32]), target=target)
+        ((way, why),) = algorithms(m)
+        assert way.startswith(chosen) and words in why, (target, way, why)
+
+
 def test_split_weights_are_reported() -> None:
     """What 16 bits do not hold in pairs is a note, by blocks where they are few, by panels where many; that they hold
     several groups of small weights is one, too."""

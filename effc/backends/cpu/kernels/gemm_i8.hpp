@@ -187,8 +187,13 @@ struct Driver {
             const uint32_t lo = bound(begin, end, (uint32_t)(ks / kGroup)), hi = bound(lo, end, (uint32_t)(ke / kGroup));
             t.extra[v] = Extras{w.where + lo, w.extra + (int64_t)lo * 32, (int64_t)hi - lo};
           }
+        /* Few rows use weights up faster than they come from memory: each tile fetches its share of the next panel's. */
+        const bool last = p + taken >= p1; /* then the first panel's next block, if there is one */
+        const int8_t* next = last ? w.data + ((slot * w.panels + p0) * w.steps + ke) * kNR : t.b + taken * t.panel_stride;
+        const int64_t bytes = last && kb + 1 == blocks ? 0 : taken * t.steps * kNR;
         for (int64_t i = 0; i < rows;) {
           const int64_t mr = tile_rows(rows - i, Table::most_rows(form));
+          for (int64_t at = bytes * i / rows / 64 * 64; at < bytes * (i + mr) / rows; at += 64) __builtin_prefetch(next + at, 0, 3);
           t.a = from + i * t.lda, t.c = acc + i * cols + (p - p0) * kNR;
           t.from = fresh ? start + (p - p0) * kNR : t.c;
           table.of(form, mr, taken)(&t);

@@ -1,5 +1,5 @@
-"""Products and convolutions of bytes (kernels/gemm_i8.cpp, conv_i8.cpp): constant weights are packed, a body of
-elementwise ops becomes an epilogue on the i32 sums."""
+"""Products and convolutions of bytes (kernels/gemm_i8.cpp, conv_i8.cpp, conv_i8_winograd.cpp): constant weights are
+packed, a body of elementwise ops becomes an epilogue on the i32 sums."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ....ir.dims import product
+from ....ir.dims import Dim, ceildiv, product
 from ....ir.dtypes import DType
 from ....ir.graph import Node, Value
+from ....passes.winograd import image_of
 from .. import microkernels
 from ..packing import int8 as packing
+from ..packing import int8_winograd as winograd
 from . import Buf, Lowering, lowers, views
 from .contraction import _rank4, constant_matrix
 from .conv import _three, as_rows, channels_last
@@ -31,14 +33,19 @@ def _weights(cx: Lowering, node: Node) -> tuple[Array, Array, tuple[Any, ...]] |
     return found[0], zero, (*found[1], zero.tobytes())
 
 
-def _packed(cx: Lowering, node: Node, key: tuple[Any, ...], b: Array, zero: Array) -> Buf:
-    """``b`` [groups, k, n], packed once for all that use it."""
+def _pack(cx: Lowering, key: tuple[Any, ...], b: Array, zero: Array) -> tuple[Array, tuple[float, float, float]]:
+    """``b`` [groups, k, n], packed once for all that use it, and its shares (packing/int8.py)."""
     memo = cx.constants.__dict__.setdefault("packed_int8", {})
     if key not in memo:
         split = microkernels.choose(cx.target, "qmatmul", DType.from_np(b.dtype)).saturates
         buffer = packing.pack(b, zero, split=split)
         memo[key] = (b, buffer, packing.shares(buffer))
-    _, buffer, (extras, wide, deep) = memo[key]
+    return memo[key][1:]  # type: ignore[no-any-return]
+
+
+def _packed(cx: Lowering, node: Node, key: tuple[Any, ...], b: Array, zero: Array) -> Buf:
+    """The same as a constant, with notes of what it says."""
+    buffer, (extras, wide, deep) = _pack(cx, key, b, zero)
     if extras:
         cx.note(node, f"{extras:.1%} of the weights' blocks are multiplied apart: 16 bits do not hold their sums")
     if wide:
@@ -98,6 +105,35 @@ def lower_qmatmul(cx: Lowering, node: Node) -> None:
     )  # fmt: skip
 
 
+def _winograd(
+    cx: Lowering, node: Node, w: Array, zero: Array, key: tuple[Any, ...]
+) -> tuple[Buf, winograd.Blocks] | None:
+    """Weights and blocking for Winograd's algorithm, or None; the report says why for every 3x3 window."""
+    a = node.attrs
+    if w.ndim != 4 or w.shape[2:] != (3, 3):
+        return None
+    micro = microkernels.choose(cx.target, "qmatmul", node.operands[0].dtype)
+    tile, why = winograd.DIRECT, ""
+    if a["groups"] != 1 or tuple(a["stride"]) != (1, 1) or tuple(a["dilation"]) != (1, 1):
+        why = "groups, stride or dilation"
+    elif not micro.saturates:
+        why = f"{micro.name} multiplies bytes at once, four or more for one product of 16 bits"
+    else:
+        _, (_, _, deep) = _pack(cx, ("conv", 1, *key), packing.filters(w, 1), np.broadcast_to(zero, (1, len(w))))
+        tile, why = winograd.choose(w, zero, image_of(node, cx.graph.symbols), deep)
+    if tile == winograd.DIRECT:
+        cx.decided("effc_qconv", "direct", why)
+        return None
+    shape = node.types[0].shape
+    count: Dim = shape[0] * product(ceildiv(d, tile) for d in shape[2:])
+    blocks = winograd.rule(w.shape[1], len(w), tile, count if isinstance(count, int) else None)
+    cx.decided("effc_qconv_winograd", blocks.label, why)
+    memo = cx.constants.__dict__.setdefault("packed_int8_winograd", {})
+    if (tile, key) not in memo:
+        memo[tile, key] = (w, winograd.pack(w, zero, tile))
+    return cx.const(memo[tile, key][1]), blocks
+
+
 @lowers("qconv", "qconv_fused")
 def lower_qconv(cx: Lowering, node: Node) -> None:
     found = _weights(cx, node)
@@ -107,8 +143,12 @@ def lower_qconv(cx: Lowering, node: Node) -> None:
     w, zero, key = found
     attrs, oc, rank = node.attrs, w.shape[0], w.ndim
     groups = attrs["groups"]
-    zeros = np.broadcast_to(zero, (oc,)).reshape(groups, -1)
-    packed = _packed(cx, node, ("conv", groups, *key), packing.filters(w, groups), zeros)
+    fast = _winograd(cx, node, w, zero, key)
+    if fast is not None:
+        packed = fast[0]
+    else:
+        zeros = np.broadcast_to(zero, (oc,)).reshape(groups, -1)
+        packed = _packed(cx, node, ("conv", groups, *key), packing.filters(w, groups), zeros)
     x = cx.in_order(cx.strided(node.operands[0]), channels_last(rank))
     z = cx.strided(node.operands[2])
     body: Any = node.attrs.get("body")
@@ -118,6 +158,13 @@ def lower_qconv(cx: Lowering, node: Node) -> None:
     symbol, values = cx.epilogue(body, DType.i32, extras, outs) if body is not None else (None, [])
     sizes = [*_three(w.shape[2:], 1), *_three(attrs["stride"], 1), *_three([p[0] for p in attrs["padding"]], 0)]
     sizes += [*_three(attrs["dilation"], 1), *_three(shape[2:], 1)]
+    if fast is not None:
+        blocks = fast[1]
+        cx.call(
+            "effc_qconv_winograd", [x, packed, z, *extras], outs, [groups, oc, *sizes, *blocks.attrs, *values], n_own=3,
+            epilogue=symbol, scratch=blocks.scratch, thread_scratch=blocks.thread_scratch,
+        )  # fmt: skip
+        return
     cx.call(
         "effc_qconv", [x, packed, z, *extras], outs, [groups, oc, *sizes, *values], n_own=3, epilogue=symbol,
         thread_scratch=packing.THREAD_SCRATCH,
