@@ -1,11 +1,13 @@
 """Makes the shipped records and the shipped cost model of records.
 
-    python -m bench.cost_data RECORDS.jsonl ... [--drop FAMILY,...] [--data effc/cost/data/x86-64-v3]
-                              [--base OTHER.jsonl.xz]
+    python -m bench.cost_data RECORDS.jsonl ... [--stale FAMILY,...] [--drop FAMILY,...]
+                              [--data effc/cost/data/x86-64-v3] [--base OTHER.jsonl.xz]
 
-The records are appended to DATA.jsonl.xz and a model is trained on all of them into DATA.npz. ``--drop``: families
-whose records there are stale, because their kernel has changed: these leave the file first. ``--base``: records of
-another ISA, of which the newest with a yardstick (:data:`NEWEST` of a family) teach times as well.
+The records are appended to DATA.jsonl.xz and a model is trained on all of them into DATA.npz. ``--stale``: families
+whose kernel has become another since the records there were made: they stay, and teach what the present ones are
+compared with (effc/cost/train.py). ``--drop``: families whose records there say nothing of the present kernel: these
+leave the file first. ``--base``: records of another ISA, of which the newest with a yardstick (:data:`NEWEST` of a
+family) teach times as well.
 """
 
 from __future__ import annotations
@@ -33,11 +35,12 @@ def newest(found: list[records.Record]) -> list[records.Record]:
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("records", nargs="*", type=Path)
+    p.add_argument("--stale", default="")
     p.add_argument("--drop", default="")
     p.add_argument("--data", type=Path, default=DATA)
     p.add_argument("--base", type=Path)
     a = p.parse_args()
-    packed, dropped = Path(f"{a.data}.jsonl.xz"), set(a.drop.split(","))
+    packed, dropped, stale = Path(f"{a.data}.jsonl.xz"), set(a.drop.split(",")), set(a.stale.split(","))
     part = packed.with_suffix(".part")
     kept = left_out = 0
     with lzma.open(part, "wt", encoding="utf-8", preset=9) as out:
@@ -46,6 +49,8 @@ def main() -> None:
                 if path == packed and line.get("family") in dropped:
                     left_out += 1
                     continue
+                if path == packed and line.get("family") in stale:
+                    line["stale"] = True
                 kept += "group" in line
                 out.write(json.dumps(line, separators=(",", ":")) + "\n")
     part.replace(packed)

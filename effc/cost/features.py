@@ -22,6 +22,7 @@ SLOW = frozenset(
     "asin acos atan atan2 lgamma digamma".split()
 )
 CONV_ATTRS = 25  # of effc_conv_*
+QUERIES, KEYS = (64, 256), 192  # of a task of attention.hpp, at least and at most; of a block of keys
 FAR = 1.5  # times the last cache: what lies further back has left it, however far
 MEDIUM = frozenset("div sqrt rsqrt reciprocal mod remainder floor_divide floordiv".split())
 
@@ -120,6 +121,11 @@ def even_share(threads: int, n: int) -> float:
     return ceil_div(n, threads) * threads / max(1, n)
 
 
+def tile_rows(nv: int, cx: Context) -> int:
+    """Rows of a tile of ``nv`` vectors: conv.hpp's own."""
+    return ({1: 12, 2: 12, 3: 8, 4: 6} if cx.vlen >= 64 else {1: 10, 2: 6, 3: 4, 4: 3})[nv]
+
+
 @family("conv", "effc_conv_f32", "effc_conv_f64")
 def conv(call: Call, cx: Context) -> dict[str, float]:
     """effc_conv_*: see kernels/conv.hpp, whose division into blocks this mirrors."""
@@ -132,7 +138,7 @@ def conv(call: Call, cx: Context) -> dict[str, float]:
     cg, og = channels // groups, oc // groups
     k, rows = cg * taps, batch * pixels
     nv, block_rows, block_cols, block_k = a[20:24]
-    mr = ({1: 12, 2: 12, 3: 8, 4: 6} if cx.vlen >= 64 else {1: 10, 2: 6, 3: 4, 4: 3})[nv]
+    mr = tile_rows(nv, cx)
     wide = nv * lanes
     panels, tiles = ceil_div(og, wide), ceil_div(rows, mr)
     row_blocks = ceil_div(tiles, max(1, block_rows // mr))
@@ -146,6 +152,7 @@ def conv(call: Call, cx: Context) -> dict[str, float]:
     blocks = row_blocks * col_blocks * groups
     used_k = min(block_k, k)
     width = a[19] if taps > 1 else pixels
+    each = prod(ceil_div(n, s) for n, s in zip(a[5:8], a[8:11])) if a[1] else taps  # taps of a class, the most
     last = og - (panels - 1) * wide
     inside = prod(windows(*g)[1] for g in geometry(call))
     x = call.ins[0]
@@ -169,6 +176,8 @@ def conv(call: Call, cx: Context) -> dict[str, float]:
         "steps": float(a[24]),
         "packed": float(a[0]),
         "transposed": float(a[1]),
+        "k_class": lg(cg * each),
+        "lines": float(bool(a[1]) and each == 1 and x.shape[-1] >= 8 * mr),
         "nv": float(nv),
         "block_rows": lg(block_rows),
         "block_cols": lg(block_cols),
@@ -261,14 +270,23 @@ def depthwise(call: Call, cx: Context) -> dict[str, float]:
     }
 
 
-def _chain(cx: Context, sizes: list[tuple[int, int, int, int, int]], rows: int, buffers: int) -> dict[str, float]:
+def _least(counts: range, busiest: Callable[[int], int]) -> int:
+    """The first of these counts that leaves the busiest thread the least."""
+    return min(counts, key=busiest)
+
+
+def _chain(
+    cx: Context, batch: int, sizes: list[tuple[int, int, int, int, int]], rows: int, buffers: int
+) -> dict[str, float]:
     """Features of [a convolution,] a depthwise and a pointwise one. ``sizes``: of each the channels that it takes and
-    makes, its taps, its result's pixels and height; ``rows`` of a step, bytes of its ``buffers``."""
+    makes, its taps, its result's pixels and height; at most so many ``rows`` of a step, bytes of its ``buffers``."""
     m, lanes = cx.machine, cx.vlen // 4
     first, (_, wide, taps, between, height), (_, out, _, pixels, _) = sizes[:-2], *sizes[-2:]
     work = [2 * n * o * t * p for n, o, t, p, _ in first] + [2 * wide * taps * between, 2 * wide * out * pixels]
     weights = 4 * (sum(n * o * t for n, o, t, _, _ in first) + wide * taps + wide * out)
-    steps = ceil_div(height, max(1, rows))
+    if cx.threads > 1:  # chain_share of conv_chain.hpp
+        rows = _least(range(max(1, rows), 0, -1), lambda r: ceil_div(batch * ceil_div(height, r), cx.threads) * r)
+    steps = batch * ceil_div(height, max(1, rows))
     large = 4 * wide * (first[0][3] if first else between)
     return {
         "first": float(len(first)),
@@ -282,7 +300,7 @@ def _chain(cx: Context, sizes: list[tuple[int, int, int, int, int]], rows: int, 
         "step": lg(rows),
         "steps": lg(steps),
         "even": even_share(cx.threads, steps),
-        "rest": height / (steps * max(1, rows)),
+        "rest": batch * height / (steps * max(1, rows)),
         "large": lg(large),
         "large_l2": large / m.l2,
         "large_l3": large / m.l3,
@@ -308,18 +326,60 @@ def conv_chain(call: Call, cx: Context) -> dict[str, float]:
         channels = s[4]
     width = sizes[-1][3] // max(1, sizes[-1][4])
     buffers = 4 * sizes[-1][0] * a[1] * width + (4 * sizes[-1][0] * a[2] * (sizes[0][3] // sizes[0][4]) if a[0] else 0)
-    return _chain(cx, sizes, a[1], buffers)
+    return _chain(cx, _spatial(call)[0], sizes, a[1], buffers)
+
+
+@family("conv_pair", "effc_conv_pair_f32")
+def conv_pair(call: Call, cx: Context) -> dict[str, float]:
+    """effc_conv_pair_*: see kernels/conv_chain.hpp, whose division of the channels this mirrors."""
+    m, lanes, cols = cx.machine, cx.vlen // 4, call.attrs[0]
+    first, deep = call.attrs[2 : 2 + CONV_ATTRS], call.attrs[2 + CONV_ATTRS :]
+    batch, channels, _ = _spatial(call)
+    wide, pixels, out, taps = first[4], prod(first[17:20]), prod(deep[17:20]), prod(deep[5:8])
+    panel, rows = first[20] * lanes, tile_rows(first[20], cx)
+    panels = ceil_div(wide, panel)
+    fewest = ceil_div(panels, max(1, cols // panel))
+    # pair_share of conv_chain.hpp
+    blocks = _least(range(fewest, panels + 1), lambda n: ceil_div(batch * n, cx.threads) * ceil_div(panels, n))
+    work = 2 * channels * wide * pixels, 2 * wide * taps * out
+    return {
+        "c": lg(channels),
+        "wide": lg(wide),
+        "taps": lg(taps),
+        "stride": float(deep[10]),
+        "pixels": lg(pixels),
+        "out_pixels": lg(out),
+        "width": lg(deep[19]),
+        "odd_width": float(deep[19] % 8),
+        "batch": lg(batch),
+        "nv": float(first[20]),
+        "k_blocks": float(ceil_div(channels, max(1, first[23]))),
+        "panels": lg(panels),
+        "blocks": lg(blocks),
+        "even": ceil_div(batch * blocks, cx.threads) * cx.threads * ceil_div(panels, blocks) / (batch * panels),
+        "fill": wide / (panels * panel),
+        "fill_tiles": pixels / (ceil_div(pixels, rows) * rows),
+        "block_l1": 4 * pixels * ceil_div(panels, blocks) * panel / m.l1,
+        "x_l1": 4 * pixels * channels / m.l1,
+        "x_l2": 4 * pixels * channels / m.l2,
+        "weights_l2": 4 * channels * wide / m.l2,
+        "work_deep": work[1] / max(1, sum(work)),
+        "valid": prod(windows(deep[5 + d], deep[8 + d], deep[11 + d], deep[14 + d], deep[17 + d], first[17 + d])[0]
+                      for d in range(3)),
+    }  # fmt: skip
 
 
 @family("conv_or_chain", "conv_or_chain")
 def conv_or_chain(call: Call, cx: Context) -> dict[str, float]:
     """The region of fuse_chains: see passes/fuse/chains.py for its attributes."""
+    from ..passes.fuse.pairs import CHANNELS, PIXELS
+
     a = call.attrs
     batch, channels, size = _spatial(call)
     count, rows, kept, buffers = a[:4]
     x_height, x_width, sizes, strides = size[1], size[2], [], 1
-    for i in range(count):
-        s = a[4 + 8 * i : 12 + 8 * i]
+    stages = [a[4 + 8 * i : 12 + 8 * i] for i in range(count)]
+    for s in stages:
         strides *= s[3]
         width = ceil_div(x_width, strides)
         sizes.append((channels, s[0], s[2] * s[2], s[6] * width, s[6]))
@@ -333,7 +393,8 @@ def conv_or_chain(call: Call, cx: Context) -> dict[str, float]:
         "kept": lg(kept),
         "stride": float(deep[3]),
         "residual": float(bool(a[4 + 8 * (count - 1) + 7] & 2)),
-        **_chain(cx, sizes, rows, buffers),
+        "pair": float(count == 3 and stages[0][2] == 1 and sizes[0][3] <= PIXELS and sizes[0][1] >= CHANNELS),
+        **_chain(cx, batch, sizes, rows, buffers),
     }
 
 
@@ -506,10 +567,11 @@ def attention(call: Call, cx: Context) -> dict[str, float]:
     assert q is not None and k is not None and v is not None
     heads, lq, e, lk, ev = q.shape[0] * q.shape[1], q.shape[2], q.shape[3], k.shape[2], v.shape[3]
     lanes, nr, shared = cx.vlen // 4, cx.vlen // 4 * (4 if cx.vlen >= 64 else 2), k.shape[0] * k.shape[1]
-    units, unit_rows = (shared, heads // max(1, shared) * lq) if lq < 64 else (heads, lq)
-    row_blocks = max(1, ceil_div(unit_rows, 64))
+    units, unit_rows = (shared, heads // max(1, shared) * lq) if lq < QUERIES[0] else (heads, lq)
+    fewest, most_blocks = (max(1, ceil_div(unit_rows, n)) for n in reversed(QUERIES))
+    parts = 1 if units * most_blocks >= 16 else max(1, min(16, lk // 256))
+    row_blocks = most_blocks if parts > 1 else min(most_blocks, max(fewest, ceil_div(16, max(1, units))))
     blocks = units * row_blocks
-    parts = 1 if blocks >= 16 else max(1, min(16, lk // 256))
     share = ceil_div(ceil_div(unit_rows, row_blocks), lanes) * lanes
     return {
         "tasks": lg(blocks * parts),
@@ -517,7 +579,7 @@ def attention(call: Call, cx: Context) -> dict[str, float]:
         "share": float(share),
         "fill_rows": unit_rows / (row_blocks * share),
         "fill_panels": share / (ceil_div(share, nr) * nr),
-        "key_block": lk / parts / max(1, ceil_div(ceil_div(lk, parts), 96)),
+        "key_block": lk / parts / max(1, ceil_div(ceil_div(lk, parts), KEYS)),
         "fill_keys": lk / (ceil_div(lk, 6) * 6),
         "fill_e": ev / (ceil_div(ev, 6) * 6),
         "in_place": float(k.strides[3] == 1 and v.strides[3] == 1),
@@ -531,8 +593,7 @@ def attention(call: Call, cx: Context) -> dict[str, float]:
         "mask": float(len(call.ins) > 3 and call.ins[3] is not None),
         "blocks": lg(blocks),
         "even": even_share(cx.threads, blocks * parts),
-        "fill_q": lq / (ceil_div(lq, 64) * 64),
-        "fill_k": lk / (ceil_div(lk, 96) * 96),
+        "fill_k": lk / (ceil_div(lk, KEYS) * KEYS),
         "scores": lg(heads * lq * lk),
         "kv_l2": lk * (e + ev) * q.itemsize / cx.machine.l2,
         "lq_small": float(min(lq, 16)),

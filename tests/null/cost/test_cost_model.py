@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,11 +42,15 @@ def test_records_survive_a_cut_and_are_appended_to(tmp_path: Path) -> None:
     w = records.Writer(file)
     assert w.groups == {"c0"}
     w.add([r for r in made if r.group == "m1"])
-    w.close()
     back = records.read([file])
     assert [r.group for r in back] == ["c0"] * 7 + ["m1"]
     first = next(r for r in made if r.group == "c0")
     assert back[0].call.attrs == first.call.attrs and back[0].machine == MACHINE
+    assert back[0].kernels == "" and not back[0].stale
+    other = dataclasses.replace(first, kernels="0123abcd", stale=True, group="later")
+    w.add([other])
+    w.close()
+    assert (records.read([file])[-1].kernels, records.read([file])[-1].stale) == ("0123abcd", True)
     assert back[0].seconds == pytest.approx(first.seconds, rel=1e-4)
     assert sum('"cpu":' in line for line in file.read_text().splitlines()) == 1  # the machine is described once
     # what features read is all there
@@ -94,6 +99,20 @@ def test_trees_cut_down_to_what_differs_predict_the_same() -> None:
         assert (len(left.roots) == 0) == (not free)
 
 
+def test_trees_of_two_ensembles_add_up() -> None:
+    lgb = pytest.importorskip("lightgbm")
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((300, 4))
+    one, two = (
+        Trees.from_text(lgb.train(dict(train.PARAMETERS), lgb.Dataset(x, y), n).model_to_string())
+        for y, n in ((x[:, 0] * x[:, 1], 20), (np.abs(x[:, 2]), 7))
+    )
+    none = Trees.from_text("tree\n\nTree=0\nnum_leaves=1\nnum_cat=0\nsplit_feature=\nleaf_value=0.5\n\n")
+    np.testing.assert_allclose(one.and_also(two)(x), one(x) + two(x), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(none.and_also(two).and_also(none)(x), two(x) + 1, rtol=0, atol=1e-12)
+    assert len(one.and_also(two).roots) == 27
+
+
 def test_a_tree_without_a_split() -> None:
     one = "num_leaves=1\nnum_cat=0\nsplit_feature=\nleaf_value={}\n\n"
     trees = Trees.from_text("tree\n\nTree=0\n" + one.format(0.5) + "\nTree=1\n" + one.format(0.25))
@@ -116,6 +135,36 @@ def test_records_of_other_vectors_teach_times_and_nothing_else() -> None:
     assert not model.families["conv"].rankers
     ranges = model.families["conv"].ranges
     assert ranges and train.fit(made_up(), rounds=5).families["conv"].ranges != ranges
+
+
+def test_few_records_of_a_changed_kernel_correct_what_stale_ones_say() -> None:
+    """Of a kernel that has become a third faster: the difference is learned, what stale records know of shapes stays,
+    and the error is that of the present ones."""
+    pytest.importorskip("lightgbm")
+
+    def convolutions(groups: int, seed: int, faster: float, **more: Any) -> list[records.Record]:
+        made = [r for r in made_up(groups, seed) if r.family == "conv"]
+        shape = [np.log([*r.call.ins[0].shape[1:3], r.call.attrs[4]]) @ (0.3, -0.25, 0.2) for r in made]  # type: ignore[union-attr]
+        return [
+            dataclasses.replace(r, seconds=r.seconds * float(np.exp(s)) / faster, group=f"{seed}{r.group}", **more)
+            for r, s in zip(made, shape, strict=True)
+        ]
+
+    stale, fresh = convolutions(120, 0, 1, stale=True), convolutions(10, 5, 1.5, kernels="new")
+    t = train.Table(convolutions(30, 9, 1.5))
+
+    def off(model: train.FamilyModel) -> float:
+        return float(np.abs(np.log(t.floor) + model.log_ratio(t.x)[0] - np.log(t.seconds)).mean())
+
+    both, old, new = (train.fit_family(rs, rounds=120) for rs in ([*stale, *fresh], stale, fresh))
+    assert off(both) < 0.06 and off(both) < 0.6 * off(new) and off(old) > 0.35
+    assert both.error < 0.12 and both.rankers and both.rank_error < cost_model.NEVER
+
+
+def test_a_yardstick_is_compared_with_those_of_the_same_kernels() -> None:
+    r = made_up(1)[0]
+    made = [dataclasses.replace(r, yard=y, kernels=k) for k, s in (("", 1.0), ("x", 0.5)) for y in (s, s, 2 * s)]
+    np.testing.assert_allclose(train.paces(made), np.log([1, 1, 2, 1, 1, 2]), atol=1e-12)
 
 
 # Roofline and features ------------------------------------------------------------------------------------------------
