@@ -9,13 +9,17 @@ how even), the features mirror it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import log2, prod
+from typing import Any
+
+import numpy as np
 
 from .calls import Call, Tensor
 from .roofline import Context, floor, geometry, operations, taps_inside, windows
 
+Array = np.ndarray[Any, Any]
 Extract = Callable[[Call, Context], dict[str, float]]
 SLOW = frozenset(
     "exp exp2 expm1 log log2 log10 log1p tanh sin cos tan erf erfc erfinv sigmoid pow softplus gelu silu sinh cosh "
@@ -29,12 +33,14 @@ MEDIUM = frozenset("div sqrt rsqrt reciprocal mod remainder floor_divide floordi
 
 @dataclass(frozen=True)
 class Family:
-    """``kernels``: prefixes of kernel names. ``extract``: features. ``depth``: the features in whose measured range a
-    call must lie for the model to be trusted."""
+    """``kernels``: prefixes of kernel names. ``extract``: features. ``work``: what the kernel does many of, each a
+    product of sizes (features that are logarithms): its time is nearly a sum of them (:func:`amounts`). ``depth``: the
+    features in whose measured range a call must lie for the model to be trusted."""
 
     name: str
     kernels: tuple[str, ...]
     extract: Extract
+    work: tuple[tuple[str, ...], ...] = ()
     depth: tuple[str, ...] = ("flops", "bytes", "between")
 
     def features(self, call: Call, cx: Context) -> dict[str, float]:
@@ -45,11 +51,11 @@ class Family:
 FAMILIES: dict[str, Family] = {}
 
 
-def family(name: str, *kernels: str) -> Callable[[Extract], Extract]:
-    """Declares a family by its features."""
+def family(name: str, *kernels: str, work: str = "") -> Callable[[Extract], Extract]:
+    """Declares a family by its features. ``work``: amounts, as in ``"rows*k rows"``."""
 
     def register(f: Extract) -> Extract:
-        FAMILIES[name] = Family(name, kernels, f)
+        FAMILIES[name] = Family(name, kernels, f, tuple(tuple(t.split("*")) for t in work.split()))
         return f
 
     return register
@@ -62,6 +68,26 @@ def family_of(call: Call) -> str:
         default=(0, "other"),
     )
     return best[1]
+
+
+def amounts(family: Family, names: Sequence[str], x: Array) -> Array:
+    """(rows, amounts) of rows of features: of operations and bytes, of bytes that do not come from the second or the
+    last cache, of the family's own work, in seconds at the machine's peak and bandwidth; of calls, and of calls that
+    wake threads, in nanoseconds. What threads share counts as often as the busiest has it."""
+    at = {n: x[:, i] for i, n in enumerate(names)}
+    busiest, peak = np.maximum(1.0, at.get("even", np.ones(len(x)))), 2.0 ** at["speed"]
+    near, far = busiest / peak, 2.0 ** at["balance"] / peak
+    moved = 2.0 ** at["bytes"]
+    work = [
+        2.0 ** sum(at[n] for n in names) for names in (*((n,) for n in ("flops", "out", "in0", "in1")), *family.work)
+    ]
+    return np.stack(
+        [
+            *(w * near for w in work), moved * near, moved * near * (at["between"] > at["own_cache"]),
+            moved * far * (at["l3"] > 1), np.full(len(x), 1e-9), 1e-9 * (at["threads"] > 1),
+        ],
+        1,
+    )  # fmt: skip
 
 
 def lg(x: float) -> float:
@@ -98,6 +124,7 @@ def common(call: Call, cx: Context) -> dict[str, float]:
         "l2": size / m.l2,
         "l3": between / m.l3,
         "own_cache": lg(m.l2),
+        "speed": lg(m.peak(cx.threads)),
         "balance": lg(m.peak(cx.threads) / m.bandwidth(cx.threads)),
         "epilogue": float(call.epilogue),
         "slow": float(slow),
@@ -126,7 +153,10 @@ def tile_rows(nv: int, cx: Context) -> int:
     return ({1: 12, 2: 12, 3: 8, 4: 6} if cx.vlen >= 64 else {1: 10, 2: 6, 3: 4, 4: 3})[nv]
 
 
-@family("conv", "effc_conv_f32", "effc_conv_f64")
+@family(
+    "conv", "effc_conv_f32", "effc_conv_f64",
+    work="tiles tiles*panels rows reload weights blocks panels rows*k k*og",
+)  # fmt: skip
 def conv(call: Call, cx: Context) -> dict[str, float]:
     """effc_conv_*: see kernels/conv.hpp, whose division into blocks this mirrors."""
     a, m = call.attrs, cx.machine
@@ -206,7 +236,7 @@ def conv(call: Call, cx: Context) -> dict[str, float]:
     }
 
 
-@family("winograd", "effc_conv_winograd_f32")
+@family("winograd", "effc_conv_winograd_f32", work="tiles tiles*c tiles*o tiles*c*o streams weights")
 def winograd(call: Call, cx: Context) -> dict[str, float]:
     """effc_conv_winograd_*: see kernels/conv_winograd.hpp."""
     a, m = call.attrs, cx.machine
@@ -242,7 +272,10 @@ def winograd(call: Call, cx: Context) -> dict[str, float]:
     }
 
 
-@family("depthwise", "effc_conv_dw_f32", "effc_conv_dw_f64")
+@family(
+    "depthwise", "effc_conv_dw_f32", "effc_conv_dw_f64",
+    work="batch*pixels*channels*taps batch*pixels*channels batch*height*channels height*channels*taps pixels channels",
+)  # fmt: skip
 def depthwise(call: Call, cx: Context) -> dict[str, float]:
     """effc_conv_dw_*: see kernels/conv_dw.hpp."""
     a = call.attrs
@@ -309,13 +342,15 @@ def _chain(
         "step_pixels": lg(rows * pixels / max(1, height)),
         "work_first": work[0] / sum(work) if first else 0.0,
         "work_deep": work[-2] / sum(work),
+        "ops_first": lg(work[0]) if first else 0.0,
+        "ops_deep": lg(work[-2]),
         "fill_out": out / (ceil_div(out, lanes) * lanes),
         "fill_wide": wide / (ceil_div(wide, lanes) * lanes),
         "saved": lg(sum(work) / max(1, large)),
     }
 
 
-@family("conv_chain", "effc_conv_chain_f32")
+@family("conv_chain", "effc_conv_chain_f32", work="ops_first ops_deep large steps steps*wide pixels")
 def conv_chain(call: Call, cx: Context) -> dict[str, float]:
     """effc_conv_chain_*: see kernels/conv_chain.hpp; the attributes of its convolutions come last."""
     a = call.attrs
@@ -329,7 +364,10 @@ def conv_chain(call: Call, cx: Context) -> dict[str, float]:
     return _chain(cx, _spatial(call)[0], sizes, a[1], buffers)
 
 
-@family("conv_pair", "effc_conv_pair_f32")
+@family(
+    "conv_pair", "effc_conv_pair_f32",
+    work="ops_deep batch*wide*pixels batch*wide*out_pixels batch*pixels*c batch*c*wide c*wide batch*blocks",
+)  # fmt: skip
 def conv_pair(call: Call, cx: Context) -> dict[str, float]:
     """effc_conv_pair_*: see kernels/conv_chain.hpp, whose division of the channels this mirrors."""
     m, lanes, cols = cx.machine, cx.vlen // 4, call.attrs[0]
@@ -364,6 +402,7 @@ def conv_pair(call: Call, cx: Context) -> dict[str, float]:
         "x_l2": 4 * pixels * channels / m.l2,
         "weights_l2": 4 * channels * wide / m.l2,
         "work_deep": work[1] / max(1, sum(work)),
+        "ops_deep": lg(work[1]),
         "valid": prod(windows(deep[5 + d], deep[8 + d], deep[11 + d], deep[14 + d], deep[17 + d], first[17 + d])[0]
                       for d in range(3)),
     }  # fmt: skip
@@ -436,7 +475,10 @@ def conv_algorithm(call: Call, cx: Context) -> dict[str, float]:
 # Recurrent layers -----------------------------------------------------------------------------------------------------
 
 
-@family("rnn", "effc_lstm_f32", "effc_gru_f32", "effc_rnn_tanh_f32", "effc_rnn_relu_f32")
+@family(
+    "rnn", "effc_lstm_f32", "effc_gru_f32", "effc_rnn_tanh_f32", "effc_rnn_relu_f32",
+    work="time*step_work time time*units time*units*batch",
+)  # fmt: skip
 def rnn(call: Call, cx: Context) -> dict[str, float]:
     """The recurrence of a layer: see kernels/rnn.hpp."""
     xg, h = call.ins[0], call.ins[1]
@@ -470,7 +512,7 @@ def rnn(call: Call, cx: Context) -> dict[str, float]:
 # Matrix products ------------------------------------------------------------------------------------------------------
 
 
-@family("matmul", "effc_matmul_")
+@family("matmul", "effc_matmul_", work="tiles tasks panels reload batch*m*k distinct*k*n batch*m*n batch*tiles*panels")
 def matmul(call: Call, cx: Context) -> dict[str, float]:
     """effc_matmul_*, effc_matmul_packed_*: see kernels/gemm.hpp, whose grid this mirrors."""
     m_, x = cx.machine, call.ins[0]
@@ -560,7 +602,7 @@ def matmul(call: Call, cx: Context) -> dict[str, float]:
     }
 
 
-@family("attention", "effc_attention_")
+@family("attention", "effc_attention_", work="tasks scores heads*lq*e heads*lk*e tasks*lk*e heads")
 def attention(call: Call, cx: Context) -> dict[str, float]:
     """effc_attention_*: see kernels/attention.hpp, whose division into tasks this mirrors."""
     q, k, v = call.ins[0], call.ins[1], call.ins[2]
@@ -622,7 +664,7 @@ def _rows(call: Call, cx: Context, rows: int, block: int, floats: int, weights: 
     }
 
 
-@family("row_chain", "chain")
+@family("row_chain", "chain", work="stream rows*floats weights blocks rows")
 def row_chain(call: Call, cx: Context) -> dict[str, float]:
     """Products and regions along rows as one kernel: see kernels/row_chain.hpp."""
     rows, block, large, _, floats = call.attrs[:5]
@@ -674,6 +716,7 @@ def _loop(call: Call) -> dict[str, float]:
         "elements": lg(max(t.numel for t in tensors)),
         "operands": float(len(tensors)),
         "run": lg(min(runs)),
+        "runs": lg(max(t.numel for t in tensors) / max(1, min(runs))),
         "out_run": lg(_inner(out)[0]),
         "rank": float(sum(d != 1 for d in out.shape)),
         "repeated": float(sum(any(s == 0 and d > 1 for d, s in zip(t.shape, t.strides)) for t in tensors)),
@@ -684,7 +727,7 @@ def _loop(call: Call) -> dict[str, float]:
     }
 
 
-@family("map", "map")
+@family("map", "map", work="elements work_slow work_medium work_quick runs")
 def elementwise(call: Call, cx: Context) -> dict[str, float]:
     """Generated elementwise loops: see kernels/loop.hpp."""
     f, ops = _loop(call), ops_of(call.body)
@@ -692,6 +735,8 @@ def elementwise(call: Call, cx: Context) -> dict[str, float]:
     return {
         **f,
         "work_slow": lg(n * sum(c for o, c in ops.items() if o in SLOW)),
+        "work_medium": lg(n * sum(c for o, c in ops.items() if o in MEDIUM)),
+        "work_quick": lg(n * sum(c for o, c in ops.items() if o not in SLOW | MEDIUM)),
         "exp": float(ops.get("exp", 0)),
         "tanh": float(ops.get("tanh", 0) + ops.get("sigmoid", 0)),
         "erf": float(ops.get("erf", 0)),
@@ -700,7 +745,7 @@ def elementwise(call: Call, cx: Context) -> dict[str, float]:
     }
 
 
-@family("red", "red")
+@family("red", "red", work="elements total work kept runs")
 def reduction(call: Call, cx: Context) -> dict[str, float]:
     """Generated reductions, norms and softmaxes. Attributes: rank, mask of reduced dims, columns, leading operand,
     shape."""
@@ -719,12 +764,13 @@ def reduction(call: Call, cx: Context) -> dict[str, float]:
         "exp": float(ops.get("exp", 0)),
         "even": even_share(cx.threads, kept),
         "total": lg(extent * kept),
+        "work": lg(extent * kept * sum(ops.values())),
         "fill": extent % 8 / 8 if extent % 8 else 1.0,
         "row_l1": extent * 4 / cx.machine.l1,
     }
 
 
-@family("pool", "effc_pool_f32")
+@family("pool", "effc_pool_f32", work="taps elements pixels channels runs")
 def pool(call: Call, cx: Context) -> dict[str, float]:
     """effc_pool_*: see kernels/pool.hpp."""
     a = call.attrs
@@ -742,18 +788,19 @@ def pool(call: Call, cx: Context) -> dict[str, float]:
     }
 
 
-@family("copy", "effc_copy", "effc_concat")
+@family("copy", "effc_copy", "effc_concat", work="elements runs in_runs")
 def copy(call: Call, cx: Context) -> dict[str, float]:
     """effc_copy: see kernels/copy.cpp; effc_concat: boxes.cpp."""
     x = call.ins[0]
     f = _loop(call)
     if x is None:
-        return {**f, "in_run": 0.0, "in_stride": 0.0, "page": 0.0, "joined": 0.0}
+        return {**f, "in_run": 0.0, "in_runs": 0.0, "in_stride": 0.0, "page": 0.0, "joined": 0.0}
     run, last = _inner(x)
     return {
         **f,
         "joined": float(len(call.ins)),
         "in_run": lg(run),
+        "in_runs": lg(x.numel / max(1, run)),
         "in_stride": lg(last),
         "page": float(last * x.itemsize % 4096 == 0),
     }

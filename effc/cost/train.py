@@ -22,8 +22,8 @@ import numpy as np
 from ..runtime.errors import EffcError
 from .alternatives import SETS, rule_of
 from .calls import kernel_class
-from .features import FAMILIES, vector
-from .model import NEVER, CostModel, FamilyModel
+from .features import FAMILIES, amounts, vector
+from .model import NEVER, CostModel, FamilyModel, log_over_floor
 from .records import Record
 from .roofline import Context, floor, vlen_of
 from .trees import Trees
@@ -40,6 +40,9 @@ PARAMETERS: Mapping[str, Any] = {
     "num_threads": 1, "seed": 1, "verbose": -1, "use_missing": False, "max_bin": 511,
 }  # fmt: skip
 ROUNDS = 300
+OF_TIMES: Mapping[str, Any] = {"num_leaves": 15}  # the trees of times, which correct a sum of work
+ODD = 0.15  # the error (log) of a sum of work from which on a record counts less
+UNEASY = 0.15  # and the pace (log) of a present one: the less calm the machine was, the less it says of a calm one
 # Of the trees that a few present records add to those of stale ones.
 LATER: Mapping[str, Any] = {"num_leaves": 7, "min_data_in_leaf": 10}
 LATER_ROUNDS = 80
@@ -126,13 +129,33 @@ def grow(x: Array, y: Array, weight: Array, rounds: int = ROUNDS, **parameters: 
     return Trees.from_text(booster.model_to_string())
 
 
-def grow_on(x: Array, y: Array, weight: Array, stale: Array, rounds: int = ROUNDS) -> Trees:
+def grow_on(x: Array, y: Array, weight: Array, stale: Array, rounds: int = ROUNDS, **parameters: Any) -> Trees:
     """One ensemble: of the stale records, if there are enough of them, and then of the present ones."""
     if stale.sum() < LEAST or stale.all():
-        return grow(x, y, weight, rounds)
-    before = grow(x[stale], y[stale], weight[stale], rounds)
+        return grow(x, y, weight, rounds, **parameters)
+    before = grow(x[stale], y[stale], weight[stale], rounds, **parameters)
     x, y, weight = x[~stale], y[~stale] - before(x[~stale]), weight[~stale]
     return before.and_also(grow(x, y, weight, min(rounds, LATER_ROUNDS), **LATER))
+
+
+def rates_of_work(t: Table, use: Array, weight: Array) -> tuple[float, ...]:
+    """What each amount of a family's work costs: least squares of relative errors without negative rates, large errors
+    counting less in later rounds. The share that the machine was slower than in a calm minute is taken out first. None
+    for alternatives, whose ways do different work."""
+    from scipy.optimize import nnls  # LightGBM needs it as well
+
+    if t.family.name in SETS:
+        return ()
+    work = amounts(t.family, t.names, t.x)[use]
+    scale = work.max(0) + 1e-30
+    calm = (t.seconds * np.exp(-np.clip(np.nan_to_num(t.pace), 0, 1)))[use]
+    share, counts = work / scale / calm[:, None], np.sqrt(weight[use])
+    rates, off = np.zeros(len(scale)), np.zeros(len(calm))
+    for _ in range(5):
+        w = counts / np.sqrt(np.maximum(1, np.abs(off) / ODD))
+        rates, _ = nnls(share * w[:, None], w)
+        off = np.log(np.maximum(share @ rates, 0.01))
+    return tuple(float(r) for r in rates / scale)
 
 
 def _folds(shape: Array, seed: int = 0) -> Array:
@@ -156,15 +179,19 @@ def fit_family(
     if timed.sum() < LEAST:
         timed[:] = True
     members, unseen = [], np.zeros(len(t.y))
+    rates = rates_of_work(t, timed, weight)
+    base = log_over_floor(t.family, t.names, t.x, np.array(rates)) if rates else np.zeros(len(t.y))
+    y = t.y - base
+    weight = weight * np.where(stale, 1.0, 1 / (1 + (np.nan_to_num(t.pace) / UNEASY) ** 2))
     for f in range(FOLDS):
         use = timed & (fold != f)
-        members.append(grow_on(t.x[use], t.y[use], weight[use], stale[use], rounds))
+        members.append(grow_on(t.x[use], y[use], weight[use], stale[use], rounds, **OF_TIMES))
         unseen[fold == f] = members[-1](t.x[fold == f])
     judge = timed & own & (~stale | stale.all())
-    error = _spread((t.y - unseen)[judge], t.weight[judge], t.noise[judge])
+    error = _spread((y - unseen)[judge], t.weight[judge], t.noise[judge])
     ranges = {n: _range(t.x[own, i]) for i, n in enumerate(t.names) if n in t.family.depth}
     kernels = {kernel_class(r.call.kernel) for r, o in zip(records, own, strict=True) if o}
-    model = FamilyModel(t.names, tuple(sorted(kernels)), ranges, members, error)
+    model = FamilyModel(t.names, tuple(sorted(kernels)), ranges, members, error, rates=rates, family=t.family)
     several = t.with_ways() & own
     if several.sum() >= LEAST and t.family.name in RANKED:
         y, learn = t.relative(), several & ((t.way > 0) | (t.family.name not in SETS))

@@ -100,8 +100,9 @@ def tune(
                 case, threads, sweep, rng = case_of(kind, following[kind], seed, machine.cores)
                 following[kind] += 1
                 try:
-                    for _ in range(ATTEMPTS):
-                        _wait(end, calm)
+                    for attempt in range(ATTEMPTS):
+                        if attempt:
+                            _wait(end, calm)
                         state = rng.bit_generator.state
                         found = measure.measure(
                             case, rng, group, threads, sweep, target, machine, Path(folder), blocks=blocks
