@@ -73,7 +73,7 @@ def family_of(call: Call) -> str:
 def amounts(family: Family, names: Sequence[str], x: Array) -> Array:
     """(rows, amounts) of rows of features: of operations and bytes, of bytes that do not come from the second or the
     last cache, of the family's own work, in seconds at the machine's peak and bandwidth; of calls, and of calls that
-    wake threads, in nanoseconds. What threads share counts as often as the busiest has it."""
+    wake threads, in nanoseconds. What threads share counts as the busiest has it; the bandwidth is all threads'."""
     at = {n: x[:, i] for i, n in enumerate(names)}
     busiest, peak = np.maximum(1.0, at.get("even", np.ones(len(x)))), 2.0 ** at["speed"]
     near, far = busiest / peak, 2.0 ** at["balance"] / peak

@@ -40,7 +40,6 @@ PARAMETERS: Mapping[str, Any] = {
     "num_threads": 1, "seed": 1, "verbose": -1, "use_missing": False, "max_bin": 511,
 }  # fmt: skip
 ROUNDS = 300
-OF_TIMES: Mapping[str, Any] = {"num_leaves": 15}  # the trees of times, which correct a sum of work
 ODD = 0.15  # the error (log) of a sum of work from which on a record counts less
 UNEASY = 0.15  # and the pace (log) of a present one: the less calm the machine was, the less it says of a calm one
 # Of the trees that a few present records add to those of stale ones.
@@ -129,11 +128,11 @@ def grow(x: Array, y: Array, weight: Array, rounds: int = ROUNDS, **parameters: 
     return Trees.from_text(booster.model_to_string())
 
 
-def grow_on(x: Array, y: Array, weight: Array, stale: Array, rounds: int = ROUNDS, **parameters: Any) -> Trees:
+def grow_on(x: Array, y: Array, weight: Array, stale: Array, rounds: int = ROUNDS) -> Trees:
     """One ensemble: of the stale records, if there are enough of them, and then of the present ones."""
     if stale.sum() < LEAST or stale.all():
-        return grow(x, y, weight, rounds, **parameters)
-    before = grow(x[stale], y[stale], weight[stale], rounds, **parameters)
+        return grow(x, y, weight, rounds)
+    before = grow(x[stale], y[stale], weight[stale], rounds)
     x, y, weight = x[~stale], y[~stale] - before(x[~stale]), weight[~stale]
     return before.and_also(grow(x, y, weight, min(rounds, LATER_ROUNDS), **LATER))
 
@@ -153,7 +152,7 @@ def rates_of_work(t: Table, use: Array, weight: Array) -> tuple[float, ...]:
     rates, off = np.zeros(len(scale)), np.zeros(len(calm))
     for _ in range(5):
         w = counts / np.sqrt(np.maximum(1, np.abs(off) / ODD))
-        rates, _ = nnls(share * w[:, None], w)
+        rates, _ = nnls(share * w[:, None], w, maxiter=100 * len(scale))
         off = np.log(np.maximum(share @ rates, 0.01))
     return tuple(float(r) for r in rates / scale)
 
@@ -185,7 +184,7 @@ def fit_family(
     weight = weight * np.where(stale, 1.0, 1 / (1 + (np.nan_to_num(t.pace) / UNEASY) ** 2))
     for f in range(FOLDS):
         use = timed & (fold != f)
-        members.append(grow_on(t.x[use], y[use], weight[use], stale[use], rounds, **OF_TIMES))
+        members.append(grow_on(t.x[use], y[use], weight[use], stale[use], rounds))
         unseen[fold == f] = members[-1](t.x[fold == f])
     judge = timed & own & (~stale | stale.all())
     error = _spread((y - unseen)[judge], t.weight[judge], t.noise[judge])

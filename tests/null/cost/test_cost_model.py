@@ -14,7 +14,7 @@ from cost_calls import MACHINE, conv_call, conv_ways, made_up, map_call
 from effc.cost import alternatives, records, train
 from effc.cost import model as cost_model
 from effc.cost.calls import Call, calls, dense_tensor, footprint
-from effc.cost.features import FAMILIES, family_of
+from effc.cost.features import FAMILIES, amounts, family_of
 from effc.cost.machine import Machine
 from effc.cost.roofline import Context, estimate, floor, operations, taps_inside
 from effc.cost.trees import Trees
@@ -186,6 +186,47 @@ def test_floor_and_guess() -> None:
     assert floor(c, far) == floor(c, CX) == pytest.approx(3 * 4 * 2**24 / 200e9)
     assert 2 * 3 * 4 * 2**24 / 10e9 <= estimate(c, far) and floor(c, CX) <= estimate(c, CX)
     assert floor(c, Context(MACHINE, 32, 2, 1 << 30)) < floor(c, far)
+
+
+def test_amounts_of_work() -> None:
+    """In seconds at the peak, as often as the busiest thread has them; bytes again by where they come from."""
+    c = conv_call(64, 96, 14, 3, [2, 6, 32, 64])
+    family = FAMILIES["conv"]
+    for threads, between in ((1, 1 << 10), (2, 1 << 22), (2, 1 << 26)):
+        cx = Context(MACHINE, 32, threads, between)
+        f = family.features(c, cx)
+        got = amounts(family, list(f), np.array([list(f.values())]))[0]
+        assert len(got) == 4 + len(family.work) + 5 and (got >= 0).all() and np.isfinite(got).all()
+        peak, busiest = MACHINE.peak(threads), max(1.0, f["even"])
+        assert got[0] == pytest.approx(operations(c) / peak * busiest)
+        near, second, far, once, woken = got[-5:]
+        assert near == pytest.approx(c.bytes / peak * busiest) and once == 1e-9
+        assert second == (near if between > MACHINE.l2 else 0) and woken == (1e-9 if threads > 1 else 0)
+        assert far == pytest.approx(c.bytes / MACHINE.bandwidth(threads) if between > MACHINE.l3 else 0)
+    for x in FAMILIES.values():
+        assert all(len(names) == len(set(names)) for names in x.work)
+
+
+def test_a_sum_of_work_is_learned_and_holds_beyond_what_was_measured() -> None:
+    pytest.importorskip("lightgbm")
+
+    def seconds(c: Call) -> float:
+        return 3e-6 + 2.5 * c.bytes / MACHINE.peak(1)
+
+    made = []
+    for i, rows in enumerate(np.exp(np.random.default_rng(0).uniform(0, np.log(2000), 150)).astype(int)):
+        c = map_call(int(rows), 64)
+        made.append(
+            records.Record(c, "map", 1, c.bytes, seconds(c), 0.01, 1e-4, 0.0, f"m{i}", 0, "space", "cpu:x86-64-v3",
+                           MACHINE)
+        )  # fmt: skip
+    model = train.fit(made, rounds=100)
+    for rows, within in ((3, 0.03), (300, 0.03), (1500, 0.03), (6000, 0.05), (20000, 0.05)):
+        c = map_call(rows, 64)
+        p = model.predict(c, Context(MACHINE, 32, 1, c.bytes))
+        assert p.source == "model" and p.seconds == pytest.approx(seconds(c), rel=within), rows
+    model.families["map"].rates = ()  # without them the trees' part is all there is
+    assert abs(np.log(model.predict(map_call(300, 64), CX).seconds / seconds(map_call(300, 64)))) > 0.5
 
 
 def test_machine_between_and_beyond_measured_threads() -> None:
