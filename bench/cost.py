@@ -7,7 +7,8 @@ groups (ways of one shape stay together), or all records of the named models. Ti
 |predicted / measured - 1|, beside the measurement's own repeat error, and beside the roofline with the best constant
 factor. A record's prediction is for the speed that the yardstick beside it says the machine had then. Choices: time of
 the way taken over the fastest of those that were measured (a fair lot of all), beside the fixed rule, and a way drawn
-at random. Threads: how many calls would have been faster with one thread than with all.
+at random. Threads: how many calls would have been faster with one thread than with all. Stale records (of kernels that
+have become others) teach; nothing is judged by them.
 """
 
 from __future__ import annotations
@@ -125,12 +126,18 @@ def whole_models(learn: Sequence[Record], judge: Sequence[Record], rounds: int) 
 
 
 def split(records: Sequence[Record], models: Sequence[str]) -> tuple[list[Record], list[Record]]:
-    """(to learn from, to judge by): by model if any is named, else a fifth of the sampled groups."""
+    """(to learn from, to judge by): by model if any is named, else a fifth of the sampled groups. Stale records, of
+    kernels that have become others, are not judged by."""
     if models:
-        return [r for r in records if r.source not in models], [r for r in records if r.source in models]
+        return [r for r in records if r.source not in models], present([r for r in records if r.source in models])
     groups = sorted({r.group for r in records if r.source == "space"})
     held = set(np.random.default_rng(7).permutation(groups)[: len(groups) // 5])
-    return [r for r in records if r.group not in held], [r for r in records if r.group in held]
+    return [r for r in records if r.group not in held], present([r for r in records if r.group in held])
+
+
+def present(records: Sequence[Record]) -> list[Record]:
+    """Those that are not stale."""
+    return [r for r in records if not r.stale]
 
 
 def threads(records: Sequence[Record]) -> dict[str, dict[str, float]]:
@@ -193,7 +200,7 @@ def main() -> None:
                     f"  rule over model: {c['gain']:.3f}; another way than the rule's in {c['changed']:.0%} of groups, "
                     f"{c['gain_where_changed']:.3f} there (margin {f['margin']:.2f})"
                 )
-    result["threads"] = threads(records)
+    result["threads"] = threads(present(records))
     learn, judge = split(records, a.models.split(","))
     result["whole"] = whole_models(learn, judge, a.rounds)
     off = [abs(x["predicted"] / x["measured"] - 1) for x in result["whole"].values()]

@@ -1,11 +1,14 @@
 """Makes the shipped records and the shipped cost model of records.
 
-    python -m bench.cost_data RECORDS.jsonl ... [--drop FAMILY,...] [--data effc/cost/data/x86-64-v3]
-                              [--base OTHER.jsonl.xz]
+    python -m bench.cost_data RECORDS.jsonl ... [--stale FAMILY,...] [--drop FAMILY,...]
+                              [--data effc/cost/data/x86-64-v3] [--base OTHER.jsonl.xz]
 
-The records are appended to DATA.jsonl.xz and a model is trained on all of them into DATA.npz. ``--drop``: families
-whose records there are stale, because their kernel has changed: these leave the file first. ``--base``: records of
-another ISA, of which the newest with a yardstick (:data:`NEWEST` of a family) teach times as well.
+The records are appended to DATA.jsonl.xz and a model is trained on all of them into DATA.npz. ``--stale``: families
+whose kernel has become another since the records there were made: they stay, and teach what the present ones are
+compared with (effc/cost/train.py). ``--drop``: families whose records there say nothing of the present kernel: these
+leave the file first. Either takes a sampler's name, too, for the records of its cases alone (``upsampling``: the
+transposed convolutions). ``--base``: records of another ISA, of which the newest with a yardstick (:data:`NEWEST` of a
+family) teach times as well.
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from effc.cost import records, train
 
@@ -22,30 +27,39 @@ NEWEST = 8000
 
 
 def newest(found: list[records.Record]) -> list[records.Record]:
-    """The last records with a yardstick of each family."""
+    """The last records with a yardstick of each family, all as good as any other."""
     kept: dict[str, list[records.Record]] = {}
     for r in found:
         if r.yard:
             kept.setdefault(r.family, []).append(r)
-    return [r for of in kept.values() for r in of[-NEWEST:]]
+    return [replace(r, stale=False) for of in kept.values() for r in of[-NEWEST:]]
+
+
+def names_of(line: dict[str, Any]) -> set[str]:
+    """What a record may be meant by: its family, and the sampler of its group."""
+    return {line.get("family", ""), line.get("group", "").removeprefix("a-").removeprefix("b-").partition("-")[0]}
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("records", nargs="*", type=Path)
+    p.add_argument("--stale", default="")
     p.add_argument("--drop", default="")
     p.add_argument("--data", type=Path, default=DATA)
     p.add_argument("--base", type=Path)
     a = p.parse_args()
-    packed, dropped = Path(f"{a.data}.jsonl.xz"), set(a.drop.split(","))
+    packed = Path(f"{a.data}.jsonl.xz")
+    dropped, stale = (set(filter(None, text.split(","))) for text in (a.drop, a.stale))
     part = packed.with_suffix(".part")
     kept = left_out = 0
     with lzma.open(part, "wt", encoding="utf-8", preset=9) as out:
         for path in (packed, *a.records):
             for line in records.lines(path):
-                if path == packed and line.get("family") in dropped:
+                if path == packed and names_of(line) & dropped:
                     left_out += 1
                     continue
+                if path == packed and names_of(line) & stale:
+                    line["stale"] = True
                 kept += "group" in line
                 out.write(json.dumps(line, separators=(",", ":")) + "\n")
     part.replace(packed)

@@ -24,49 +24,43 @@ def _zoo(name: str) -> Callable[[], Made]:
     return make
 
 
+def _transformer(kind: str, key: str, example: Callable[[], Any], config: dict[str, Any], **more: Any) -> Made:
+    """A transformers model with made-up weights, from its input ``key`` to its last hidden state."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**config)).eval()
+
+    class Last(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.model(**{key: x}, **more).last_hidden_state
+            return out
+
+    return Last().eval(), (example(),)
+
+
 def _vision(kind: str, size: int, **config: Any) -> Callable[[], Made]:
-    def make() -> Made:
+    def image() -> Any:
         import torch
-        import transformers
 
-        torch.manual_seed(0)
-        model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**config)).eval()
+        return torch.randn(1, 3, size, size)
 
-        class Last(torch.nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.model = model
-
-            def forward(self, x: torch.Tensor) -> torch.Tensor:
-                out: torch.Tensor = self.model(pixel_values=x).last_hidden_state
-                return out
-
-        return Last().eval(), (torch.randn(1, 3, size, size),)
-
-    return make
+    return lambda: _transformer(kind, "pixel_values", image, config)
 
 
 def _text(kind: str, batch: int, length: int, **config: Any) -> Callable[[], Made]:
-    def make() -> Made:
+    def tokens() -> Any:
         import torch
-        import transformers
 
-        torch.manual_seed(0)
-        model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**config)).eval()
+        return torch.randint(0, 1000, (batch, length))
 
-        class Last(torch.nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.model = model
-
-            def forward(self, ids: torch.Tensor) -> torch.Tensor:
-                more = {"use_cache": False} if kind == "GPT2" else {}
-                out: torch.Tensor = self.model(input_ids=ids, **more).last_hidden_state
-                return out
-
-        return Last().eval(), (torch.randint(0, 1000, (batch, length)),)
-
-    return make
+    more = {"use_cache": False} if kind == "GPT2" else {}
+    return lambda: _transformer(kind, "input_ids", tokens, config, **more)
 
 
 ZOO = (

@@ -30,7 +30,11 @@ def default_records() -> Path:
 
 def tune_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--seconds", type=float, default=600.0, help="time to measure (default 600); 0: only train")
-    p.add_argument("--kernels", default="", help="comma-separated samplers; default: all of effc/cost/space.py")
+    p.add_argument(
+        "--kernels",
+        default="",
+        help="comma-separated samplers, NAME:TURNS for how often one comes; default: all of effc/cost/space.py",
+    )
     p.add_argument("--out", metavar="FILE.jsonl", help="records are appended here; default: in the cache folder")
     p.add_argument(
         "--resume", action="store_true", help="go on where the file ends, instead of refusing one that exists"
@@ -144,16 +148,18 @@ def add_model(path: str, out: Path, sizes: Sizes) -> None:
     from ..cli import _entry, _manifest, random_inputs
     from ..runtime.loader import load
     from .calls import footprint
+    from .estimating import machine_for
     from .features import family_of
-    from .machine import this_machine
-    from .measure import Bench, measure, measure_model, temporary
+    from .measure import measure, measure_model, temporary, yard_bench
+    from .model import shipped
     from .records import Writer
-    from .space import SAMPLERS, like
+    from .space import like
 
     manifest, source = _manifest(path), Path(path).stem
     name, entry = _entry(manifest, None)
     env, writer = sizes(entry, []), Writer(out)
     between = footprint(entry["program"], env)
+    here, _ = machine_for(shipped(manifest["target"]))
     cases = {}
     for c in calls(entry["program"], env):
         case = like(c)
@@ -164,14 +170,10 @@ def add_model(path: str, out: Path, sizes: Sizes) -> None:
             for threads in sorted({1, len(os.sched_getaffinity(0))}):
                 if f"{source}-0-t{threads}" in writer.groups:
                     continue
-                any_case = SAMPLERS["map"](np.random.default_rng(0))
-                assert any_case is not None
-                yard = Bench(any_case, [0], 0, threads, parse(manifest["target"]), Path(folder))
+                yard = yard_bench(threads, parse(manifest["target"]), Path(folder))
                 model = load(path, num_threads=threads)
                 inputs = random_inputs(entry, env, 0, 1)
-                found, whole = measure_model(
-                    model, manifest, name, env, inputs, source, this_machine(), family_of, yard
-                )
+                found, whole = measure_model(model, manifest, name, env, inputs, source, here, family_of, yard)
                 writer.add(found)
                 whole.sort()
                 print(f"{path}, {threads} threads: {len(found)} calls, {whole[len(whole) // 2] * 1e3:.3f} ms a run")
@@ -190,7 +192,7 @@ def add_model(path: str, out: Path, sizes: Sizes) -> None:
                         threads,
                         sweep,
                         parse(manifest["target"]),
-                        this_machine(),
+                        here,
                         Path(folder),
                         source=source,
                     )

@@ -9,31 +9,38 @@ how even), the features mirror it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import log2, prod
+from typing import Any
+
+import numpy as np
 
 from .calls import Call, Tensor
 from .roofline import Context, floor, geometry, operations, taps_inside, windows
 
+Array = np.ndarray[Any, Any]
 Extract = Callable[[Call, Context], dict[str, float]]
 SLOW = frozenset(
     "exp exp2 expm1 log log2 log10 log1p tanh sin cos tan erf erfc erfinv sigmoid pow softplus gelu silu sinh cosh "
     "asin acos atan atan2 lgamma digamma".split()
 )
 CONV_ATTRS = 25  # of effc_conv_*
+QUERIES, KEYS = (64, 256), 192  # of a task of attention.hpp, at least and at most; of a block of keys
 FAR = 1.5  # times the last cache: what lies further back has left it, however far
 MEDIUM = frozenset("div sqrt rsqrt reciprocal mod remainder floor_divide floordiv".split())
 
 
 @dataclass(frozen=True)
 class Family:
-    """``kernels``: prefixes of kernel names. ``extract``: features. ``depth``: the features in whose measured range a
-    call must lie for the model to be trusted."""
+    """``kernels``: prefixes of kernel names. ``extract``: features. ``work``: what the kernel does many of, each a
+    product of sizes (features that are logarithms): its time is nearly a sum of them (:func:`amounts`). ``depth``: the
+    features in whose measured range a call must lie for the model to be trusted."""
 
     name: str
     kernels: tuple[str, ...]
     extract: Extract
+    work: tuple[tuple[str, ...], ...] = ()
     depth: tuple[str, ...] = ("flops", "bytes", "between")
 
     def features(self, call: Call, cx: Context) -> dict[str, float]:
@@ -44,11 +51,11 @@ class Family:
 FAMILIES: dict[str, Family] = {}
 
 
-def family(name: str, *kernels: str) -> Callable[[Extract], Extract]:
-    """Declares a family by its features."""
+def family(name: str, *kernels: str, work: str = "") -> Callable[[Extract], Extract]:
+    """Declares a family by its features. ``work``: amounts, as in ``"rows*k rows"``."""
 
     def register(f: Extract) -> Extract:
-        FAMILIES[name] = Family(name, kernels, f)
+        FAMILIES[name] = Family(name, kernels, f, tuple(tuple(t.split("*")) for t in work.split()))
         return f
 
     return register
@@ -61,6 +68,26 @@ def family_of(call: Call) -> str:
         default=(0, "other"),
     )
     return best[1]
+
+
+def amounts(family: Family, names: Sequence[str], x: Array) -> Array:
+    """(rows, amounts) of rows of features: of operations and bytes, of bytes that do not come from the second or the
+    last cache, of the family's own work, in seconds at the machine's peak and bandwidth; of calls, and of calls that
+    wake threads, in nanoseconds. What threads share counts as the busiest has it; the bandwidth is all threads'."""
+    at = {n: x[:, i] for i, n in enumerate(names)}
+    busiest, peak = np.maximum(1.0, at.get("even", np.ones(len(x)))), 2.0 ** at["speed"]
+    near, far = busiest / peak, 2.0 ** at["balance"] / peak
+    moved = 2.0 ** at["bytes"]
+    work = [
+        2.0 ** sum(at[n] for n in names) for names in (*((n,) for n in ("flops", "out", "in0", "in1")), *family.work)
+    ]
+    return np.stack(
+        [
+            *(w * near for w in work), moved * near, moved * near * (at["between"] > at["own_cache"]),
+            moved * far * (at["l3"] > 1), np.full(len(x), 1e-9), 1e-9 * (at["threads"] > 1),
+        ],
+        1,
+    )  # fmt: skip
 
 
 def lg(x: float) -> float:
@@ -97,6 +124,7 @@ def common(call: Call, cx: Context) -> dict[str, float]:
         "l2": size / m.l2,
         "l3": between / m.l3,
         "own_cache": lg(m.l2),
+        "speed": lg(m.peak(cx.threads)),
         "balance": lg(m.peak(cx.threads) / m.bandwidth(cx.threads)),
         "epilogue": float(call.epilogue),
         "slow": float(slow),
@@ -120,7 +148,15 @@ def even_share(threads: int, n: int) -> float:
     return ceil_div(n, threads) * threads / max(1, n)
 
 
-@family("conv", "effc_conv_f32", "effc_conv_f64")
+def tile_rows(nv: int, cx: Context) -> int:
+    """Rows of a tile of ``nv`` vectors: conv.hpp's own."""
+    return ({1: 12, 2: 12, 3: 8, 4: 6} if cx.vlen >= 64 else {1: 10, 2: 6, 3: 4, 4: 3})[nv]
+
+
+@family(
+    "conv", "effc_conv_f32", "effc_conv_f64",
+    work="tiles tiles*panels rows reload weights blocks panels rows*k k*og",
+)  # fmt: skip
 def conv(call: Call, cx: Context) -> dict[str, float]:
     """effc_conv_*: see kernels/conv.hpp, whose division into blocks this mirrors."""
     a, m = call.attrs, cx.machine
@@ -132,7 +168,7 @@ def conv(call: Call, cx: Context) -> dict[str, float]:
     cg, og = channels // groups, oc // groups
     k, rows = cg * taps, batch * pixels
     nv, block_rows, block_cols, block_k = a[20:24]
-    mr = ({1: 12, 2: 12, 3: 8, 4: 6} if cx.vlen >= 64 else {1: 10, 2: 6, 3: 4, 4: 3})[nv]
+    mr = tile_rows(nv, cx)
     wide = nv * lanes
     panels, tiles = ceil_div(og, wide), ceil_div(rows, mr)
     row_blocks = ceil_div(tiles, max(1, block_rows // mr))
@@ -146,6 +182,7 @@ def conv(call: Call, cx: Context) -> dict[str, float]:
     blocks = row_blocks * col_blocks * groups
     used_k = min(block_k, k)
     width = a[19] if taps > 1 else pixels
+    each = prod(ceil_div(n, s) for n, s in zip(a[5:8], a[8:11])) if a[1] else taps  # taps of a class, the most
     last = og - (panels - 1) * wide
     inside = prod(windows(*g)[1] for g in geometry(call))
     x = call.ins[0]
@@ -169,6 +206,8 @@ def conv(call: Call, cx: Context) -> dict[str, float]:
         "steps": float(a[24]),
         "packed": float(a[0]),
         "transposed": float(a[1]),
+        "k_class": lg(cg * each),
+        "lines": float(bool(a[1]) and each == 1 and x.shape[-1] >= 8 * mr),
         "nv": float(nv),
         "block_rows": lg(block_rows),
         "block_cols": lg(block_cols),
@@ -197,7 +236,7 @@ def conv(call: Call, cx: Context) -> dict[str, float]:
     }
 
 
-@family("winograd", "effc_conv_winograd_f32")
+@family("winograd", "effc_conv_winograd_f32", work="tiles tiles*c tiles*o tiles*c*o streams weights")
 def winograd(call: Call, cx: Context) -> dict[str, float]:
     """effc_conv_winograd_*: see kernels/conv_winograd.hpp."""
     from ..ir.ops.conv import winograd_side
@@ -236,7 +275,10 @@ def winograd(call: Call, cx: Context) -> dict[str, float]:
     }
 
 
-@family("depthwise", "effc_conv_dw_f32", "effc_conv_dw_f64")
+@family(
+    "depthwise", "effc_conv_dw_f32", "effc_conv_dw_f64",
+    work="batch*pixels*channels*taps batch*pixels*channels batch*height*channels height*channels*taps pixels channels",
+)  # fmt: skip
 def depthwise(call: Call, cx: Context) -> dict[str, float]:
     """effc_conv_dw_*: see kernels/conv_dw.hpp."""
     a = call.attrs
@@ -264,14 +306,23 @@ def depthwise(call: Call, cx: Context) -> dict[str, float]:
     }
 
 
-def _chain(cx: Context, sizes: list[tuple[int, int, int, int, int]], rows: int, buffers: int) -> dict[str, float]:
+def _least(counts: range, busiest: Callable[[int], int]) -> int:
+    """The first of these counts that leaves the busiest thread the least."""
+    return min(counts, key=busiest)
+
+
+def _chain(
+    cx: Context, batch: int, sizes: list[tuple[int, int, int, int, int]], rows: int, buffers: int
+) -> dict[str, float]:
     """Features of [a convolution,] a depthwise and a pointwise one. ``sizes``: of each the channels that it takes and
-    makes, its taps, its result's pixels and height; ``rows`` of a step, bytes of its ``buffers``."""
+    makes, its taps, its result's pixels and height; at most so many ``rows`` of a step, bytes of its ``buffers``."""
     m, lanes = cx.machine, cx.vlen // 4
     first, (_, wide, taps, between, height), (_, out, _, pixels, _) = sizes[:-2], *sizes[-2:]
     work = [2 * n * o * t * p for n, o, t, p, _ in first] + [2 * wide * taps * between, 2 * wide * out * pixels]
     weights = 4 * (sum(n * o * t for n, o, t, _, _ in first) + wide * taps + wide * out)
-    steps = ceil_div(height, max(1, rows))
+    if cx.threads > 1:  # chain_share of conv_chain.hpp
+        rows = _least(range(max(1, rows), 0, -1), lambda r: ceil_div(batch * ceil_div(height, r), cx.threads) * r)
+    steps = batch * ceil_div(height, max(1, rows))
     large = 4 * wide * (first[0][3] if first else between)
     return {
         "first": float(len(first)),
@@ -285,7 +336,7 @@ def _chain(cx: Context, sizes: list[tuple[int, int, int, int, int]], rows: int, 
         "step": lg(rows),
         "steps": lg(steps),
         "even": even_share(cx.threads, steps),
-        "rest": height / (steps * max(1, rows)),
+        "rest": batch * height / (steps * max(1, rows)),
         "large": lg(large),
         "large_l2": large / m.l2,
         "large_l3": large / m.l3,
@@ -294,13 +345,15 @@ def _chain(cx: Context, sizes: list[tuple[int, int, int, int, int]], rows: int, 
         "step_pixels": lg(rows * pixels / max(1, height)),
         "work_first": work[0] / sum(work) if first else 0.0,
         "work_deep": work[-2] / sum(work),
+        "ops_first": lg(work[0]) if first else 0.0,
+        "ops_deep": lg(work[-2]),
         "fill_out": out / (ceil_div(out, lanes) * lanes),
         "fill_wide": wide / (ceil_div(wide, lanes) * lanes),
         "saved": lg(sum(work) / max(1, large)),
     }
 
 
-@family("conv_chain", "effc_conv_chain_f32")
+@family("conv_chain", "effc_conv_chain_f32", work="ops_first ops_deep large steps steps*wide pixels")
 def conv_chain(call: Call, cx: Context) -> dict[str, float]:
     """effc_conv_chain_*: see kernels/conv_chain.hpp; the attributes of its convolutions come last."""
     a = call.attrs
@@ -311,18 +364,64 @@ def conv_chain(call: Call, cx: Context) -> dict[str, float]:
         channels = s[4]
     width = sizes[-1][3] // max(1, sizes[-1][4])
     buffers = 4 * sizes[-1][0] * a[1] * width + (4 * sizes[-1][0] * a[2] * (sizes[0][3] // sizes[0][4]) if a[0] else 0)
-    return _chain(cx, sizes, a[1], buffers)
+    return _chain(cx, _spatial(call)[0], sizes, a[1], buffers)
+
+
+@family(
+    "conv_pair", "effc_conv_pair_f32",
+    work="ops_deep batch*wide*pixels batch*wide*out_pixels batch*pixels*c batch*c*wide c*wide batch*blocks",
+)  # fmt: skip
+def conv_pair(call: Call, cx: Context) -> dict[str, float]:
+    """effc_conv_pair_*: see kernels/conv_chain.hpp, whose division of the channels this mirrors."""
+    m, lanes, cols = cx.machine, cx.vlen // 4, call.attrs[0]
+    first, deep = call.attrs[2 : 2 + CONV_ATTRS], call.attrs[2 + CONV_ATTRS :]
+    batch, channels, _ = _spatial(call)
+    wide, pixels, out, taps = first[4], prod(first[17:20]), prod(deep[17:20]), prod(deep[5:8])
+    panel, rows = first[20] * lanes, tile_rows(first[20], cx)
+    panels = ceil_div(wide, panel)
+    fewest = ceil_div(panels, max(1, cols // panel))
+    # pair_share of conv_chain.hpp
+    blocks = _least(range(fewest, panels + 1), lambda n: ceil_div(batch * n, cx.threads) * ceil_div(panels, n))
+    work = 2 * channels * wide * pixels, 2 * wide * taps * out
+    return {
+        "c": lg(channels),
+        "wide": lg(wide),
+        "taps": lg(taps),
+        "stride": float(deep[10]),
+        "pixels": lg(pixels),
+        "out_pixels": lg(out),
+        "width": lg(deep[19]),
+        "odd_width": float(deep[19] % 8),
+        "batch": lg(batch),
+        "nv": float(first[20]),
+        "k_blocks": float(ceil_div(channels, max(1, first[23]))),
+        "panels": lg(panels),
+        "blocks": lg(blocks),
+        "even": ceil_div(batch * blocks, cx.threads) * cx.threads * ceil_div(panels, blocks) / (batch * panels),
+        "fill": wide / (panels * panel),
+        "fill_tiles": pixels / (ceil_div(pixels, rows) * rows),
+        "block_l1": 4 * pixels * ceil_div(panels, blocks) * panel / m.l1,
+        "x_l1": 4 * pixels * channels / m.l1,
+        "x_l2": 4 * pixels * channels / m.l2,
+        "weights_l2": 4 * channels * wide / m.l2,
+        "work_deep": work[1] / max(1, sum(work)),
+        "ops_deep": lg(work[1]),
+        "valid": prod(windows(deep[5 + d], deep[8 + d], deep[11 + d], deep[14 + d], deep[17 + d], first[17 + d])[0]
+                      for d in range(3)),
+    }  # fmt: skip
 
 
 @family("conv_or_chain", "conv_or_chain")
 def conv_or_chain(call: Call, cx: Context) -> dict[str, float]:
     """The region of fuse_chains: see passes/fuse/chains.py for its attributes."""
+    from ..passes.fuse.pairs import CHANNELS, PIXELS
+
     a = call.attrs
     batch, channels, size = _spatial(call)
     count, rows, kept, buffers = a[:4]
     x_height, x_width, sizes, strides = size[1], size[2], [], 1
-    for i in range(count):
-        s = a[4 + 8 * i : 12 + 8 * i]
+    stages = [a[4 + 8 * i : 12 + 8 * i] for i in range(count)]
+    for s in stages:
         strides *= s[3]
         width = ceil_div(x_width, strides)
         sizes.append((channels, s[0], s[2] * s[2], s[6] * width, s[6]))
@@ -336,7 +435,8 @@ def conv_or_chain(call: Call, cx: Context) -> dict[str, float]:
         "kept": lg(kept),
         "stride": float(deep[3]),
         "residual": float(bool(a[4 + 8 * (count - 1) + 7] & 2)),
-        **_chain(cx, sizes, rows, buffers),
+        "pair": float(count == 3 and stages[0][2] == 1 and sizes[0][3] <= PIXELS and sizes[0][1] >= CHANNELS),
+        **_chain(cx, batch, sizes, rows, buffers),
     }
 
 
@@ -379,7 +479,10 @@ def conv_algorithm(call: Call, cx: Context) -> dict[str, float]:
 # Recurrent layers -----------------------------------------------------------------------------------------------------
 
 
-@family("rnn", "effc_lstm_f32", "effc_gru_f32", "effc_rnn_tanh_f32", "effc_rnn_relu_f32")
+@family(
+    "rnn", "effc_lstm_f32", "effc_gru_f32", "effc_rnn_tanh_f32", "effc_rnn_relu_f32",
+    work="time*step_work time time*units time*units*batch",
+)  # fmt: skip
 def rnn(call: Call, cx: Context) -> dict[str, float]:
     """The recurrence of a layer: see kernels/rnn.hpp."""
     xg, h = call.ins[0], call.ins[1]
@@ -413,7 +516,7 @@ def rnn(call: Call, cx: Context) -> dict[str, float]:
 # Matrix products ------------------------------------------------------------------------------------------------------
 
 
-@family("matmul", "effc_matmul_")
+@family("matmul", "effc_matmul_", work="tiles tasks panels reload batch*m*k distinct*k*n batch*m*n batch*tiles*panels")
 def matmul(call: Call, cx: Context) -> dict[str, float]:
     """effc_matmul_*, effc_matmul_packed_*: see kernels/gemm.hpp, whose grid this mirrors."""
     m_, x = cx.machine, call.ins[0]
@@ -503,17 +606,18 @@ def matmul(call: Call, cx: Context) -> dict[str, float]:
     }
 
 
-@family("attention", "effc_attention_")
+@family("attention", "effc_attention_", work="tasks scores heads*lq*e heads*lk*e tasks*lk*e heads")
 def attention(call: Call, cx: Context) -> dict[str, float]:
     """effc_attention_*: see kernels/attention.hpp, whose division into tasks this mirrors."""
     q, k, v = call.ins[0], call.ins[1], call.ins[2]
     assert q is not None and k is not None and v is not None
     heads, lq, e, lk, ev = q.shape[0] * q.shape[1], q.shape[2], q.shape[3], k.shape[2], v.shape[3]
     lanes, nr, shared = cx.vlen // 4, cx.vlen // 4 * (4 if cx.vlen >= 64 else 2), k.shape[0] * k.shape[1]
-    units, unit_rows = (shared, heads // max(1, shared) * lq) if lq < 64 else (heads, lq)
-    row_blocks = max(1, ceil_div(unit_rows, 64))
+    units, unit_rows = (shared, heads // max(1, shared) * lq) if lq < QUERIES[0] else (heads, lq)
+    fewest, most_blocks = (max(1, ceil_div(unit_rows, n)) for n in reversed(QUERIES))
+    parts = 1 if units * most_blocks >= 16 else max(1, min(16, lk // 256))
+    row_blocks = most_blocks if parts > 1 else min(most_blocks, max(fewest, ceil_div(16, max(1, units))))
     blocks = units * row_blocks
-    parts = 1 if blocks >= 16 else max(1, min(16, lk // 256))
     share = ceil_div(ceil_div(unit_rows, row_blocks), lanes) * lanes
     return {
         "tasks": lg(blocks * parts),
@@ -521,7 +625,7 @@ def attention(call: Call, cx: Context) -> dict[str, float]:
         "share": float(share),
         "fill_rows": unit_rows / (row_blocks * share),
         "fill_panels": share / (ceil_div(share, nr) * nr),
-        "key_block": lk / parts / max(1, ceil_div(ceil_div(lk, parts), 96)),
+        "key_block": lk / parts / max(1, ceil_div(ceil_div(lk, parts), KEYS)),
         "fill_keys": lk / (ceil_div(lk, 6) * 6),
         "fill_e": ev / (ceil_div(ev, 6) * 6),
         "in_place": float(k.strides[3] == 1 and v.strides[3] == 1),
@@ -535,8 +639,7 @@ def attention(call: Call, cx: Context) -> dict[str, float]:
         "mask": float(len(call.ins) > 3 and call.ins[3] is not None),
         "blocks": lg(blocks),
         "even": even_share(cx.threads, blocks * parts),
-        "fill_q": lq / (ceil_div(lq, 64) * 64),
-        "fill_k": lk / (ceil_div(lk, 96) * 96),
+        "fill_k": lk / (ceil_div(lk, KEYS) * KEYS),
         "scores": lg(heads * lq * lk),
         "kv_l2": lk * (e + ev) * q.itemsize / cx.machine.l2,
         "lq_small": float(min(lq, 16)),
@@ -565,7 +668,7 @@ def _rows(call: Call, cx: Context, rows: int, block: int, floats: int, weights: 
     }
 
 
-@family("row_chain", "chain")
+@family("row_chain", "chain", work="stream rows*floats weights blocks rows")
 def row_chain(call: Call, cx: Context) -> dict[str, float]:
     """Products and regions along rows as one kernel: see kernels/row_chain.hpp."""
     rows, block, large, _, floats = call.attrs[:5]
@@ -617,6 +720,7 @@ def _loop(call: Call) -> dict[str, float]:
         "elements": lg(max(t.numel for t in tensors)),
         "operands": float(len(tensors)),
         "run": lg(min(runs)),
+        "runs": lg(max(t.numel for t in tensors) / max(1, min(runs))),
         "out_run": lg(_inner(out)[0]),
         "rank": float(sum(d != 1 for d in out.shape)),
         "repeated": float(sum(any(s == 0 and d > 1 for d, s in zip(t.shape, t.strides)) for t in tensors)),
@@ -627,7 +731,7 @@ def _loop(call: Call) -> dict[str, float]:
     }
 
 
-@family("map", "map")
+@family("map", "map", work="elements work_slow work_medium work_quick runs")
 def elementwise(call: Call, cx: Context) -> dict[str, float]:
     """Generated elementwise loops: see kernels/loop.hpp."""
     f, ops = _loop(call), ops_of(call.body)
@@ -635,6 +739,8 @@ def elementwise(call: Call, cx: Context) -> dict[str, float]:
     return {
         **f,
         "work_slow": lg(n * sum(c for o, c in ops.items() if o in SLOW)),
+        "work_medium": lg(n * sum(c for o, c in ops.items() if o in MEDIUM)),
+        "work_quick": lg(n * sum(c for o, c in ops.items() if o not in SLOW | MEDIUM)),
         "exp": float(ops.get("exp", 0)),
         "tanh": float(ops.get("tanh", 0) + ops.get("sigmoid", 0)),
         "erf": float(ops.get("erf", 0)),
@@ -643,7 +749,7 @@ def elementwise(call: Call, cx: Context) -> dict[str, float]:
     }
 
 
-@family("red", "red")
+@family("red", "red", work="elements total work kept runs")
 def reduction(call: Call, cx: Context) -> dict[str, float]:
     """Generated reductions, norms and softmaxes. Attributes: rank, mask of reduced dims, columns, leading operand,
     shape."""
@@ -662,12 +768,13 @@ def reduction(call: Call, cx: Context) -> dict[str, float]:
         "exp": float(ops.get("exp", 0)),
         "even": even_share(cx.threads, kept),
         "total": lg(extent * kept),
+        "work": lg(extent * kept * sum(ops.values())),
         "fill": extent % 8 / 8 if extent % 8 else 1.0,
         "row_l1": extent * 4 / cx.machine.l1,
     }
 
 
-@family("pool", "effc_pool_f32")
+@family("pool", "effc_pool_f32", work="taps elements pixels channels runs")
 def pool(call: Call, cx: Context) -> dict[str, float]:
     """effc_pool_*: see kernels/pool.hpp."""
     a = call.attrs
@@ -685,18 +792,19 @@ def pool(call: Call, cx: Context) -> dict[str, float]:
     }
 
 
-@family("copy", "effc_copy", "effc_concat")
+@family("copy", "effc_copy", "effc_concat", work="elements runs in_runs")
 def copy(call: Call, cx: Context) -> dict[str, float]:
     """effc_copy: see kernels/copy.cpp; effc_concat: boxes.cpp."""
     x = call.ins[0]
     f = _loop(call)
     if x is None:
-        return {**f, "in_run": 0.0, "in_stride": 0.0, "page": 0.0, "joined": 0.0}
+        return {**f, "in_run": 0.0, "in_runs": 0.0, "in_stride": 0.0, "page": 0.0, "joined": 0.0}
     run, last = _inner(x)
     return {
         **f,
         "joined": float(len(call.ins)),
         "in_run": lg(run),
+        "in_runs": lg(x.numel / max(1, run)),
         "in_stride": lg(last),
         "page": float(last * x.itemsize % 4096 == 0),
     }

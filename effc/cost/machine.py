@@ -144,10 +144,11 @@ class Others:
         return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
     def share(self) -> float:
-        """CPU seconds that others used since then, for each second that passed."""
+        """CPU seconds that others used since then, for each second that passed, less a tick of the system's clock: what
+        its count may be off by."""
         wall, busy, own = self._start
-        passed = time.perf_counter() - wall
-        return max(0.0, self._busy() - busy - (time.process_time() - own)) / max(passed, 1e-6)
+        passed, tick = time.perf_counter() - wall, 1 / os.sysconf("SC_CLK_TCK")
+        return max(0.0, self._busy() - busy - (time.process_time() - own) - tick) / max(passed, 1e-6)
 
 
 @lru_cache(maxsize=1)

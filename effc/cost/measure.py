@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -193,6 +194,15 @@ class Bench:
         return {n: np.stack(times) for n, times in found.items()}
 
 
+def yard_bench(threads: int, target: Any, folder: Path) -> Bench:
+    """A bench of which only the yardstick is wanted."""
+    from .space import SAMPLERS
+
+    case = SAMPLERS["map"](np.random.default_rng(0))
+    assert case is not None
+    return Bench(case, [0], 0, threads, target, folder)
+
+
 def _of_bench(c: Call, sweep: int) -> bool:
     """Whether a call is one that :func:`_wrapped` has added."""
     if all(t.numel == 1 for t in c.outs):
@@ -208,6 +218,15 @@ def typical(blocks: Sequence[float] | Array) -> float:
 def repeat_error(blocks: Sequence[float] | Array) -> float:
     """|ln| of the ratio of what every other block says: how far two measurements, each half as long, differ."""
     return abs(float(np.log(typical(blocks[::2]) / typical(blocks[1::2]))))
+
+
+@lru_cache(maxsize=1)
+def kernels_digest() -> str:
+    """Names the kernel library's sources: records that were made with others may tell of slower kernels."""
+    from ..backends.cpu.build import digest, source_key
+    from ..backends.cpu.library import KERNELS
+
+    return digest(*(source_key(p) for p in sorted(KERNELS.glob("*.[ch]pp"))))[:8]
 
 
 def ways_of(graph: Graph, target: Any) -> int:
@@ -249,7 +268,9 @@ def measure(
     def record(call: Call, family: str, times: Array, between: int, group: str, way: int) -> None:
         measured = (typical(times), repeat_error(times), yard, busy)
         out.append(
-            Record(call, family, threads, between, *measured, group, way, source, target.name, machine)
+            Record(
+                call, family, threads, between, *measured, group, way, source, target.name, machine, kernels_digest()
+            )
         )  # fmt: skip
 
     for name, times in found.items():
@@ -328,6 +349,7 @@ def measure_model(
             name,
             manifest["target"],
             machine,
+            kernels_digest(),
         )
         for i, (c, b) in enumerate(zip(plain, blocks, strict=True))
     ]

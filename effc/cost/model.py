@@ -1,7 +1,8 @@
 """Predicting a call's time, and choosing among ways to make it.
 
-A family's model is a few ensembles of trees, each trained without a part of the records, that predict the logarithm of
-time over the roofline's floor. Their mean is the prediction; their spread and the error that each made on the part it
+A family's model is a sum of amounts of work at rates that were measured (:func:`effc.cost.features.amounts`), and a few
+ensembles of trees, each trained without a part of the records, that predict the logarithm of time over that sum. Their
+mean is the prediction; their spread and the error that each made on the part it
 had not seen are its uncertainty. A second set ranks the ways of one call. Where a call lies outside of what was
 measured (another kernel or element type, larger, smaller), the roofline answers instead, and says so.
 """
@@ -23,7 +24,7 @@ from ..runtime.errors import EffcError
 from .alternatives import SETS, rule_of, way_of
 from .calls import Call, kernel_class
 from .decide import Decision
-from .features import FAMILIES, family_of, vector
+from .features import FAMILIES, Family, amounts, family_of, vector
 from .machine import Machine
 from .roofline import SLACK, Context, estimate, floor, vlen_of
 from .trees import Trees
@@ -53,8 +54,9 @@ class Prediction:
 
 @dataclass
 class FamilyModel:
-    """What was learned of one family. ``error``: standard deviation of log time on records that a member had not seen;
-    ``rank_error``: how much a way must gain by the ranking (log) to be taken, so that it paid off on such records."""
+    """What was learned of one family. ``rates``: what each amount of its work costs (none: the floor alone counts).
+    ``error``: standard deviation of log time on records that a member had not seen; ``rank_error``: how much a way must
+    gain by the ranking (log) to be taken, so that it paid off on such records."""
 
     names: tuple[str, ...]
     kernels: tuple[str, ...]
@@ -63,11 +65,19 @@ class FamilyModel:
     error: float
     rankers: list[Trees] = field(default_factory=list)
     rank_error: float = 0.0
+    rates: tuple[float, ...] = ()
+    family: Family | None = None
 
     def log_ratio(self, x: Array) -> tuple[Array, Array]:
-        """Mean and spread over the members, of rows of features."""
+        """ln(time / floor) of rows of features: mean and spread over the members."""
         each = np.stack([m(x) for m in self.members])
-        return each.mean(0), each.std(0)
+        return each.mean(0) + self.by_work(x), each.std(0)
+
+    def by_work(self, x: Array) -> Array:
+        """ln(sum of the work at its rates / floor)."""
+        if self.family is None or not self.rates:
+            return np.zeros(len(x))
+        return log_over_floor(self.family, self.names, x, np.array(self.rates))
 
     def rank(self, x: Array) -> Array:
         """Log times relative to one another, of the ways of one call."""
@@ -85,6 +95,12 @@ class FamilyModel:
             if not lo - MARGIN <= features[n] <= hi + upward:
                 return f"2^{features[n]:.1f} {n}: measured were 2^{lo:.1f} to 2^{hi:.1f}"
         return ""
+
+
+def log_over_floor(family: Family, names: Sequence[str], x: Array, rates: Array) -> Array:
+    """ln(sum of amounts of work at these rates / floor) of rows of features."""
+    floor = 2.0 ** x[:, list(names).index("floor")] * 1e-9
+    return np.asarray(np.log(np.maximum(amounts(family, names, x) @ rates / floor, 0.1)))
 
 
 class CostModel:
@@ -195,6 +211,7 @@ class CostModel:
                 "members": len(m.members),
                 "rankers": len(m.rankers),
                 "rank_error": m.rank_error,
+                "rates": m.rates,
             }
             for kind, trees in (("m", m.members), ("r", m.rankers)):
                 for i, t in enumerate(trees):
@@ -226,6 +243,8 @@ class CostModel:
                     m["error"],
                     [Trees.from_arrays(arrays, f"{name}.r{i}") for i in range(m["rankers"])],
                     m["rank_error"],
+                    tuple(m.get("rates", ())),
+                    FAMILIES.get(name),
                 )
             return CostModel(families, Machine.from_json(meta["machine"]), meta["target"], meta["info"])
         except (OSError, ValueError, KeyError, TypeError) as e:

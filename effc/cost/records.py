@@ -13,6 +13,8 @@ comes before the records that were measured on it. Any other line is a record::
     group      records of one group are ways to make one call, measured side by side; way 0 is the backend's own rule
     way        the number of this one in its group
     source     what the shape came from: "space" (sampled), or a model's name (measured where the model makes the call)
+    kernels    names the sources of the kernel library that ran; "" for records from before this was kept
+    stale      whether the family's kernels have become others since (bench/cost_data.py, --stale); left out if not
     family, target, machine
 
 A last line that was cut off (a full disk, a killed process) is skipped.
@@ -49,8 +51,11 @@ class Record:
     source: str
     target: str
     machine: Machine
+    kernels: str = ""
+    stale: bool = False
 
     def as_json(self) -> dict[str, Any]:
+        more = {"stale": True} if self.stale else {}
         return {
             "family": self.family,
             "threads": self.threads,
@@ -64,6 +69,8 @@ class Record:
             "source": self.source,
             "target": self.target,
             "machine": self.machine.id,
+            "kernels": self.kernels,
+            **more,
             "call": self.call.as_json(),
         }
 
@@ -176,6 +183,8 @@ def read(paths: Sequence[str | os.PathLike[str]]) -> list[Record]:
                     j["source"],
                     j["target"],
                     machines[j["machine"]],
+                    j.get("kernels", ""),
+                    j.get("stale", False),
                 )
             )
     return out

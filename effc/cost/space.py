@@ -317,6 +317,8 @@ def reduction(rng: Rng) -> Case | None:
     cols = size(rng, 8, 4096)
     rows = size(rng, 1, max(1, min(1 << 18, (MOST_BYTES // 8) // cols)))
     axis = 0 if kind in ("sum", "max") and rng.random() < 0.4 else 1
+    if rows == 1 and kind in ("sum", "max"):  # one element, or nothing to reduce
+        return None
 
     def build(b: Builder) -> Value:
         x = b.input("x", _type(rows, cols))
@@ -506,6 +508,36 @@ def conv_or_chain(rng: Rng) -> Case | None:
     return bottleneck(batch, c, side, side, first, deep, o, residual=stride == 1 and c == o and bool(first))
 
 
+@sampler("conv_pair")
+def conv_pair(rng: Rng) -> Case | None:
+    """The first two convolutions of inverted bottlenecks whose images are small and whose channels are many."""
+    c, wide, side = size(rng, 16, 320), size(rng, 256, 1920), size(rng, 3, 20)
+    window, stride, batch = int(rng.choice([3, 3, 5, 7])), int(rng.choice([1, 1, 2])), int(rng.choice([1, 1, 1, 2, 4]))
+    height = side if rng.random() < 0.8 else size(rng, 3, 20)
+    return pair(batch, c, height, side, wide, (wide, window, stride, window // 2))
+
+
+def pair(batch: int, c: int, height: int, width: int, wide: int, deep: Stage) -> Case | None:
+    """A pointwise convolution and a depthwise one of its result, both with a clamp."""
+    from ..passes.fuse.chains import CACHE
+    from ..passes.fuse.pairs import CHANNELS, PIXELS
+
+    if wide < CHANNELS or height * width > PIXELS or 4 * c * height * width > CACHE or min(height, width) < 1:
+        return None
+
+    def build(b: Builder) -> Value:
+        r = np.random.default_rng(0)
+        y = b.op("permute", b.input("x", _type(batch, height, width, c)), dims=(0, 3, 1, 2))
+        for (channels, window, stride, pad), groups in (((wide, 1, 1, 0), 1), (deep, wide)):
+            taken = int(y.shape[1])  # type: ignore[call-overload]
+            w, both = _constant(b, r, channels, taken // groups, window, window), ((pad, pad), (pad, pad))
+            y = b.op("conv", y, w, stride=(stride, stride), padding=both, dilation=(1, 1), groups=groups)
+            y = _clamped(b, _tail(b, y, "bias", r, 1))
+        return y
+
+    return Case("conv_pair", f"pair {batch}x{c}x{height}x{width} {deep}", build, ("effc_conv_pair_f32",))
+
+
 Stage = tuple[int, int, int, int]  # channels, window, stride, padding
 
 
@@ -610,6 +642,8 @@ def like(call: Call) -> Case | None:
         return _three_like(call)
     if call.kernel == "conv_or_chain":
         return _bottleneck_like(call)
+    if call.kernel == "effc_conv_pair_f32":
+        return _pair_like(call)
     if call.kernel == "rows_or_chain":
         return _rows_like(call)
     if call.kernel == "effc_attention_f32":
@@ -673,6 +707,14 @@ def _bottleneck_like(call: Call) -> Case | None:
     return bottleneck(
         batch, c, height, width, tuple(made[:-2]), made[-2], made[-1][0], same and bool(stages[-1][7] & 2)
     )
+
+
+def _pair_like(call: Call) -> Case | None:
+    x, (first, deep) = call.ins[0], (call.attrs[2:27], call.attrs[27:])
+    assert x is not None
+    batch, c, height, width = x.shape
+    square = deep[6] == deep[7] and deep[9] == deep[10] and deep[12] == deep[13] and deep[16] == 1
+    return pair(batch, c, height, width, first[4], (first[4], deep[6], deep[9], deep[12])) if square else None
 
 
 def _conv_like(call: Call) -> Case:

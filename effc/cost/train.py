@@ -4,6 +4,11 @@ Records of one group (ways of one call, measured side by side) stay together: a 
 from a group or is judged on it. A record counts the less, the larger its own repeat error is. How fast the machine was
 when a record was made, by the yardstick beside it, is a feature (:data:`PACE`) of which predictions take the calm
 value, 0.
+
+Records of kernels that have become others since are stale, and teach what the present ones are compared with: trees of
+the stale records come first, then few and small ones of what the present records say beyond them (boosting that goes on
+with other records; as transfer by residuals, Pardoe and Stone, "Boosting for Regression Transfer", 2010, has it). A
+kernel that is a tenth faster everywhere is learned from a few dozen records in this way.
 """
 
 from __future__ import annotations
@@ -17,8 +22,8 @@ import numpy as np
 from ..runtime.errors import EffcError
 from .alternatives import SETS, rule_of
 from .calls import kernel_class
-from .features import FAMILIES, vector
-from .model import NEVER, CostModel, FamilyModel
+from .features import FAMILIES, amounts, vector
+from .model import NEVER, CostModel, FamilyModel, log_over_floor
 from .records import Record
 from .roofline import Context, floor, vlen_of
 from .trees import Trees
@@ -35,6 +40,11 @@ PARAMETERS: Mapping[str, Any] = {
     "num_threads": 1, "seed": 1, "verbose": -1, "use_missing": False, "max_bin": 511,
 }  # fmt: skip
 ROUNDS = 300
+ODD = 0.15  # the error (log) of a sum of work from which on a record counts less
+UNEASY = 0.15  # and the pace (log) of a present one: the less calm the machine was, the less it says of a calm one
+# Of the trees that a few present records add to those of stale ones.
+LATER: Mapping[str, Any] = {"num_leaves": 7, "min_data_in_leaf": 10}
+LATER_ROUNDS = 80
 # Families whose ways are ranked: those where choosing has paid off (docs/cost.md). That of matrix products has not:
 # their ways differ by less than what was measured is good for. Nor has that of chains of convolutions, in whole models.
 RANKED = ("conv", "conv_algorithm", "strided_conv_algorithm", "rows_or_chain")
@@ -57,10 +67,10 @@ def context_of(r: Record) -> Context:
 
 
 def paces(records: Sequence[Record]) -> Array:
-    """ln of each record's yardstick over the one of a calm minute (the fastest twentieth, for as many threads); NaN for
-    a record without."""
+    """ln of each record's yardstick over the one of a calm minute (the fastest twentieth, for as many threads of the
+    machine and the same kernels, of which the yardstick's is one); NaN for a record without."""
     yard = np.array([r.yard or np.nan for r in records])
-    kind = [(r.machine.id, r.threads) for r in records]
+    kind = [(r.machine.id, r.kernels, r.threads) for r in records]
     out = np.full(len(records), np.nan)
     for k in set(kind):
         own = np.array([x == k for x in kind])
@@ -110,12 +120,41 @@ class Table:
         return np.asarray(np.bincount(self.group)[self.group] > 1)
 
 
-def grow(x: Array, y: Array, weight: Array, rounds: int = ROUNDS) -> Trees:
+def grow(x: Array, y: Array, weight: Array, rounds: int = ROUNDS, **parameters: Any) -> Trees:
     """One ensemble."""
     lgb = lightgbm()
     data = lgb.Dataset(x, y, weight=weight / weight.mean(), free_raw_data=False)
-    booster = lgb.train(dict(PARAMETERS), data, rounds)
+    booster = lgb.train({**PARAMETERS, **parameters}, data, rounds)
     return Trees.from_text(booster.model_to_string())
+
+
+def grow_on(x: Array, y: Array, weight: Array, stale: Array, rounds: int = ROUNDS) -> Trees:
+    """One ensemble: of the stale records, if there are enough of them, and then of the present ones."""
+    if stale.sum() < LEAST or stale.all():
+        return grow(x, y, weight, rounds)
+    before = grow(x[stale], y[stale], weight[stale], rounds)
+    x, y, weight = x[~stale], y[~stale] - before(x[~stale]), weight[~stale]
+    return before.and_also(grow(x, y, weight, min(rounds, LATER_ROUNDS), **LATER))
+
+
+def rates_of_work(t: Table, use: Array, weight: Array) -> tuple[float, ...]:
+    """What each amount of a family's work costs: least squares of relative errors without negative rates, large errors
+    counting less in later rounds. The share that the machine was slower than in a calm minute is taken out first. None
+    for alternatives, whose ways do different work."""
+    from scipy.optimize import nnls  # LightGBM needs it as well
+
+    if t.family.name in SETS:
+        return ()
+    work = amounts(t.family, t.names, t.x)[use]
+    scale = work.max(0) + 1e-30
+    calm = (t.seconds * np.exp(-np.clip(np.nan_to_num(t.pace), 0, 1)))[use]
+    share, counts = work / scale / calm[:, None], np.sqrt(weight[use])
+    rates, off = np.zeros(len(scale)), np.zeros(len(calm))
+    for _ in range(5):
+        w = counts / np.sqrt(np.maximum(1, np.abs(off) / ODD))
+        rates, _ = nnls(share * w[:, None], w, maxiter=100 * len(scale))
+        off = np.log(np.maximum(share @ rates, 0.01))
+    return tuple(float(r) for r in rates / scale)
 
 
 def _folds(shape: Array, seed: int = 0) -> Array:
@@ -131,6 +170,7 @@ def fit_family(
     ranks, within a group, from all. Records whose vectors are not of ``vlen`` bytes teach times only: they say nothing
     of the error, the range, or of ranks."""
     t = Table(records, pace)
+    stale = np.array([r.stale for r in records])
     own = np.array([vlen in (None, vlen_of(r.target)) for r in records])
     weight = t.weight * np.where(own, min(SHARE, max(1.0, (~own).sum() / own.sum())), 1.0)
     fold = _folds(t.shape)
@@ -138,24 +178,30 @@ def fit_family(
     if timed.sum() < LEAST:
         timed[:] = True
     members, unseen = [], np.zeros(len(t.y))
+    rates = rates_of_work(t, timed, weight)
+    base = log_over_floor(t.family, t.names, t.x, np.array(rates)) if rates else np.zeros(len(t.y))
+    y = t.y - base
+    weight = weight * np.where(stale, 1.0, 1 / (1 + (np.nan_to_num(t.pace) / UNEASY) ** 2))
     for f in range(FOLDS):
         use = timed & (fold != f)
-        members.append(grow(t.x[use], t.y[use], weight[use], rounds))
+        members.append(grow_on(t.x[use], y[use], weight[use], stale[use], rounds))
         unseen[fold == f] = members[-1](t.x[fold == f])
-    judge = timed & own
-    error = _spread((t.y - unseen)[judge], t.weight[judge], t.noise[judge])
+    judge = timed & own & (~stale | stale.all())
+    error = _spread((y - unseen)[judge], t.weight[judge], t.noise[judge])
     ranges = {n: _range(t.x[own, i]) for i, n in enumerate(t.names) if n in t.family.depth}
     kernels = {kernel_class(r.call.kernel) for r, o in zip(records, own, strict=True) if o}
-    model = FamilyModel(t.names, tuple(sorted(kernels)), ranges, members, error)
+    model = FamilyModel(t.names, tuple(sorted(kernels)), ranges, members, error, rates=rates, family=t.family)
     several = t.with_ways() & own
     if several.sum() >= LEAST and t.family.name in RANKED:
         y, learn = t.relative(), several & ((t.way > 0) | (t.family.name not in SETS))
         ranked = np.zeros(len(y))
         for f in range(FOLDS):
             use = learn & (fold != f)
-            model.rankers.append(grow(t.x[use], y[use], t.weight[use], rounds))
+            model.rankers.append(grow_on(t.x[use], y[use], t.weight[use], stale[use], rounds))
             ranked[fold == f] = t.ranked(model.rankers[-1])[fold == f]
-        model.rank_error = margin(ranked, y, np.where(several, t.group, -1), t.rules, t.noise)
+        present = several & ~stale
+        vote = present if len(set(t.group[present])) >= LEAST else several  # few groups prove nothing
+        model.rank_error = margin(ranked, y, np.where(vote, t.group, -1), t.rules, t.noise)
         if t.family.name in SETS:
             model.rank_error = max(model.rank_error, SETS[t.family.name].least)
     return model

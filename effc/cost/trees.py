@@ -48,6 +48,19 @@ class Trees:
         rest = self.rest + float(self.value[~roots[roots < 0]].sum())
         return replace(self, children=children, roots=roots[roots >= 0], rest=rest)
 
+    def and_also(self, more: Trees) -> Trees:
+        """The trees of both, whose predictions add up."""
+        nodes, leaves = len(self.feature), len(self.value)
+
+        def moved(at: Array) -> Array:
+            return np.where(at >= 0, at + nodes, at - leaves)
+
+        return Trees(
+            np.concatenate([self.feature, more.feature]), np.concatenate([self.threshold, more.threshold]),
+            np.concatenate([self.children, moved(more.children)]), np.concatenate([self.value, more.value]),
+            np.concatenate([self.roots, moved(more.roots)]), self.rest + more.rest,
+        )  # fmt: skip
+
     def __call__(self, x: Array) -> Array:
         """Predictions of rows (n, features)."""
         x = np.ascontiguousarray(x, np.float64)

@@ -17,7 +17,9 @@ import numpy as np
 
 from ..runtime.errors import EffcError
 from . import measure
-from .machine import Machine, Others, this_machine
+from .estimating import machine_for
+from .machine import Machine, Others
+from .model import shipped
 from .records import Writer
 from .space import SAMPLERS, Case
 
@@ -32,12 +34,18 @@ SWEEPS = (1 << 20, 48 << 20)
 
 
 def turns(kernels: Sequence[str]) -> list[str]:
-    """The order in which samplers come, spread out evenly; EffcError for a name that is none."""
-    unknown = sorted(set(kernels) - SAMPLERS.keys())
-    if unknown:
-        raise EffcError(f"there is no sampler {unknown[0]!r}", hint=f"there are {', '.join(SAMPLERS)}")
-    chosen = [k for k in SAMPLERS if not kernels or k in kernels]
-    slots = [((i + 0.5) / TURNS.get(k, 1), n, k) for n, k in enumerate(chosen) for i in range(TURNS.get(k, 1))]
+    """The order in which samplers come, spread out evenly. ``kernels``: their names, ``NAME:TURNS`` for how often one
+    comes; none: all. EffcError for a name that is none."""
+    often = dict.fromkeys(SAMPLERS, 1) | TURNS if not kernels else {}
+    for text in kernels:
+        name, sep, count = text.partition(":")
+        if name not in SAMPLERS:
+            raise EffcError(f"there is no sampler {name!r}", hint=f"there are {', '.join(SAMPLERS)}")
+        if sep and not (count.isdecimal() and int(count)):
+            raise EffcError(f"{text!r}: how often a sampler's turn comes is a number of 1 or more", hint=f"{name}:2")
+        often[name] = int(count) if count else TURNS.get(name, 1)
+    chosen = [k for k in SAMPLERS if k in often]
+    slots = [((i + 0.5) / often[k], n, k) for n, k in enumerate(chosen) for i in range(often[k])]
     return [k for _, _, k in sorted(slots)]
 
 
@@ -80,7 +88,7 @@ def tune(
     ``target`` is a CpuTarget that this machine can run. ``calm``: CPU seconds a second that others may use while a case
     is measured, before it is measured again; 1 and more: any. ``known``: groups that were measured into other files."""
     order = turns(kernels)
-    machine = machine or this_machine()
+    machine = machine or machine_for(shipped(target.name))[0]
     writer, made = Writer(out), dict.fromkeys(order, 0)
     writer.groups |= set(known)
     end, start, n = time.perf_counter() + seconds, time.perf_counter(), 0
@@ -95,8 +103,9 @@ def tune(
                 case, threads, sweep, rng = case_of(kind, following[kind], seed, machine.cores)
                 following[kind] += 1
                 try:
-                    for _ in range(ATTEMPTS):
-                        _wait(end, calm)
+                    for attempt in range(ATTEMPTS):
+                        if attempt:
+                            _wait(end, calm)
                         state = rng.bit_generator.state
                         found = measure.measure(
                             case, rng, group, threads, sweep, target, machine, Path(folder), blocks=blocks

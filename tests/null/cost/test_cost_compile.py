@@ -19,6 +19,7 @@ from effc.cost import command, estimating, measure, records, space, train, tune
 from effc.cost.calls import calls
 from effc.cost.decide import Decision
 from effc.cost.model import CostModel
+from effc.cost.roofline import Context
 from effc.ir.dtypes import DType
 from effc.ir.graph import Builder, Graph
 from effc.ir.types import TensorType
@@ -163,6 +164,26 @@ def test_measures_what_is_repeated_and_needs_scratch(tmp_path: Path) -> None:
     assert [r.call.kernel for r in found] == ["effc_lstm_f32"] and found[0].seconds > 0
 
 
+@pytest.mark.isa("x86-64-v3")
+def test_measures_pairs_of_convolutions(tmp_path: Path) -> None:
+    """A call that is made of another's description is that call, and its features say how channels are dealt."""
+    from effc.cost.features import FAMILIES
+
+    for shape in ((1, 24, 7, 9, 264, (264, 3, 1, 1)), (3, 16, 8, 5, 520, (520, 5, 2, 2))):
+        case = space.pair(*shape)
+        assert case is not None
+        (r,) = measure.measure(case, np.random.default_rng(0), "g", 2, 0, TARGET, MACHINE, tmp_path, blocks=(2, 2))
+        assert (r.call.kernel, r.family) == ("effc_conv_pair_f32", "conv_pair")
+        assert r.seconds > 0 and r.kernels == measure.kernels_digest()
+        again = space.like(r.call)
+        assert again is not None and again.spec == case.spec
+        f = {n: FAMILIES["conv_pair"].features(r.call, Context(MACHINE, 32, n, 1 << 20)) for n in (1, 2)}
+        assert all(np.isfinite(v) for x in f.values() for v in x.values()) and set(f[1]) == set(f[2])
+        assert f[1]["wide"] == pytest.approx(np.log2(shape[4])) and f[1]["even"] >= 1 and f[2]["even"] >= 1
+    for shape in ((1, 24, 7, 9, 128, (128, 3, 1, 1)), (1, 24, 21, 21, 264, (264, 3, 1, 1))):
+        assert space.pair(*shape) is None  # that the pass leaves apart
+
+
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Measuring that takes no time; the groups it was asked for."""
@@ -207,6 +228,10 @@ def test_tune_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     with pytest.raises(EffcError, match="no sampler 'fft'"):
         tune.turns(["conv", "fft"])
     assert set(tune.turns([])) == set(space.SAMPLERS)
+    assert sorted(tune.turns(["copy:3", "conv_pair"])) == ["conv_pair", "copy", "copy", "copy"]
+    for text in ("copy:", "copy:0", "copy:x"):
+        with pytest.raises(EffcError, match="how often"):
+            tune.turns([text])
     (tmp_path / "r.jsonl").write_text("")
     assert main(["tune", "--out", str(tmp_path / "r.jsonl"), "--seconds", "1"]) == 1
     assert main(["tune", "--out", str(tmp_path / "no.jsonl"), "--seconds", "0", "--train", "m.npz"]) == 1

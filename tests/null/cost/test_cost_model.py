@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from cost_calls import MACHINE, conv_call, conv_ways, made_up, map_call
 from effc.cost import alternatives, records, train
 from effc.cost import model as cost_model
 from effc.cost.calls import Call, calls, dense_tensor, footprint
-from effc.cost.features import FAMILIES, family_of
+from effc.cost.features import FAMILIES, amounts, family_of
 from effc.cost.machine import Machine
 from effc.cost.roofline import Context, estimate, floor, operations, taps_inside
 from effc.cost.trees import Trees
@@ -41,11 +42,15 @@ def test_records_survive_a_cut_and_are_appended_to(tmp_path: Path) -> None:
     w = records.Writer(file)
     assert w.groups == {"c0"}
     w.add([r for r in made if r.group == "m1"])
-    w.close()
     back = records.read([file])
     assert [r.group for r in back] == ["c0"] * 7 + ["m1"]
     first = next(r for r in made if r.group == "c0")
     assert back[0].call.attrs == first.call.attrs and back[0].machine == MACHINE
+    assert back[0].kernels == "" and not back[0].stale
+    other = dataclasses.replace(first, kernels="0123abcd", stale=True, group="later")
+    w.add([other])
+    w.close()
+    assert (records.read([file])[-1].kernels, records.read([file])[-1].stale) == ("0123abcd", True)
     assert back[0].seconds == pytest.approx(first.seconds, rel=1e-4)
     assert sum('"cpu":' in line for line in file.read_text().splitlines()) == 1  # the machine is described once
     # what features read is all there
@@ -94,6 +99,20 @@ def test_trees_cut_down_to_what_differs_predict_the_same() -> None:
         assert (len(left.roots) == 0) == (not free)
 
 
+def test_trees_of_two_ensembles_add_up() -> None:
+    lgb = pytest.importorskip("lightgbm")
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((300, 4))
+    one, two = (
+        Trees.from_text(lgb.train(dict(train.PARAMETERS), lgb.Dataset(x, y), n).model_to_string())
+        for y, n in ((x[:, 0] * x[:, 1], 20), (np.abs(x[:, 2]), 7))
+    )
+    none = Trees.from_text("tree\n\nTree=0\nnum_leaves=1\nnum_cat=0\nsplit_feature=\nleaf_value=0.5\n\n")
+    np.testing.assert_allclose(one.and_also(two)(x), one(x) + two(x), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(none.and_also(two).and_also(none)(x), two(x) + 1, rtol=0, atol=1e-12)
+    assert len(one.and_also(two).roots) == 27
+
+
 def test_a_tree_without_a_split() -> None:
     one = "num_leaves=1\nnum_cat=0\nsplit_feature=\nleaf_value={}\n\n"
     trees = Trees.from_text("tree\n\nTree=0\n" + one.format(0.5) + "\nTree=1\n" + one.format(0.25))
@@ -118,6 +137,36 @@ def test_records_of_other_vectors_teach_times_and_nothing_else() -> None:
     assert ranges and train.fit(made_up(), rounds=5).families["conv"].ranges != ranges
 
 
+def test_few_records_of_a_changed_kernel_correct_what_stale_ones_say() -> None:
+    """Of a kernel that has become a third faster: the difference is learned, what stale records know of shapes stays,
+    and the error is that of the present ones."""
+    pytest.importorskip("lightgbm")
+
+    def convolutions(groups: int, seed: int, faster: float, **more: Any) -> list[records.Record]:
+        made = [r for r in made_up(groups, seed) if r.family == "conv"]
+        shape = [np.log([*r.call.ins[0].shape[1:3], r.call.attrs[4]]) @ (0.3, -0.25, 0.2) for r in made]  # type: ignore[union-attr]
+        return [
+            dataclasses.replace(r, seconds=r.seconds * float(np.exp(s)) / faster, group=f"{seed}{r.group}", **more)
+            for r, s in zip(made, shape, strict=True)
+        ]
+
+    stale, fresh = convolutions(120, 0, 1, stale=True), convolutions(10, 5, 1.5, kernels="new")
+    t = train.Table(convolutions(30, 9, 1.5))
+
+    def off(model: train.FamilyModel) -> float:
+        return float(np.abs(np.log(t.floor) + model.log_ratio(t.x)[0] - np.log(t.seconds)).mean())
+
+    both, old, new = (train.fit_family(rs, rounds=120) for rs in ([*stale, *fresh], stale, fresh))
+    assert off(both) < 0.06 and off(both) < 0.6 * off(new) and off(old) > 0.35
+    assert both.error < 0.12 and both.rankers and both.rank_error < cost_model.NEVER
+
+
+def test_a_yardstick_is_compared_with_those_of_the_same_kernels() -> None:
+    r = made_up(1)[0]
+    made = [dataclasses.replace(r, yard=y, kernels=k) for k, s in (("", 1.0), ("x", 0.5)) for y in (s, s, 2 * s)]
+    np.testing.assert_allclose(train.paces(made), np.log([1, 1, 2, 1, 1, 2]), atol=1e-12)
+
+
 # Roofline and features ------------------------------------------------------------------------------------------------
 
 
@@ -137,6 +186,47 @@ def test_floor_and_guess() -> None:
     assert floor(c, far) == floor(c, CX) == pytest.approx(3 * 4 * 2**24 / 200e9)
     assert 2 * 3 * 4 * 2**24 / 10e9 <= estimate(c, far) and floor(c, CX) <= estimate(c, CX)
     assert floor(c, Context(MACHINE, 32, 2, 1 << 30)) < floor(c, far)
+
+
+def test_amounts_of_work() -> None:
+    """In seconds at the peak, as often as the busiest thread has them; bytes again by where they come from."""
+    c = conv_call(64, 96, 14, 3, [2, 6, 32, 64])
+    family = FAMILIES["conv"]
+    for threads, between in ((1, 1 << 10), (2, 1 << 22), (2, 1 << 26)):
+        cx = Context(MACHINE, 32, threads, between)
+        f = family.features(c, cx)
+        got = amounts(family, list(f), np.array([list(f.values())]))[0]
+        assert len(got) == 4 + len(family.work) + 5 and (got >= 0).all() and np.isfinite(got).all()
+        peak, busiest = MACHINE.peak(threads), max(1.0, f["even"])
+        assert got[0] == pytest.approx(operations(c) / peak * busiest)
+        near, second, far, once, woken = got[-5:]
+        assert near == pytest.approx(c.bytes / peak * busiest) and once == 1e-9
+        assert second == (near if between > MACHINE.l2 else 0) and woken == (1e-9 if threads > 1 else 0)
+        assert far == pytest.approx(c.bytes / MACHINE.bandwidth(threads) if between > MACHINE.l3 else 0)
+    for x in FAMILIES.values():
+        assert all(len(names) == len(set(names)) for names in x.work)
+
+
+def test_a_sum_of_work_is_learned_and_holds_beyond_what_was_measured() -> None:
+    pytest.importorskip("lightgbm")
+
+    def seconds(c: Call) -> float:
+        return 3e-6 + 2.5 * c.bytes / MACHINE.peak(1)
+
+    made = []
+    for i, rows in enumerate(np.exp(np.random.default_rng(0).uniform(0, np.log(2000), 150)).astype(int)):
+        c = map_call(int(rows), 64)
+        made.append(
+            records.Record(c, "map", 1, c.bytes, seconds(c), 0.01, 1e-4, 0.0, f"m{i}", 0, "space", "cpu:x86-64-v3",
+                           MACHINE)
+        )  # fmt: skip
+    model = train.fit(made, rounds=100)
+    for rows, within in ((3, 0.03), (300, 0.03), (1500, 0.03), (6000, 0.05), (20000, 0.05)):
+        c = map_call(rows, 64)
+        p = model.predict(c, Context(MACHINE, 32, 1, c.bytes))
+        assert p.source == "model" and p.seconds == pytest.approx(seconds(c), rel=within), rows
+    model.families["map"].rates = ()  # without them the trees' part is all there is
+    assert abs(np.log(model.predict(map_call(300, 64), CX).seconds / seconds(map_call(300, 64)))) > 0.5
 
 
 def test_machine_between_and_beyond_measured_threads() -> None:
