@@ -29,8 +29,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .silence import without_solver_lines
-
 if TYPE_CHECKING:
     from .budget import Model
 
@@ -82,16 +80,15 @@ class _Rows:
         where = np.array(self.at).reshape(-1, 2).T
         price = np.array(self.price) / scale
         rows = csr_matrix((self.value, (where[0], where[1])), shape=(len(self.low), len(price)))
-        with without_solver_lines():
-            return milp(
-                price,
-                constraints=LinearConstraint(
-                    vstack([rows, csr_matrix(price)]), [*self.low, -math.inf], [*self.high, high / scale]
-                ),
-                bounds=Bounds(0, self.most),
-                integrality=np.array(self.whole) * int(whole),
-                options={"time_limit": max(0.05, seconds), "mip_rel_gap": 0.0},
-            )
+        return milp(
+            price,
+            constraints=LinearConstraint(
+                vstack([rows, csr_matrix(price)]), [*self.low, -math.inf], [*self.high, high / scale]
+            ),
+            bounds=Bounds(0, self.most),
+            integrality=np.array(self.whole) * int(whole),
+            options={"time_limit": max(0.05, seconds), "mip_rel_gap": 0.0},
+        )
 
 
 class _Relaxation:

@@ -17,7 +17,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ...runtime.errors import EffcError
-from .silence import without_solver_lines
 
 SOLVERS = ("cp-sat", "highs", "scip")
 Term = tuple[int, int | None]  # coefficient, variable; None is the constant 0
@@ -220,13 +219,12 @@ def _mip(which: str, m: Model, seconds: float, workers: int, seed: int) -> Solut
     hints = mathopt.ModelSolveParameters()
     if m.hint:
         hints.solution_hints.append(mathopt.SolutionHint(variable_values={x[v]: float(c) for v, c in m.hint.items()}))
-    with without_solver_lines():
-        result = mathopt.solve(
-            model,
-            mathopt.SolverType.HIGHS if which == "highs" else mathopt.SolverType.GSCIP,
-            params=parameters,
-            model_params=hints,
-        )
+    result = mathopt.solve(
+        model,
+        mathopt.SolverType.HIGHS if which == "highs" else mathopt.SolverType.GSCIP,
+        params=parameters,
+        model_params=hints,
+    )
     took = time.perf_counter() - began
     reason = result.termination.reason
     if reason in (mathopt.TerminationReason.INFEASIBLE, mathopt.TerminationReason.INFEASIBLE_OR_UNBOUNDED):
