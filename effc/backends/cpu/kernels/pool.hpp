@@ -83,11 +83,15 @@ EFFC_INLINE bool beats(A v, A acc) {
     return v > acc;
 }
 
+/* What a window's sum is divided by. That of an empty window is 0 and stays it. */
+EFFC_INLINE int64_t divisor(const Pool& p, const Window& d, const Window& h, const Window& w) {
+  if (d.n == 0 || h.n == 0 || w.n == 0) return 1;
+  if (p.a[kDivisor]) return p.a[kDivisor];
+  return p.a[kCountPad] ? d.full * h.full * w.full : d.n * h.n * w.n;
+}
+
 template <class A>
-EFFC_INLINE A divide(const Pool& p, A sum, const Window& d, const Window& h, const Window& w) {
-  if (d.n == 0 || h.n == 0 || w.n == 0) return A(0);
-  int64_t n = p.a[kDivisor];
-  if (!n) n = p.a[kCountPad] ? d.full * h.full * w.full : d.n * h.n * w.n;
+EFFC_INLINE A divide(A sum, int64_t n) {
   if constexpr ((A)0.5 == (A)0)
     return n ? (A)(sum / (A)n) : (A)0;
   else
@@ -149,7 +153,8 @@ EFFC_INLINE void pixel_channels(const Pool& p, const S* x, S* y, int64_t* index,
         for (int64_t c = 0; c < count; ++c) acc[c] += row[c];
       }
     }
-  for (int64_t c = 0; c < count; ++c) y[c] = convert<S>(Max ? acc[c] : divide(p, acc[c], d, h, w));
+  const int64_t by = Max ? 1 : divisor(p, d, h, w);
+  for (int64_t c = 0; c < count; ++c) y[c] = convert<S>(Max ? acc[c] : divide(acc[c], by));
   if (Index)
     for (int64_t c = 0; c < count; ++c) index[c] = at[c];
 }
@@ -186,7 +191,7 @@ void pixel_single(const Pool& p, const S* x, S* y, int64_t* index, const Window&
         acc += row;
       }
     }
-  *y = convert<S>(Max ? acc : divide(p, acc, d, h, w));
+  *y = convert<S>(Max ? acc : divide(acc, divisor(p, d, h, w)));
   if (Index) *index = at;
 }
 
@@ -233,7 +238,7 @@ void row_pixels(const Pool& p, const S* x, S* y, int64_t* index, int64_t o0, int
       }
     }
   for (int64_t o = o0; o < o1; ++o)
-    y[o * p.os[4]] = convert<S>(Max ? acc[o - o0] : divide(p, acc[o - o0], d, h, window(p, 2, o)));
+    y[o * p.os[4]] = convert<S>(Max ? acc[o - o0] : divide(acc[o - o0], divisor(p, d, h, window(p, 2, o))));
   if (Index)
     for (int64_t o = o0; o < o1; ++o) index[o * p.is[4]] = at[o - o0];
 }
@@ -278,13 +283,13 @@ void pool_lines(void* arg, int64_t begin, int64_t end, int32_t) {
           int64_t* io = Index ? index + o * p.is[4] + from : nullptr;
           pixel_channels<S, Max, Index>(p, x + from, y + o * p.os[4] + from, io, count, d, h, u);
         };
-        /* Numbers that the compiler knows keep the accumulators in registers. */
-        if (n == kLanes) {
+        /* Numbers that the compiler knows keep the accumulators in registers; averages have two of each. */
+        if (Max && n == kLanes) {
           block(0, kLanes);
           continue;
         }
         int64_t from = 0;
-        if (n - from >= 32) block(from, 32), from += 32;
+        while (n - from >= 32) block(from, 32), from += 32;
         if (n - from >= 16) block(from, 16), from += 16;
         if (n - from >= 8) block(from, 8), from += 8;
         if (n > from) block(from, n - from);
