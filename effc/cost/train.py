@@ -50,6 +50,7 @@ LATER_ROUNDS = 80
 RANKED = ("conv", "conv_algorithm", "strided_conv_algorithm", "rows_or_chain")
 PACE = "pace"
 STEADY = 0.15  # repeat error of a record that may say whether a choice was good
+VOTES = 200  # groups of present records that say alone whether choosing pays off: few prove nothing
 MARGINS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, NEVER)
 
 
@@ -200,7 +201,7 @@ def fit_family(
             model.rankers.append(grow_on(t.x[use], y[use], t.weight[use], stale[use], rounds))
             ranked[fold == f] = t.ranked(model.rankers[-1])[fold == f]
         present = several & ~stale
-        vote = present if len(set(t.group[present])) >= LEAST else several  # few groups prove nothing
+        vote = present if len(set(t.group[present])) >= VOTES else several
         model.rank_error = margin(ranked, y, np.where(vote, t.group, -1), t.rules, t.noise)
         if t.family.name in SETS:
             model.rank_error = max(model.rank_error, SETS[t.family.name].least)
