@@ -60,28 +60,28 @@ def reciprocal(scale: float, low: int, high: int) -> tuple[np.float32, np.float3
     return (r, rest) if (np.rint(sums.astype(np.float32)) == np.rint(x / s)).all() else None
 
 
-def _number(v: Value) -> Any:
+def number(v: Value) -> Any:
     """The value of a constant of one element, or None."""
     return v.node.attrs["data"].reshape(-1)[0] if v.node.op == "constant" and v.node.attrs["data"].size == 1 else None
 
 
-def _with_constant(v: Value, op: str) -> tuple[Value, float] | None:
+def with_constant(v: Value, op: str) -> tuple[Value, float] | None:
     """``v`` as (other operand, constant) of a commutative op of f32."""
     if v.node.op != op or v.dtype is not DType.f32:
         return None
     for x, c in (v.node.operands, v.node.operands[::-1]):
-        number = _number(c)
-        if number is not None and np.isfinite(number):
-            return x, float(number)
+        found = number(c)
+        if found is not None and np.isfinite(found):
+            return x, float(found)
     return None
 
 
 def _quotient(v: Value) -> tuple[Value, float] | None:
     """``v`` as x / scale; canonical graphs multiply where the scale is a power of two."""
     if v.node.op == "div":
-        scale = _number(v.node.operands[1])
+        scale = number(v.node.operands[1])
         return None if scale is None else (v.node.operands[0], float(scale))
-    found = _with_constant(v, "mul")
+    found = with_constant(v, "mul")
     if found is None or found[1] <= 0 or np.frexp(found[1])[0] != 0.5:
         return None
     return found[0], 1 / found[1]
@@ -91,11 +91,11 @@ def rounding(n: Node) -> Rounding | None:
     """What ``n`` does if it is such a conversion to bytes."""
     if n.op != "convert" or n.types[0].dtype not in BYTES or n.operands[0].dtype is not DType.f32:
         return None
-    upper = _with_constant(n.operands[0], "minimum")
-    lower = _with_constant(upper[0], "maximum") if upper else None
+    upper = with_constant(n.operands[0], "minimum")
+    lower = with_constant(upper[0], "maximum") if upper else None
     if upper is None or lower is None:
         return None
-    whole, zero = _with_constant(lower[0], "add") or (lower[0], 0.0)
+    whole, zero = with_constant(lower[0], "add") or (lower[0], 0.0)
     found = _quotient(whole.node.operands[0]) if whole.node.op == "round" else None
     if found is None:
         return None
@@ -119,7 +119,7 @@ def _steps_of(n: Node) -> Node | None:
         return None
     inner, zero = n.operands[0], 0
     if inner.node.op == "sub" and inner.dtype is DType.i32:
-        known = _number(inner.node.operands[1])
+        known = number(inner.node.operands[1])
         if known is None or inner.node.operands[0].node.op != "convert":
             return None
         inner, zero = inner.node.operands[0].node.operands[0], int(known)

@@ -22,6 +22,7 @@ from ...ir.dtypes import DType
 from ...ir.graph import Graph, Node, Value
 from ...runtime.errors import EffcError
 from .bytes import Rounding, roundings
+from .gelu import gelus
 
 ANY = 2  # stride pattern: known only at run time
 
@@ -149,12 +150,18 @@ class Emitter:
         )  # the given ones, then values of symbolic dims, and bits of floats, used in the body: passed as attributes
         self.limits = {c for n in body.nodes if (c := limit_of(n)) is not None}
         self.roundings = roundings(body)
+        self.gelus = gelus(body)
         self.rounded: dict[Rounding, str] = {}  # the name of what their constants are in
         self.live = self._live()
 
     def operands(self, n: Node) -> Sequence[Value]:
         """The values that the node's expression reads."""
+        if n in self.gelus:
+            return (self.gelus[n],)
         return (self.roundings[n][0].x,) if n in self.roundings else n.operands
+
+    def dear(self, n: Node) -> bool:
+        return n.op in DEAR or n in self.gelus
 
     def _live(self) -> set[Node]:
         """Nodes that results need."""
@@ -178,6 +185,8 @@ class Emitter:
             parts = [f"bitcast<float>((uint32_t)dv[{first + i}])" for i in range(len(values))]
             kind = "Bytes" if r.nan is None else "BytesNan"
             lines.append(f"const op::{kind} {name} = {{{', '.join(parts)}, (int32_t)dv[{first + len(values)}]}};")
+        if not self.live.isdisjoint(self.gelus):
+            lines.append("const op::Gelu gelu = {op::opaque(op::Gelu::kLimit)};")
         return lines
 
     def expression(self, n: Node) -> str:
@@ -197,6 +206,8 @@ class Emitter:
             r, steps = self.roundings[n]
             how = "steps" if steps else f"byte<{STORAGE[out]}>"
             return f"{self.rounded[r]}.{how}({self.names[r.x]})"
+        if n in self.gelus:
+            return f"gelu({self.names[self.gelus[n]]})"
         args = [self.names[v] for v in n.operands]
         limit = limit_of(n)
         if limit is not None:
@@ -452,7 +463,7 @@ def rows_kernel(
     reduced_nodes = [n for n in body.nodes if not st.full[n[0]]]
     cached = [
         n[0] for n in body.nodes
-        if st.full[n[0]] and n.op in DEAR and st.stage[n[0]] < stages - 1 and _needed_later(n[0], st, uses)
+        if st.full[n[0]] and e.dear(n) and st.stage[n[0]] < stages - 1 and _needed_later(n[0], st, uses)
         and n in e.live
     ]  # fmt: skip
     field_of = {n[0]: f"r{i}" for i, n in enumerate(reduced_nodes)}
@@ -701,7 +712,7 @@ def _loop(
             [*open_, *outer, "#pragma GCC ivdep", "    for (int64_t i = 0; i < n; ++i) {", *lines, "    }", *close]
         )
     # Rows: cheap bodies are run on four strips of the row at once, so that sums do not wait for each other's latency.
-    strips = 4 if plain and not any(n.op in DEAR for n in order) else 1
+    strips = 4 if plain and not any(e.dear(n) for n in order) else 1
     args, first, rest, folds, stores_back = [], [], [], [], []
     clauses: dict[str, list[str]] = {}
     for n in reds:
