@@ -1,5 +1,5 @@
-"""GELU in generated loops: x / 2 * (1 + erf(x / sqrt 2)), as frontends write it, by an approximation of the whole function
-(kernels/math.hpp, ``Gelu``). It takes half the time of its parts, and its largest errors are smaller than theirs."""
+"""GELU in generated loops: x / 2 * (1 + erf(x / sqrt 2)), as frontends write it, by an approximation of the whole
+function (kernels/math.hpp, ``Gelu``), in half the time of its parts."""
 
 from __future__ import annotations
 
