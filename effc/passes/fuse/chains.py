@@ -22,18 +22,22 @@ from ..manager import Pass, PassReport, in_subgraphs
 from .regions import body_of
 from .steps import steps_of
 
-CACHE = 400 << 10  # bytes of a core's own cache that a chain's buffers and weights may take together
-NEAR = 20 << 10  # bytes of the rows under a depthwise window that are made and read at a time
-PIXELS = 200  # of a step: from here on tiles and calls of a step no longer count
+CACHE = 560 << 10  # bytes of a core's own cache that a chain's buffers and weights may take together
+NEAR = 30 << 10  # bytes of a ring of rows that a first cache holds beside what passes through it
+PANEL = 16  # channels that are made together, at least, on most targets
+PIXELS = 160  # of a part of a step: from here on its tiles and calls no longer count
+STEP = 128 << 10  # bytes of a step's depthwise rows: from here on what its end costs no longer counts
 LARGE = 384 << 10  # bytes between the convolutions from which on a chain pays
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a chain is run: most output rows of a step, rows of the first result that are kept, channels of it that are
-    made at a time (whole panels of weights, so at least one), bytes of both buffers."""
+    """How a chain is run: most output rows of a step, of which so many are a ``part``; rows of the first result that
+    are kept, a ring; channels of it that are made at a time (whole panels of weights, so at least one); bytes of both
+    buffers."""
 
     rows: int
+    part: int
     kept: int
     cols: int
     buffers: int
@@ -58,16 +62,20 @@ def plan(stages: Sequence[Node]) -> Plan | str:
     _, rows_in, width_in = source
     weights = sum(4 * math.prod(f) for f in filters if f is not None)
     stride, reach = deep.attrs["stride"][0], deep.attrs["dilation"][0] * (taps[0] - 1) + 1
+    line, out_line = 4 * channels * width_in, 4 * max(1, channels * width)
+    near = NEAR // (4 * PANEL * max(1, width_in))  # rows of a panel of channels
+    room = CACHE - weights
     best: Plan | None = None
-    for rows in range(1, height + 1):
-        need = (rows - 1) * stride + reach
-        kept = min(rows_in, need + max(rows * stride, reach - stride)) if first else 0
-        buffers = 4 * channels * (kept * width_in + rows * width)
-        if buffers + weights > CACHE:
+    for part in range(1, height + 1):
+        need = (part - 1) * stride + reach
+        kept = min(rows_in, max(need, min(near, need + part * stride))) if first else 0
+        rows = (room - kept * line) // out_line
+        if rows < (2 * part if best else 1) or (best and need > near):
             break
-        cols = max(1, NEAR // (4 * need * width_in))
-        best = Plan(rows, kept, cols, buffers)
-        if rows * width >= PIXELS:
+        rows = min(rows, height, max(2 * part, -(-height // 8), -(-STEP // out_line)))
+        cols = max(1, NEAR // (4 * max(1, kept or need) * max(1, width_in)))
+        best = Plan(rows, part, kept, cols, kept * line + rows * out_line)
+        if part * stride * width_in >= PIXELS or not first:
             break
     return best or "a step of one row does not fit a core's cache"
 

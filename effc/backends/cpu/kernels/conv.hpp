@@ -7,7 +7,8 @@
  *   rows     x has its channels innermost: one pointer per row and run of channels; taps outside the image read a row of
  *            zeros, and taps that are outside for the whole tile are skipped. Inside the image, neighbouring taps that are
  *            contiguous in memory form one run.
- *   offsets  any strides, tile wholly inside the image: one pointer per row, one offset per k.
+ *   offsets  any strides, tile wholly inside the image: one pointer per row, one offset per k; of a row of the image all
+ *            such tiles in one call, whose pixels lie at equal distances.
  *   patch    any strides at the image's border: the k values of each row are gathered first.
  *   lines    a pointwise convolution of x with its channels innermost: rows lie at equal distances, nothing is listed.
  * A transposed convolution gathers: an output pixel's class (its position modulo the stride) decides which taps reach
@@ -273,17 +274,20 @@ EFFC_INLINE const T* residual_row(const Conv<T>& v, int64_t b, int64_t m, int64_
   return (const T*)t.data + b * t.strides[0] + m * t.strides[2] + n;
 }
 
-/* Lists the pixels of rows [r0, r1), all of one image, of a plain convolution: those whose window is inside first;
- * *inner is their number. */
+/* What is listed of a class's inner pixels: each, the first of those of a row, whose number is `inside`, or none. */
+enum Inner { kEach, kRows, kNone };
+
+/* Lists the pixels of rows [r0, r1), all of one image, of a plain convolution: those whose window is inside first, all or with
+ * kRows the first of a row's; *inner is the number of these. */
 template <class T>
-int64_t list_rows(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, T* acc, int64_t ld, int64_t n0, int64_t* inner) {
+int64_t list_rows(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, Inner list, T* acc, int64_t ld, int64_t n0, int64_t* inner) {
   const int64_t *sp = v.sp, *a = v.a;
   const int64_t b = r0 / v.pixels, m_end = r1 - b * v.pixels, stride = v.st[2], step = stride * v.xs[4];
   const effc_tensor& out = *v.result;
   int64_t m = r0 - b * v.pixels, ow = m % sp[2], oh = m / sp[2] % sp[1], od = m / (sp[1] * sp[2]);
   /* output columns [lo, hi) have all their taps inside the row */
   const int64_t reach = (a[kKernel + 2] - 1) * a[kDilation + 2];
-  Pixel<T>*front = w.pixels, *back = w.pixels + (r1 - r0);
+  Pixel<T>*front = w.pixels, *back = w.pixels + (r1 - r0), *const stop = back;
   T* c = v.direct ? (T*)out.data + b * out.strides[0] + m * out.strides[2] + n0 : acc;
   const int64_t c_step = v.direct ? out.strides[2] : ld;
   const T* r = v.residual ? residual_row(v, b, m, n0) : nullptr;
@@ -295,6 +299,18 @@ int64_t list_rows(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, T* acc, 
                     ih + (a[kKernel + 1] - 1) * a[kDilation + 1] < v.in[1];
     int64_t base = b * v.xs[0] + id * v.xs[2] + ih * v.xs[3] + iw * v.xs[4];
     const int64_t end = min64(m_end, m + sp[2] - ow), last = v.in[2] - reach;
+    if (list == kRows && in) { /* the pixels before, one for all inner ones, the pixels after */
+      auto put = [&](Pixel<T>* q, int64_t at, int64_t inside) {
+        q->base = base + at * step, q->c = c + at * c_step, q->r = r + at * r_step;
+        q->at[0] = (int32_t)id, q->at[1] = (int32_t)ih, q->at[2] = (int32_t)(iw + at * stride), q->inside = (int32_t)inside;
+      };
+      const int64_t n = end - m, low = iw < 0 ? min64(n, ceil_div(-iw, stride)) : 0;
+      const int64_t high = max64(low, min64(n, ceil_div(last - iw, stride)));
+      for (int64_t at = 0; at < low; ++at) put(--back, at, 0);
+      if (high > low) put(front++, low, high - low);
+      for (int64_t at = high; at < n; ++at) put(--back, at, 0);
+      c += n * c_step, r += n * r_step, m = end;
+    }
     for (; m < end; ++m) {
       const bool all = in & (iw >= 0) & (iw < last);
       Pixel<T>* q = all ? front++ : --back;
@@ -307,11 +323,9 @@ int64_t list_rows(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, T* acc, 
     if (++oh == sp[1]) oh = 0, ++od;
   }
   *inner = front - w.pixels;
-  return r1 - r0;
+  while (back < stop) *front++ = *back++;
+  return front - w.pixels;
 }
-
-/* What is listed of a class's inner pixels: each, the first of those of a row, whose number is `inside`, or none. */
-enum Inner { kEach, kRows, kNone };
 
 /* As list_rows, for the pixels of a class of a transposed convolution, of all images. */
 template <class T>
@@ -364,7 +378,7 @@ int64_t list_pixels(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, const 
   const int64_t* sp = v.sp;
   const int64_t b0 = r0 / v.pixels, b1 = (r1 - 1) / v.pixels;
   if (v.transposed) return list_class(v, w, r0, r1, cls, list, acc, ld, n0, inner);
-  if (b0 == b1) return list_rows(v, w, r0, r1, acc, ld, n0, inner);
+  if (b0 == b1) return list_rows(v, w, r0, r1, list, acc, ld, n0, inner);
   *inner = 0;
   const effc_tensor& out = *v.result;
   int64_t count = 0, at[3] = {0, 0, 0};
@@ -474,6 +488,7 @@ struct Panel {
   const typename Micro<T>::Rows* rows;
   const typename Micro<T>::Offsets* offsets;
   const typename Micro<T>::OnLines* lines;
+  const typename Micro<T>::OnStrides* strides;
   int nv;
   int64_t k0, k1;
   bool skip_empty; /* a tile without taps in this range of k leaves what is there as it is */
@@ -486,7 +501,7 @@ struct Panel {
     nv = (int)ceil_div(valid, lanes);
     weights = v.packed + g * v.group_elems + n * v.k;
     rows = MicroTable<T>::table.rows[nv - 1], offsets = MicroTable<T>::table.offsets[nv - 1];
-    lines = MicroTable<T>::table.lines[nv - 1];
+    lines = MicroTable<T>::table.lines[nv - 1], strides = MicroTable<T>::table.strides[nv - 1];
     const bool last = k1 >= k;
     skip_empty = k0 > 0 && !last;
     sink = {nullptr, n - c0, v.direct ? valid - (nv - 1) * lanes : lanes, v.bias ? v.bias + g * v.og + n : nullptr,
@@ -520,16 +535,41 @@ bool one_line(const Conv<T>& v, int64_t r0, int64_t r1) {
   return v.xs[0] == v.pixels * v.xs[4] && (!v.direct || follows(*v.result)) && (!v.residual || follows(*v.residual));
 }
 
-/* A panel's `count` pixels at equal distances, k steps; meanwhile `bytes` of the next weights are fetched. */
+/* `count` pixels at equal distances, k steps, in tiles of nearly equal size: `more` of them have a row more than the rest.
+ * Meanwhile `bytes` of the next weights are fetched. micro(rows, pixels, tiles, next, step) makes tiles of so many rows. */
+template <class T, class F>
+inline void run_tiles(const Conv<T>& v, Lines<T> to, int64_t count, int64_t k, const char* next, int64_t bytes, F micro) {
+  const int64_t tiles = ceil_div(count, v.mr), each = count / tiles, more = count % tiles, done = more * (each + 1);
+  const int64_t step = ceil_div(bytes, max64(1, tiles * k));
+  if (more) micro(each + 1, to, more, next, step);
+  to.x += done * to.x_step, to.c += done * to.c_step, to.r += done * to.r_step;
+  micro(each, to, tiles - more, next + bytes * more / tiles, step);
+}
+
+/* A panel's `count` pixels at equal distances, k steps that follow each other in x. */
 template <class T>
 void run_line(const Conv<T>& v, const Panel<T>& panel, Lines<T> to, int64_t count, int64_t k, const T* weights, const char* next,
               int64_t bytes) {
-  /* Tiles of nearly equal size: `more` of them have a row more than the rest. */
-  const int64_t tiles = ceil_div(count, v.mr), each = count / tiles, more = count % tiles, done = more * (each + 1);
-  const int64_t step = ceil_div(bytes, max64(1, tiles * k));
-  if (more) panel.lines[each](to, more, k, weights, next, step, &panel.sink);
-  to.x += done * to.x_step, to.c += done * to.c_step, to.r += done * to.r_step;
-  panel.lines[each - 1](to, tiles - more, k, weights, next + bytes * more / tiles, step, &panel.sink);
+  run_tiles(v, to, count, k, next, bytes, [&](int64_t rows, Lines<T> from, int64_t tiles, const char* ahead, int64_t step) {
+    panel.lines[rows - 1](from, tiles, k, weights, ahead, step, &panel.sink);
+  });
+}
+
+/* The inner pixels of `rows` rows of a plain convolution's image, listed in w. */
+template <class T>
+void run_strides(const Conv<T>& v, const Work<T>& w, int64_t rows, const Panel<T>& panel, int64_t channel0, int64_t ld, const T* next,
+                 int64_t at) {
+  const int64_t wide = panel.nv * Simd<T>::lanes, k = panel.k1 - panel.k0, bytes = k * wide * (int64_t)sizeof(T);
+  const int64_t c_step = v.direct ? v.result->strides[2] : ld;
+  for (int64_t i = 0; i < rows; ++i) {
+    const Pixel<T>& px = w.pixels[i];
+    const Lines<T> to = {v.x + px.base + channel0 * v.xs[1], px.c + at, v.residual ? px.r + at : px.c, v.st[2] * v.xs[4], c_step,
+                         v.residual ? v.residual->strides[2] : 0};
+    run_tiles(v, to, px.inside, k, (const char*)next + bytes * i / rows, bytes / rows,
+              [&](int64_t n, Lines<T> from, int64_t tiles, const char* ahead, int64_t step) {
+                panel.strides[n - 1](from, tiles, v.offsets + panel.k0, k, panel.weights + panel.k0 * wide, ahead, step, &panel.sink);
+              });
+  }
 }
 
 /* The same for `rows` rows of pixels of a class of a transposed convolution that one tap reaches, listed in w. */
@@ -586,8 +626,9 @@ void run_block(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, 
   for (int64_t id = 0; id < classes; ++id) {
     const Class cls(v, id);
     /* Short rows would leave tiles of few pixels. */
-    const bool lines = v.transposed && cls.taps == 1 && !patches && v.in[2] >= 8 * v.mr;
-    int64_t inner, count = list_pixels(v, w, r0, r1, cls, patches ? kNone : lines ? kRows : kEach, w.acc, ld, n0, &inner);
+    const bool one = v.transposed && cls.taps == 1 && !patches && v.in[2] >= 8 * v.mr;
+    const bool strides = !v.transposed && !runs && v.sp[2] >= 8 * v.mr, lines = one || strides;
+    int64_t inner, count = list_pixels(v, w, r0, r1, cls, lines ? kRows : patches ? kNone : kEach, w.acc, ld, n0, &inner);
     if (!count) continue;
     const int64_t k = patches ? v.k : cls.taps * v.cg, parts = max64(1, ceil_div(k, v.block_k));
     const int64_t block_k = v.transposed ? max64(1, ceil_div(k, parts)) : v.block_k;
@@ -623,7 +664,8 @@ void run_block(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, 
       for (int64_t n = c0; n < c1; n += wide) {
         Panel<T> panel(v, g, c0, c1, n, k0, k1, k);
         const T* next = panel.next(v, c0, c1, n, from, to);
-        if (lines) run_rows(v, w, cls, inner, panel, channel0, ld, next, n - c0);
+        if (one) run_rows(v, w, cls, inner, panel, channel0, ld, next, n - c0);
+        if (strides) run_strides(v, w, inner, panel, channel0, ld, next, n - c0);
         for (int64_t t = 0; t < plain; ++t) panel.run(v, w.tiles[t], w.pixels, (const char*)next + bytes * t / plain, step);
       }
       for (int64_t t = plain; t < tiles; ++t) {

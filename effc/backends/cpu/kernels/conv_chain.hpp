@@ -2,11 +2,12 @@
  * bottleneck of MobileNetV2 (Sandler et al., 2018) and EfficientNet, and the stem that precedes the first one. What is between
  * them is many times larger than input and result, and never leaves the cache of the core that makes it.
  *
- * A thread makes steps of a few output rows, from top to bottom. It keeps the rows of the first convolution's result that
- * the depthwise window reaches in a buffer, makes those that a step lacks, then the step's depthwise rows in a second buffer,
- * then the step's output. The first two are done for a block of channels after the other, so that the depthwise one finds in L1
- * what it reads: the first buffer is [block][row][column][channel of the block]. Rows that two threads' windows share are made twice. Each element is summed in the order in which
- * the kernels conv.hpp and conv_dw.hpp sum it: the result is theirs, bit for bit.
+ * A thread makes steps of several output rows, from top to bottom: the step's depthwise rows in a buffer, then the step's
+ * output. The first two convolutions are done for a block of channels after the other, and of a block a few rows at a time: the
+ * rows of the first one's result that a window reaches are a ring, which stays in L1 while the step's rows pass through it. What
+ * the ring holds at a step's end, the next step finds in L2: the first buffer is [block][row][column][channel of the block]. Rows
+ * that two threads' windows share are made twice. Each element is summed in the order in which the kernels conv.hpp and
+ * conv_dw.hpp sum it: the result is theirs, bit for bit.
  *
  * Without a first convolution the depthwise one reads x itself.
  *
@@ -29,7 +30,8 @@ enum ChainAttr {
   kChainKept = 2,  /* rows of the first buffer, a ring */
   kChainCols = 3,  /* channels that the first two convolutions make at a time: whole panels of the first */
   kChainWork = 4,  /* bytes of a convolution's own thread scratch */
-  kChainAttrs = 5
+  kChainPart = 5,  /* most rows of a step that a block of channels makes at a time */
+  kChainAttrs = 6
 };
 
 /* What a thread's first buffer holds: rows [first, end) of an image; image -1: nothing. On a cache line of its own. */
@@ -40,10 +42,10 @@ struct alignas(64) Kept {
 template <class T>
 struct Chain {
   const effc_call* call;
-  bool first;
+  bool first, plain; /* plain: the first one's pixels go through chain_lines */
   Conv<T> wide, narrow; /* the first convolution, the pointwise one */
   Depthwise<T> dw;
-  int64_t rows, steps, kept_rows, cols, work_bytes; /* rows of a step, steps of an image, channels of a block */
+  int64_t rows, steps, part, kept_rows, cols, work_bytes; /* rows of a step, steps of an image, channels of a block */
   int64_t height, width;                      /* of the first convolution's result (without one, of x) */
   Kept* kept;
 };
@@ -60,6 +62,19 @@ void chain_rows(const Conv<T>& v, const effc_tensor& out, char* scratch, int64_t
   for (int64_t p = 0; p < parts; ++p) {
     const int64_t from = r0 + tiles * p / parts * mine.mr, to = min64(r1, r0 + tiles * (p + 1) / parts * mine.mr);
     for (int64_t c = c0; c < c1; c += cols) run_block(mine, w, 0, c, min64(c + cols, c1), from, to);
+  }
+}
+
+/* The same for pixels [m0, m1) of an image where they lie at equal distances and a panel takes all its steps at once: nothing
+ * is set up. Pixel m0 goes to `c`, `ld` apart. */
+template <class T>
+void chain_lines(const Conv<T>& v, T* c, int64_t ld, int64_t c0, int64_t c1, int64_t image, int64_t m0, int64_t m1) {
+  const int64_t wide = v.nv * Simd<T>::lanes;
+  for (int64_t n = c0; n < c1; n += wide) {
+    const Panel<T> panel(v, 0, c0, c1, n, 0, v.k, v.k);
+    const Lines<T> to = {v.x + image * v.xs[0] + m0 * v.xs[4], c + (n - c0), c, v.xs[4], ld, 0};
+    run_line(v, panel, to, m1 - m0, v.k, panel.weights, (const char*)panel.next(v, c0, c1, n, 0, -1),
+             v.k * wide * (int64_t)sizeof(T));
   }
 }
 
@@ -117,6 +132,20 @@ void chain_depthwise(const Depthwise<T>& dw, const T* rows, int64_t ring, int64_
   }
 }
 
+/* The rows of the first result that the ring lacks for output rows [o0, o1), as those that it holds from then on; *make0 is the
+ * first of them. The oldest rows make room. */
+template <class T>
+Kept chain_reach(const Chain<T>& v, const Kept& kept, int64_t image, int64_t o0, int64_t o1, int64_t* make0) {
+  const int64_t *a = v.dw.a, reach = (a[kKernel + 1] - 1) * a[kDilation + 1] + 1;
+  const int64_t i0 = max64(0, min64(v.height, o0 * a[kStride + 1] - a[kPad + 1]));
+  const int64_t i1 = max64(i0, min64(v.height, (o1 - 1) * a[kStride + 1] - a[kPad + 1] + reach));
+  Kept now = kept;
+  if (now.image != image || i0 < now.first || i0 > now.end) now = {image, i0, i0};
+  *make0 = now.end;
+  now.first = max64(now.first, i1 - v.kept_rows), now.end = max64(now.end, i1);
+  return now;
+}
+
 template <class T>
 void chain_step(const Chain<T>& v, int64_t image, int64_t o0, int64_t o1, Kept& kept, char* scratch) {
   const int64_t *a = v.dw.a, channels = v.dw.channels, width = a[kSpatial + 2], area = v.kept_rows * v.width;
@@ -125,37 +154,39 @@ void chain_step(const Chain<T>& v, int64_t image, int64_t o0, int64_t o1, Kept& 
   T* deep = made + (v.first ? area * channels : 0);
   const effc_tensor& out = v.call->out[0];
 
-  /* Rows [make0, make1) of the first result are lacking. The buffer is a ring: the oldest rows make room. */
-  int64_t make0 = 0, make1 = 0;
-  if (v.first) {
-    const int64_t reach = (a[kKernel + 1] - 1) * a[kDilation + 1] + 1;
-    const int64_t i0 = max64(0, min64(v.height, o0 * a[kStride + 1] - a[kPad + 1]));
-    make1 = max64(i0, min64(v.height, (o1 - 1) * a[kStride + 1] - a[kPad + 1] + reach));
-    if (kept.image != image || i0 < kept.first || i0 > kept.end) kept = {image, i0, i0};
-    kept.first = max64(kept.first, make1 - v.kept_rows);
-    make0 = kept.end, kept.end = max64(make0, make1);
-  }
-
-  const int64_t blocks = max64(1, channels / v.cols);
+  const int64_t blocks = max64(1, channels / v.cols), parts = v.first ? ceil_div(o1 - o0, v.part) : 1;
+  Kept ring = kept;
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t c0 = block * v.cols, c1 = block + 1 == blocks ? channels : c0 + v.cols, wide = c1 - c0;
     Depthwise<T> dw = v.dw;
-    const T* rows; /* of the ring, or of the image, at channel 0 */
-    if (v.first) {
-      T* mine = made + area * c0 - c0;
-      for (int64_t r = make0, n; r < make1; r += n) {
-        const int64_t slot = r % v.kept_rows, base = image * v.height;
-        n = min64(make1 - r, v.kept_rows - slot);
-        const effc_tensor t = chain_window(out, mine + slot * v.width * wide, r, v.width, wide, strides);
-        chain_rows(v.wide, t, scratch, c0, c1, (base + r) * v.width, (base + r + n) * v.width);
+    if (v.first) dw.xs[4] = wide, dw.xs[3] = v.width * wide;
+    ring = kept;
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t from = o0 + (o1 - o0) * part / parts, to = o0 + (o1 - o0) * (part + 1) / parts;
+      const T* rows; /* of the ring, or of the image, at channel 0 */
+      if (v.first) {
+        T* mine = made + area * c0 - c0;
+        int64_t make0;
+        ring = chain_reach(v, ring, image, from, to, &make0);
+        for (int64_t r = make0, n; r < ring.end; r += n) {
+          const int64_t slot = r % v.kept_rows, base = image * v.height;
+          n = min64(ring.end - r, v.kept_rows - slot);
+          if (v.plain) {
+            chain_lines(v.wide, made + area * c0 + slot * v.width * wide, wide, c0, c1, image, r * v.width, (r + n) * v.width);
+            continue;
+          }
+          const effc_tensor t = chain_window(out, mine + slot * v.width * wide, r, v.width, wide, strides);
+          chain_rows(v.wide, t, scratch, c0, c1, (base + r) * v.width, (base + r + n) * v.width);
+        }
+        rows = mine;
+      } else {
+        rows = v.dw.x + image * v.dw.xs[0];
       }
-      rows = mine;
-      dw.xs[4] = wide, dw.xs[3] = v.width * wide;
-    } else {
-      rows = v.dw.x + image * v.dw.xs[0];
+      T* q = deep + (from - o0) * width * channels + c0;
+      chain_depthwise(dw, rows, v.first ? v.kept_rows : v.height, from, to, c0, c1, q, channels, width * channels);
     }
-    chain_depthwise(dw, rows, v.first ? v.kept_rows : v.height, o0, o1, c0, c1, deep + c0, channels, width * channels);
   }
+  kept = ring;
 
   Conv<T> narrow = v.narrow;
   narrow.x = deep - o0 * width * channels; /* pixel m of the image is at m * channels */
@@ -197,7 +228,7 @@ int32_t chain_kernel(const effc_call* call) {
   memset(&v, 0, sizeof v);
   v.call = call, v.first = call->attr[kChainFirst] != 0;
   v.rows = call->attr[kChainRows], v.kept_rows = call->attr[kChainKept], v.cols = call->attr[kChainCols];
-  v.work_bytes = call->attr[kChainWork];
+  v.work_bytes = call->attr[kChainWork], v.part = max64(1, call->attr[kChainPart]);
   if (call->n_attr < kChainAttrs + kAttrs * (2 + v.first) || call->n_own < 3 + v.first) return bad("wrong number of operands or attributes");
   const effc_tensor &x = call->in[0], &out = call->out[0];
   char* s = (char*)call->scratch;
@@ -215,6 +246,7 @@ int32_t chain_kernel(const effc_call* call) {
     v.wide.direct = true;
     if (!take_steps(v.wide, &operand, &limits)) return bad("steps of the first convolution");
     v.height = a[kSpatial + 1], v.width = a[kSpatial + 2];
+    v.plain = v.wide.lines && v.wide.k <= v.wide.block_k;
     a += kAttrs;
   } else {
     v.height = shape[3], v.width = shape[4];

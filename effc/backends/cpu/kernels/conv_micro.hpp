@@ -266,14 +266,47 @@ void micro_offsets(const int64_t* offsets, int64_t k0, int64_t k1, const T* cons
   finish_tile<T, MR, NV>(acc, *sink);
 }
 
+/* As micro_offsets, for tiles of pixels at equal distances one after the other, as micro_lines does. */
+template <class T, int MR, int NV>
+void micro_strides(Lines<T> to, int64_t tiles, const int64_t* offsets, int64_t k, const T* panel, const char* next, int64_t step,
+                   const Sink<T>* sink) {
+  using S = Simd<T>;
+  for (int64_t t = 0; t < tiles; ++t) {
+    typename S::vec acc[MR][NV];
+    EFFC_UNROLL
+    for (int i = 0; i < MR; ++i)
+      EFFC_UNROLL
+      for (int j = 0; j < NV; ++j) acc[i][j] = typename S::vec{};
+    const T* b = panel;
+    for (int64_t n = 0; n < k; ++n, b += NV * S::lanes) {
+      const T* p = to.x + offsets[n];
+      typename S::vec w[NV];
+      EFFC_UNROLL
+      for (int j = 0; j < NV; ++j) w[j] = S::load(b + j * S::lanes);
+      __builtin_prefetch(next, 0, 2);
+      next += step;
+      EFFC_UNROLL
+      for (int i = 0; i < MR; ++i) {
+        const T a = p[i * to.x_step];
+        EFFC_UNROLL
+        for (int j = 0; j < NV; ++j) acc[i][j] += a * w[j];
+      }
+    }
+    finish_tile<T, MR, NV>(acc, LinesSink<T>{to, *sink});
+    to.x += MR * to.x_step, to.c += MR * to.c_step, to.r += MR * to.r_step;
+  }
+}
+
 template <class T>
 struct Micro {
   typedef void (*Rows)(const Seg*, int64_t, const T* const*, const T*, const char*, int64_t, const Sink<T>*);
   typedef void (*Offsets)(const int64_t*, int64_t, int64_t, const T* const*, const T*, const char*, int64_t, const Sink<T>*);
   typedef void (*OnLines)(Lines<T>, int64_t, int64_t, const T*, const char*, int64_t, const Sink<T>*);
+  typedef void (*OnStrides)(Lines<T>, int64_t, const int64_t*, int64_t, const T*, const char*, int64_t, const Sink<T>*);
   Rows rows[kMaxNv][kMaxRows];
   Offsets offsets[kMaxNv][kMaxRows];
   OnLines lines[kMaxNv][kMaxRows];
+  OnStrides strides[kMaxNv][kMaxRows];
 
   template <int NV, int MR>
   constexpr void fill() {
@@ -281,10 +314,11 @@ struct Micro {
       rows[NV - 1][MR - 1] = micro_rows<T, MR, NV>;
       offsets[NV - 1][MR - 1] = micro_offsets<T, MR, NV>;
       lines[NV - 1][MR - 1] = micro_lines<T, MR, NV>;
+      strides[NV - 1][MR - 1] = micro_strides<T, MR, NV>;
       fill<NV, MR + 1>();
     }
   }
-  constexpr Micro() : rows(), offsets(), lines() {
+  constexpr Micro() : rows(), offsets(), lines(), strides() {
     fill<1, 1>();
     fill<2, 1>();
     fill<3, 1>();

@@ -107,7 +107,7 @@ def _emit(
     limits: list[float] = []
     scratch: Dim = 64 * 256  # a Kept of conv_chain.hpp for each thread that a pool may have
     work, described = 0, []
-    panel = 2 * vlen // itemsize  # channels that are made together: of the first convolution, if it is pointwise
+    panel = 2 * vlen // itemsize  # channels that are made together
     for s, w in zip(stages, weights, strict=True):
         oc, cg = w.shape[:2]
         spatial = s.node.types[0].shape[2:]
@@ -121,13 +121,13 @@ def _emit(
             packed = packing.pack_conv(w, 1, vlen)
             work = max(work, blocks.thread_scratch)
             if len(stages) == 3 and s is stages[0]:
-                panel = blocks.nv * vlen // itemsize if w[0, 0].size == 1 else oc
+                panel = blocks.nv * vlen // itemsize
             scratch = scratch + blocks.scratch
         described += [True, False, False, *geometry(s.node.attrs, w.shape, oc, spatial), *blocks.attrs, s.steps.bits]
         own += [cx.const(packed), *step_operands(cx, s.steps, oc, 4)]
         limits += s.steps.clamp or ()
     cols = max(1, chosen.cols // panel) * panel
-    attrs = [len(stages) == 3, chosen.rows, chosen.kept, cols, work, *described]
+    attrs = [len(stages) == 3, chosen.rows, chosen.kept, cols, work, chosen.part, *described]
     cx.call(
         "effc_conv_chain_f32", own, [out], attrs, limits, scratch=scratch,
         thread_scratch=work + chosen.buffers,
