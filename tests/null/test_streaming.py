@@ -130,7 +130,7 @@ class Normed(nn.Module):
 def test_rows_of_a_table_are_read_one_by_one_before_a_norm() -> None:
     x = ids(2, 9)
     want = effc.compile(Normed().eval(), (x,), num_threads=2)
-    got = effc.compile(Normed().eval(), (x,), num_threads=2, memory_budget=1_100_000)
+    got = effc.compile(Normed().eval(), (x,), num_threads=2, memory_budget=400_000)
     same(got(x), want(x))
     assert got.report["memory"]["cut"][0]["rows"] == 1 and got.streaming["rows"] == 18
 

@@ -44,11 +44,13 @@ class BudgetError(EffcError):
 
 @dataclass(frozen=True)
 class Minimum:
-    """``bytes``: no plan needs less, a multiple of the alignment. ``node`` has the step that needs it; None: all
-    outputs together."""
+    """``bytes``, a multiple of the alignment, is enough. ``node`` has the step that needs it; None: all outputs
+    together. ``bound``: no plan needs less. It is below ``bytes`` only where a node reads a tensor as well as a
+    concatenation that may hold it, which only plans that move and repeat nothing do from one place."""
 
     bytes: int
     node: int | None
+    bound: int = -1
 
 
 @dataclass(frozen=True)
@@ -120,15 +122,20 @@ def own_bytes(p: Problem, n: Node, rewrite: bool = True, apart: Collection[int] 
 
 
 def minimum(p: Problem, *, rewrite: bool = True) -> Minimum:
-    """The least capacity that any plan needs; with a far memory one that does exists, unless offsets are pinned."""
+    """The least capacity that plans need; with a far memory one that does exists, unless offsets are pinned."""
     outputs = sum(x.bytes for x in p.tensors.values() if x.kind == "output" and _managed(p, x.id))
     pinned = max((x.pinned + x.bytes for x in p.tensors.values() if x.pinned is not None), default=0)
-    best = Minimum(max(outputs, pinned), None)
+    best, bound = Minimum(max(outputs, pinned), None), max(outputs, pinned)
+    held: dict[int, set[int]] = {}  # by a concatenation
     for n in p.nodes:
         own = own_bytes(p, n, rewrite)
         if own > best.bytes:
             best = Minimum(own, n.id)
-    return Minimum(_up(best.bytes, p.align), best.node)
+        inside = set().union(*(held.get(t, ()) for t in n.ins if t not in n.writes)) if rewrite else set()
+        if parts := _parts(p, n):
+            held[n.outs[0]] = set(parts).union(*(held.get(t, ()) for t in parts))
+        bound = max(bound, own_bytes(p, n, rewrite, inside - {*n.outs, *n.writes}))
+    return Minimum(_up(best.bytes, p.align), best.node, _up(bound, p.align))
 
 
 def _managed(p: Problem, t: int) -> bool:
@@ -740,12 +747,12 @@ def refuse(p: Problem, capacity: int, least: Minimum, proven: bool = True) -> Bu
     node = p.node().get(least.node) if least.node is not None else None
     who = f"node {node.id} ({node.name or node.op})" if node else "the outputs together"
     what = p.name or "this graph"
-    said = f"no plan of {what} fits {capacity} bytes: {who} {'needs' if node else 'need'} {least.bytes}"
+    said = f"no plan of {what} fits {capacity} bytes: {who} {'needs' if node else 'need'} {least.bound}"
     if not proven:
-        said = f"no plan of {what} was found within {capacity} bytes; none is below {least.bytes}, which {who} needs"
+        said = f"no plan of {what} was found within {capacity} bytes; none is below {least.bound}, which {who} needs"
     return BudgetError(
         said,
-        least.bytes,
+        least.bound,
         least.node,
         proven,
         f"a budget of {least.bytes} bytes or more, smaller inputs, or fewer bytes a value",
@@ -773,10 +780,13 @@ def within(
     until = began + seconds
     rules = rules or Rules()
     least = minimum(p, rewrite=rules.rewrite)
-    if capacity // p.align * p.align < least.bytes:
+    usable = capacity // p.align * p.align
+    if usable < least.bound:
         raise refuse(p, capacity, least)
     limited = dataclasses.replace(p, spaces={**p.spaces, ARENA: capacity})
     free, starts = _for_nothing(p, limited, capacity, rules, seconds)
+    if free is None and usable < least.bytes:
+        raise refuse(p, capacity, least, proven=False)
     m = Model(p, capacity, rules)
     if free is not None:
         seen = verify_steps(limited, free)
