@@ -28,7 +28,7 @@ enum { kGroups, kOut, kKernel, kStride = kKernel + 3, kPad = kStride + 3, kDilat
        kTiles = kSize + 3, kCols, kShared, kAttrs };
 
 typedef int16_t I16 __attribute__((vector_size(32)));
-typedef int32_t I32 __attribute__((vector_size(32)));
+typedef uint32_t U32 __attribute__((vector_size(32))); /* sums wrap */
 constexpr int kLanes = 16;   /* channels that are transformed at a time, and columns of a panel */
 constexpr int kMaxTileRows = 6;
 
@@ -47,7 +47,7 @@ struct Minimal<2> {
     v[2] = d[2] - d[1];
     v[3] = d[1] - d[3];
   }
-  EFFC_INLINE void output(const I32* m, I32* y) {
+  EFFC_INLINE void output(const U32* m, U32* y) {
     y[0] = m[0] + m[1] + m[2];
     y[1] = m[1] - m[2] - m[3];
   }
@@ -67,8 +67,8 @@ struct Minimal<4> {
     v[4] = c - e;
     v[5] = (d[5] - d[3]) - (e << 1);
   }
-  EFFC_INLINE void output(const I32* m, I32* y) {
-    const I32 s = m[1] + m[2], d = m[1] - m[2], t = m[3] + m[4], e = m[3] - m[4];
+  EFFC_INLINE void output(const U32* m, U32* y) {
+    const U32 s = m[1] + m[2], d = m[1] - m[2], t = m[3] + m[4], e = m[3] - m[4];
     y[0] = m[0] + (s << 2) + t;
     y[1] = d + d + e;
     y[2] = s + t;
@@ -220,19 +220,19 @@ void input_tiles(const Conv& v, int16_t* dst, int64_t t0, int64_t t1) {
 template <int M>
 EFFC_INLINE void output_vector(const int32_t* acc, int64_t step, int32_t* dst) {
   constexpr int N = M + 2;
-  I32 tmp[M][N];
+  U32 tmp[M][N];
   EFFC_UNROLL_ALL
   for (int j = 0; j < N; ++j) {
-    I32 m[N], y[M];
+    U32 m[N], y[M];
     EFFC_UNROLL_ALL
-    for (int i = 0; i < N; ++i) m[i] = (I32)_mm256_loadu_si256((const __m256i*)(acc + (i * N + j) * step));
+    for (int i = 0; i < N; ++i) m[i] = (U32)_mm256_loadu_si256((const __m256i*)(acc + (i * N + j) * step));
     Minimal<M>::output(m, y);
     EFFC_UNROLL_ALL
     for (int i = 0; i < M; ++i) tmp[i][j] = y[i];
   }
   EFFC_UNROLL_ALL
   for (int i = 0; i < M; ++i) {
-    I32 y[M];
+    U32 y[M];
     Minimal<M>::output(tmp[i], y);
     EFFC_UNROLL_ALL
     for (int j = 0; j < M; ++j) {
