@@ -61,13 +61,15 @@ def tensors(x: Any) -> list[torch.Tensor]:
 
 
 def test_minilm_embeddings(tmp_path: Any) -> None:
-    """All lookups, their sum and the norm are the first kernel, with constant sizes and without."""
+    """All lookups, their sum and the norm are one kernel before the first product, with constant sizes and without.
+    What a mask needs may come before it or later, as memory has it."""
     module, args, dynamic, _ = zoo.load("minilm")
     for shapes, lookups in ((None, 2), (dynamic, 3)):
         model = effc.compile(module, args, dynamic_shapes=shapes)
         kernels = [i["kernel"] for i in calls(program_of(model, tmp_path))]
         assert model.report["entries"]["main"]["passes"]["stats"]["fuse.lookups"] == lookups
-        assert "effc_take" not in kernels and kernels[0 if shapes is None else 1].startswith("red_")
+        before = kernels[: next(i for i, k in enumerate(kernels) if k.startswith("effc_matmul"))]
+        assert "effc_take" not in kernels and sum(k.startswith("red_") for k in before) == 1
 
 
 def test_minilm_layer(tmp_path: Any) -> None:
