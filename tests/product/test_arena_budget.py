@@ -360,6 +360,24 @@ def test_memory_budget_makes_the_arena_smaller_last() -> None:
     assert "spilled" not in roomy.report["memory"]
 
 
+def test_a_chain_that_needs_the_least_arena_can_be_left_apart() -> None:
+    """The refusal names the pass that joined what does not fit, and without it that fits."""
+    model, args = step_of(32, 16000, 4)
+    with pytest.raises(effc.EffcError) as refused:
+        made(model, args, arena_budget=1, num_threads=1)
+    hint = re.search(r"arena_budget=(\d+).*disable_passes=\['fuse_rows'\]", str(refused.value))
+    assert hint
+    with pytest.raises(effc.EffcError) as apart:
+        made(model, args, arena_budget=1, num_threads=1, disable_passes=("fuse_rows",))
+    least = re.search(r"arena_budget=(\d+)", str(apart.value))
+    assert least and "disable_passes" not in str(apart.value) and int(least[1]) < 0.6 * int(hint[1])
+    m = made(model, args, arena_budget=int(least[1]), num_threads=1, disable_passes=("fuse_rows",))
+    free = made(model, args, num_threads=1)
+    assert m.arena(*args)[0] <= int(least[1])
+    assert all(torch.equal(a, b) for a, b in zip(leaves(m(*args)), leaves(free(*args)), strict=True))
+    assert m.spilling["spills"] > 0
+
+
 def test_both_budgets() -> None:
     model, args, arena, best = levels("training")
     free = made(model, args, num_threads=2)

@@ -252,6 +252,9 @@ def _choose(name: str, ways: Mapping[str, _Way], budget: int, option: str) -> tu
     return best
 
 
+JOINED = {"chain_": "fuse_rows", "effc_conv_chain_": "fuse_chains", "effc_conv_pair_": "fuse_pairs"}  # by passes
+
+
 def _refusal(name: str, way: _Way, budget: int, least: int, proven: bool, option: str) -> EffcError:
     what, kernel, loc = way.who
     ins = way.program["code"][way.least.node] if way.least.node is not None else {}
@@ -269,6 +272,9 @@ def _refusal(name: str, way: _Way, budget: int, least: int, proven: bool, option
         try_this += ", or fewer threads (each has scratch of its own)"
     else:
         try_this += ", or the model smaller inputs"
+    joined = next((v for k, v in JOINED.items() if kernel.startswith(k)), None)
+    if joined and way.least.node is not None:
+        try_this += f", or disable_passes=['{joined}'], without which this is several instructions"
     return EffcError(
         f"{option} is {budget} bytes, into which entry point {name} does not fit: {said}", op=kernel or None,
         loc=loc or None, pass_name="memory budget", hint=try_this,
