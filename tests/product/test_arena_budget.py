@@ -496,11 +496,16 @@ def test_random_graphs() -> None:
     assert refills > 20 and repeated > 20, (refills, repeated)
 
 
+# The least refills and repeated calls of each block of ten graphs, a little below what they are.
+LEAST = [(30, 40), (50, 20), (40, 20), (110, 60), (40, 5), (30, 30), (30, 10), (10, 10), (20, 20), (60, 30)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("block", range(1, 11))
 def test_many_random_graphs(block: int) -> None:
     refills, repeated = rewritten_graphs(10, 24, times=6, block=block)
-    assert refills > 0 and repeated > 0, (refills, repeated)
+    least = LEAST[block - 1]
+    assert refills >= least[0] and repeated >= least[1], (refills, repeated)
 
 
 class Random(nn.Module):
