@@ -82,13 +82,13 @@ def worker(path: str, tokens: int, prompt: list[int]) -> dict[str, Any]:
     logits = prefill(np.array([prompt]), np.array([0]))
     times["first"] = time.perf_counter() - began
     after_first = m.streaming
-    bits.update(logits.tobytes())
+    bits.update(logits)
     ids.append(int(logits[0, -1].argmax()))
     for k in range(tokens):
         began = time.perf_counter()
         logits = decode(np.array([[ids[-1]]]), np.array([len(prompt) + k]))
         steps.append(time.perf_counter() - began)
-        bits.update(logits.tobytes())
+        bits.update(logits)
         ids.append(int(logits[0, -1].argmax()))
     after = m.streaming
     done = {k: after[k] - after_first[k] for k in ("pieces", "bytes", "waits", "wait_ns", "run_ns", "row_bytes")}

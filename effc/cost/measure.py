@@ -38,7 +38,7 @@ from .space import Case
 
 BLOCKS = (6, 16)  # of each way: the more, the shorter they are
 BLOCK_SECONDS, WAY_SECONDS = 0.4e-3, 30e-3
-SWEEP_ROW = 4096
+SWEEP_ROW = 4104  # wider than any row that a sampler draws: what tells the sweep from a call that is measured
 YARD = "yard"
 Rng = np.random.Generator
 Array = np.ndarray[Any, Any]

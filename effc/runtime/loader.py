@@ -137,7 +137,7 @@ class Session:
         _rt.check(_rt.lib().effc_session_reset(self.model._ptr, self._handle))
 
     def _state_buffer(self, name: str) -> tuple[np.ndarray[Any, Any], str]:
-        info = self.model.manifest.get("states", {}).get(name)
+        info = self.model._states.get(name)
         if info is None:
             raise EffcError(
                 f"the model has no state '{name}'", hint=f"it has {', '.join(self.state_names()) or 'none'}"
@@ -145,7 +145,7 @@ class Session:
         return np.empty(info["shape"], numpy_dtype(info["d"])), info["d"]
 
     def state_names(self) -> list[str]:
-        return list(self.model.manifest.get("states", {}))
+        return list(self.model._states)
 
     def state(self, name: str) -> np.ndarray[Any, Any]:
         """A copy of one state."""
@@ -564,26 +564,34 @@ class LoadedModel:
         assert ptr.value
         self.path = path
         self._keep = _Handle(ptr.value)
-        size = ctypes.c_size_t()
-        text = ctypes.string_at(lib.effc_manifest(ptr, ctypes.byref(size)), size.value)
         try:
-            self.manifest: dict[str, Any] = json.loads(text)
+            manifest = self.manifest
         except ValueError as e:
             raise EffcError(f"the artifact's manifest is not valid JSON: {e}") from e
         self.num_threads: int = lib.effc_num_threads(ptr)
         try:
-            specs = self.manifest["entries"]
+            specs = manifest["entries"]
             self._entries = [_Entry(self, i, name, specs[name]) for i, name in enumerate(specs)]
+            self._states: dict[str, dict[str, Any]] = manifest.get("states", {})
         except (KeyError, TypeError, AttributeError, ValueError) as e:
             raise EffcError(f"the artifact's signature is malformed: {type(e).__name__}: {e}") from e
         if debug.level() >= 1:
-            debug.show(debug.plan_text(self.manifest))
+            debug.show(debug.plan_text(manifest))
         self._default = self._entries[0]
         self._session = _DefaultSession(self)
 
     @property
     def _ptr(self) -> int:
         return self._keep.ptr
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The artifact's manifest, read anew each time: its programs as Python objects take several times its bytes,
+        and a loaded model needs none of them."""
+        size = ctypes.c_size_t()
+        text = ctypes.string_at(_rt.lib().effc_manifest(self._ptr, ctypes.byref(size)), size.value)
+        found: dict[str, Any] = json.loads(text)
+        return found
 
     @property
     def report(self) -> dict[str, Any]:

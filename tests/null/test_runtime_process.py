@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,27 @@ def rss() -> int:
         if line.startswith("VmRSS"):
             return int(line.split()[1]) * 1024
     raise AssertionError
+
+
+def test_a_loaded_model_keeps_no_parsed_manifest(tmp_path: Path) -> None:
+    """What a large manifest is parsed into goes back to the system: a model held to a budget has no room for it."""
+    report = {"decisions": [{"node": i, "why": "bytes", "costs": [i, i / 3, -1, True]} for i in range(60_000)]}
+    values = [tensor([4], "input", i=0), tensor([4], "output", i=0)]
+    path = save(tmp_path / "m.effc", program(values, [scale(0, 1, 2.0)], [0], [1]), report=report)
+    code = (
+        "import sys; from effc.runtime import _rt, loader; _rt.lib()\n"
+        "def anonymous():\n"
+        "    for line in open('/proc/self/smaps_rollup'):\n"
+        "        if line.startswith('Anonymous:'): return int(line.split()[1]) * 1024\n"
+        "before = anonymous(); m = loader.load(sys.argv[1]); grown = anonymous() - before\n"
+        "print(grown, len(m.report['decisions']), m.report['decisions'][-1]['costs'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True, cwd=ROOT)
+    grown, rest = done.stdout.split(maxsplit=1)
+    assert rest.strip() == f"60000 {[59999, 59999 / 3, -1, True]}"
+    with zipfile.ZipFile(path) as z:
+        text = z.getinfo("manifest.json").file_size
+    assert text > 3 << 20 and int(grown) < 5 * text, (int(grown), text)  # the text itself, and what heaps keep free
 
 
 def test_eight_threads_two_hundred_runs(tmp_path: Path) -> None:

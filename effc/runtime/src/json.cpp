@@ -1,15 +1,42 @@
 #include "json.hpp"
 
 #include <algorithm>
+#include <new>
 #include <locale.h>
+#include <sys/mman.h>
 
 namespace effc_rt {
+
+JsonPages::~JsonPages() {
+  for (const auto& [at, size] : pages_)
+    munmap(at, size);
+}
+
+void* JsonPages::get(size_t size) {
+  size = (size + alignof(Json) - 1) / alignof(Json) * alignof(Json);
+  if (pages_.empty() || pages_.back().second - used_ < size) {
+    constexpr size_t kPages = size_t(1) << 18, kPage = 4096;
+    size_t bytes = std::max(kPages, (size + kPage - 1) / kPage * kPage);
+    pages_.reserve(pages_.size() + 1);
+    void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (at == MAP_FAILED) throw std::bad_alloc();
+    pages_.emplace_back(static_cast<char*>(at), bytes);
+    used_ = 0;
+  }
+  void* result = pages_.back().first + used_;
+  used_ += size;
+  return result;
+}
+
 namespace {
 
 struct Parser {
+  JsonPages& pages;
   const char* begin;
   const char* p;
   const char* end;
+  std::vector<Json> items;  // of all arrays and objects that are not complete
+  std::vector<Json::Text> keys;
 
   [[noreturn]] void bad(const char* what) {
     fail("the manifest is not valid JSON: %s at byte %lld", what, static_cast<long long>(p - begin));
@@ -23,6 +50,18 @@ struct Parser {
     if (size_t(end - p) < n || memcmp(p, word, n) != 0) return false;
     p += n;
     return true;
+  }
+
+  // Takes what was pushed since `from`.
+  template <typename T>
+  Json::List<T> taken(std::vector<T>& stack, size_t from) {
+    static_assert(std::is_trivially_copyable_v<T>);
+    size_t n = stack.size() - from;
+    if (n == 0) return {};
+    void* at = pages.get(n * sizeof(T));
+    memcpy(at, static_cast<const void*>(stack.data() + from), n * sizeof(T));
+    stack.resize(from);
+    return {static_cast<const T*>(at), n};
   }
 
   Json value(int depth) {
@@ -53,6 +92,7 @@ struct Parser {
 
   void array(Json& j, int depth) {
     j.type = Json::kArray;
+    size_t from = items.size();
     ++p;
     space();
     if (p < end && *p == ']') {
@@ -60,13 +100,14 @@ struct Parser {
       return;
     }
     for (;;) {
-      j.items.push_back(value(depth + 1));
+      items.push_back(value(depth + 1));
       space();
       if (p == end) bad("unexpected end");
       if (*p == ',') {
         ++p;
       } else if (*p == ']') {
         ++p;
+        j.items = taken(items, from);
         return;
       } else {
         bad("expected ',' or ']'");
@@ -76,6 +117,7 @@ struct Parser {
 
   void object(Json& j, int depth) {
     j.type = Json::kObject;
+    size_t from = items.size(), first_key = keys.size();
     ++p;
     space();
     if (p < end && *p == '}') {
@@ -85,11 +127,11 @@ struct Parser {
     for (;;) {
       space();
       if (p == end || *p != '"') bad("expected a key");
-      j.keys.push_back(string());
+      keys.push_back(string());
       space();
       if (p == end || *p != ':') bad("expected ':'");
       ++p;
-      j.items.push_back(value(depth + 1));
+      items.push_back(value(depth + 1));
       space();
       if (p == end) bad("unexpected end");
       if (*p == ',') {
@@ -101,12 +143,11 @@ struct Parser {
         bad("expected ',' or '}'");
       }
     }
-    std::vector<const std::string*> sorted;
-    for (const std::string& key : j.keys)
-      sorted.push_back(&key);
-    std::sort(sorted.begin(), sorted.end(), [](auto* a, auto* b) { return *a < *b; });
-    for (size_t k = 1; k < sorted.size(); ++k)
-      if (*sorted[k] == *sorted[k - 1]) bad("duplicate key");
+    j.items = taken(items, from);
+    j.keys = taken(keys, first_key);
+    std::vector<std::string_view> sorted(j.keys.begin(), j.keys.end());
+    std::sort(sorted.begin(), sorted.end());
+    if (std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end()) bad("duplicate key");
   }
 
   unsigned hex4() {
@@ -142,18 +183,26 @@ struct Parser {
     }
   }
 
-  std::string string() {
+  Json::Text kept(const char* at, size_t size) {
+    char* to = static_cast<char*>(pages.get(size + 1));
+    memcpy(to, at, size);
+    to[size] = 0;
+    return {to, size};
+  }
+
+  Json::Text string() {
     std::string out;
     ++p;
     for (;;) {
       const char* start = p;
       while (p < end && *p != '"' && *p != '\\' && static_cast<unsigned char>(*p) >= 0x20)
         ++p;
-      out.append(start, p);
       if (p == end) bad("unterminated string");
+      if (*p == '"' && out.empty()) return kept(start, size_t(p++ - start));  // as most are: without escapes
+      out.append(start, p);
       if (*p == '"') {
         ++p;
-        return out;
+        return kept(out.data(), out.size());
       }
       if (*p != '\\') bad("control character in a string");
       if (++p == end) bad("unterminated string");
@@ -232,8 +281,8 @@ struct Parser {
 
 }  // namespace
 
-Json Json::parse(const char* text, size_t size) {
-  Parser parser{text, text, text + size};
+Json Json::parse(const char* text, size_t size, JsonPages& pages) {
+  Parser parser{pages, text, text, text + size, {}, {}};
   Json j = parser.value(0);
   parser.space();
   if (parser.p != parser.end) parser.bad("trailing text");

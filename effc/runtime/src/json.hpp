@@ -1,28 +1,62 @@
 // A small strict JSON reader (RFC 8259): UTF-8 text in, a tree out. Refuses duplicate keys, trailing text, and nesting
 // beyond kMaxDepth, so that a hostile manifest can neither confuse the reader nor exhaust the stack.
+//
+// A tree is read once, when a model is loaded. It lies in pages of its own that go back to the system together: as
+// small blocks of the heap it would leave that as large as it was at its largest.
 #pragma once
 #include <string>
-#include <utility>
+#include <string_view>
 #include <vector>
 
 #include "common.hpp"
 
 namespace effc_rt {
 
+// What trees lie in. They are gone with it.
+class JsonPages {
+ public:
+  JsonPages() = default;
+  JsonPages(const JsonPages&) = delete;
+  JsonPages& operator=(const JsonPages&) = delete;
+  ~JsonPages();
+  void* get(size_t size);  // aligned for any node; throws std::bad_alloc
+
+ private:
+  std::vector<std::pair<char*, size_t>> pages_;
+  size_t used_ = 0;  // of the last
+};
+
 class Json {
  public:
   enum Type : uint8_t { kNull, kBool, kInt, kFloat, kString, kArray, kObject };
   static constexpr int kMaxDepth = 256;
 
-  static Json parse(const char* text, size_t size);  // throws Error with the byte offset
+  // A string with a NUL after its end.
+  struct Text : std::string_view {
+    using std::string_view::string_view;
+    const char* c_str() const { return data(); }
+    operator std::string() const { return std::string(data(), size()); }
+  };
+  template <typename T>
+  struct List {
+    const T* first = nullptr;
+    size_t count = 0;
+    const T* begin() const { return first; }
+    const T* end() const { return first + count; }
+    size_t size() const { return count; }
+    bool empty() const { return count == 0; }
+    const T& operator[](size_t k) const { return first[k]; }
+  };
+
+  static Json parse(const char* text, size_t size, JsonPages& pages);  // throws Error with the byte offset
 
   Type type = kNull;
   bool b = false;
   int64_t i = 0;
   double f = 0;
-  std::string s;
-  std::vector<Json> items;        // of an array, or an object's values
-  std::vector<std::string> keys;  // of an object, parallel to items
+  Text s;
+  List<Json> items;  // of an array, or an object's values
+  List<Text> keys;   // of an object, parallel to items
 
   bool is_null() const { return type == kNull; }
   bool is_int() const { return type == kInt; }
@@ -40,7 +74,7 @@ class Json {
     if (!j) effc_rt::fail("the manifest lacks '%s'", key);
     return *j;
   }
-  const std::string& str(const char* key) const {
+  const Text& str(const char* key) const {
     const Json& j = at(key);
     if (!j.is_string()) effc_rt::fail("'%s' in the manifest is not a string", key);
     return j.s;
@@ -50,7 +84,7 @@ class Json {
     if (!j.is_int()) effc_rt::fail("'%s' in the manifest is not an integer", key);
     return j.i;
   }
-  const std::vector<Json>& array(const char* key) const {
+  const List<Json>& array(const char* key) const {
     const Json& j = at(key);
     if (!j.is_array()) effc_rt::fail("'%s' in the manifest is not a list", key);
     return j.items;
@@ -67,7 +101,7 @@ class Json {
   }
   std::string str_or(const char* key, const char* otherwise) const {
     const Json* j = find(key);
-    return j && j->is_string() ? j->s : otherwise;
+    return j && j->is_string() ? std::string(j->s) : otherwise;
   }
 };
 

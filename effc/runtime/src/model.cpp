@@ -90,7 +90,8 @@ Model::Model(const char* path, int want_threads) : file_(path) {
   if (crc32(file_.data + m.offset, m.size) != m.crc32)
     fail("the artifact is damaged: the manifest's checksum does not match");
   manifest.assign(reinterpret_cast<const char*>(file_.data + m.offset), size_t(m.size));
-  Json j = Json::parse(manifest.data(), manifest.size());
+  JsonPages pages;
+  Json j = Json::parse(manifest.data(), manifest.size(), pages);
   if (!j.is_object()) fail("the manifest is not an object");
   int64_t format = j.integer("format");
   if (format != EFFC_FORMAT_VERSION)
@@ -130,7 +131,7 @@ Model::~Model() {
 
 void Model::load_segments(const Json& manifest_json, const std::vector<ZipEntry>& files) {
   int64_t total = 0;
-  const std::vector<Json>& list = manifest_json.array("segments");
+  const Json::List<Json>& list = manifest_json.array("segments");
   segment_paths_.reserve(list.size());
   for (const Json& item : list) {
     segment_paths_.push_back(item.str("path"));
@@ -138,7 +139,7 @@ void Model::load_segments(const Json& manifest_json, const std::vector<ZipEntry>
     int64_t nbytes = item.integer("nbytes"), chunk = item.integer("chunk");
     if (nbytes != f.size || chunk <= 0) fail("the artifact is damaged: '%s' has another size", f.path.c_str());
     if (f.offset % 64 != 0) fail("the artifact is damaged: '%s' is not aligned", f.path.c_str());
-    const std::vector<Json>& sums = item.array("xxh3");
+    const Json::List<Json>& sums = item.array("xxh3");
     if (uint64_t(sums.size()) != uint64_t(nbytes / chunk + (nbytes % chunk != 0)))
       fail("the artifact is damaged: '%s' has another number of checksums", f.path.c_str());
     if (streamer_ && item.flag("stream")) {

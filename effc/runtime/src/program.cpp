@@ -138,7 +138,7 @@ struct Program::Reader {
       if (v.strides.size() != v.shape.size()) bad("a value's strides do not match its rank");
     }
     v.root = id;
-    const std::string& kind = j.str("k");
+    const Json::Text& kind = j.str("k");
     int64_t limit = 1 << 20;
     if (kind == "input" || kind == "output") {
       v.kind = kind == "input" ? Value::kInput : Value::kOutput;
@@ -373,7 +373,7 @@ struct Program::Reader {
   void read_instruction(const Json& j) {
     Instr c;
     c.profile_id = counter++;
-    const std::string& op = j.str("op");
+    const Json::Text& op = j.str("op");
     c.name = j.str_or("name", op == "call" ? j.str_or("kernel", "").c_str() : op.c_str());
     c.loc = j.str_or("loc", "");
     c.scratch = c.thread_scratch = c.flops = c.bytes = p.dims.constant(0);
@@ -415,7 +415,7 @@ struct Program::Reader {
       } else if (op == "spill" || op == "refill") {
         read_copy(j, c, op == "spill", last_spill);
       } else {
-        fail("the manifest's program has an unknown instruction '%s'", op.substr(0, 40).c_str());
+        fail("the manifest's program has an unknown instruction '%s'", std::string(op.substr(0, 40)).c_str());
       }
     }
     for (int v : c.out) {
@@ -445,9 +445,9 @@ struct Program::Reader {
   }
 
   void read(const Json& j) {
-    const std::vector<Json>& inputs = j.array("inputs");
+    const Json::List<Json>& inputs = j.array("inputs");
     read_symbols(j, inputs.size());
-    const std::vector<Json>& values = j.array("values");
+    const Json::List<Json>& values = j.array("values");
     if (values.size() > (1u << 24)) bad("too many values");
     p.values.reserve(values.size());
     for (const Json& item : values)
@@ -503,7 +503,7 @@ struct Program::Reader {
       if (!list->is_array()) bad("checks");
       for (const Json& item : list->items) {
         Check c;
-        const std::string& op = item.str("op");
+        const Json::Text& op = item.str("op");
         c.op = op == "==" ? Check::kEq : op == "!=" ? Check::kNe : op == "<=" ? Check::kLe : Check::kGe;
         if (c.op == Check::kGe && op != ">=") bad("a check's operator");
         c.lhs = dim(item.at("lhs"));

@@ -107,7 +107,7 @@ void Streamer::add(int segment, int64_t file_offset, int64_t nbytes, int64_t chu
 }
 
 void Streamer::start(const Json& memory) {
-  const std::vector<Json>& list = memory.array("stays");
+  const Json::List<Json>& list = memory.array("stays");
   int64_t total = 0;
   std::vector<Segment*> stays;
   for (const Json& item : list) {
