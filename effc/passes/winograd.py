@@ -2,9 +2,10 @@
 "Fast algorithms for convolutional neural networks", 2015).
 
 A tile of m x m results takes n^2 multiplications for each pair of channels instead of 9 m^2, transforms of input and
-result, and n^2 / 9 times the weights, where n is m + 2, or 2 m + 1 with stride 2. :func:`costs` weighs these against
-each other. Tiles larger than 4 x 4 are left out for their error: the contract is 1e-5 of the largest result for an op
-in f32.
+result, and n^2 / 9 times the weights, where n is m + 2, or 2 m + 1 with stride 2. An image whose size is no multiple
+of m has tiles of m - 1 too, narrow ones, which take the same weights but those of the last position
+(:func:`~..ir.ops.conv.winograd_positions`). :func:`costs` weighs these against each other. Tiles larger than 4 x 4 are
+left out for their error: the contract is 1e-5 of the largest result for an op in f32.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ..ir import dims
 from ..ir.dims import Dim
 from ..ir.dtypes import DType
 from ..ir.graph import Builder, Graph, Node, Value
-from ..ir.ops.conv import winograd_name, winograd_side
+from ..ir.ops.conv import winograd_name, winograd_positions, winograd_side
 from .manager import Pass, PassReport, in_subgraphs
 
 TILES = (2, 4)
@@ -50,6 +51,11 @@ class Image:
         """Tiles of m x m results in all images."""
         return self.batch * -(-self.height // m) * -(-self.width // m)
 
+    def products(self, m: int, stride: int) -> int:
+        """Multiplications for a pair of channels with tiles of m x m results."""
+        sides = (winograd_positions(d, m, stride) for d in (self.height, self.width))
+        return int(self.batch * dims.product(sides))  # type: ignore[call-overload]
+
 
 def costs(c: int, o: int, image: Image, stride: int = 1) -> dict[int, float]:
     """Estimated cost by tile size, DIRECT included, for c input and o output channels."""
@@ -57,9 +63,8 @@ def costs(c: int, o: int, image: Image, stride: int = 1) -> dict[int, float]:
     weights = 4 * c * o
     out = {DIRECT: max(DIRECT_OPERATION * 18 * pixels * c * o, PER_BYTE * 9 * weights)}
     for m in TILES:
-        tiles, positions = image.tiles(m), winograd_side(m, stride) ** 2
-        work = tiles * positions * (PER_OPERATION * 2 * c * o + PER_VALUE * (c + o))
-        out[m] = max(work, PER_BYTE * positions * weights)
+        work = image.products(m, stride) * (PER_OPERATION * 2 * c * o + PER_VALUE * (c + o))
+        out[m] = max(work, PER_BYTE * winograd_side(m, stride) ** 2 * weights)
     return out
 
 
@@ -114,8 +119,7 @@ def alternatives(n: Node, image: Image, rule: int) -> list[Call] | str:
     more = (len(n.operands) - 2, int(n.op == "conv_fused"))
     direct = 18 * image.batch * image.height * image.width * c * o
     region = Call(SETS[stride], (x, dense_tensor("f32", (o, c, 3, 3))), (out,), (*attrs, *more), 2, flops=direct)
-    products = {i: image.tiles(m) * winograd_side(m, stride) ** 2 for i, m in enumerate(WAYS) if m}
-    return ways_of(region, rule, {i: 2 * n * c * o for i, n in products.items()})
+    return ways_of(region, rule, {i: 2 * image.products(m, stride) * c * o for i, m in enumerate(WAYS) if m})
 
 
 @dataclass(frozen=True)
