@@ -32,8 +32,8 @@ SETS = {1: "conv_algorithm", 2: "strided_conv_algorithm"}  # by stride
 # What things cost in operations at a core's peak, as measured on AVX2 (docs/benchmarks.md): an operation of the direct
 # sum, one of the transformed products, a value of the transformed input or of the sums, and a byte of the weights: they
 # come from memory once a run, while products are made of those that came before.
-DIRECT_OPERATION, PER_OPERATION, PER_VALUE, PER_BYTE = 1.05, 1.1, 23.0, 9.0
-GAIN = 1.1  # direct stays where it is no more than this factor slower: Winograd's weights are larger
+DIRECT_OPERATION, PER_OPERATION, PER_VALUE, PER_BYTE = 1.05, 1.1, 23.0, 8.2
+GAIN = 1.1  # what a larger tile, or any at all, must win by: the larger the tile, the larger the weights
 LEAST_CHANNELS = 8  # input and output: fewer leave the products' vectors empty
 TYPICAL = 32  # side of an image of unknown size
 LARGEST = 1e30  # of a weight: beyond that a transformed one might overflow
@@ -71,8 +71,10 @@ def costs(c: int, o: int, image: Image, stride: int = 1) -> dict[int, float]:
 def choose(c: int, o: int, image: Image, stride: int = 1) -> int:
     """The tile size for a convolution, or DIRECT."""
     cost = costs(c, o, image, stride)
-    best = min(TILES, key=lambda m: cost[m])
-    return best if min(c, o) >= LEAST_CHANNELS and GAIN * cost[best] <= cost[DIRECT] else DIRECT
+    best = DIRECT
+    for m in TILES if min(c, o) >= LEAST_CHANNELS else ():
+        best = m if GAIN * cost[m] <= cost[best] else best
+    return best
 
 
 def image_of(n: Node, symbols: Mapping[str, Any]) -> Image:
