@@ -54,7 +54,7 @@ class Image:
     def products(self, m: int, stride: int) -> int:
         """Multiplications for a pair of channels with tiles of m x m results."""
         sides = (winograd_positions(d, m, stride) for d in (self.height, self.width))
-        return int(self.batch * dims.product(sides))  # type: ignore[call-overload]
+        return int(self.batch * dims.product(sides))
 
 
 def costs(c: int, o: int, image: Image, stride: int = 1) -> dict[int, float]:
