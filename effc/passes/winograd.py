@@ -31,7 +31,8 @@ WAYS = (DIRECT, *TILES)  # of both sets of alternatives (effc/cost/alternatives.
 SETS = {1: "conv_algorithm", 2: "strided_conv_algorithm"}  # by stride
 # What things cost in operations at a core's peak, as measured on AVX2 (docs/benchmarks.md): an operation of the direct
 # sum, one of the transformed products, a value of the transformed input or of the sums, and a byte of the weights: they
-# come from memory once a run, while products are made of those that came before.
+# come from memory once a run, while products are made of those that came before. The last is set by two choices that
+# were measured, not by itself (docs/passes.md).
 DIRECT_OPERATION, PER_OPERATION, PER_VALUE, PER_BYTE = 1.05, 1.1, 23.0, 8.2
 GAIN = 1.1  # what a larger tile, or any at all, must win by: the larger the tile, the larger the weights
 LEAST_CHANNELS = 8  # input and output: fewer leave the products' vectors empty
