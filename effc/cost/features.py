@@ -239,16 +239,18 @@ def conv(call: Call, cx: Context) -> dict[str, float]:
 @family("winograd", "effc_conv_winograd_f32", work="tiles tiles*c tiles*o tiles*c*o streams weights")
 def winograd(call: Call, cx: Context) -> dict[str, float]:
     """effc_conv_winograd_*: see kernels/conv_winograd.hpp."""
-    from ..ir.ops.conv import winograd_side
+    from ..ir.ops.conv import winograd_positions, winograd_side
 
     a, m = call.attrs, cx.machine
     batch, channels, _ = _spatial(call)
     oc, height, width = a[4], a[18], a[19]
     nv, block, cols, block_k, tile, shared = *a[20:24], *a[25:27]
     lanes, positions = cx.vlen // 4, winograd_side(tile, a[10]) ** 2
-    tiles = batch * ceil_div(height, tile) * ceil_div(width, tile)
+    count = batch * ceil_div(height, tile) * ceil_div(width, tile)
+    # As many whole tiles as take the products that are made: narrow ones take less.
+    tiles = batch * winograd_positions(height, tile, a[10]) * winograd_positions(width, tile, a[10]) / positions
     weights = 4 * positions * channels * ceil_div(oc, lanes) * lanes
-    blocks = ceil_div(tiles, block)
+    blocks = ceil_div(count, block)
     parts = ceil_div(oc, cols)
     tasks = max(parts, 4 * cx.threads) if shared else max(blocks, 4 * cx.threads)
     return {
@@ -444,6 +446,7 @@ def conv_or_chain(call: Call, cx: Context) -> dict[str, float]:
 @family("conv_algorithm", "conv_algorithm")
 def conv_algorithm(call: Call, cx: Context) -> dict[str, float]:
     """The region of form_winograd: see passes/winograd.py, whose estimate is among the features."""
+    from ..ir.ops.conv import winograd_side
     from ..passes.winograd import DIRECT, TILES, Image, costs
 
     a, m, lanes = call.attrs, cx.machine, cx.vlen // 4
@@ -471,8 +474,9 @@ def conv_algorithm(call: Call, cx: Context) -> dict[str, float]:
     }
     for t in TILES:
         out[f"cost{t}"] = lg(cost[t] / cost[DIRECT])
-        out[f"fill{t}"] = batch * height * width / (image.tiles(t) * t * t)
-        out[f"tiles{t}"] = lg(image.tiles(t))
+        tiles = image.products(t, a[9]) / winograd_side(t, a[9]) ** 2  # whole ones that take as many products
+        out[f"fill{t}"] = batch * height * width / (tiles * t * t)
+        out[f"tiles{t}"] = lg(tiles)
     return out
 
 

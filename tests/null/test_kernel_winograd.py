@@ -12,7 +12,10 @@ from test_kernel_conv import EPILOGUE, check, reference
 
 from effc.backends.cpu.packing import conv as panels
 from effc.backends.cpu.packing import winograd
-from effc.ir.ops.conv import winograd_side
+from effc.ir import OPS, dims
+from effc.ir.dtypes import DType
+from effc.ir.ops.conv import winograd_positions, winograd_side
+from effc.ir.types import TensorType
 
 pytest.importorskip("torch")
 WAYS = sorted(winograd.POINTS)  # tile and stride
@@ -72,6 +75,81 @@ def test_right_and_independent_of_threads_and_blocks(lib: KernelLibrary, case: A
     for nv in range(1, 5):  # another width of the panels, sums in several parts
         b = winograd.blocks(c, o, tile, lib.vlen, nv, 13, 2 * nv * lanes, max(1, c // 3), nv % 2 == 0, stride)
         check(run_winograd(lib, x, w, pad, tile, stride=stride, blocking=b), want, b.label)
+
+
+@pytest.mark.parametrize("tile, stride", WAYS)
+def test_images_of_any_size(lib: KernelLibrary, tile: int, stride: int) -> None:
+    """Whole and narrow tiles in all mixtures: 1 to 20 results, in either dim, blocks that end anywhere."""
+    rng = np.random.default_rng(tile + stride)
+    for height in range(1, 21):
+        width, pad = int(rng.integers(1, 21)), (int(rng.integers(0, 2)), 1)
+        n, c, o = 1 + height % 3, int(rng.integers(1, 20)), int(rng.integers(1, 40))
+        size = [max(1, (s - 1) * stride + 3 - 2 * p - int(rng.integers(stride))) for s, p in zip((height, width), pad)]
+        x, w = arrays(rng, n, c, o, *size)
+        wide = channels_last(np.pad(x, ((0, 0), (0, 3), (1, 2), (2, 1)), constant_values=np.nan))
+        view = wide[:, :c, 1:-2, 2:-1]  # neither rows nor pixels are next to each other
+        want = direct(x, w, pad, stride)
+        got = run_winograd(lib, view, w, pad, tile, stride=stride)
+        check(got, want, (height, width, pad))
+        tiles, shared = int(rng.integers(1, 30)), bool(rng.integers(2))
+        b = winograd.blocks(c, o, tile, lib.vlen, 2, tiles, 2 * lib.vlen // 4, 128, shared, stride)
+        for threads in (1, 3):
+            again = run_winograd(lib, view, w, pad, tile, stride=stride, blocking=b, threads=threads)
+            assert np.array_equal(again, got), (height, width, b.label)
+
+
+def tiled(n: int, tile: int) -> list[int]:
+    """The tiles of a row of n results: as few as possible, whole ones first, none longer than needed."""
+    count = -(-n // tile)
+    narrow = min(count, count * tile - n)
+    return [tile] * (count - narrow) + [tile - 1] * narrow
+
+
+@pytest.mark.parametrize("tile, stride", WAYS)
+def test_narrow_tiles_leave_out_positions(lib: KernelLibrary, tile: int, stride: int) -> None:
+    """With NaN in a position's weights, and in those that outputs are summed anew from, all outputs of a tile are NaN
+    if, and only if, the tile takes that position."""
+    rng = np.random.default_rng(8)
+    side = winograd_side(tile, stride)
+    last = {side - 1, tile} if stride == 2 else {side - 1}
+    for height, width in ((7, 7), (tile - 1, 13), (2 * tile, 9)):
+        x, w = arrays(rng, 2, 8, 10, (height - 1) * stride + 1, (width - 1) * stride + 1)
+        b = winograd.blocks(8, 10, tile, lib.vlen, 1, 3, lib.vlen // 4, 128, False, stride)
+        packed = winograd.pack(w, tile, lib.vlen, b.nv, stride)
+        want, products = direct(x, w, (1, 1), stride), 0
+        for position in range(side * side):
+            poisoned = aligned(packed)
+            weights = poisoned[panels.HEADER.size :].view(np.float32).reshape(side * side + 9, -1)
+            weights[position] = weights[side * side :] = np.nan
+            got = run_winograd(lib, x, w, (1, 1), tile, stride=stride, blocking=b, packed=poisoned)
+            taken = [
+                [t == tile or i not in last for t in tiled(n, tile)]
+                for n, i in ((height, position // side), (width, position % side))
+            ]
+            products += 2 * sum(taken[0]) * sum(taken[1])
+            rows, cols = (np.repeat(t, tiled(n, tile)) for t, n in zip(taken, (height, width)))
+            assert np.array_equal(np.isnan(got), np.broadcast_to(np.outer(rows, cols), got.shape)), position
+            check(np.where(np.isnan(got), want, got).astype(np.float32), want, position)
+        *types, y = (TensorType(DType.f32, a.shape) for a in (x, w, want))
+        cost = OPS["conv_winograd"].cost_of(types, [y], {"tile": tile, "stride": stride})
+        assert cost.flops == 2 * 8 * 10 * products
+
+
+@pytest.mark.parametrize("tile, stride", WAYS)
+def test_positions(tile: int, stride: int) -> None:
+    """Products by size: what the tiles take, and no more than any other division into whole and narrow ones."""
+    side = winograd_side(tile, stride)
+    for n in range(1, 41):
+        taken = sum(side - stride * (t < tile) for t in tiled(n, tile))
+        assert winograd_positions(n, tile, stride) == taken <= -(-n // tile) * side
+        least = min(
+            whole * side + narrow * (side - stride)
+            for whole in range(n + 2)
+            for narrow in range(n + 2)
+            if whole * tile + narrow * (tile - 1) >= n
+        )
+        assert taken == least
+        assert dims.evaluate(winograd_positions(dims.symbol("n"), tile, stride), {"n": n}) == taken
 
 
 @pytest.mark.parametrize("tile, stride", WAYS)

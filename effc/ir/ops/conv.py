@@ -298,6 +298,13 @@ def winograd_side(tile: int, stride: int) -> int:
     return tile + 2 if stride == 1 else 2 * tile + 1
 
 
+def winograd_positions(n: Dim, tile: int, stride: int) -> Dim:
+    """Values of the transformed input along a dim of ``n`` results, for one channel: ceil(n / tile) tiles, of which as
+    many are one result narrower, and take ``stride`` values less, as is possible (kernels/conv_winograd.hpp)."""
+    tiles = dims.ceildiv(n, tile)
+    return tiles * winograd_side(tile, stride) - dims.minimum(tiles, tiles * tile - n) * stride
+
+
 def winograd_name(tile: int, stride: int) -> str:
     """The algorithm's name in reports."""
     return f"F({tile}x{tile}, 3x3)" + (f" of stride {stride}" if stride != 1 else "")
@@ -324,9 +331,9 @@ def _winograd_cost(inputs: Sequence[TensorType | None], outputs: Sequence[Tensor
     """What the transformed products take, not the direct sum: so that no peak seems to be passed."""
     w, y, tile, stride = inputs[1], outputs[0], attrs["tile"], attrs["stride"]
     assert w is not None
-    tiles = y.shape[0] * dims.product(dims.floordiv(d + tile - 1, tile) for d in y.shape[2:])
+    products = y.shape[0] * dims.product(winograd_positions(d, tile, stride) for d in y.shape[2:])
     moved = _conv_cost(inputs, outputs, attrs).bytes
-    return Cost(2 * winograd_side(tile, stride) ** 2 * tiles * w.shape[0] * w.shape[1], moved)
+    return Cost(2 * products * w.shape[0] * w.shape[1], moved)
 
 
 def _winograd_samples(rng: np.random.Generator) -> Iterator[Sample]:

@@ -9,6 +9,11 @@
  * one, M products that are added to the results as they are: N = 2 M + 1, 6.25 multiplications for M = 2, 5.06 for M = 4. In
  * two dims that is the sum over four phases of the image, with windows of 2x2, 2x1, 1x2 and 1x1.
  *
+ * The point at infinity contributes to the last of a tile's M results alone, and with stride 2 the last odd pixel's product
+ * does. Without these what is left is F(M - 1), with the same transforms and the same transformed weights. So a row of n
+ * results is cut into as few tiles as possible, ceil(n / M), but none longer than needed: first those of M, then those of
+ * M - 1, the narrow ones. 7 results are 4 and 3, that is 6 + 5 positions and not 12.
+ *
  * A block is a number of tiles by a number of output channels. Its transformed input lies as [position][tile][C] in
  * scratch: in the thread's own, where tasks are blocks of tiles (early layers: many tiles, small weights), or in the call's,
  * where tasks are parts of the output channels (late layers: few tiles, large weights, which are read once).
@@ -32,6 +37,7 @@ enum WinogradAttr {
 };
 
 constexpr int kChunk = 64; /* channels that are transformed at a time */
+constexpr int kKinds = 4;  /* of tiles: full or narrow in both dims */
 
 /* One-dimensional transforms for tiles of M and stride S: N values of the input to N positions, N sums to M outputs. */
 template <class T, int Tile, int Stride>
@@ -40,6 +46,9 @@ struct Minimal;
 template <int Tile, int Stride>
 struct Sizes {
   static constexpr int M = Tile, S = Stride, N = S == 1 ? M + 2 : 2 * M + 1;
+
+  /* Does position i contribute to the last result alone? */
+  static constexpr bool last(int i) { return i == N - 1 || (S == 2 && i == M); }
 };
 
 /* Points 0, 1, -1, infinity. */
@@ -120,7 +129,10 @@ struct Winograd {
   Conv<T> conv;
   const T* plain;  /* the weights themselves: [tap][C][padded] */
   int64_t padded;  /* output channels in whole vectors */
-  int64_t across, down, tiles; /* tiles of an image's row and column, and of all images */
+  int64_t count_of[2], full[2]; /* tiles of an image's column and row, and those that are not narrow */
+  /* Tiles of all images in order of their kind; each kind's first one, and how many there are. By the column's and the row's
+   * tiles: full, narrow; both full; narrow, full; both narrow. So the tiles that are full in any given way are consecutive. */
+  int64_t start[kKinds + 1];
   int64_t block, first, count; /* the most tiles of a block; with a shared input, the block at hand */
   int64_t v_row, m_row, v_step, m_step; /* strides of a tile and of a position in the transformed input and in the sums */
   int64_t row_blocks, col_blocks, block_k;
@@ -129,18 +141,35 @@ struct Winograd {
 
 /* ---- transforms ---- */
 
-/* Where tile t begins, and how much of it is in the image. */
+/* Where tile t begins, and how much of it is in the image; by dim (column, row). */
 struct Place {
-  int64_t image, y, x;
-  int rows, cols;
+  int64_t image, at[2];
+  bool narrow[2];
+  int size[2];
 };
 
 template <class T, class F>
 EFFC_INLINE Place place(const Winograd<T>& w, int64_t t) {
-  const int64_t u = t % (w.down * w.across);
-  Place p = {t / (w.down * w.across), u / w.across * F::M, u % w.across * F::M, 0, 0};
-  p.rows = (int)min64(F::M, w.conv.sp[1] - p.y), p.cols = (int)min64(F::M, w.conv.sp[2] - p.x);
+  int kind = 0;
+  while (t >= w.start[kind + 1]) ++kind;
+  Place p;
+  p.narrow[0] = kind >= 2, p.narrow[1] = kind == 0 || kind == 3;
+  int64_t count[2];
+  for (int d = 0; d < 2; ++d) count[d] = p.narrow[d] ? w.count_of[d] - w.full[d] : w.full[d];
+  const int64_t u = t - w.start[kind], index[2] = {u / count[1] % count[0], u % count[1]};
+  p.image = u / count[1] / count[0];
+  for (int d = 0; d < 2; ++d) {
+    const int64_t size = F::M - p.narrow[d];
+    p.at[d] = index[d] * size + (p.narrow[d] ? w.full[d] * F::M : 0);
+    p.size[d] = (int)min64(size, w.conv.sp[1 + d] - p.at[d]);
+  }
   return p;
+}
+
+/* The tiles that position (i, j) is needed for: [*lo, *hi). */
+template <class T, class F>
+EFFC_INLINE void tiles_of(const Winograd<T>& w, int i, int j, int64_t* lo, int64_t* hi) {
+  *lo = w.start[F::last(j) ? 1 : 0], *hi = w.start[F::last(i) ? 2 : F::last(j) ? 3 : kKinds];
 }
 
 /* The N x N pixels that a tile depends on; zeros outside of the image. */
@@ -148,7 +177,7 @@ template <class T, class F>
 EFFC_INLINE void pixels(const Winograd<T>& w, const Place& p, const T* (&px)[F::N * F::N]) {
   constexpr int N = F::N;
   const Conv<T>& v = w.conv;
-  const int64_t y = p.y * F::S - v.pad[1], x = p.x * F::S - v.pad[2];
+  const int64_t y = p.at[0] * F::S - v.pad[1], x = p.at[1] * F::S - v.pad[2];
   for (int i = 0; i < N; ++i) {
     const bool in = inside(y + i, v.in[1]);
     const T* row = v.x + p.image * v.xs[0] + (y + i) * v.xs[3] + x * v.xs[4];
@@ -156,48 +185,62 @@ EFFC_INLINE void pixels(const Winograd<T>& w, const Place& p, const T* (&px)[F::
   }
 }
 
-/* A tile's pixels px to its row of each position, `step` apart from `dst` on. */
-template <class T, class F>
-void input_tile(const T* const* px, int64_t channels, T* dst, int64_t step) {
+/* N pixels, `from(i)` each, to N positions, `to(i)` each: a vector of channels. */
+template <class T, class F, bool Narrow, class From, class To>
+EFFC_INLINE void input_vector(From from, To to) {
+  typename Simd<T>::vec d[F::N], v[F::N];
+  EFFC_UNROLL
+  for (int i = 0; i < F::N; ++i) d[i] = i < F::N - (Narrow ? F::S : 0) ? from(i) : typename Simd<T>::vec{};
+  F::input(d, v);
+  EFFC_UNROLL
+  for (int i = 0; i < F::N; ++i)
+    if (!(Narrow && F::last(i))) Simd<T>::store(to(i), v[i]);
+}
+
+/* The first dim: the pixels px of `columns` columns, channels [c0, c0 + n), to [position][column][kChunk]. */
+template <class T, class F, bool Narrow>
+void input_columns(const T* const* px, int columns, int64_t c0, int64_t n, T* tmp) {
   using S = Simd<T>;
-  typedef typename S::vec V;
+  constexpr int N = F::N;
+  const int64_t whole = n / S::lanes * S::lanes;
+  for (int j = 0; j < columns; ++j) {
+    const T* p[N];
+    EFFC_UNROLL
+    for (int i = 0; i < N; ++i) p[i] = px[i * N + j] + c0;
+    T* to = tmp + j * kChunk;
+    for (int64_t c = 0; c < whole; c += S::lanes)
+      input_vector<T, F, Narrow>([&](int i) { return S::load(p[i] + c); }, [&](int i) { return to + i * N * kChunk + c; });
+    if (whole < n)
+      input_vector<T, F, Narrow>([&](int i) { return load_part<T>(p[i] + whole, n - whole); },
+                                 [&](int i) { return to + i * N * kChunk + whole; });
+  }
+}
+
+/* The second dim: those to the tile's row of each position, `step` apart from `dst` on. */
+template <class T, class F, bool Narrow>
+void input_rows(const T* tmp, bool narrow_columns, int64_t n, T* dst, int64_t step) {
+  using S = Simd<T>;
+  constexpr int N = F::N;
+  for (int i = 0; i < N; ++i) {
+    if (narrow_columns && F::last(i)) continue;
+    const T* from = tmp + i * N * kChunk;
+    T* to = dst + i * N * step;
+    for (int64_t c = 0; c < n; c += S::lanes)
+      input_vector<T, F, Narrow>([&](int j) { return S::load(from + j * kChunk + c); }, [&](int j) { return to + j * step + c; });
+  }
+}
+
+/* A tile's pixels px to its row of each position that it needs, `step` apart from `dst` on. */
+template <class T, class F>
+void input_tile(const Place& p, const T* const* px, int64_t channels, T* dst, int64_t step) {
   constexpr int N = F::N;
   alignas(64) T tmp[N * N * kChunk];
+  const int columns = N - (p.narrow[1] ? F::S : 0);
   for (int64_t c0 = 0; c0 < channels; c0 += kChunk) {
-    const int64_t n = min64(kChunk, channels - c0), whole = n / S::lanes * S::lanes;
-    for (int j = 0; j < N; ++j) {
-      const T* p[N];
-      EFFC_UNROLL
-      for (int i = 0; i < N; ++i) p[i] = px[i * N + j] + c0;
-      V d[N], v[N];
-      T* to = tmp + j * kChunk;
-      for (int64_t c = 0; c < whole; c += S::lanes) {
-        EFFC_UNROLL
-        for (int i = 0; i < N; ++i) d[i] = S::load(p[i] + c);
-        F::input(d, v);
-        EFFC_UNROLL
-        for (int i = 0; i < N; ++i) S::store(to + i * N * kChunk + c, v[i]);
-      }
-      if (whole < n) {
-        EFFC_UNROLL
-        for (int i = 0; i < N; ++i) d[i] = load_part<T>(p[i] + whole, n - whole);
-        F::input(d, v);
-        EFFC_UNROLL
-        for (int i = 0; i < N; ++i) S::store(to + i * N * kChunk + whole, v[i]);
-      }
-    }
-    for (int i = 0; i < N; ++i) {
-      const T* from = tmp + i * N * kChunk;
-      T* to = dst + i * N * step + c0;
-      for (int64_t c = 0; c < n; c += S::lanes) {
-        V d[N], v[N];
-        EFFC_UNROLL
-        for (int j = 0; j < N; ++j) d[j] = S::load(from + j * kChunk + c);
-        F::input(d, v);
-        EFFC_UNROLL
-        for (int j = 0; j < N; ++j) S::store(to + j * step + c, v[j]);
-      }
-    }
+    const int64_t n = min64(kChunk, channels - c0);
+    p.narrow[0] ? input_columns<T, F, true>(px, columns, c0, n, tmp) : input_columns<T, F, false>(px, columns, c0, n, tmp);
+    p.narrow[1] ? input_rows<T, F, true>(tmp, p.narrow[0], n, dst + c0, step)
+                : input_rows<T, F, false>(tmp, p.narrow[0], n, dst + c0, step);
   }
 }
 
@@ -224,17 +267,40 @@ EFFC_INLINE void put(const Conv<T>& v, typename Simd<T>::vec y, typename Simd<T>
     for (int64_t l = 0; l < tail; ++l) c[l] = y[l];
 }
 
+/* N sums, `from(i)` each, to M results, of which the last of a narrow tile is undefined. */
+template <class T, class F, bool Narrow, class From>
+EFFC_INLINE void output_vector(From from, typename Simd<T>::vec (&y)[F::M]) {
+  typename Simd<T>::vec m[F::N];
+  EFFC_UNROLL
+  for (int i = 0; i < F::N; ++i) m[i] = Narrow && F::last(i) ? typename Simd<T>::vec{} : from(i);
+  F::output(m, y);
+}
+
+/* The first dim: columns [n0, n0 + n) of the sums from `acc` on, `step` apart, to [result][position][kChunk]. */
+template <class T, class F, bool Narrow>
+void output_columns(const T* acc, int64_t step, bool narrow_rows, int64_t n, T* tmp) {
+  using S = Simd<T>;
+  constexpr int M = F::M, N = F::N;
+  for (int j = 0; j < N; ++j) {
+    if (narrow_rows && F::last(j)) continue;
+    for (int64_t c = 0; c < n; c += S::lanes) {
+      typename S::vec y[M];
+      output_vector<T, F, Narrow>([&](int i) { return S::load(acc + (i * N + j) * step + c); }, y);
+      EFFC_UNROLL
+      for (int i = 0; i < M - Narrow; ++i) S::store(tmp + (i * N + j) * kChunk + c, y[i]);
+    }
+  }
+}
+
 /* Column n of a tile's row i: N sums, which lie kChunk apart, to its outputs. Returns 0 if all are finite, else NaN. */
-template <class T, class F, bool Whole>
+template <class T, class F, bool Narrow, bool Whole>
 EFFC_INLINE typename Simd<T>::vec output_row(const Conv<T>& v, const Target<T>& to, const T* sums, int i, int cols, int64_t n,
                                              int64_t tail) {
   using S = Simd<T>;
   typedef typename S::vec V;
-  constexpr int M = F::M, N = F::N;
-  V m[N], y[M], zero = V{};
-  EFFC_UNROLL
-  for (int j = 0; j < N; ++j) m[j] = S::load(sums + j * kChunk + n);
-  F::output(m, y);
+  constexpr int M = F::M - Narrow;
+  V y[F::M], zero = V{};
+  output_vector<T, F, Narrow>([&](int j) { return S::load(sums + j * kChunk + n); }, y);
   const V bias = !to.bias ? V{} : Whole ? S::load(to.bias + n) : load_part<T>(to.bias + n, tail);
   T* c = to.c + i * to.c_row + n;
   const T* r = to.r ? to.r + i * to.r_row + n : nullptr;
@@ -263,7 +329,7 @@ __attribute__((noinline)) void direct_vector(const Winograd<T>& w, const Place& 
   const T* px[N * N];
   pixels<T, F>(w, p, px);
   const auto bias = to.bias ? load_part<T>(to.bias + at, tail) : typename S::vec{};
-  for (int i = 0; i < p.rows; ++i) {
+  for (int i = 0; i < p.size[0]; ++i) {
     typename S::vec sum[M] = {};
     for (int tap = 0; tap < 9; ++tap) {
       const T* const* x = px + (i * F::S + tap / 3) * N + tap % 3;
@@ -274,26 +340,50 @@ __attribute__((noinline)) void direct_vector(const Winograd<T>& w, const Place& 
         for (int j = 0; j < M; ++j) sum[j] += x[j * F::S][c] * weights;
       }
     }
-    for (int j = 0; j < p.cols; ++j) {
+    for (int j = 0; j < p.size[1]; ++j) {
       const T* r = to.r ? to.r + i * to.r_row + j * to.r_col + at : nullptr;
       put<T, false>(v, sum[j], bias, to.c + i * to.c_row + j * to.c_col + at, r, tail);
     }
   }
 }
 
+/* The second dim: `n` columns of a tile to its outputs. A bit for each vector of those that has one that is not finite. */
+template <class T, class F, bool Narrow>
+uint64_t output_rows(const Conv<T>& v, const Place& p, const Target<T>& to, const T* tmp, int64_t n) {
+  using S = Simd<T>;
+  typedef typename S::vec V;
+  constexpr int N = F::N;
+  const int64_t whole = n / S::lanes * S::lanes;
+  V zero = {};
+  for (int i = 0; i < p.size[0]; ++i) {
+    const T* sums = tmp + i * N * kChunk;
+    for (int64_t c = 0; c < whole; c += S::lanes) zero += output_row<T, F, Narrow, true>(v, to, sums, i, p.size[1], c, S::lanes);
+    if (whole < n) zero += output_row<T, F, Narrow, false>(v, to, sums, i, p.size[1], whole, n - whole);
+  }
+  uint64_t found = 0;
+  if (__builtin_expect(!is_zero(zero), 0)) { /* which vectors: each for itself, so that no block's border decides */
+    for (int64_t c = 0; c < n; c += S::lanes) {
+      V mine = {};
+      for (int i = 0; i < p.size[0]; ++i)
+        mine += output_row<T, F, Narrow, false>(v, to, tmp + i * N * kChunk, i, p.size[1], c, min64(S::lanes, n - c));
+      if (!is_zero(mine)) found |= (uint64_t)1 << c / S::lanes;
+    }
+  }
+  return found;
+}
+
 /* A tile's sums, columns [n0, n1) of the result, from `acc` on, to the result or the epilogue. */
 template <class T, class F>
 void output_tile(const Winograd<T>& w, int64_t t, const T* acc, int64_t n0, int64_t n1) {
   using S = Simd<T>;
-  typedef typename S::vec V;
   constexpr int M = F::M, N = F::N;
   const Conv<T>& v = w.conv;
   alignas(64) T tmp[M * N * kChunk], plain[M * M * kChunk];
   const Place p = place<T, F>(w, t);
   const effc_tensor& out = *v.result;
-  const int64_t pixel = p.y * v.sp[2] + p.x;
+  const int64_t pixel = p.at[0] * v.sp[2] + p.at[1];
   for (int64_t c0 = n0; c0 < n1; c0 += kChunk, acc += kChunk) {
-    const int64_t n = min64(kChunk, n1 - c0), whole = n / S::lanes * S::lanes;
+    const int64_t n = min64(kChunk, n1 - c0);
     Target<T> to = {plain, nullptr, M * kChunk, kChunk, 0, 0, v.bias ? v.bias + c0 : nullptr};
     if (v.direct) {
       to.c_col = out.strides[2], to.c_row = v.sp[2] * to.c_col;
@@ -303,33 +393,15 @@ void output_tile(const Winograd<T>& w, int64_t t, const T* acc, int64_t n0, int6
       to.r_col = v.residual->strides[2], to.r_row = v.sp[2] * to.r_col;
       to.r = residual_row(v, p.image, pixel, c0);
     }
-    for (int j = 0; j < N; ++j)
-      for (int64_t c = 0; c < n; c += S::lanes) {
-        V m[N], y[M];
-        EFFC_UNROLL
-        for (int i = 0; i < N; ++i) m[i] = S::load(acc + (i * N + j) * w.m_step + c);
-        F::output(m, y);
-        EFFC_UNROLL
-        for (int i = 0; i < M; ++i) S::store(tmp + (i * N + j) * kChunk + c, y[i]);
-      }
-    V zero = {};
-    for (int i = 0; i < p.rows; ++i) {
-      const T* sums = tmp + i * N * kChunk;
-      for (int64_t c = 0; c < whole; c += S::lanes) zero += output_row<T, F, true>(v, to, sums, i, p.cols, c, S::lanes);
-      if (whole < n) zero += output_row<T, F, false>(v, to, sums, i, p.cols, whole, n - whole);
-    }
-    if (__builtin_expect(!is_zero(zero), 0)) { /* which vectors: each for itself, so that no block's border decides */
-      for (int64_t c = 0; c < n; c += S::lanes) {
-        const int64_t tail = min64(S::lanes, n - c);
-        V mine = {};
-        for (int i = 0; i < p.rows; ++i) mine += output_row<T, F, false>(v, to, tmp + i * N * kChunk, i, p.cols, c, tail);
-        if (!is_zero(mine)) direct_vector<T, F>(w, p, to, c, c0 + c, tail);
-      }
-    }
+    p.narrow[0] ? output_columns<T, F, true>(acc, w.m_step, p.narrow[1], n, tmp)
+                : output_columns<T, F, false>(acc, w.m_step, p.narrow[1], n, tmp);
+    const uint64_t found = p.narrow[1] ? output_rows<T, F, true>(v, p, to, tmp, n) : output_rows<T, F, false>(v, p, to, tmp, n);
+    for (int64_t c = 0; found && c < n; c += S::lanes)
+      if (found >> c / S::lanes & 1) direct_vector<T, F>(w, p, to, c, c0 + c, min64(S::lanes, n - c));
     if (v.direct) continue;
-    for (int i = 0; i < p.rows; ++i) {
+    for (int i = 0; i < p.size[0]; ++i) {
       const int64_t m = pixel + i * v.sp[2];
-      v.call->epilogue(v.call, p.image, 0, m, m + p.cols, c0, c0 + n, plain + i * M * kChunk, kChunk);
+      v.call->epilogue(v.call, p.image, 0, m, m + p.size[1], c0, c0 + n, plain + i * M * kChunk, kChunk);
     }
   }
 }
@@ -398,14 +470,26 @@ struct StridedTable {
   static constexpr Strided<T> table{};
 };
 
-/* All positions' products of `count` tiles by columns [n0, n1), whole panels or the last one. */
+/* All positions' products of `count` tiles from `first` on by columns [n0, n1), whole panels or the last one. */
 template <class T, class F>
-void multiply(const Winograd<T>& w, const T* v, T* acc, int64_t count, int64_t n0, int64_t n1) {
-  constexpr int lanes = Simd<T>::lanes;
+void multiply(const Winograd<T>& w, const T* v, T* acc, int64_t first, int64_t count, int64_t n0, int64_t n1) {
+  constexpr int lanes = Simd<T>::lanes, N = F::N;
   const Conv<T>& conv = w.conv;
-  const int64_t wide = conv.nv * lanes, tiles = ceil_div(count, conv.mr), channels = conv.cg;
-  for (int64_t p = 0; p < F::N * F::N; ++p, v += w.v_step, acc += w.m_step) {
-    const T* weights = conv.packed + p * channels * w.padded;
+  const int64_t wide = conv.nv * lanes, channels = conv.cg;
+  auto rows_of = [&](int p, int64_t* lo, int64_t* hi) { /* those of the block that position p is needed for */
+    tiles_of<T, F>(w, p / N, p % N, lo, hi);
+    *lo = max64(0, *lo - first), *hi = min64(count, *hi - first);
+    return *lo < *hi;
+  };
+  int64_t lo, hi, next_lo, next_hi;
+  int p = 0;
+  while (p < N * N && !rows_of(p, &lo, &hi)) ++p;
+  while (p < N * N) {
+    int after = p + 1;
+    while (after < N * N && !rows_of(after, &next_lo, &next_hi)) ++after;
+    const T *weights = conv.packed + p * channels * w.padded, *x = v + p * w.v_step + lo * w.v_row;
+    T* to = acc + p * w.m_step + lo * w.m_row;
+    const int64_t tiles = ceil_div(hi - lo, conv.mr);
     /* Weights are read in the order in which they lie: with few tiles, memory is what there is to wait for. */
     for (int64_t n = n0; n < n1; n += wide) {
       const int64_t width = min64(wide, w.padded - n), nv = width / lanes, step = ceil_div(width * (int64_t)sizeof(T), tiles);
@@ -413,14 +497,15 @@ void multiply(const Winograd<T>& w, const T* v, T* acc, int64_t count, int64_t n
         const int64_t k1 = min64(k0 + w.block_k, channels), bytes = (k1 - k0) * width * (int64_t)sizeof(T);
         const T* panel = weights + n * channels + k0 * width;
         const bool last = n + wide >= n1 && k1 == channels; /* then the next position's first panel */
-        const T* next = last ? weights + channels * w.padded + n0 * channels : panel + (k1 - k0) * width;
+        const T* next = last ? weights + (after - p) * channels * w.padded + n0 * channels : panel + (k1 - k0) * width;
         for (int64_t t = 0; t < tiles; ++t) {
-          const int64_t r0 = count * t / tiles, rows = count * (t + 1) / tiles - r0;
-          StridedTable<T>::table.fn[nv - 1][rows - 1](v + r0 * w.v_row + k0, w.v_row, panel, k1 - k0, acc + r0 * w.m_row + n - n0,
+          const int64_t r0 = (hi - lo) * t / tiles, rows = (hi - lo) * (t + 1) / tiles - r0;
+          StridedTable<T>::table.fn[nv - 1][rows - 1](x + r0 * w.v_row + k0, w.v_row, panel, k1 - k0, to + r0 * w.m_row + n - n0,
                                                       w.m_row, k0 > 0, (const char*)next + bytes * t / tiles, step);
         }
       }
     }
+    p = after, lo = next_lo, hi = next_hi;
   }
 }
 
@@ -431,15 +516,16 @@ template <class T, class F>
 void input_tiles(const Winograd<T>& w, T* dst, int64_t t0, int64_t t1) {
   for (int64_t t = t0; t < t1; ++t, dst += w.v_row) {
     const T* px[F::N * F::N];
-    pixels<T, F>(w, place<T, F>(w, t), px);
-    input_tile<T, F>(px, w.conv.cg, dst, w.v_step);
+    const Place p = place<T, F>(w, t);
+    pixels<T, F>(w, p, px);
+    input_tile<T, F>(p, px, w.conv.cg, dst, w.v_step);
   }
 }
 
 /* `count` tiles from tile `first` on, whose transformed input is `v`: columns [n0, n1). */
 template <class T, class F>
 void run_columns(const Winograd<T>& w, const T* v, T* acc, int64_t first, int64_t count, int64_t n0, int64_t n1) {
-  multiply<T, F>(w, v, acc, count, n0, n1);
+  multiply<T, F>(w, v, acc, first, count, n0, n1);
   for (int64_t t = 0; t < count; ++t) output_tile<T, F>(w, first + t, acc + t * w.m_row, n0, n1);
 }
 
@@ -457,7 +543,7 @@ void own_blocks(void* arg, int64_t begin, int64_t end, int32_t worker) {
   T* v = (T*)(w.conv.call->thread_scratch + worker * w.conv.call->thread_scratch_bytes);
   T* acc = v + F::N * F::N * w.v_step;
   for (int64_t i = begin; i < end; ++i) {
-    const int64_t t0 = w.tiles * i / w.row_blocks, t1 = w.tiles * (i + 1) / w.row_blocks;
+    const int64_t t0 = w.start[kKinds] * i / w.row_blocks, t1 = w.start[kKinds] * (i + 1) / w.row_blocks;
     input_tiles<T, F>(w, v, t0, t1);
     for (int64_t part = 0; part < w.col_blocks; ++part) {
       int64_t n0, n1;
@@ -489,8 +575,13 @@ template <class T, class F>
 void run_winograd(Winograd<T>& w) {
   const effc_call* call = w.conv.call;
   constexpr int64_t positions = F::N * F::N;
-  w.across = ceil_div(w.conv.sp[2], F::M), w.down = ceil_div(w.conv.sp[1], F::M);
-  w.tiles = w.conv.batch * w.across * w.down;
+  for (int d = 0; d < 2; ++d) {
+    const int64_t n = w.conv.sp[1 + d];
+    w.count_of[d] = ceil_div(n, F::M), w.full[d] = w.count_of[d] - min64(w.count_of[d], w.count_of[d] * F::M - n);
+  }
+  const int64_t down = w.full[0], across = w.full[1], narrow = w.count_of[0] - down, thin = w.count_of[1] - across;
+  const int64_t tiles[kKinds] = {down * thin, down * across, narrow * across, narrow * thin};
+  for (int k = 0; k < kKinds; ++k) w.start[k + 1] = w.start[k] + w.conv.batch * tiles[k];
   w.plain = w.conv.packed + positions * w.conv.cg * w.padded;
   const int64_t threads = call->api->num_threads(call->run), want = threads > 1 ? 4 * threads : 1;
   if (w.shared) {
@@ -499,14 +590,14 @@ void run_winograd(Winograd<T>& w) {
     w.col_blocks = max64(w.col_blocks, min64(w.conv.panels, want));
     even_out(threads, 1, w.conv.panels, 1, &w.col_blocks, &one);
     for (int64_t b = 0; b < w.row_blocks; ++b) {
-      w.first = w.tiles * b / w.row_blocks, w.count = w.tiles * (b + 1) / w.row_blocks - w.first;
+      w.first = w.start[kKinds] * b / w.row_blocks, w.count = w.start[kKinds] * (b + 1) / w.row_blocks - w.first;
       call->api->parallel_for(call->run, w.count, max64(1, 8192 / (positions * w.conv.cg)), shared_input<T, F>, &w);
       call->api->parallel_for(call->run, w.col_blocks, 1, shared_columns<T, F>, &w);
     }
     return;
   }
   int64_t one = 1;
-  const int64_t whole = ceil_div(w.tiles, w.conv.mr);
+  const int64_t whole = ceil_div(w.start[kKinds], w.conv.mr);
   w.row_blocks = max64(w.row_blocks, min64(whole, want));
   even_out(threads, 1, 1, whole, &one, &w.row_blocks);
   call->api->parallel_for(call->run, w.row_blocks, 1, own_blocks<T, F>, &w);
