@@ -209,6 +209,7 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
     from .cost.alternatives import asker
     from .passes.manager import PassReport, Pipeline
     from .passes.pipeline import default
+    from .passes.winograd import FormWinograd
 
     started = time.perf_counter()
     t = parse(options.target)
@@ -260,6 +261,7 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
         lambda n: chooser(t.name, options.num_threads, graphs[n]),
         MEMORY not in options.disable_passes,
         options.arena_budget is not None,
+        FormWinograd.name not in options.disable_passes,
     )
     memory = within_budget(parts, graphs, t, options)
     seconds["backend"] = time.perf_counter() - mark

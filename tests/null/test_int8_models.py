@@ -15,7 +15,7 @@ from onnx import helper as h
 from onnx import numpy_helper as nh
 
 import effc
-from effc.backends.cpu import microkernels
+from effc.backends.cpu import microkernels, tables
 from effc.backends.cpu.bytes import reciprocal
 from effc.backends.cpu.target import parse
 from effc.ir.dtypes import DType
@@ -243,6 +243,94 @@ def test_why_a_convolution_is_direct() -> None:
         m = effc.compile(convolution(w, np.uint8, 7, False, [32, 32]), target=target)
         ((way, why),) = algorithms(m)
         assert way.startswith(chosen) and words in why, (target, way, why)
+
+
+def test_byte_convolutions_stay_direct_on_request() -> None:
+    """disable_passes reaches what lowering chooses: the artifact is smaller, the sums are the same."""
+    rng = np.random.default_rng(16)
+    w = rng.integers(-9, 10, (32, 32, 3, 3)).astype(np.int8)
+    model, x = convolution(w, np.uint8, 7, False, [32, 32]), rng.integers(0, 256, (1, 32, 32, 32), np.uint8)
+    fast, direct = (effc.compile(model, target="cpu:x86-64-v3", disable_passes=d) for d in ((), ("form_winograd",)))
+    ((way, _),), ((way_direct, why),) = algorithms(fast), algorithms(direct)
+    assert way.startswith("F(4x4, 3x3)") and (way_direct, why) == ("direct", "form_winograd is left out")
+    np.testing.assert_array_equal(fast(x)[0], direct(x)[0])
+
+
+def looked_up(m: Any) -> int:
+    return sum(d["kernel"] == "table" for d in m.report["entries"]["main"]["decisions"])
+
+
+def activation(op: str, data: Any, product: bool, bias: Any = None) -> Any:
+    """bytes (of an integer product, or x itself), dequantized, [+ bias], an activation, a rounding (without a
+    product two, with a Relu between)."""
+    arrays = {
+        "s": np.float32(0.05), "z": data(11), "ys": np.float32(0.03), "yz": data(-9 if data == np.int8 else 5),
+        "w": np.eye(70, dtype=np.int8), "ws": np.linspace(0.9, 1.1, 70).astype(np.float32), "wz": np.zeros(70, np.int8),
+    }  # fmt: skip
+    kind = T.INT8 if data == np.int8 else T.UINT8
+    nodes = [h.make_node("DequantizeLinear", ["x", "s", "z"], ["a"])]
+    if product:
+        nodes += [
+            h.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=1),
+            h.make_node("MatMul", ["a", "wd"], ["p"]),
+            h.make_node("QuantizeLinear", ["p", "s", "z"], ["q"]),
+            h.make_node("DequantizeLinear", ["q", "s", "z"], ["a2"]),
+        ]
+    before = "a2" if product else "a"
+    if bias is not None:
+        arrays["b"] = bias
+        nodes.append(h.make_node("Add", [before, "b"], ["c"]))
+        before = "c"
+    nodes += [
+        h.make_node(op, [before], ["g"]),
+        h.make_node("QuantizeLinear", ["g", "ys", "yz"], ["y" if product else "r"]),
+    ]
+    if not product:
+        nodes += [
+            h.make_node("DequantizeLinear", ["r", "ys", "yz"], ["d"]),
+            h.make_node("Relu", ["d"], ["e"]),
+            h.make_node("QuantizeLinear", ["e", "ys", "yz"], ["y"]),
+        ]
+    graph = h.make_graph(
+        nodes, "g", [h.make_tensor_value_info("x", kind, ["n", 70])], [h.make_tensor_value_info("y", kind, None)],
+        [nh.from_array(np.asarray(a), k) for k, a in arrays.items()],
+    )  # fmt: skip
+    return h.make_model(graph, opset_imports=[h.make_opsetid("", 20)], ir_version=9)
+
+
+@pytest.mark.parametrize("product", [False, True])
+@pytest.mark.parametrize(("op", "data"), [("Gelu", np.uint8), ("Gelu", np.int8), ("Tanh", np.uint8)])
+def test_a_function_of_a_byte_is_a_table(op: str, data: Any, product: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All 256 bytes, rows of all remainders and strided ones, equal to the arithmetic that the table stands for, as
+    compiled and as the references have it."""
+    model, info = activation(op, data, product), np.iinfo(data)
+    every = np.arange(info.min, info.max + 1).astype(data)
+    x = np.stack([np.roll(np.resize(every, 70 * 11), 13 * k).reshape(11, 70) for k in range(5)]).reshape(-1, 70)
+    m = effc.compile(model)
+    assert looked_up(m) == 1
+    monkeypatch.setenv("EFFC_MODEL_CACHE", "0")
+    monkeypatch.setattr(tables, "split", lambda *_: None)
+    plain = effc.compile(model)
+    reference = effc.compile(model, target="reference")
+    assert looked_up(plain) == 0
+    monkeypatch.undo()
+    wide = np.repeat(x, 2, axis=1)
+    for given in (x, x[:1], x[::2], wide[:, ::2], x[:0]):
+        got = m(given)[0]
+        assert got.dtype == data
+        np.testing.assert_array_equal(got, plain(given)[0])
+        if not product:
+            np.testing.assert_array_equal(got, reference(given)[0])
+
+
+def test_what_is_no_table() -> None:
+    """Two roundings around what vectors do quickly; a bias by channel between them, which is a note. The target does
+    not matter."""
+    assert looked_up(effc.compile(activation("Gelu", np.uint8, True), target="cpu:x86-64-v4")) == 1
+    for op, bias, notes in (("Relu", None, 0), ("Gelu", np.linspace(-1, 1, 70).astype(np.float32), 1)):
+        m = effc.compile(activation(op, np.uint8, True, bias))
+        assert looked_up(m) == 0
+        assert sum("depends on a byte and the channel" in n["reason"] for n in m.report["notes"]) == notes
 
 
 def test_split_weights_are_reported() -> None:

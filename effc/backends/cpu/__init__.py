@@ -41,11 +41,13 @@ def compile_graphs(
     decide: Callable[[str], Decide | None] | None = None,
     memory: bool = True,
     others: bool = False,
+    winograd: bool = True,
 ) -> Compiled:
     """Lowers and compiles entry points that share constants. Programs still hold symbolic dims and constant indices.
     ``decide`` gives what chooses among ways to make a call, for an entry point by name (``effc.cost.model.chooser``);
     without it every call is made as the lowering rules say. ``memory``: False plans none, each buffer apart.
-    ``others``: programs also hold their other ways to concatenate, under that name."""
+    ``others``: programs also hold their other ways to concatenate, under that name. ``winograd``: False keeps
+    convolutions of bytes direct."""
     from . import build
     from .lower import Constants, Lowering, Options, load_rules
     from .sources import bundle
@@ -59,8 +61,9 @@ def compile_graphs(
     plans: dict[str, dict[str, Any]] = {}
     for name, g in graphs.items():
         options = Options(
-            target, num_threads, decide=None if decide is None else decide(name), memory=memory, others=others
-        )
+            target, num_threads, decide=None if decide is None else decide(name), memory=memory, others=others,
+            winograd=winograd,
+        )  # fmt: skip
         cx = Lowering(g, options, constants, generated)
         programs[name] = cx.run()
         kernels |= cx.kernels

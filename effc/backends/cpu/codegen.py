@@ -248,23 +248,28 @@ def map_kernel(
     epilogue: bool = False,
     prologue: bool = False,
     lookups: Sequence[Lookup] = (),
+    table: bool = False,
 ) -> tuple[str, list[Dim]]:
     """A map over the body's inputs and outputs, or (``epilogue``) one whose input 0 is a tile of ``acc``, or
     (``prologue``) one that writes rows for a kernel to load.
 
-    ``patterns``: the expected innermost stride of each input, each index of ``lookups``, each output. Returns the
-    symbol and the dims the kernel needs as its first attributes."""
+    ``patterns``: the expected innermost stride of each input, each index of ``lookups``, the table, each output.
+    ``table``: the body's one result, a byte, is the index of the real one in a table of 256 bytes, an operand that
+    follows the inputs and has strides 0 (tables.py). Returns the symbol and the dims the kernel needs as its first
+    attributes."""
     _check(body)
     loop = Operands(body, lookups)
     e = Emitter(body, loop.dv)
-    operands, lines = [], []
-    n_in = loop.first_result
-    ops = [n.types[0].dtype for n in body.inputs] + [x.dtype for x in lookups] + [v.dtype for v in body.outputs]
+    operands: list[str] = []
+    lines: list[str] = []
+    n_in = loop.first_result + table
+    ops = [n.types[0].dtype for n in body.inputs] + [x.dtype for x in lookups] + [DType.u8] * table
+    ops += [DType.u8 if table else v.dtype for v in body.outputs]
     if epilogue:
         assert acc is not None
     for k, dt in enumerate(ops):
         if len(body.inputs) <= k < n_in:
-            continue  # an index
+            continue  # an index, or the table
         own = acc if epilogue and k == 0 and acc is not None else dt
         operands.append(f"    const auto o{k} = {loop.make(k, own)};")
     for k, n in enumerate(body.inputs):
@@ -277,7 +282,17 @@ def map_kernel(
     # Constants before the loop: see opaque in math.hpp.
     constants = [f"    {c}" for c in e.constants()]
     lines += [f"      {e.define(n)}" for n in body.nodes if n.operands and n in e.live]
-    lines += [f"      o{n_in + k}.store(i, {e.names[v]});" for k, v in enumerate(body.outputs)]
+    blocks: list[str] = []
+    blocks_end: list[str] = []
+    if table:
+        blocks = [
+            "    for (int64_t from = 0; from < n; from += LOOKUPS) {",
+            "    const int64_t to = from + LOOKUPS < n ? from + LOOKUPS : n;",
+        ]
+        blocks_end = ["    }"]
+        lines.append(f"      index[i - from] = (uint8_t){e.names[body.outputs[0]]};")
+    else:
+        lines += [f"      o{n_in + k}.store(i, {e.names[v]});" for k, v in enumerate(body.outputs)]
     params = ", ".join(f"int S{k}" for k in range(len(ops)))
     fast = ", ".join(str(p) for p in patterns)
     slow = ", ".join([str(ANY)] * len(ops))
@@ -291,15 +306,17 @@ def map_kernel(
             "    for (int64_t r = 0; r < m; ++r) {",
             f"      char* const p[] = {{{', '.join(f'first[{k}] + r * row[{k}]' for k in range(len(ops)))}}};",
             *operands,
+            *blocks,
         ]
-        end = ["    }"]
+        end = [*blocks_end, "    }"]
     else:
         start = [
             "  static void inner(int64_t n, char* const* p, const int64_t* s, [[maybe_unused]] const int64_t* dv) {",
             *operands,
             *constants,
+            *blocks,
         ]
-        end = []
+        end = blocks_end
     text = "\n".join(
         [
             "namespace effc {",
@@ -307,10 +324,12 @@ def map_kernel(
             f"struct @_ {{  // {describe(body)}",
             f"  template <{params}>",
             *start,
+            *(["      uint8_t index[LOOKUPS];"] if table else []),
             "#pragma GCC ivdep",
-            "    for (int64_t i = 0; i < n; ++i) {",
+            f"    for (int64_t i = {'from' if table else '0'}; i < {'to' if table else 'n'}; ++i) {{",
             *lines,
             "    }",
+            *([f"    look_up((const uint8_t*)p[{n_in - 1}], o{n_in}, index, from, to - from);"] if table else []),
             *end,
             "  }",
             "};",

@@ -6,6 +6,8 @@
  */
 #ifndef EFFC_LOOP_HPP
 #define EFFC_LOOP_HPP
+#include <immintrin.h>
+
 #include "effc_kernel.h"
 #include "math.hpp"
 #include "types.hpp"
@@ -53,6 +55,39 @@ struct Taken {
     return to_compute(SI == 0 ? p[at] : p[wrapped(index[i * is], size) * pitch + at]);
   }
 };
+
+/* Results that are looked up in a table of 256 bytes: LOOKUPS indices are computed, then their entries are stored. */
+constexpr int64_t LOOKUPS = 64;
+
+/* A vector of entries: bytes of each 16th of the table by the low half of the index, then chosen by its high half. */
+EFFC_INLINE void look_up_vector(const __m256i (&part)[16], const uint8_t* index, uint8_t* out) {
+  const __m256i at = _mm256_loadu_si256((const __m256i*)index), fifteen = _mm256_set1_epi8(15);
+  const __m256i low = _mm256_and_si256(at, fifteen);
+  __m256i r[16];
+#pragma GCC unroll 16
+  for (int k = 0; k < 16; ++k) r[k] = _mm256_shuffle_epi8(part[k], low);
+  /* Bit 4, 5, 6, 7 of each index comes to the top of its byte, which is what a blend looks at. */
+#pragma GCC unroll 4
+  for (int bit = 0, n = 8; bit < 4; ++bit, n /= 2) {
+    const __m256i top = _mm256_slli_epi16(at, 3 - bit);
+#pragma GCC unroll 8
+    for (int k = 0; k < n; ++k) r[k] = _mm256_blendv_epi8(r[2 * k], r[2 * k + 1], top);
+  }
+  _mm256_storeu_si256((__m256i*)out, r[0]);
+}
+
+/* out[from + i] = table[index[i]] for i below `n`. */
+template <class O>
+EFFC_INLINE void look_up(const uint8_t* table, const O& out, const uint8_t* index, int64_t from, int64_t n) {
+  int64_t i = 0;
+  if (out.s == 1 && n >= 32) {
+    __m256i part[16];
+#pragma GCC unroll 16
+    for (int k = 0; k < 16; ++k) part[k] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)(table + 16 * k)));
+    for (; i + 32 <= n; i += 32) look_up_vector(part, index + i, out.p + from + i);
+  }
+  for (; i < n; ++i) out.store(from + i, table[index[i]]);
+}
 
 /* Rounds a compute value to a storage type and back: what a tensor of that type between two ops would hold. */
 template <class T, class V>

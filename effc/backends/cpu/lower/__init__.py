@@ -151,6 +151,7 @@ class Options:
     num_threads: int | None = None
     memory: bool = True  # False: instructions as they come, nothing in place, each buffer apart
     others: bool = False  # also the program's other ways to concatenate (``finish``), for a budget to choose from
+    winograd: bool = True  # False: convolutions of bytes stay direct, as the pass form_winograd is left out for floats
     # Picks one of several ways to make the same call; None: the first, which is the backend's own rule.
     decide: Callable[[Sequence[Call]], Decision] | None = None
 
@@ -381,14 +382,16 @@ class Lowering:
         entry = {"op": n.op, "name": n.name or n.op, "loc": str(n.loc or ""), "kernel": kernel}
         self.decisions.append({**entry, "chosen": label, "why": why})
 
-    def epilogue(self, body: Graph, acc: DType, extras: Sequence[Buf], outs: Sequence[Buf]) -> tuple[str, list[Dim]]:
+    def epilogue(
+        self, body: Graph, acc: DType, extras: Sequence[Buf], outs: Sequence[Buf], table: bool = False
+    ) -> tuple[str, list[Dim]]:
         """The symbol of a fused epilogue over tiles of ``acc``, for ``call(epilogue=...)``, and the dims that must be
         appended, last, to the call's attrs. ``extras`` (the body's inputs after the accumulator) and ``outs`` are rank
         4 (b0, b1,
         m, n)."""
         from .fused import epilogue
 
-        return epilogue(self, body, acc, extras, outs)
+        return epilogue(self, body, acc, extras, outs, table)
 
     def note(self, node: Node, reason: str) -> None:
         """Puts into the report that ``node`` missed a fast path, and why."""

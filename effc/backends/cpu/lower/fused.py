@@ -12,7 +12,7 @@ from ....ir.dims import Dim
 from ....ir.dtypes import DType
 from ....ir.graph import Builder, Graph, Node, Value
 from ....ir.op import OPS, broadcast_shapes
-from .. import codegen
+from .. import codegen, tables
 from . import Buf, Lowering, _size_hint, lowers
 from .views import broadcast
 
@@ -133,22 +133,25 @@ class Loop:
 
 def lower_map(cx: Lowering, node: Node, body: Graph, operands: Sequence[Value]) -> None:
     shape = broadcast_shapes(*(v.shape for v in body.outputs))
-    loop = Loop.of(body, operands)
+    full = body
+    body, left, table = tabled(cx, body, operands, shape)
+    loop = Loop.of(body, [v for v in left if v is not None])
     raw = [cx.strided(v) for v in loop.plain]
     plain = [broadcast(cx, b, shape) for b in raw]
-    ins = [*plain, *loop.looked_up(cx, shape)]
+    ins = [*plain, *loop.looked_up(cx, shape), *([] if table is None else [table])]
     order = lead_order(raw, shape)
     outs = [cx.out(node, i, order=order) for i in range(len(node.types))]
-    full = order or tuple(range(len(shape)))
-    patterns = pattern_of([*ins, *outs], full, shape)
-    kernel, dv = codegen.map_kernel(cx.generated, loop.body, patterns, lookups=loop.lookups(cx))
+    patterns = pattern_of([*ins, *outs], order or tuple(range(len(shape))), shape)
+    kernel, dv = codegen.map_kernel(
+        cx.generated, loop.body, patterns, lookups=loop.lookups(cx), table=table is not None
+    )  # fmt: skip
     cx.call(
         kernel,
         ins,
         outs,
         dv,
         inplace=inplace_pairs(len(outs), plain, outs),
-        name=node.name or codegen.describe(body).replace(" ", "_"),
+        name=node.name or codegen.describe(full).replace(" ", "_"),
         body=codegen.counts(loop.body),
         reads=loop.reads(),
     )
@@ -271,12 +274,29 @@ def lower_dim_value(cx: Lowering, node: Node) -> None:
     lower_map(cx, node, b.graph([out[0]]), [])
 
 
+def tabled(
+    cx: Lowering, body: Graph, operands: Sequence[Value | None], shape: Sequence[Dim]
+) -> tuple[Graph, list[Value | None], Buf | None]:
+    """The body and its operands (None: not a value of the graph), or where its result is better looked up (tables.py),
+    what is left of them and the table, seen as ``shape`` with strides 0."""
+    found = tables.split(body, [None if v is None else cx.constant_of(v) for v in operands])
+    if isinstance(found, str):
+        assert cx.node is not None
+        cx.note(cx.node, found)
+    if not isinstance(found, tables.Tabled):
+        return body, list(operands), None
+    cx.decided("table", "256 bytes", f"{found.nodes} nodes between two roundings are a function of one byte")
+    table = cx.view(cx.const(found.table), shape, [0] * len(shape))
+    return found.body, [operands[k] for k in found.kept], table
+
+
 def epilogue(
-    cx: Lowering, body: Graph, acc: DType, extras: Sequence[Buf], outs: Sequence[Buf]
+    cx: Lowering, body: Graph, acc: DType, extras: Sequence[Buf], outs: Sequence[Buf], table: bool = False
 ) -> tuple[str, list[Dim]]:
-    """The symbol of a body as an epilogue over tiles of ``acc``; extras and outs are rank 4 (b0, b1, m, n) Bufs."""
+    """The symbol of a body as an epilogue over tiles of ``acc``; extras and outs are rank 4 (b0, b1, m, n) Bufs.
+    ``table``: the last of the extras is one (:func:`tabled`)."""
     patterns = [1] + [b.strides[3] if b.strides[3] in (0, 1) else codegen.ANY for b in [*extras, *outs]]
-    return codegen.map_kernel(cx.generated, body, patterns, acc, epilogue=True)  # type: ignore[arg-type]
+    return codegen.map_kernel(cx.generated, body, patterns, acc, epilogue=True, table=table)  # type: ignore[arg-type]
 
 
 lowers(*elementwise_ops())(lower_elementwise)

@@ -18,6 +18,7 @@ from ..packing import int8_winograd as winograd
 from . import Buf, Lowering, lowers, views
 from .contraction import _rank4, constant_matrix
 from .conv import _three, as_rows, channels_last
+from .fused import tabled
 
 Array = np.ndarray[Any, Any]
 
@@ -68,6 +69,17 @@ def _fits(cx: Lowering, node: Node) -> bool:
     return False
 
 
+def _epilogue_of(cx: Lowering, node: Node) -> tuple[Any, list[Buf], bool]:
+    """The body, or None, its operands after the sums, broadcast to the result, and whether the last is a table."""
+    body: Any = node.attrs.get("body")
+    shape, extras, table = node.types[0].shape, list(_extras(node)), None
+    if body is not None:
+        body, (_, *left), table = tabled(cx, body, [None, *extras], shape)
+        extras = [v for v in left if v is not None]
+    bufs = [views.broadcast(cx, cx.strided(v), shape) for v in extras]
+    return body, [*bufs, *([] if table is None else [table])], table is not None
+
+
 @lowers("qmatmul", "qmatmul_fused")
 def lower_qmatmul(cx: Lowering, node: Node) -> None:
     found = _weights(cx, node) if node.operands[1].rank == 2 else None
@@ -76,9 +88,8 @@ def lower_qmatmul(cx: Lowering, node: Node) -> None:
         return
     k, n = node.operands[1].shape[-2:]
     a, za = cx.strided(node.operands[0]), cx.strided(node.operands[2])
-    body: Any = node.attrs.get("body")
     shape = node.types[0].shape
-    extras = [views.broadcast(cx, cx.strided(v), shape) for v in _extras(node)]
+    body, extras, table = _epilogue_of(cx, node)
     outs = [cx.out(node, i) for i in range(len(node.types))]
     # Zero points have one column: any view of rows fits them.
     zeros = views.broadcast(cx, za, (*shape[:-1], 1))
@@ -88,7 +99,7 @@ def lower_qmatmul(cx: Lowering, node: Node) -> None:
     a4, b4, tiles = _rank4(cx, shape[:-2], a, b, n, shared, [*outs, *extras, wide])
     z4 = cx.view(tiles[-1], (*tiles[-1].shape[:3], 1), tiles[-1].strides)
     outs4, extras4 = tiles[: len(outs)], tiles[len(outs) : -1]
-    symbol, values = cx.epilogue(body, DType.i32, extras4, outs4) if body is not None else (None, [])
+    symbol, values = cx.epilogue(body, DType.i32, extras4, outs4, table) if body is not None else (None, [])
     if b4 is not None:
         zb = cx.strided(node.operands[3])
         cx.call(
@@ -116,6 +127,8 @@ def _winograd(
     tile, why = winograd.DIRECT, ""
     if a["groups"] != 1 or tuple(a["stride"]) != (1, 1) or tuple(a["dilation"]) != (1, 1):
         why = "groups, stride or dilation"
+    elif not cx.options.winograd:
+        why = "form_winograd is left out"
     elif not micro.saturates:
         why = f"{micro.name} multiplies bytes at once, four or more for one product of 16 bits"
     else:
@@ -151,11 +164,11 @@ def lower_qconv(cx: Lowering, node: Node) -> None:
         packed = _packed(cx, node, ("conv", groups, *key), packing.filters(w, groups), zeros)
     x = cx.in_order(cx.strided(node.operands[0]), channels_last(rank))
     z = cx.strided(node.operands[2])
-    body: Any = node.attrs.get("body")
     shape = node.types[0].shape
-    extras = [as_rows(cx, views.broadcast(cx, cx.strided(v), shape)) for v in _extras(node)]
+    body, extras, table = _epilogue_of(cx, node)
+    extras = [as_rows(cx, x) for x in extras]
     outs = [as_rows(cx, cx.out(node, i, order=channels_last(rank))) for i in range(len(node.types))]
-    symbol, values = cx.epilogue(body, DType.i32, extras, outs) if body is not None else (None, [])
+    symbol, values = cx.epilogue(body, DType.i32, extras, outs, table) if body is not None else (None, [])
     sizes = [*_three(w.shape[2:], 1), *_three(attrs["stride"], 1), *_three([p[0] for p in attrs["padding"]], 0)]
     sizes += [*_three(attrs["dilation"], 1), *_three(shape[2:], 1)]
     if fast is not None:
