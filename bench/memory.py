@@ -27,7 +27,7 @@ def graph(path: Path, out: Path | None, seconds: float, rewrite: bool) -> list[d
     p = problem.from_json(path)
     name = path.name.removesuffix(".json")
     o = order.order(p, seconds=seconds)
-    given, found = schedule.lay_out(p, p.given), schedule.lay_out(p, o.order)
+    given, found = schedule.lay_out(p, p.given), schedule.lay_out_found(p, o)
     rows: list[dict[str, Any]] = [
         {
             "name": name,

@@ -143,7 +143,7 @@ def row(name: str, p: Problem, greedy: Callable[[list[Interval], int], int] | No
     sized = place(sorted(intervals, key=lambda i: (-i.bytes, i.start, i.id)))
     given = schedule.lay_out(p, p.given)
     found = order.order(p)
-    ours = schedule.lay_out(p, found.order) if found.peak < given.arena else given
+    ours = schedule.lay_out_found(p, found) if found.peak < given.arena else given
     rewritten = schedule.schedule(p, rewrite=True).layout
     return {
         "graph": name,

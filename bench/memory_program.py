@@ -41,6 +41,8 @@ def own(p: problem.Problem) -> int:
 def row(name: str, size: int, searched: int | None, seconds: float, o: program.Outcome, **more: Any) -> dict[str, Any]:
     if o.ended == "infeasible":
         what = "proven impossible"
+    elif o.layout is o.steps is o.placement is None:
+        what = "no plan found"
     elif searched is None or o.objective < searched:
         what = "better" if searched is not None else "a plan"
     else:
@@ -74,7 +76,7 @@ def graph(kind: str, path: Path, args: argparse.Namespace) -> dict[str, Any]:
             start = schedule.schedule(p, rewrite=True).layout
         else:
             found = order.order(p)
-            start = schedule.lay_out(p, found.order) if offsets or not args.cold else schedule.lay_out(p, p.given)
+            start = schedule.lay_out_found(p, found) if offsets or not args.cold else schedule.lay_out(p, p.given)
             if not offsets and args.cold:
                 took = time.perf_counter() - began
                 o = program.least_arena(p, start, **options)

@@ -76,6 +76,7 @@ class OrderIn(ctypes.Structure):
 class OrderOut(ctypes.Structure):
     _fields_ = [
         ("order", _Array),
+        ("loose", _Array),
         ("peak", _i64),
         ("bound", _i64),
         ("cut_bound", _i64),

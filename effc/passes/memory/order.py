@@ -19,7 +19,9 @@ from .problem import Choices, Problem
 @dataclass(frozen=True)
 class Order:
     """``peak`` and ``given_peak`` in bytes; no order has less than ``bound``. ``ended``: ``proven`` (peak == bound),
-    ``budget`` (of states: reproducible), ``time`` (the outer guard), or why there was no search."""
+    ``budget`` (of states: reproducible), ``time`` (the outer guard), or why there was no search. ``loose``: another
+    order with this peak, as the search left it. ``order`` has every node as near its given place as the peak allows,
+    so many steps come close to the peak; ``loose`` has fewer of these, and offsets are found for it more easily."""
 
     order: tuple[int, ...]
     peak: int
@@ -29,6 +31,7 @@ class Order:
     states: int = 0
     cut_bound: int = 0  # what minimum cuts alone prove
     seconds: float = 0.0
+    loose: tuple[int, ...] = ()
 
     @property
     def proven(self) -> bool:
@@ -183,7 +186,7 @@ def order(
     use_first, use = ragged([[at[n] for n in m.readers[t]] for t in names])
     after_first, after = ragged([sorted(at[a] for a in m.after[n]) for n in ids])
     over_first, over = ragged([[index[t] for t in m.over[n]] for n in ids])
-    into = array([0] * len(ids))
+    into, loose = array([0] * len(ids)), array([0] * len(ids))
     question = library.OrderIn(
         len(ids),
         len(names),
@@ -202,7 +205,7 @@ def order(
         budget,
         seconds,
     )
-    answer = library.OrderOut(order=into)
+    answer = library.OrderOut(order=into, loose=loose)
     status = library.handle().effc_mem_order(ctypes.byref(question), ctypes.byref(answer))
     if status == 1:
         raise MemoryError("the order search had no memory left")
@@ -216,6 +219,7 @@ def order(
         answer.states,
         answer.cut_bound,
         time.perf_counter() - began,
+        tuple(ids[loose[k]] for k in range(len(ids))),
     )
 
 

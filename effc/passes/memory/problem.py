@@ -28,6 +28,7 @@ spills, refills, drops and recomputes.
 from __future__ import annotations
 
 import csv
+import graphlib
 import itertools
 import json
 import os
@@ -150,40 +151,131 @@ class Steps:
 
 
 def from_dict(g: Mapping[str, Any]) -> Problem:
-    if g.get("format") != FORMAT:
-        raise ValueError(f"not a memory graph of the format {FORMAT}: {g.get('format')!r}")
-    tensors = {
-        t["id"]: Tensor(
-            t["id"],
-            t["bytes"],
-            t["kind"],
-            t.get("name", ""),
-            t.get("raw_bytes", t["bytes"]),
-            t.get("space", ARENA),
-            t.get("pinned"),
+    """ValueError, with the node or tensor and its field, for what is no graph of the format, or has no order: tensors
+    that nobody or several make, nodes that wait for each other, sizes below zero."""
+    if not isinstance(g, Mapping) or g.get("format") != FORMAT:
+        raise ValueError(
+            f"not a memory graph of the format {FORMAT}: {g.get('format') if isinstance(g, Mapping) else g!r}"
         )
-        for t in g["tensors"]
-    }
-    nodes = tuple(
-        Node(
-            n["id"],
-            tuple(n["ins"]),
-            tuple(n["outs"]),
-            n.get("op", ""),
-            n.get("name", ""),
-            tuple(n.get("inplace_ok", ())),
-            _parts(n, tensors),
-            n.get("workspace", 0),
-            tuple(n.get("after", ())),
-            n.get("flops", 0),
-            tuple(n.get("writes", ())),
-            n.get("once", False),
-            _views(n, tensors),
+    align = _integer(g, "the graph", "align", 64, least=1)
+    tensors: dict[int, Tensor] = {}
+    for t in _objects(g, "tensors"):
+        k = _integer(t, "a tensor", "id")
+        what = f"tensor {k}"
+        if k in tensors:
+            raise ValueError(f"{what} is there twice")
+        if t.get("kind") not in ("input", "intermediate", "output"):
+            raise ValueError(f"{what}: its kind is {t.get('kind')!r}, not input, intermediate or output")
+        size = _integer(t, what, "bytes", least=0)
+        pinned = None if t.get("pinned") is None else _integer(t, what, "pinned", least=0)
+        if pinned is not None and pinned % align:
+            raise ValueError(f"{what}: it is pinned at {pinned}, which is no multiple of the alignment, {align}")
+        raw = _integer(t, what, "raw_bytes", size, least=0)
+        if raw > size:
+            raise ValueError(f"{what}: its raw_bytes, {raw}, are more than its bytes, {size}")
+        tensors[k] = Tensor(k, size, t["kind"], t.get("name", ""), raw, t.get("space", ARENA), pinned)
+    nodes = []
+    for n in _objects(g, "nodes"):
+        k = _integer(n, "a node", "id")
+        what = f"node {k}"
+        lists = {key: _integers(n, what, key) for key in ("ins", "outs", "inplace_ok", "after", "writes")}
+        for key in ("ins", "outs", "inplace_ok", "writes"):
+            for x in lists[key]:
+                if x not in tensors:
+                    raise ValueError(f"{what}: {x} in its {key} is no tensor of the graph")
+        for key in ("inplace_ok", "writes"):
+            for x in lists[key]:
+                if x not in lists["ins"]:
+                    raise ValueError(f"{what}: tensor {x} in its {key} is not in its ins")
+        for x in n.get("views", ()):
+            if len(x) != 3 or x[0] not in lists["outs"] or x[1] not in lists["ins"]:
+                raise ValueError(f"{what}: {x} in its views is not [result, operand, byte offset]")
+        nodes.append(
+            Node(
+                k,
+                lists["ins"],
+                lists["outs"],
+                n.get("op", ""),
+                n.get("name", ""),
+                lists["inplace_ok"],
+                _parts(n, tensors),
+                _integer(n, what, "workspace", 0, least=0),
+                lists["after"],
+                _integer(n, what, "flops", 0, least=0),
+                lists["writes"],
+                n.get("once", False),
+                _views(n, tensors),
+            )
         )
-        for n in g["nodes"]
-    )
+    _check_edges(nodes, tensors)
     spaces = g.get("spaces") or dict.fromkeys(sorted({ARENA, *(t.space for t in tensors.values())}))
-    return Problem(nodes, tensors, g.get("align", 64), g.get("name", ""), spaces)
+    for made in tensors.values():
+        if made.space not in spaces:
+            raise ValueError(
+                f"tensor {made.id}: its space, {made.space!r}, is not among the spaces: {', '.join(spaces)}"
+            )
+    return Problem(tuple(nodes), tensors, align, g.get("name", ""), spaces)
+
+
+def _objects(g: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    got = g.get(key)
+    if not isinstance(got, list) or not all(isinstance(x, Mapping) for x in got):
+        raise ValueError(f"the graph's {key} must be a list of objects")
+    return got
+
+
+def _integer(x: Mapping[str, Any], what: str, key: str, default: int | None = None, least: int | None = None) -> int:
+    got = x.get(key, default)
+    if not isinstance(got, int) or isinstance(got, bool) or (least is not None and got < least):
+        needs = "an integer" if least is None else f"an integer of at least {least}"
+        raise ValueError(f"{what}: its {key} must be {needs}, not {got!r}" if key in x else f"{what} has no {key}")
+    return got
+
+
+def _integers(n: Mapping[str, Any], what: str, key: str) -> tuple[int, ...]:
+    got = n.get(key, None if key in ("ins", "outs") else ())
+    if not isinstance(got, (list, tuple)) or not all(isinstance(t, int) for t in got):
+        raise ValueError(f"{what}: its {key} must be a list of numbers" if key in n else f"{what} has no {key}")
+    return tuple(got)
+
+
+def _check_edges(nodes: Sequence[Node], tensors: Mapping[int, Tensor]) -> None:
+    """Each tensor is made once, before it is read; each node once, and after those it must follow."""
+    maker: dict[int, int] = {}
+    needs: dict[int, set[int]] = {}
+    for n in nodes:
+        if n.id in needs:
+            raise ValueError(f"node {n.id} is there twice")
+        needs[n.id] = set()
+        for t in n.outs:
+            if tensors[t].kind == "input":
+                raise ValueError(f"node {n.id}: tensor {t} in its outs is an input, which no node makes")
+            if t in maker:
+                raise ValueError(f"node {n.id}: tensor {t} in its outs is made by node {maker[t]} already")
+            maker[t] = n.id
+    for n in nodes:
+        for t in n.ins:
+            if t in maker:
+                needs[n.id].add(maker[t])
+            elif tensors[t].kind != "input":
+                raise ValueError(f"node {n.id}: tensor {t} in its ins is made by no node, and is no input")
+        for u in n.after:
+            if u not in needs:
+                raise ValueError(f"node {n.id}: {u} in its after is no node of the graph")
+            needs[n.id].add(u)
+    at = {n.id: k for k, n in enumerate(nodes)}
+    early = [(n, u) for n, us in needs.items() for u in us if at[u] >= at[n]]
+    if not early:
+        return
+    try:
+        graphlib.TopologicalSorter(needs).prepare()
+    except graphlib.CycleError as e:
+        ring = " -> ".join(str(u) for u in e.args[1])
+        raise ValueError(f"these nodes wait for each other, in a cycle: {ring}") from None
+    first, needed = early[0]
+    raise ValueError(
+        f"node {first} stands before node {needed}, which it needs: nodes must stand in an order that can run"
+    )
 
 
 def _parts(n: Mapping[str, Any], tensors: Mapping[int, Tensor]) -> tuple[tuple[int, int], ...]:
@@ -232,7 +324,10 @@ def to_dict(p: Problem) -> dict[str, Any]:
 
 
 def from_json(path: str | os.PathLike[str]) -> Problem:
-    return from_dict(json.loads(Path(path).read_text()))
+    try:
+        return from_dict(json.loads(Path(path).read_text()))
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from None
 
 
 def plan_to_dict(plan: Plan) -> dict[str, Any]:
@@ -364,10 +459,23 @@ def with_drops(
 
 
 def intervals_from_csv(path: str | os.PathLike[str]) -> list[Interval]:
-    """Buffers with given lifetimes and no alignment."""
+    """Buffers with given lifetimes and no alignment. ValueError, with the line, for what is none."""
+    out: list[Interval] = []
     with open(path, newline="") as f:
-        rows = list(csv.DictReader(f))
-    return [Interval(int(r["id"]), int(r["lower"]), int(r["upper"]) - 1, int(r["size"]), align=1) for r in rows]
+        reader = csv.DictReader(f)
+        for r in reader:
+            try:
+                i, start, stop, size = (int(r[key]) for key in ("id", "lower", "upper", "size"))
+            except (KeyError, TypeError, ValueError):
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: four integers are needed, in columns id, lower, upper, size"
+                ) from None
+            if stop <= start or size < 0:
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: buffer {i} is live from {start} to {stop}, {size} bytes"
+                )
+            out.append(Interval(i, start, stop - 1, size, align=1))
+    return out
 
 
 # Lifetimes ------------------------------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ typedef struct {
 
 typedef struct {
     int64_t* order;  // [nodes]
+    int64_t* loose;  // [nodes]: another with this peak, as the search left it
     int64_t peak, bound, cut_bound, states;
     int32_t ended;
 } effc_mem_ordered;

@@ -271,6 +271,7 @@ class OrderPlanner {
         low = std::max(low, cuts(steps, low, high));
         out_.cut_bound = low;
         search(low, high);
+        std::copy(best_.begin(), best_.end(), out_.loose);
         if (best_ != std::vector<int>(in_.given, in_.given + g_.n)) towards_given(high);
         out_.peak = high, out_.bound = std::min(low, high);
         out_.ended = low >= high ? EFFC_MEM_PROVEN : late_ ? EFFC_MEM_TIME : EFFC_MEM_BUDGET;
