@@ -1,5 +1,6 @@
-"""Epilogues of depthwise convolutions, whose rows are a block of channels: two vectors (a loop of their own), and any other
-number of channels; a hardswish with a scale and a shift, as PP-LCNet has it, and one that stays a general loop."""
+"""Epilogues of depthwise convolutions, whose rows are a block of channels: two vectors (a loop of their own), and any
+other number of channels; a hardswish with a scale and a shift, as PP-LCNet has it, and one that stays a general loop.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +29,10 @@ class Net(nn.Module):
         return y * torch.clamp(y + 3, 0, 6) / 6 * 0.7 - 0.25
 
 
-@pytest.mark.parametrize(("channels", "kernel", "dear"), [(16, 3, False), (64, 5, False), (41, 3, False), (16, 3, True)])
+CASES = [(16, 3, False), (64, 5, False), (41, 3, False), (16, 3, True)]
+
+
+@pytest.mark.parametrize(("channels", "kernel", "dear"), CASES)
 def test_depthwise_epilogue(channels: int, kernel: int, dear: bool, tmp_path: Path) -> None:
     torch.manual_seed(channels)
     net = Net(channels, kernel, dear).eval()
