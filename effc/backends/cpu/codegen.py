@@ -22,6 +22,7 @@ from ...ir.dtypes import DType
 from ...ir.graph import Graph, Node, Value
 from ...runtime.errors import EffcError
 from .bytes import Rounding, roundings
+from .division import quotients
 from .gelu import gelus
 
 ANY = 2  # stride pattern: known only at run time
@@ -151,17 +152,21 @@ class Emitter:
         self.limits = {c for n in body.nodes if (c := limit_of(n)) is not None}
         self.roundings = roundings(body)
         self.gelus = gelus(body)
+        self.quotients = quotients(body)
         self.rounded: dict[Rounding, str] = {}  # the name of what their constants are in
+        self.factors: dict[tuple[np.float32, np.float32], str] = {}  # of quotients: what they are in
         self.live = self._live()
 
     def operands(self, n: Node) -> Sequence[Value]:
         """The values that the node's expression reads."""
         if n in self.gelus:
             return (self.gelus[n],)
+        if n in self.quotients:
+            return n.operands[:1]
         return (self.roundings[n][0].x,) if n in self.roundings else n.operands
 
     def dear(self, n: Node) -> bool:
-        return n.op in DEAR or n in self.gelus
+        return (n.op in DEAR and n not in self.quotients) or n in self.gelus
 
     def _live(self) -> set[Node]:
         """Nodes that results need."""
@@ -185,6 +190,11 @@ class Emitter:
             parts = [f"bitcast<float>((uint32_t)dv[{first + i}])" for i in range(len(values))]
             kind = "Bytes" if r.nan is None else "BytesNan"
             lines.append(f"const op::{kind} {name} = {{{', '.join(parts)}, (int32_t)dv[{first + len(values)}]}};")
+        for pair in dict.fromkeys(f for n, f in self.quotients.items() if n in self.live):
+            name = self.factors[pair] = f"quotient{len(self.factors)}"
+            parts = [f"bitcast<float>((uint32_t)dv[{len(self.dv) + i}])" for i in range(2)]
+            self.dv += [int(v.view(np.uint32)) for v in pair]
+            lines.append(f"const op::Quotient {name} = {{{', '.join(parts)}}};")
         if not self.live.isdisjoint(self.gelus):
             lines.append("const op::Gelu gelu = {op::opaque(op::Gelu::kLimit)};")
         return lines
@@ -208,6 +218,8 @@ class Emitter:
             return f"{self.rounded[r]}.{how}({self.names[r.x]})"
         if n in self.gelus:
             return f"gelu({self.names[self.gelus[n]]})"
+        if n in self.quotients:
+            return f"{self.factors[self.quotients[n]]}({self.names[n.operands[0]]})"
         args = [self.names[v] for v in n.operands]
         limit = limit_of(n)
         if limit is not None:
@@ -237,6 +249,23 @@ def _check(body: Graph) -> None:
     for n in body.nodes:
         if n.op == "constant" and n.attrs["data"].size != 1:
             raise EffcError("a fused body may hold only scalar constants", op="fused")
+
+
+def _rows_of_a_pair(row: Sequence[str], lines: Sequence[str], operands: int) -> list[str]:
+    """The loop over an epilogue's rows where they are two vectors long, as a depthwise convolution's blocks of channels
+    are: the start and the end of a loop of unknown length would take longer than they do. ``row``: the start of one."""
+    known = " && ".join(f"S{k} != ANY" for k in range(operands))
+    return [
+        f"    if ({known} && n == PAIR) {{",
+        *row,
+        "#pragma GCC ivdep",
+        "    for (int64_t i = 0; i < PAIR; ++i) {",
+        *lines,
+        "    }",
+        "    }",
+        "    return;",
+        "    }",
+    ]
 
 
 def map_kernel(
@@ -299,13 +328,18 @@ def map_kernel(
     if epilogue:
         slow = ", ".join(["1", *[str(ANY)] * (len(ops) - 1)])
         # Rows are as short as a block of channels: what is the same for all of them is worked out once.
+        row = [
+            "    for (int64_t r = 0; r < m; ++r) {",
+            f"      char* const p[] = {{{', '.join(f'first[{k}] + r * row[{k}]' for k in range(len(ops)))}}};",
+            *operands,
+        ]
+        cheap = not any(e.dear(n) for n in e.live)
         start = [
             "  static void rows(int64_t m, int64_t n, char* const* first, const int64_t* row, const int64_t* s, "
             "[[maybe_unused]] const int64_t* dv) {",
             *constants,
-            "    for (int64_t r = 0; r < m; ++r) {",
-            f"      char* const p[] = {{{', '.join(f'first[{k}] + r * row[{k}]' for k in range(len(ops)))}}};",
-            *operands,
+            *(_rows_of_a_pair(row, lines, len(ops)) if cheap and not table else ()),
+            *row,
             *blocks,
         ]
         end = [*blocks_end, "    }"]

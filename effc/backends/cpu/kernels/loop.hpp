@@ -315,6 +315,8 @@ int32_t run_map(const effc_call* c, inner_fn fast, const int8_t* pattern, inner_
 /* m rows of n elements from `first` on, `row` bytes apart. */
 typedef void (*rows_fn)(int64_t m, int64_t n, char* const* first, const int64_t* row, const int64_t* s, const int64_t* dv);
 
+constexpr int64_t PAIR = EFFC_VLEN / 2; /* elements of f32 in two vectors */
+
 template <int OPS>
 void run_epilogue(const effc_call* c, int64_t b0, int64_t b1, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
                          const void* acc, int64_t ld, int64_t acc_size, const int64_t* dv, rows_fn fast,

@@ -489,6 +489,12 @@ EFFC_INLINE T opaque(T x) {
   __asm__("" : "+x"(x));
   return x;
 }
+/* x / c in two products, for a c of which division.py has proven that they give the quotient. */
+struct Quotient {
+  float inverse, rest; /* 1 / c is their sum */
+
+  inline __attribute__((always_inline)) float operator()(float x) const { return fm::fma(x, inverse, x * rest); }
+};
 /* x / 2 * (1 + erf(x / sqrt 2)) = x (1/2 + e), with e = x (1/8 + P(x^2) / Q(x^2)): a minimax rational function, error 1.1e-8 on
  * |x| <= limit. The eighth keeps the quotient, and with it its roundings, small where e is not. Coefficients are rounded so that e is
  * 1/2 at the limit exactly, and that errors are at most those with erf: 1.13e-7 |x|, 1.64 ulp for x > 0 (with erf 1.20e-7, 1.66). */
