@@ -632,6 +632,7 @@ def _planned(manifest: Mapping[str, Any], name: str) -> Iterator[str]:
     if b is None:
         return
     least = f", the least is {b['minimum']:,} (proven)" if "minimum" in b else ""
+    yield from _taken_apart("arena_budget", b.get("apart", ()))
     if not b["changed"]:
         yield f"arena_budget: {b['budget']:,} bytes, which that keeps{least}"
         return
@@ -642,6 +643,16 @@ def _planned(manifest: Mapping[str, Any], name: str) -> Iterator[str]:
         f"operations; most is needed by {b['largest']['name']}"
         f"{' at ' + b['largest']['loc'] if b['largest']['loc'] else ''}, {b['largest']['bytes']:,} bytes"
     )
+
+
+def _taken_apart(budget: str, regions: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """Fused regions that a budget has no room for, by the pass that formed them."""
+    by: dict[str, list[str]] = {}
+    for r in regions:
+        by.setdefault(r["pass"], []).append(f"{r['name']} at {r['loc']}" if r["loc"] else r["name"])
+    for name, which in by.items():
+        count = f"{len(which)} of what {name} joined" if len(which) > 1 else f"one of what {name} joined"
+        yield f"{budget}: taken apart as it needs less so: {count} ({', '.join(which)})"
 
 
 def cmd_tune(a: argparse.Namespace) -> None:

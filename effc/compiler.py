@@ -204,7 +204,7 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
     """An artifact for the target ``cpu``, loaded, or one for another machine, ready to be saved; from the model cache
     if it was made before. EffcError for what cannot be lowered."""
     from .backends import cpu
-    from .backends.cpu import build
+    from .backends.cpu import budgets, build
     from .backends.cpu.target import parse
     from .cost.alternatives import asker
     from .passes.manager import PassReport, Pipeline
@@ -246,6 +246,7 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
                     find("cpu").passes(),
                     ask=asker(t.name, constant_bytes(im.graph)),
                     lookups=options.memory_budget is None,
+                    sizes=options.memory_budget is None and options.arena_budget is None,
                 )
             ),
             disabled=[x for x in options.disable_passes if x != MEMORY],
@@ -254,16 +255,23 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
         graphs[n] = pipeline.run(im.graph, reports[n])
     mark = time.perf_counter()
     seconds["passes"] = mark - started - seconds["frontend"]
-    parts = cpu.compile_graphs(
+    made = budgets.fit(
+        lambda given, regions: cpu.compile_graphs(
+            given,
+            t,
+            options.num_threads,
+            lambda n: chooser(t.name, options.num_threads, given[n]),
+            MEMORY not in options.disable_passes,
+            options.arena_budget is not None,
+            FormWinograd.name not in options.disable_passes,
+            regions,
+        ),
         graphs,
         t,
-        options.num_threads,
-        lambda n: chooser(t.name, options.num_threads, graphs[n]),
-        MEMORY not in options.disable_passes,
-        options.arena_budget is not None,
-        FormWinograd.name not in options.disable_passes,
+        budgets.Budgets(options.arena_budget, options.memory_budget, threads_of(options.num_threads)),
     )
-    memory = within_budget(parts, graphs, t, options)
+    graphs, parts, memory = made.graphs, made.parts, made.memory
+    parts.build()
     seconds["backend"] = time.perf_counter() - mark
     if debug.level() >= 3:
         debug.show(debug.kernels_text(parts.programs, parts.notes))
@@ -315,33 +323,10 @@ def shared_arena(parts: Any) -> dict[str, Any]:
 MEMORY = "memory"  # in ``disable_passes``: the planning of memory, which follows lowering
 
 
-def within_budget(parts: Any, graphs: Mapping[str, Any], target: Any, options: CompileOptions) -> Any:
-    """Rewrites programs and constants so that they keep the budgets asked for; how, or None without a memory_budget.
-    EffcError with the least that would do."""
-    if options.memory_budget is None and options.arena_budget is None:
-        return None
-    from .backends.cpu import spilling, streaming
-
+def threads_of(num_threads: int | None) -> int:
+    """How many threads a model runs on at most that is compiled for so many, or for this machine."""
     named = os.environ.get("EFFC_NUM_THREADS", "")
-    threads = options.num_threads or (int(named) if named.isdigit() and int(named) else len(os.sched_getaffinity(0)))
-    arena = None
-    if options.arena_budget is not None:
-        limited, reports = spilling.fit(parts.programs, graphs, threads, options.arena_budget)
-        for name, report in reports.items():
-            moved = report.pop("at", None)
-            if moved is not None:
-                for d in parts.decisions[name]:
-                    if "at" in d:
-                        d["at"] = moved[d["at"]]
-            parts.memory[name] = {**parts.memory[name], "arena_budget": report}
-        if options.memory_budget is None:
-            parts.programs = limited
-            return None
-        arena = options.arena_budget, limited
-    parts.programs, parts.constants, memory = streaming.fit(
-        parts.programs, graphs, parts.constants, target, threads, options.memory_budget, arena
-    )
-    return memory
+    return num_threads or (int(named) if named.isdigit() and int(named) else len(os.sched_getaffinity(0)))
 
 
 def constant_bytes(graph: Any) -> int:

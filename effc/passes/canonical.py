@@ -16,6 +16,7 @@ from ..ir.dtypes import DType
 from ..ir.graph import Builder, Node, Value
 from ..ir.op import broadcast_shapes, get
 from ..ir.ops import elementwise
+from .masks import ends
 from .rewrite import Const, Match, P, Rewrite, Rule, Uniform, Var, const, fit, is_one, scalar, uniform
 
 X, Y = Var("x"), Var("y")
@@ -216,6 +217,27 @@ def nonnegative(v: Value, depth: int = 6) -> bool:
 def _positive(v: Value) -> bool:
     a = const(v)
     return a is not None and a.size <= 4096 and bool(np.all(a > 0))
+
+
+class CompareEnds(Rule):
+    """A comparison of integers that holds for all of them, or for none, such as positions >= 0."""
+
+    name = "compare_ends"
+    pattern = P("lt le gt ge", Var("x", lambda v: v.dtype.is_int), Uniform("c", lambda u: u.dtype.kind == "i"))
+
+    def rewrite(self, b: Builder, m: Match) -> Value | None:
+        low, high = ends(m["x"])
+        c, op = int(uniform(m["c"])), m.root.op
+        more = op in ("gt", "ge")
+        if isinstance(low, int) and (low > c or (low == c and op in ("ge", "lt"))):
+            value = more
+        elif isinstance(high, int) and (high < c or (high == c and op in ("le", "gt"))):
+            value = not more
+        else:
+            return None
+        t = m.root.types[0]
+        out: Value = b.op("full", value=value, shape=t.shape, dtype=t.dtype)
+        return out
 
 
 class PowConst(Rule):
@@ -605,8 +627,8 @@ class BroadcastOfUnary(Rule):
 
 RULES: tuple[Rule, ...] = (
     ImplicitBroadcast(), ConstantRight(), Neutral(), AddZero(), Absorb(), Involution(), Idempotent(), AbsAbs(),
-    NegIntoAdd(), DivByPowerOfTwo(), PowConst(), WhereConst(), Convert(), Reshape(), Permute(), BroadcastTo(), Slice(),
-    SliceOfConcat(), Concat(), Copy(), Flip(), ReduceTrivial(), BroadcastOfUnary(),
+    NegIntoAdd(), DivByPowerOfTwo(), CompareEnds(), PowConst(), WhereConst(), Convert(), Reshape(), Permute(),
+    BroadcastTo(), Slice(), SliceOfConcat(), Concat(), Copy(), Flip(), ReduceTrivial(), BroadcastOfUnary(),
 )  # fmt: skip
 
 

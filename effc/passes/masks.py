@@ -44,6 +44,15 @@ def position(v: Value, depth: int = 16) -> Position | None:
     return None if any(steps[:-2]) else Position(steps[-2], steps[-1], offset)
 
 
+def ends(v: Value) -> tuple[Dim | None, Dim | None]:
+    """What no element of an integer tensor is below, and above: where it is affine in its indices."""
+    found = _lines(v, 16) if v.dtype.is_int else None
+    if found is None:
+        return None, None
+    steps, offset = found
+    return offset if all(s >= 0 for s in steps) else None, offset if all(s <= 0 for s in steps) else None
+
+
 def _lines(v: Value, depth: int) -> tuple[list[int], Dim] | None:
     """(step per dim, offset) of a tensor that is affine in its indices; steps of dims of size 1 are 0."""
     if depth == 0:

@@ -37,6 +37,7 @@ class Options:
     fold_limit: int = 1 << 28  # largest result, in bytes, that constant folding may create
     kernels: bool = True  # form fused kernels; not for a target that takes single ops, such as ONNX
     lookups: bool = True  # tables are read within fused regions; not where they may stream from the artifact
+    sizes: bool = True  # what depends on sizes is chosen when they are known; not where a budget counts both ways
     ask: Ask | None = None  # chooses among alternatives of a rewrite; without it the passes' rules do
 
 
@@ -69,6 +70,6 @@ def default(options: Options | None = None) -> tuple[Pass, ...]:
         *((FuseChains(o.ask),) if o.kernels and o.native("conv_chain") else ()),
         *((FusePairs(),) if o.kernels and o.native("conv_pair") else ()),
         *((FormWinograd(o.ask),) if o.kernels and o.native("conv_winograd") else ()),
-        *((FuseRows(o.ask),) if o.kernels and o.native("row_chain") else ()),
+        *((FuseRows(o.ask, o.sizes),) if o.kernels and o.native("row_chain") else ()),
         Dce(),
     )

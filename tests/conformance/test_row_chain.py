@@ -152,19 +152,24 @@ def test_equal_to_the_kernels_it_replaces(name: str) -> None:
 
 
 @pytest.mark.parametrize("large", [0, 1 << 16, 1 << 30])
-def test_dynamic_rows(large: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    """Below ``large`` stage by stage on all rows, from there on in blocks."""
+@pytest.mark.parametrize("both", [False, True])
+def test_dynamic_rows(both: bool, large: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """Below ``large`` by its nodes, or, within a budget, stage by stage on all rows; from there on in blocks."""
     monkeypatch.setattr(rows, "LARGE", large)
     net, x = PreNorm(40, 96, 56).eval(), torch.randn(2, 9, 40)
     sizes = ({0: torch.export.Dim("b", min=1, max=8), 1: torch.export.Dim("n", min=1, max=512)},)
     for threads in (1, 3):
-        m = effc.compile(net, (x,), dynamic_shapes=sizes, num_threads=threads)
-        assert stats(m) == {"formed": 1, "products": 3, "regions": 2}
+        budget = None if both else "1GiB"
+        m = effc.compile(net, (x,), dynamic_shapes=sizes, num_threads=threads, arena_budget=budget)
+        split = {"split": 1} if both and large else {}
+        assert stats(m) == {"formed": 1, "products": 3, "regions": 2, **split}
         m.save(tmp_path / "m.effc")
         with ArtifactReader(tmp_path / "m.effc") as reader:
-            (call,) = reader.manifest["entries"]["main"]["program"]["code"]
+            code = reader.manifest["entries"]["main"]["program"]["code"]
+        (call,) = [c for c in code if c["kernel"].startswith("chain")]
+        assert len(code) == (6 if split else 1) and not any("concat" in c["kernel"] for c in code)
         floats = call["attrs"][4]
-        assert floats >= 96 + 40 and call["attrs"][2] == -(-large // (4 * floats))
+        assert floats >= 96 + 40 and call["attrs"][2] == (1 if split else -(-large // (4 * floats)))
         apart = effc.compile(net, (x,), dynamic_shapes=sizes, disable_passes=("fuse_rows",))
         for b, n in ((1, 1), (2, 9), (1, 37), (3, 65), (8, 31), (1, 512), (4, 200)):
             x = torch.randn(b, n, 40)
@@ -176,6 +181,37 @@ def test_dynamic_rows(large: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
             with torch.no_grad():
                 for p, q in zip(got, net(x), strict=True):
                     assert (p - q).abs().max() <= 1e-5 * q.abs().max()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_dynamic_rows_need_what_static_ones_do(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The arena is at most 1.05 times that of a program for the size, on both sides of the border."""
+    monkeypatch.setattr(rows, "LARGE", 1 << 17)
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = PreNorm(48, 192, 96), PreNorm(96, 192, 48)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            y, z = self.a(x)
+            return self.b(torch.flip(z, (0,)) + z)[1], y
+
+    net = Two().eval()
+    sizes = ({0: torch.export.Dim("b", min=1, max=8), 1: torch.export.Dim("n", min=1, max=512)},)
+    m = effc.compile(net, (torch.randn(2, 9, 48),), dynamic_shapes=sizes, num_threads=threads)
+    apart = effc.compile(net, (torch.randn(2, 9, 48),), dynamic_shapes=sizes, disable_passes=("fuse_rows",))
+    assert stats(m)["split"] == 2
+    formed = set()
+    for b, n in ((1, 1), (3, 7), (2, 50), (8, 512), (3, 77)):
+        x = torch.randn(b, n, 48)
+        own = effc.compile(net, (x,), num_threads=threads)
+        formed.add(stats(own).get("formed", 0))
+        assert m.arena(x)[0] <= 1.05 * own.arena(x)[0], (b, n)
+        if not os.environ.get("EFFC_SANITIZE"):
+            assert all(torch.equal(p, q) for p, q in zip(m(x), apart(x), strict=True)), (b, n)
+    assert {0, 2} <= formed
 
 
 def test_no_rows() -> None:

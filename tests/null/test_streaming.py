@@ -171,7 +171,7 @@ def test_dynamic_sizes() -> None:
     for shape in ((1, 1), (4, 40), (2, 7), (0, 3), (3, 33)):
         x = ids(*shape, seed=sum(shape))
         same(m(x), plain(x))
-    assert plain.arena(ids(4, 40))[0] <= m.streaming["arena"]
+    assert m.arena(ids(4, 40))[0] <= m.streaming["arena"]
     with pytest.raises(effc.EffcError, match="out of range"):
         m(torch.tensor([[1500]]))
     same(m(torch.tensor([[-1500]])), plain(torch.tensor([[-1500]])))
@@ -375,10 +375,11 @@ def test_what_has_no_bound_is_refused() -> None:
 
 def test_arena_budget_where_one_instruction_needs_it_all() -> None:
     net, x = nn.Sequential(nn.Linear(300, 500), nn.Softmax(-1), nn.Linear(500, 10)).eval(), torch.randn(64, 300)
-    need = effc.compile(net, (x,), num_threads=1).arena(x)[0]
-    effc.compile(net, (x,), num_threads=1, arena_budget=need, selftest=False)
+    one = {"num_threads": 1, "selftest": False, "disable_passes": ["fuse_rows"]}  # else it may take a chain apart
+    need = effc.compile(net, (x,), **one).arena(x)[0]
+    effc.compile(net, (x,), arena_budget=need, **one)
     with pytest.raises(effc.EffcError, match=f"the least arena .* run in is {need} bytes \\(proven\\)"):
-        effc.compile(net, (x,), num_threads=1, arena_budget=need - 1, selftest=False)
+        effc.compile(net, (x,), arena_budget=need - 1, **one)
 
 
 def test_loads_reuse_places_only_when_they_are_free() -> None:

@@ -27,7 +27,6 @@ from ...cost.roofline import operations
 from ...ir import dims
 from ...ir.dims import SymExpr
 from ...ir.dtypes import DType
-from ...ir.graph import Graph
 from ...passes.memory import budget as planner
 from ...passes.memory.plan import aligned, lower_bound
 from ...passes.memory.problem import Problem, Steps
@@ -35,7 +34,7 @@ from ...passes.memory.program import blocks, fixed_offsets, from_program, nbytes
 from ...passes.memory.verify import verify_placement
 from ...runtime.errors import EffcError
 from .lower.finish import compact
-from .streaming import arena_bytes, ranges_of, sizes_to_try
+from .streaming import arena_bytes, sizes_to_try
 
 Program = dict[str, Any]
 Ranges = Mapping[str, tuple[int, int]]
@@ -45,35 +44,35 @@ WORK = 12_000_000  # of a search for a plan
 SECONDS = 9.0  # its outer guard
 
 
-def fit(
-    programs: Mapping[str, Program], graphs: Mapping[str, Graph], threads: int, budget: int
-) -> tuple[dict[str, Program], dict[str, dict[str, Any]]]:
-    """Programs whose arenas take at most ``budget`` bytes on at most ``threads`` threads, and a report of each.
+class Refused(EffcError):
+    """A budget that a program cannot keep. ``least``: bytes that would do, or none less; ``room``: what the budget
+    leaves the arena."""
 
-    A program may hold ``others``, further ways to write it, with less of its concatenations in place. The cheapest is
-    taken. EffcError names the least arena, the instruction that needs it, and what to try.
-    """
-    out, reports = {}, {}
-    for name, program in programs.items():
-        out[name], reports[name] = _fit(name, program, graphs[name], threads, budget)
-    return out, reports
+    least = 0
+    room = 0
 
-
-def _fit(name: str, program: Program, graph: Graph, threads: int, budget: int) -> tuple[Program, dict[str, Any]]:
-    ranges = ranges_of(program, graph, "arena_budget", control=True)
-    return shrunk(name, program, threads, ranges, budget, "arena_budget")
+    def but(self, message: str) -> Refused:
+        """The same in other words."""
+        made = Refused(message, op=self.op, loc=self.loc, pass_name=self.pass_name, hint=self.hint)
+        made.least, made.room = self.least, self.room
+        return made
 
 
 def least(program: Program, threads: int, ranges: Ranges) -> int:
     """Bytes of the least arena that the instructions of a program run in, whatever is spilled and repeated."""
-    return _Way.of(program, threads, ranges).least.bytes
+    ways = (program, *program.get("others", {}).values())
+    return min(_Way.of(p, threads, ranges).least.bytes for p in ways)
 
 
 def shrunk(
     name: str, program: Program, threads: int, ranges: Ranges, budget: int, option: str
 ) -> tuple[Program, dict[str, Any]]:
-    """One entry point's program within ``budget`` bytes, and its report; ``at`` in it has the new places of
-    instructions. See :func:`fit`; ``option`` is what errors call the budget."""
+    """One entry point's program within ``budget`` bytes on at most ``threads`` threads, and its report; ``at`` in it
+    has the new places of instructions. ``option`` is what errors call the budget.
+
+    A program may hold ``others``, further ways to write it, with less of its concatenations in place. The cheapest is
+    taken. :class:`Refused` names the least arena, the instruction that needs it, and what to try.
+    """
     began = time.perf_counter()
     total, _ = arena_bytes(program, threads, ranges)
     others = program.get("others", {})
@@ -252,10 +251,7 @@ def _choose(name: str, ways: Mapping[str, _Way], budget: int, option: str) -> tu
     return best
 
 
-JOINED = {"chain_": "fuse_rows", "effc_conv_chain_": "fuse_chains", "effc_conv_pair_": "fuse_pairs"}  # by passes
-
-
-def _refusal(name: str, way: _Way, budget: int, least: int, proven: bool, option: str) -> EffcError:
+def _refusal(name: str, way: _Way, budget: int, least: int, proven: bool, option: str) -> Refused:
     what, kernel, loc = way.who
     ins = way.program["code"][way.least.node] if way.least.node is not None else {}
     if proven:
@@ -272,13 +268,12 @@ def _refusal(name: str, way: _Way, budget: int, least: int, proven: bool, option
         try_this += ", or fewer threads (each has scratch of its own)"
     else:
         try_this += ", or the model smaller inputs"
-    joined = next((v for k, v in JOINED.items() if kernel.startswith(k)), None)
-    if joined and way.least.node is not None:
-        try_this += f", or disable_passes=['{joined}'], without which this is several instructions"
-    return EffcError(
+    made = Refused(
         f"{option} is {budget} bytes, into which entry point {name} does not fit: {said}", op=kernel or None,
         loc=loc or None, pass_name="memory budget", hint=try_this,
     )  # fmt: skip
+    made.least, made.room = least, budget
+    return made
 
 
 def _checked(program: Program, threads: int, envs: Sequence[Mapping[str, int]], budget: int) -> int:
@@ -418,4 +413,4 @@ def _slots(p: Problem, steps: Steps) -> dict[int, int]:
     return out
 
 
-__all__ = ["fit", "least", "problem", "rewrite", "shrunk", "unplanned"]
+__all__ = ["Refused", "least", "problem", "rewrite", "shrunk", "unplanned"]

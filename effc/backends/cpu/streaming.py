@@ -63,11 +63,13 @@ def pages(n: int) -> int:
 class Memory:
     """How an artifact keeps within its budget: ``manifest`` is its entry there, ``report`` for people. ``segments``
     are the constants (by index) that lie in a segment of their own, from segment 1 on, with the bytes under one
-    checksum. Empty: everything stays in memory, as without a budget."""
+    checksum. Empty: everything stays in memory, as without a budget. ``room``: bytes that arenas had to be made smaller
+    to, None where they stayed as they were planned, or as an arena_budget asked for."""
 
     report: dict[str, Any]
     manifest: dict[str, Any] = field(default_factory=dict)
     segments: dict[int, int] = field(default_factory=dict)
+    room: int | None = None
 
 
 # The arena ------------------------------------------------------------------------------------------------------------
@@ -477,14 +479,21 @@ def fit(
         if plan.least <= budget:
             break
     assert plan is not None
+    room = None
     if plan.least > budget:
-        room = budget - (plan.least - plan.arena)
+        rest = plan.least - plan.arena
+        room = budget - rest
         least = max(spilling.least(p, threads, ranges[n]) for n, p in plan.programs.items())
         if least > room // 64 * 64:
-            _refuse(replace(plan, arena=least), budget, states)
-        spilled = _limit_arenas(plan.cutter, threads, ranges, room, "what memory_budget leaves the arena")
+            raise _refusal(replace(plan, arena=least), budget, states)
+        try:
+            spilled = _limit_arenas(plan.cutter, threads, ranges, room, "what memory_budget leaves the arena")
+        except spilling.Refused as e:
+            e.least += rest
+            raise
         plan = _measured(plan.cutter, threads, ranges, states, spilled)
-    return _scheduled(plan, budget, states, threads)
+    programs, arrays, memory = _scheduled(plan, budget, states, threads)
+    return programs, arrays, replace(memory, room=room)
 
 
 def _state_bytes(graphs: Mapping[str, Graph]) -> int:
@@ -497,20 +506,24 @@ def _state_bytes(graphs: Mapping[str, Graph]) -> int:
     return sum(sizes.values())
 
 
-def _refuse(plan: _Plan, budget: int, states: int) -> None:
+def _refusal(plan: _Plan, budget: int, states: int) -> EffcError:
+    from . import spilling
+
     entry, ins = plan.where or ("", {"name": "", "loc": ""})
     step = (
         f" and {plan.block} for the weights of {ins['name']} in entry point {entry}, the most of any instruction"
         if ins["name"]
         else ""
     )
-    raise EffcError(
+    made = spilling.Refused(
         f"memory_budget is {budget} bytes, the least that this model runs in is {plan.least}: {plan.arena} for the "
         f"arena with its scratch, {plan.fixed - states} for small constants, {states} for states"
         f"{f', {plan.rows} to read rows' if plan.rows else ''}{step}",
         op=ins["name"] or None, loc=ins["loc"], pass_name="memory budget",
         hint=f"give memory_budget={plan.least} or more, fewer threads, or smaller bounds to dynamic dims",
     )  # fmt: skip
+    made.least, made.room = plan.least, budget - (plan.least - plan.arena)
+    return made
 
 
 def _scheduled(plan: _Plan, budget: int, states: int, threads: int) -> tuple[dict[str, Program], list[Array], Memory]:

@@ -150,17 +150,17 @@ def body_cost(ins: Sequence[TensorType | None], outs: Sequence[TensorType], attr
     return Cost(flops, moved)
 
 
-def _inlined(b: Builder, *xs: Value, body: Graph) -> tuple[Value, ...]:
+def _inlined(b: Builder, *xs: Value, body: Graph, **more: Any) -> tuple[Value, ...]:
     return body.inline(b, xs)
 
 
-def region(name: str, doc: str) -> None:
-    """Declares an op that runs the nodes of its ``body`` as one kernel."""
+def region(name: str, doc: str, **more: Any) -> None:
+    """Declares an op that runs the nodes of its ``body`` as one kernel. ``more``: its other attributes."""
     op(
         name,
         "xs*",
-        {"body": Graph},
-        infer=lambda *xs, body: tuple(v.type for v in body.outputs),
+        {"body": Graph, **more},
+        infer=lambda *xs, body, **more: tuple(v.type for v in body.outputs),
         category="contraction",
         level="macro",
         decompose=_inlined,
@@ -172,7 +172,9 @@ def region(name: str, doc: str) -> None:
 region(
     "row_chain",
     "Products with constant weights, and fused regions that reduce along rows only, as one kernel that runs them "
-    "on a block of rows at a time; ``body`` holds them. Values between them and results are [*L, N] with the same L.",
+    "on a block of rows at a time; ``body`` holds them. Values between them and results are [*L, N] with the same L. "
+    "``blocks_from``: where L varies, the number of rows from which on there are blocks; 0 leaves it to the backend.",
+    blocks_from=(int, 0),
 )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from ...ir.dims import symbols
 from ...ir.graph import Graph, GraphCopy, Node, Value
@@ -10,8 +11,9 @@ from ...ir.op import get
 from ...ir.verify import attr_symbols
 from .kinds import is_scalar, looks_up
 
-# Nodes of a group in order, its operands, its results -> op and body of the node that it becomes.
-Make = Callable[[Sequence[Node], Sequence[Value], Sequence[Value]], tuple[str, Graph]]
+# Nodes of a group in order, its operands, its results -> op and attributes of the node that it becomes.
+Made = tuple[str, Mapping[str, Any]]
+Make = Callable[[Sequence[Node], Sequence[Value], Sequence[Value]], Made]
 
 
 class Groups:
@@ -117,9 +119,9 @@ class Groups:
                     continue
                 nodes = [self.nodes[j] for j in group]
                 operands, results = self.operands(nodes, inside), self.results(inside)
-                op, body = make(nodes, operands, results)
+                op, attrs = make(nodes, operands, results)
                 # What can fail names the line: an index out of range is the data's fault.
                 loc = next((n.loc for n in nodes if looks_up(n)), nodes[-1].loc)
-                made = copy.builder.node(op, [copy.values[v] for v in operands], {"body": body}, loc=loc)
+                made = copy.builder.node(op, [copy.values[v] for v in operands], attrs, loc=loc)
                 copy.values.update(zip(results, made.values, strict=True))
         return copy.graph()

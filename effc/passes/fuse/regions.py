@@ -19,7 +19,7 @@ from ...ir.graph import Builder, Graph, Node, Value
 from ...ir.op import broadcast_shapes
 from ..manager import Pass, PassReport, in_subgraphs
 from ..rewrite import is_one
-from .groups import Groups
+from .groups import Groups, Made
 from .kinds import DEAR, fusible, is_lookup, is_map, is_reduction, is_scalar, why_no_lookup
 
 
@@ -193,14 +193,14 @@ class _Plan(Groups):
     def build(self, report: PassReport) -> Graph:
         """The graph with a ``fused`` node for every region of two or more nodes."""
 
-        def make(nodes: Sequence[Node], operands: Sequence[Value], results: Sequence[Value]) -> tuple[str, Graph]:
+        def make(nodes: Sequence[Node], operands: Sequence[Value], results: Sequence[Value]) -> Made:
             report.count("fuse.regions")
             report.count("fuse.rows" if any(is_reduction(n) for n in nodes) else "fuse.maps")
             report.count("fuse.nodes", len(nodes))
             lookups = sum(n.op == "take" for n in nodes)
             if lookups:
                 report.count("fuse.lookups", lookups)
-            return "fused", body_of(nodes, operands, results)
+            return "fused", {"body": body_of(nodes, operands, results)}
 
         return self.rebuilt([g for g in self.members.values() if len(g) > 1], make)
 

@@ -16,12 +16,14 @@ from typing import ClassVar
 
 from ...cost.alternatives import DYNAMIC, Ask, decide, ways_of
 from ...cost.calls import Call, dense_tensor
+from ...cost.decide import Decision
 from ...ir.dims import Dim
 from ...ir.dtypes import DType
-from ...ir.graph import Graph, Node, Value
+from ...ir.graph import Builder, Graph, Node, Value
 from ...ir.op import OPS
 from ..manager import Pass, PassReport, in_subgraphs
-from .groups import Groups
+from .few_rows import split
+from .groups import Groups, Made
 from .regions import body_of
 
 CACHE = 384 << 10  # bytes of a core's own cache that a block's rows may take
@@ -93,15 +95,20 @@ APART, CHAIN = 0, 1  # the ways of rows_or_chain (effc/cost/alternatives.py)
 
 
 def alternatives(
-    nodes: Sequence[Node], operands: Sequence[Value], results: Sequence[Value], chosen: Plan, rule: int
+    nodes: Sequence[Node],
+    operands: Sequence[Value],
+    results: Sequence[Value],
+    chosen: Plan,
+    rule: int,
+    at: int | None = None,
 ) -> list[Call] | str:
-    """The nodes as a region of ``rows_or_chain``, or why they are none. Attributes: rows, rows of a block, elements of
-    a row between the kernels, bytes of weights, products, regions, the sum and the most of the products' columns, the
-    most of their steps."""
+    """The nodes as a region of ``rows_or_chain``, or why they are none. Attributes: rows (``at`` so many, if given),
+    rows of a block, elements of a row between the kernels, bytes of weights, products, regions, the sum and the most of
+    the products' columns, the most of their steps."""
     lead = nodes[0].types[0].shape[:-1]
-    if not all(isinstance(d, int) for d in lead):
+    if at is None and not all(isinstance(d, int) for d in lead):
         return DYNAMIC
-    rows = math.prod(int(d) for d in lead)
+    rows = math.prod(d for d in lead if isinstance(d, int)) if at is None else at
     products = [n for n in nodes if n.op != "fused"]
     weights = [n.operands[1] for n in products]
     cols, steps = [_width(n[0]) for n in products], [_width(n.operands[0]) for n in products]
@@ -115,11 +122,44 @@ def alternatives(
     return ways_of(region, rule)
 
 
+def _is_chain(made: Decision) -> bool:
+    return bool(made.seconds) and made.index == CHAIN
+
+
+def blocks_from(
+    nodes: Sequence[Node], operands: Sequence[Value], results: Sequence[Value], chosen: Plan, ask: Ask | None
+) -> int:
+    """Rows from which on a chain of an unknown number of rows is run in blocks: below, each stage runs by itself on all
+    rows. That is what the cost model would choose if it knew the number: the least from which on it wants a chain, up
+    to :attr:`Plan.large`, and that without a model."""
+    if ask is None:
+        return chosen.large
+
+    def chain(rows: int) -> bool:
+        ways = alternatives(nodes, operands, results, chosen, APART, rows)
+        return not isinstance(ways, str) and _is_chain(ask(ways))
+
+    low, high = 0, chosen.large
+    for rows in (n for k in range(high.bit_length(), 1, -1) for n in (3 << k >> 1, 1 << k)):
+        if rows >= high:
+            continue
+        if not chain(rows):
+            low = rows
+            break
+        high = rows
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if chain(middle) else (middle, high)
+    return high
+
+
 @dataclass(frozen=True)
 class FuseRows(Pass):
-    """Forms ``row_chain``. ``ask``: the cost model, which chooses where it can; else :data:`LARGE` does."""
+    """Forms ``row_chain``. ``ask``: the cost model, which chooses where it can; else :data:`LARGE` does. ``both``:
+    where the number of rows varies, few rows go through the chain's nodes instead (:mod:`.few_rows`)."""
 
     ask: Ask | None = None
+    both: bool = True
     name: ClassVar[str] = "fuse_rows"
 
     def apply(self, graph: Graph, report: PassReport) -> Graph:
@@ -143,13 +183,25 @@ class FuseRows(Pass):
         if not chains:
             return graph
 
-        def make(nodes: Sequence[Node], operands: Sequence[Value], results: Sequence[Value]) -> tuple[str, Graph]:
+        def make(nodes: Sequence[Node], operands: Sequence[Value], results: Sequence[Value]) -> Made:
             report.count(f"{self.name}.formed")
             report.count(f"{self.name}.products", sum(n.op != "fused" for n in nodes))
             report.count(f"{self.name}.regions", sum(n.op == "fused" for n in nodes))
-            return "row_chain", body_of(nodes, operands, results)
+            lead, large = nodes[0].types[0].shape[:-1], 0
+            if not all(isinstance(d, int) for d in lead):
+                found = plan(nodes, results)
+                assert isinstance(found, Plan)  # the group has grown by it
+                large = blocks_from(nodes, operands, results, found, self.ask)
+            return "row_chain", {"body": body_of(nodes, operands, results), "blocks_from": large}
 
-        return groups.rebuilt(chains, make)
+        fused = groups.rebuilt(chains, make)
+        return fused.rebuild(lambda b, n, ins: self.split(b, n, ins, report)) if self.both else fused
+
+    def split(self, b: Builder, n: Node, ins: Sequence[Value | None], report: PassReport) -> tuple[Value, ...] | None:
+        if n.op != "row_chain" or n.attrs["blocks_from"] <= 1:
+            return None
+        report.count(f"{self.name}.split")
+        return split(b, n, [v for v in ins if v is not None], n.attrs["blocks_from"])
 
     def grow(self, g: Groups, i: int, lead: Mapping[int, Shape], report: PassReport) -> None:
         """Node ``i`` joins the nearest group that it takes values from, or begins one."""

@@ -193,6 +193,10 @@ def nbytes(v: Mapping[str, Any], env: Mapping[str, int]) -> int:
     return max(n, 0, size(v["bytes"], env) if "bytes" in v else 0)
 
 
+def _empty(v: Mapping[str, Any], env: Mapping[str, int]) -> bool:
+    return any(size(d, env) <= 0 for d in v["shape"])
+
+
 def workspace(values: Sequence[Mapping[str, Any]], ins: Mapping[str, Any], env: Mapping[str, int], threads: int) -> int:
     """Bytes that an instruction needs while it runs: scratch, then each thread's, or for control flow the arena of the
     nested programs, which take turns, then the second copies of carries."""
@@ -238,7 +242,7 @@ def height(intervals: Mapping[int, Interval], sequence: Sequence[int], apart: bo
 
 def blocks(program: Mapping[str, Any], env: Mapping[str, int], threads: int = 1) -> list[Interval]:
     """What the runtime places, in the program's order: storages by value id, workspaces by -1 - instruction."""
-    p = from_program(program, sizes=env, threads=threads)
+    p = from_program(program, sizes=env, threads=threads, these=True)
     return boxes(p, p.given, Choices())[0]
 
 
@@ -249,6 +253,7 @@ def from_program(
     *,
     sizes: Mapping[str, int] | None = None,
     threads: int = 1,
+    these: bool = False,
 ) -> Problem:
     """The temporaries and calls of a lowered program, values resolved to their storages. Nodes are instructions by
     number, tensors storages by value id.
@@ -256,7 +261,8 @@ def from_program(
     ``sizes``: of its symbols; what others decide is left out. Results of the caller's, constants and states take no
     space. A storage written more than once (in-place aliases, parts) is one tensor whose writers stay in their order;
     so do instructions that draw random numbers, write a state, or define a size and those that use it; an assertion
-    comes before all that followed it.
+    comes before all that followed it. ``these``: for these sizes alone, at which who sees none of a storage's elements
+    does not use it.
     """
     env = sizes or {}
     values = program["values"]
@@ -276,6 +282,12 @@ def from_program(
             tensors[i] = Tensor(i, aligned(n, align), kind, name=v.get("name", ""), raw_bytes=n)
         return i
 
+    def idle(i: int) -> bool:
+        root = storage(values, i)
+        if not these or i == root or late.value(i) or late.value(root):
+            return False
+        return _empty(values[i], env) and not _empty(values[root], env)
+
     nodes: list[Node] = []
     writer: dict[Any, int] = {}  # of a storage, last
     readers: dict[Any, list[int]] = {}  # since then
@@ -291,11 +303,11 @@ def from_program(
     for k, ins in enumerate(program["code"]):
         reads, writes = list(operands(ins)), list(ins["out"])
         after: set[int] = set()
-        takes = list(dict.fromkeys(t for i in reads if (t := tensor(i)) is not None))
+        takes = list(dict.fromkeys(t for i in reads if not idle(i) and (t := tensor(i)) is not None))
         gives: list[int] = []
         again: list[int] = []
         for i in writes:
-            t = tensor(i)
+            t = None if idle(i) else tensor(i)
             if t is not None:
                 (again if t in made else gives).append(t)
         takes += again

@@ -246,6 +246,33 @@ void Program::plan_ahead(Plan& plan) const {
   }
 }
 
+// First and last instruction of each root. Who sees none of a storage's elements, for these sizes, does not use it; offsets
+// that are given were made for all sizes.
+std::vector<std::pair<int, int>> Program::lifetimes(const Plan& plan, bool stated) const {
+  std::vector<std::pair<int, int>> lives(values.size(), {-1, -1});
+  if (stated) {
+    for (size_t i = 0; i < values.size(); ++i)
+      lives[i] = {values[i].first, values[i].last};
+    return lives;
+  }
+  auto use = [&](int v, int at) {
+    if (v < 0) return;
+    const size_t root = size_t(values[size_t(v)].root);
+    if (!values[size_t(v)].late && plan.values[size_t(v)].count == 0 && plan.values[root].count != 0) return;
+    if (lives[root].first < 0) lives[root].first = at;
+    lives[root].second = std::max(lives[root].second, at);
+  };
+  for (size_t i = 0; i < code.size(); ++i)
+    for (const std::vector<int>* list : {&code[i].in, &code[i].out})
+      for (int v : *list)
+        use(v, int(i));
+  for (int v : outputs)
+    use(v, int(code.size()));
+  for (const Commit& c : commits)
+    use(c.value, int(code.size()));
+  return lives;
+}
+
 std::shared_ptr<const Plan> Program::make_plan(const std::vector<int64_t>& symbol_values) const {
   auto plan = std::make_shared<Plan>();
   g_allocs.fetch_add(1, std::memory_order_relaxed);
@@ -297,9 +324,12 @@ std::shared_ptr<const Plan> Program::make_plan(const std::vector<int64_t>& symbo
     blocks.push_back({bytes, first, last, fixed ? at : -1});
     ids.push_back(id);
   };
+  const bool stated = fixed && std::any_of(values.begin(), values.end(), [](const Value& v) { return v.fixed >= 0; });
+  std::vector<std::pair<int, int>> lives = lifetimes(*plan, stated);
   for (size_t i = 0; i < values.size(); ++i) {
     const Value& v = values[i];
-    if (v.root == int(i) && v.kind == Value::kTemp && !v.late && v.first >= 0) put(int(i), need[i], v.first, v.last, v.fixed);
+    auto [first, last] = lives[i];
+    if (v.root == int(i) && v.kind == Value::kTemp && !v.late && first >= 0) put(int(i), need[i], first, last, v.fixed);
   }
   plan->work.resize(code.size());
   for (size_t i = 0; i < code.size(); ++i) {

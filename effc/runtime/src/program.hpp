@@ -202,6 +202,7 @@ struct Program {
   void plan_nested(const Instr& c, const Plan& plan, Plan::Work& work) const;
   void plan_far(Plan& plan) const;
   void plan_ahead(Plan& plan) const;
+  std::vector<std::pair<int, int>> lifetimes(const Plan& plan, bool stated) const;
   void analyse();
   std::list<std::shared_ptr<const Plan>> plans_;  // most recent first; guarded by short_lock()
 };

@@ -60,6 +60,21 @@ SIMPLE: dict[str, tuple[str, str, str]] = {
     "div by 8": (
         C.replace("@", "8.0") + "%0 = div(%x, %c)\nreturn %0", C.replace("@", "0.125") + "%0 = mul(%x, %c)\nreturn %0", "div_by_power_of_two",
     ),
+    "positions from 0": (
+        "%0 = iota() {shape=[3, 5], dim=0, start=0, step=1, dtype=i64}\n%c = constant() {data=array(i64[], [0])}\n"
+        "%1 = ge(%0, %c)\nreturn %1",
+        "%0 = full() {value=true, shape=[3, 5], dtype=bool}\nreturn %0", "compare_ends",
+    ),
+    "positions below 3": (
+        "%0 = iota() {shape=[3, 5], dim=0, start=3, step=2, dtype=i64}\n%c = constant() {data=array(i64[], [3])}\n"
+        "%1 = lt(%0, %c)\nreturn %1",
+        "%0 = full() {value=false, shape=[3, 5], dtype=bool}\nreturn %0", "compare_ends",
+    ),
+    "positions down from 3": (
+        "%0 = iota() {shape=[3, 5], dim=0, start=3, step=-1, dtype=i64}\n%c = constant() {data=array(i64[], [4])}\n"
+        "%1 = ge(%0, %c)\nreturn %1",
+        "%0 = full() {value=false, shape=[3, 5], dtype=bool}\nreturn %0", "compare_ends",
+    ),
     "square": (C.replace("@", "2.0") + "%0 = pow(%x, %c)\nreturn %0", "%0 = mul(%x, %x)\nreturn %0", "pow"),
     "cube": (C.replace("@", "3.0") + "%0 = pow(%x, %c)\nreturn %0", "%0 = mul(%x, %x)\n%1 = mul(%0, %x)\nreturn %1", "pow"),
     "inverse": (C.replace("@", "-1.0") + "%0 = pow(%x, %c)\nreturn %0", "%0 = reciprocal(%x)\nreturn %0", "pow"),
@@ -161,6 +176,17 @@ def test_declines(case: str) -> None:
         return
     _, report = check_pass(Canonicalise(), function(before), function(before))
     assert any(reason in r for r in report.reasons(rule)), report.declined
+
+
+@pytest.mark.parametrize(
+    ("start", "step", "op", "c"), [(0, 1, "gt", 0), (0, 1, "ge", 1), (1, -1, "ge", 0), (3, 1, "le", 3)]
+)
+def test_comparisons_that_depend_on_the_position_stay(start: int, step: int, op: str, c: int) -> None:
+    text = function(
+        f"%0 = iota() {{shape=[7], dim=0, start={start}, step={step}, dtype=i64}}\n"
+        f"%c = constant() {{data=array(i64[], [{c}])}}\n%1 = {op}(%0, %c)\nreturn %1"
+    )
+    check_pass(Canonicalise(), text, text)
 
 
 def test_neutral_elements_leave_special_values_alone() -> None:

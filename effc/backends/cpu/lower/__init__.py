@@ -152,6 +152,7 @@ class Options:
     memory: bool = True  # False: instructions as they come, nothing in place, each buffer apart
     others: bool = False  # also the program's other ways to concatenate (``finish``), for a budget to choose from
     winograd: bool = True  # False: convolutions of bytes stay direct, as the pass form_winograd is left out for floats
+    regions: Mapping[Node, int] = field(default_factory=dict)  # of the graph: numbers for instructions to keep
     # Picks one of several ways to make the same call; None: the first, which is the backend's own rule.
     decide: Callable[[Sequence[Call]], Decision] | None = None
 
@@ -445,7 +446,11 @@ class Lowering:
             if self.parent is None and finish.is_argument(self.graph, n):
                 self.bufs[n[0]] = self.bufs[n.operands[0]]
                 continue
+            first = len(self.code)
             self.lower_node(n)
+            if n in self.options.regions:
+                for ins in self.code[first:]:
+                    ins["region"] = self.options.regions[n]
         return finish.finish(self)
 
 

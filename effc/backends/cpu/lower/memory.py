@@ -113,7 +113,7 @@ def _laid_out(
     program: Mapping[str, Any], envs: Sequence[Mapping[str, int]], threads: int, static: bool
 ) -> tuple[list[Layout], dict[str, Any]]:
     """The blocks of a program in its order, at each sample, and what the program says of its arena."""
-    problems = [from_program(program, sizes=e, threads=threads) for e in envs]
+    problems = [from_program(program, sizes=e, threads=threads, these=True) for e in envs]
     layouts = [lay_out(p, p.given, budget=WORK) for p in problems]
     arena: dict[str, Any] = {"static_bytes": None, "lower_bound": None, "threads": threads}
     arena["sequences"] = [list(x) for x in dict.fromkeys(tuple(_sequence(p, x)) for p, x in zip(problems, layouts))]

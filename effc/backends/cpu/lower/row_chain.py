@@ -51,6 +51,10 @@ class _Chain:
         self.result = {v: i for i, v in enumerate(self.body.outputs)}
         self.lead = self.body.outputs[0].shape[:-1]
         self.rows = product(self.lead)
+        # Where the number of rows is known, the pass has decided that they are enough to be run in blocks.
+        large = node.attrs.get("blocks_from", 0) or chosen.large
+        self.large = min(large, self.rows) if isinstance(self.rows, int) else large
+        self.few = _flag(self.large - self.rows)
         self.ins: list[Buf] = []
         self.stages: list[_Stage] = []
 
@@ -109,9 +113,10 @@ class _Chain:
             patterns = [1, *(stride for _, stride in extras), *(1 for _ in n.values)]
             s.epilogue, dv = codegen.map_kernel(self.cx.generated, n.attrs["body"], patterns, DType.f32, epilogue=True)
             s.attrs += dv
-        p = self.plan  # blocks of at most so many rows, or all where they are few
+        # Few rows all together, else blocks of at most so many.
+        together = self.plan.rows + self.few * (self.large - self.plan.rows)
         s.thread_scratch = packing.thread_scratch(
-            DType.f32, self.cx.target.vlen, blocking, rows=minimum(self.rows, max(p.rows, p.large)), k=x.shape[-1],
+            DType.f32, self.cx.target.vlen, blocking, rows=minimum(self.rows, together), k=x.shape[-1],
             n=width, mr=microkernels.choose(self.cx.target, "matmul", DType.f32).mr,
         )  # fmt: skip
         return s
@@ -158,13 +163,11 @@ class _Chain:
         cx.kernels.update(s.kernel for s in self.stages)
         cx.kernels.update(s.epilogue for s in self.stages if s.epilogue is not None)
         p = self.plan
-        # Where the number of rows is known, the pass has decided that they are enough to be run in blocks.
-        large = min(p.large, self.rows) if isinstance(self.rows, int) else p.large
-        attrs: list[Dim] = [self.rows, p.rows, large, packing.TILE, p.floats]
+        attrs: list[Dim] = [self.rows, p.rows, self.large, packing.TILE, p.floats]
         for s in self.stages:
             attrs += s.described()
         # Few rows are run all together, through scratch; blocks of rows have their results with each thread.
-        few = _flag(large - self.rows)
+        few = self.few
         work: Dim = 0
         for s in self.stages:
             work = maximum(work, s.thread_scratch)
