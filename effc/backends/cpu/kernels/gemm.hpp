@@ -2,7 +2,7 @@
  *
  * B is consumed in panels of NR columns, [k][NR], the last panel zero padded; A is read in place, row by row, if its k is
  * contiguous and its type is the accumulator's, else converted block by block. The micro-kernel keeps up to 6 rows by
- * kNV vectors of accumulators in registers and broadcasts elements of A from memory. A tile's rows meet a few panels in turn, so
+ * kNV vectors of accumulators in registers and broadcasts elements of A from memory. A tile's rows meet several panels in turn, so
  * that they stay in the first level of the cache and what comes from the second is one stream. Blocking follows Goto and van de Geijn,
  * "Anatomy of high-performance matrix multiplication" (2008), except that whole panels of a constant B are laid out in
  * advance (packing/gemm.py) and prefetched one panel ahead, because there the loads from L3 or memory are the limit.
@@ -40,8 +40,8 @@ constexpr int64_t kTilesMC = 12;                /* tiles of a block of rows */
 constexpr int64_t kMC = kTilesMC * kMR;
 constexpr int64_t kMaxTilesMC = 96;
 constexpr int64_t kNC = 512;                    /* most columns of a task */
-constexpr int64_t kGroup = 4;                   /* panels that a tile of rows meets in turn, at most */
-constexpr int64_t kGroupBytes = 192 << 10;      /* of the block of B that they are, at most */
+constexpr int64_t kGroupBytes = 192 << 10;      /* of the panels that a tile of rows meets in turn, at most */
+constexpr int64_t kGroup = 4;                   /* of these, at most, but where whole rows of C are written */
 constexpr int64_t kInPlaceRows = 2 * kMR;       /* up to here an n-contiguous B is read in place */
 constexpr int64_t kSplitSteps = 4096;           /* shortest reduction that is split */
 constexpr int64_t kHeader = 64;                 /* bytes before packed data */
@@ -514,6 +514,9 @@ struct Driver {
     } else {
       out = acc_block, ldo = (p1 - p0) * NR;
     }
+    /* C's own rows are written as long as they may be, one stream of a tile's rows. Of rows whole pages apart, which share their
+     * sets of the first level, and of those in scratch, only a few lines in turn. */
+    const int64_t group_limit = to_c && ldo * (int64_t)sizeof(T) % 4096 != 0 ? p1 - p0 : kGroup;
     alignas(64) T edge[kMaxMR * NR];
     const int64_t used_tiles = t1 - t0;
     int64_t bounds[kMaxTilesMC + 1];
@@ -547,7 +550,7 @@ struct Driver {
           t.ldb = NR, t.panel_stride = elements(k) * NR;
           panel_bytes = panel;
           const int64_t full = p1 - p - (p1 == panels && n % NR != 0);
-          const int64_t most = max<int64_t>(1, min(kGroup, kGroupBytes / max<int64_t>(1, slice)));
+          const int64_t most = max<int64_t>(1, min(group_limit, kGroupBytes / max<int64_t>(1, slice)));
           if (used_tiles > 1 && full > 1) group = ceil_div(full, ceil_div(full, most));
           if (p + group < p1) {
             t.next = (const char*)t.b + group * panel;
