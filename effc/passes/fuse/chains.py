@@ -66,7 +66,8 @@ def plan(stages: Sequence[Node]) -> Plan | str:
     near = NEAR // (4 * PANEL * max(1, width_in))  # rows of a panel of channels
     room = CACHE - weights
     best: Plan | None = None
-    for most in range(1, height + 1):
+    spare = min(rows_in, max(reach, min(near, reach + stride))) if first else 0  # with less room a chain doesn't pay
+    for most in range(1, height + 1) if room - spare * line >= out_line else ():
         part = -(-height // -(-height // most))  # parts of equal size
         need = (part - 1) * stride + reach
         kept = min(rows_in, need) if first else 0

@@ -2,7 +2,8 @@
  *
  * x has its channels innermost, or is copied so (with every channel repeated where a channel has several filters, which
  * leaves one filter per channel). For windows 3 or 5 wide with stride 1 or 2 the weights of a row of the window stay in
- * registers and x slides past them, without the taps outside the row. Else pixels whose window is inside the row are done in
+ * registers and x slides past them, without the taps outside the row (dw_window, or dw_slide where the window is not square or
+ * has planes). Else pixels whose window is inside the row are done in
  * blocks while the weights of a tap stay, and the few at the left and right border one by one, over their valid taps.
  * Channels that are no whole number of vectors end with a vector that overlaps the one before: its lanes are computed
  * twice, to the same value.
@@ -289,10 +290,10 @@ struct DwWindow {
   T lo, hi;
 };
 
-/* `blocks` blocks of P neighbouring pixels, the first one's window from column `at` of the image on, in all rows, of the neighbouring
- * vectors after each other: they share cache lines. Each block as dw_slide_block makes it. What a block takes beside its sums
- * decides its time: a core begins six instructions in a cycle, of which two are multiply-adds. Not inlined: registers are
- * few, and what other blocks need would take some. */
+/* `blocks` blocks of P neighbouring pixels, each as dw_slide_block makes it, the first one's window from column `at` of the image
+ * on: in all rows, of neighbouring vectors one after the other, which share cache lines. What a block takes beside its sums
+ * decides its time: a core begins six instructions in a cycle, of which two are multiply-adds. Not inlined: registers are few,
+ * and what other blocks need would take some. */
 template <class T, int L, int K, int S, int P, int Lead, int Trail>
 __attribute__((noinline)) void dw_window_blocks(const DwWindow<T, K>& v, int64_t at, int64_t blocks, T* out) {
   typedef typename DwVec<T, L>::vec V;
@@ -314,9 +315,6 @@ __attribute__((noinline)) void dw_window_blocks(const DwWindow<T, K>& v, int64_t
         EFFC_UNROLL
         for (int p = 0; p < P; ++p) acc[p] = start;
         const T* w = weights;
-#ifdef DW_EXP
-        if ((g_mode & 1) && j == 0) { EFFC_UNROLL for (int p = 0; p < P; ++p) __builtin_prefetch(q + (P + p) * ld, 1, 3); }
-#endif
         EFFC_UNROLL
         for (int h = 0; h < K; ++h) {
           if (h >= n) break;
@@ -392,9 +390,6 @@ void dw_window(const Depthwise<T>& v, const DwRow<T>* rows, int64_t n, int64_t m
     constexpr int P = decltype(size)::value, reach = (P - 1) * S + K;
     for (int64_t c = c0; c < c1; c += s.vectors * L) {
       s.vectors = max64(1, min64(most, (c1 - c) / L)), s.c = min64(c, c1 - L);
-#ifdef DW_EXP
-      if (g_mode & 2) s.vectors = 1;
-#endif
       for (int64_t m = m0, blocks; m < m1; m += blocks * P) {
         m = min64(m, m1 - P);
         const int64_t at = m * S - pad, inside = at < 0 || at + reach > s.width ? 0 : (s.width - reach - at) / (S * P) + 1;
