@@ -23,9 +23,9 @@ from .regions import body_of
 from .steps import steps_of
 
 CACHE = 560 << 10  # bytes of a core's own cache that a chain's buffers and weights may take together
-NEAR = 30 << 10  # bytes of a ring of rows that a first cache holds beside what passes through it
+NEAR = 34 << 10  # bytes of a ring of rows, about what a first cache holds: a part of a step
 PANEL = 16  # channels that are made together, at least, on most targets
-PIXELS = 160  # of a part of a step: from here on its tiles and calls no longer count
+PIXELS = 384  # of a part of a step: from here on its tiles and calls no longer count
 STEP = 128 << 10  # bytes of a step's depthwise rows: from here on what its end costs no longer counts
 LARGE = 384 << 10  # bytes between the convolutions from which on a chain pays
 
@@ -66,13 +66,16 @@ def plan(stages: Sequence[Node]) -> Plan | str:
     near = NEAR // (4 * PANEL * max(1, width_in))  # rows of a panel of channels
     room = CACHE - weights
     best: Plan | None = None
-    for part in range(1, height + 1):
+    spare = min(rows_in, max(reach, min(near, reach + stride))) if first else 0  # with less room a chain doesn't pay
+    for most in range(1, height + 1) if room - spare * line >= out_line else ():
+        part = -(-height // -(-height // most))  # parts of equal size
         need = (part - 1) * stride + reach
-        kept = min(rows_in, max(need, min(near, need + part * stride))) if first else 0
+        kept = min(rows_in, need) if first else 0
         rows = (room - kept * line) // out_line
-        if rows < (2 * part if best else 1) or (best and need > near):
+        if rows < part or (best and need > near):
             break
-        rows = min(rows, height, max(2 * part, -(-height // 8), -(-STEP // out_line)))
+        rows = min(rows, height, max(part, -(-height // 8), -(-STEP // out_line)))
+        rows = rows // part * part
         cols = max(1, NEAR // (4 * max(1, kept or need) * max(1, width_in)))
         best = Plan(rows, part, kept, cols, kept * line + rows * out_line)
         if part * stride * width_in >= PIXELS or not first:

@@ -117,16 +117,22 @@ void chain_depthwise(const Depthwise<T>& dw, const T* rows, int64_t ring, int64_
   const int64_t *a = dw.a, height = dw.in[1], dil = a[kDilation + 1], kernel = a[kKernel + 1];
   ring = max64(1, ring); /* of an empty image nothing is read */
   DwRow<T> row[kDwGroup];
+  /* Each row's first one inside the image and its place in the ring follow from the row before: divisions would take as long as
+   * the sums of some pixels. */
+  auto below = [&](int64_t at) { return at < 0 ? min64(kernel, dil == 1 ? -at : ceil_div(-at, dil)) : 0; };
+  int64_t last = max64(0, o0 * a[kStride + 1] - a[kPad + 1]), slot = last % ring;
   for (int64_t o = o0, n; o < o1; o += n) {
     n = min64(o1 - o, kDwGroup);
     for (int64_t i = 0; i < n; ++i) {
-      const int64_t at = (o + i) * a[kStride + 1] - a[kPad + 1];
+      const int64_t at = (o + i) * a[kStride + 1] - a[kPad + 1], room = height - at;
       row[i].d0 = 0, row[i].d1 = 1;
-      row[i].h0 = at < 0 ? min64(kernel, (-at + dil - 1) / dil) : 0;
-      row[i].h1 = min64(kernel, max64(row[i].h0, (height - at + dil - 1) / dil));
-      const int64_t first = at + row[i].h0 * dil, slot = first % ring; /* no rows at all: not read */
+      row[i].h0 = below(at);
+      row[i].h1 = min64(kernel, max64(row[i].h0, dil == 1 ? room : ceil_div(room, dil)));
+      const int64_t first = at + row[i].h0 * dil; /* no rows at all: not read */
+      for (slot += first - last, last = first; slot >= ring; slot -= ring) continue;
+      for (; slot < 0; slot += ring) continue;
       row[i].x = rows + (slot - row[i].h0 * dil) * dw.xs[3] - a[kPad + 2] * dw.xs[4];
-      row[i].wrap = row[i].h0 + ceil_div(ring - slot, dil), row[i].back = ring * dw.xs[3];
+      row[i].wrap = row[i].h0 + (dil == 1 ? ring - slot : ceil_div(ring - slot, dil)), row[i].back = ring * dw.xs[3];
     }
     dw_channels<T, Simd<T>::lanes>(dw, row, n, 0, a[kSpatial + 2], c0, c1, q + (o - o0) * out_line, ld, out_line);
   }

@@ -2,7 +2,8 @@
  *
  * x has its channels innermost, or is copied so (with every channel repeated where a channel has several filters, which
  * leaves one filter per channel). For windows 3 or 5 wide with stride 1 or 2 the weights of a row of the window stay in
- * registers and x slides past them, without the taps outside the row. Else pixels whose window is inside the row are done in
+ * registers and x slides past them, without the taps outside the row (dw_window, or dw_slide where the window is not square or
+ * has planes). Else pixels whose window is inside the row are done in
  * blocks while the weights of a tap stay, and the few at the left and right border one by one, over their valid taps.
  * Channels that are no whole number of vectors end with a vector that overlaps the one before: its lanes are computed
  * twice, to the same value.
@@ -40,8 +41,7 @@ struct Depthwise {
   T limit[2];
   int64_t width_in, lo, hi; /* output columns [lo, hi) have all their taps inside the row */
   int64_t col_blocks, block_cols, segment, lines, group;
-  void (*slide)(const Depthwise&, const DwRow<T>*, int64_t, int64_t, int64_t, int64_t, T*, int64_t, int64_t); /* or null */
-  void (*slide2)(const Depthwise&, const DwRow<T>*, int64_t, int64_t, int64_t, int64_t, T*, int64_t, int64_t); /* of two vectors, or null */
+  void (*slide)(const Depthwise&, const DwRow<T>*, int64_t, int64_t, int64_t, int64_t, int64_t, T*, int64_t, int64_t); /* or null */
 };
 
 template <class T, int L>
@@ -143,7 +143,7 @@ constexpr int kDwAny = -1; /* for the taps of a block that are outside of the im
 /* p + step by an addition, which the compiler does not see through: else it keeps the distances of a whole block, in more
  * registers than there are, and loads each of them from the stack before the vector that it leads to. */
 template <class T>
-EFFC_INLINE const T* dw_next(const T* p, int64_t step) {
+EFFC_INLINE T* dw_next(T* p, int64_t step) {
   p += step;
   __asm__("" : "+r"(p));
   return p;
@@ -157,71 +157,66 @@ EFFC_INLINE V dw_load(const U* p) {
   return v;
 }
 
-/* As dw_block for P neighbouring pixels of NV vectors, stride S and K taps along the row known: each vector of x is
- * loaded once per row and used for every pixel that it reaches. The block's window begins at column `at` of the image.
- * Its first Lead and last Trail columns are outside of the image and left out; kDwAny: as many as `at` says. With windows of K
- * rows the loop over them is unrolled. */
-template <class T, int L, int K, int S, int NV, int P, bool Square, int Lead, int Trail>
+/* As dw_block for P neighbouring pixels, stride S and K taps along the row known: each vector of x is loaded once per row and
+ * used for every pixel that it reaches. The block's window begins at column `at` of the image. Its first Lead and last Trail
+ * columns are outside of the image and left out; kDwAny: as many as `at` says. */
+template <class T, int L, int K, int S, int P, int Lead, int Trail>
 EFFC_INLINE void dw_slide_block(const DwSlide<T, L, K>& v, int64_t at, T* out, int64_t ld) {
   typedef typename DwVec<T, L>::vec V;
   typedef typename DwVec<T, L>::loose U;
   constexpr int reach = (P - 1) * S + K;
   constexpr bool any = Lead == kDwAny;
-  V acc[NV][P];
+  const V start = v.bias ? (V) * (const U*)v.bias : V{};
+  V acc[P];
   EFFC_UNROLL
-  for (int j = 0; j < NV; ++j) {
-    const V start = v.bias ? (V) * (const U*)(v.bias + j * L) : V{};
-    EFFC_UNROLL
-    for (int p = 0; p < P; ++p) acc[j][p] = start;
-  }
+  for (int p = 0; p < P; ++p) acc[p] = start;
   const int64_t from = -at, to = v.width - at;
   auto line = [&](const T* x, const T* w) __attribute__((always_inline)) {
-    V wv[NV][K];
+    V wv[K];
     EFFC_UNROLL
-    for (int k = 0; k < K; ++k, w = dw_next(w, v.ws))
-      EFFC_UNROLL
-      for (int j = 0; j < NV; ++j) wv[j][k] = *(const U*)(w + j * L);
+    for (int k = 0; k < K; ++k, w = dw_next(w, v.ws)) wv[k] = *(const U*)w;
     _Pragma("GCC unroll 32") for (int q = 0; q < reach; ++q, x = dw_next(x, v.step)) {
       if (any ? q < from || q >= to : q < Lead || q >= reach - Trail) continue;
+      const V xv = dw_load<V>((const U*)x);
       EFFC_UNROLL
-      for (int j = 0; j < NV; ++j) {
-        const V xv = dw_load<V>((const U*)(x + j * L));
-        EFFC_UNROLL
-        for (int k = 0; k < K; ++k)
-          if (q >= k && (q - k) % S == 0 && (q - k) / S < P) multiply_add(acc[j][(q - k) / S], xv, wv[j][k]);
-      }
+      for (int k = 0; k < K; ++k)
+        if (q >= k && (q - k) % S == 0 && (q - k) / S < P) multiply_add(acc[(q - k) / S], xv, wv[k]);
     }
   };
   const T *x = v.x + at * v.step, *w = v.w;
-  for (int64_t d = 0; d < v.planes; ++d, x += v.plane, w += v.wplane) {
-    if constexpr (Square && !any) {
-      EFFC_UNROLL
-      for (int h = 0; h < K; ++h)
-        if (h >= v.h0 && h < v.h1) line(x + h * v.line - (h >= v.wrap ? v.back : 0), w + h * K * v.ws);
-    } else {
-      for (int64_t h = v.h0; h < v.h1; ++h) line(x + h * v.line - (h >= v.wrap ? v.back : 0), w + h * K * v.ws);
-    }
-  }
+  for (int64_t d = 0; d < v.planes; ++d, x += v.plane, w += v.wplane)
+    for (int64_t h = v.h0; h < v.h1; ++h) line(x + h * v.line - (h >= v.wrap ? v.back : 0), w + h * K * v.ws);
   if (v.clamp) {
     const V lo = V{} + v.lo, hi = V{} + v.hi;
     EFFC_UNROLL
-    for (int p = 0; p < P; ++p)
-      EFFC_UNROLL
-      for (int j = 0; j < NV; ++j) acc[j][p] = clamp_vec<V>(acc[j][p], lo, hi);
+    for (int p = 0; p < P; ++p) acc[p] = clamp_vec<V>(acc[p], lo, hi);
   }
   EFFC_UNROLL
-  for (int p = 0; p < P; ++p)
-    EFFC_UNROLL
-    for (int j = 0; j < NV; ++j) *(U*)(out + p * ld + j * L) = acc[j][p];
+  for (int p = 0; p < P; ++p) *(U*)(out + p * ld) = acc[p];
 }
 
-/* Columns [m0, m1) of `n` output rows, `out_line` apart, the image's borders with them. A last block that is not full begins
- * earlier: what it makes again is the same. A block is made in all rows before the next one: where it lies is asked once. */
-template <class T, int L, int K, int S, int NV, bool Square>
-void dw_slide(const Depthwise<T>& v, const DwRow<T>* rows, int64_t n, int64_t m0, int64_t m1, int64_t c, T* out, int64_t ld,
-              int64_t out_line) {
+/* The number of pixels of a block in rows of `width`, as a type for f. Accumulators enough to hide the latency of a sum: 8
+ * pixels of a vector, or 7 where that leaves less to be made twice. */
+template <class F>
+EFFC_INLINE void dw_sizes(int64_t width, F f) {
+  if (width >= 7) {
+    if (ceil_div(width, 8) * 8 <= ceil_div(width, 7) * 7)
+      f(DwSize<8>());
+    else
+      f(DwSize<7>());
+  } else if (width >= 4) {
+    f(DwSize<4>());
+  } else {
+    f(DwSize<1>());
+  }
+}
+
+/* Columns [m0, m1) of `n` rows of a vector of channels; see dw_slide. */
+template <class T, int L, int K, int S>
+void dw_slide_vector(const Depthwise<T>& v, const DwRow<T>* rows, int64_t n, int64_t m0, int64_t m1, int64_t c, T* out, int64_t ld,
+                     int64_t out_line) {
   DwSlide<T, L, K> s(v, c);
-  auto blocks = [&](auto size) __attribute__((always_inline)) {
+  dw_sizes(m1 - m0, [&](auto size) __attribute__((always_inline)) {
     constexpr int P = decltype(size)::value, reach = (P - 1) * S + K;
     for (int64_t m = m0, end; m < m1; m = end) {
       if (m1 - m < P) m = m1 - P;
@@ -231,32 +226,181 @@ void dw_slide(const Depthwise<T>& v, const DwRow<T>* rows, int64_t n, int64_t m0
         T* q = out + (m - m0) * ld;
         for (int64_t i = 0; i < n; ++i, q += out_line) {
           s.move(v, rows[i], c);
-          dw_slide_block<T, L, K, S, NV, P, Square, decltype(first)::value, decltype(last)::value>(s, at, q, ld);
+          dw_slide_block<T, L, K, S, P, decltype(first)::value, decltype(last)::value>(s, at, q, ld);
         }
       };
       if (lead <= 0 && trail <= 0)
         all(DwSize<0>(), DwSize<0>());
-      else if (P > 1 && lead == K / 2 && trail <= 0)
-        all(DwSize<K / 2>(), DwSize<0>());
-      else if (P > 1 && trail == K / 2 && lead <= 0)
-        all(DwSize<0>(), DwSize<K / 2>());
-      else if (P >= 7 && trail == K / 2 && lead == K / 2)
-        all(DwSize<K / 2>(), DwSize<K / 2>());
       else
         all(DwSize<kDwAny>(), DwSize<kDwAny>());
     }
-  };
-  const int64_t width = m1 - m0;
-  if (NV == 1 && width >= 7) {
-    if (ceil_div(width, 8) * 8 <= ceil_div(width, 7) * 7)
-      blocks(DwSize<8>());
-    else
-      blocks(DwSize<7>());
-  } else if (width >= 4) {
-    blocks(DwSize<4>());
-  } else {
-    blocks(DwSize<1>());
+  });
+}
+
+/* Columns [m0, m1) of `n` output rows, `out_line` apart, the image's borders with them, of channels [c0, c1), at least L. A last
+ * block that is not full begins earlier: what it makes again is the same. A block is made in all rows before the next one: where
+ * it lies is asked once. */
+template <class T, int L, int K, int S>
+void dw_slide(const Depthwise<T>& v, const DwRow<T>* rows, int64_t n, int64_t m0, int64_t m1, int64_t c0, int64_t c1, T* out,
+              int64_t ld, int64_t out_line) {
+  for (int64_t c = c0; c < c1; c += L) {
+    const int64_t from = min64(c, c1 - L);
+    dw_slide_vector<T, L, K, S>(v, rows, n, m0, m1, from, out + (from - c0), ld, out_line);
   }
+}
+
+/* Distances between neighbouring pixels of x in bytes. With these four and the scales that addresses have, a row of a block
+ * needs an addition for every eight of its vectors. */
+struct DwSteps {
+  int64_t one, three, five, seven;
+
+  explicit DwSteps(int64_t bytes) : one(bytes), three(3 * bytes), five(5 * bytes), seven(7 * bytes) {
+    __asm__("" : "+r"(three), "+r"(five), "+r"(seven));
+  }
+  /* Pixel q of 0 to 7 from p on. */
+  inline __attribute__((always_inline)) const char* at(const char* p, int q) const {
+    switch (q) {
+      case 0: return p;
+      case 1: return p + one;
+      case 2: return p + 2 * one;
+      case 3: return p + three;
+      case 4: return p + 4 * one;
+      case 5: return p + five;
+      case 6: return p + 2 * three;
+      default: return p + seven;
+    }
+  }
+};
+
+/* A row of the result of a square window of K rows: those of x that are inside the image, from row h0 of the window on. */
+template <int K>
+struct DwLine {
+  const char* x[K]; /* at column 0 of the image */
+  int64_t n, h0;
+};
+
+/* Blocks of pixels of a window of K rows: what they have in common. Distances in elements. */
+template <class T, int K>
+struct DwWindow {
+  DwLine<K> line[kDwGroup];
+  int64_t lines, vectors, bytes; /* neighbouring vectors of channels; bytes between pixels of x */
+  int64_t c, ws, width, ld, out_line;
+  const T *w, *bias; /* at channel 0 */
+  bool clamp;
+  T lo, hi;
+};
+
+/* `blocks` blocks of P neighbouring pixels, each as dw_slide_block makes it, the first one's window from column `at` of the image
+ * on: in all rows, of neighbouring vectors one after the other, which share cache lines. What a block takes beside its sums
+ * decides its time: a core begins six instructions in a cycle, of which two are multiply-adds. Not inlined: registers are few,
+ * and what other blocks need would take some. */
+template <class T, int L, int K, int S, int P, int Lead, int Trail>
+__attribute__((noinline)) void dw_window_blocks(const DwWindow<T, K>& v, int64_t at, int64_t blocks, T* out) {
+  typedef typename DwVec<T, L>::vec V;
+  typedef typename DwVec<T, L>::loose U;
+  constexpr int reach = (P - 1) * S + K;
+  constexpr bool any = Lead == kDwAny;
+  const DwSteps step(v.bytes);
+  const int64_t from = -at, to = v.width - at, ld = v.ld, ws = v.ws;
+  for (int64_t i = 0; i < v.lines; ++i)
+    for (int64_t j = 0; j < v.vectors; ++j) {
+      const DwLine<K>& line = v.line[i];
+      const int64_t c = v.c + j * L, n = line.n;
+      const T* const weights = v.w + line.h0 * K * ws + c;
+      int64_t offset = at * step.one + c * (int64_t)sizeof(T);
+      T* q = out + i * v.out_line + j * L;
+      for (int64_t b = 0; b < blocks; ++b, offset += P * S * step.one) {
+        const V start = v.bias ? (V) * (const U*)(v.bias + c) : V{};
+        V acc[P];
+        EFFC_UNROLL
+        for (int p = 0; p < P; ++p) acc[p] = start;
+        const T* w = weights;
+        EFFC_UNROLL
+        for (int h = 0; h < K; ++h) {
+          if (h >= n) break;
+          const char* p = line.x[h] + offset;
+          V wv[K];
+          EFFC_UNROLL
+          for (int k = 0; k < K; ++k, w = dw_next(w, ws)) wv[k] = *(const U*)w;
+          _Pragma("GCC unroll 32") for (int t = 0; t < reach; ++t) {
+            if (t && t % 8 == 0) p = dw_next(p, 8 * step.one);
+            if (any ? t < from || t >= to : t < Lead || t >= reach - Trail) continue;
+            const U* const xp = (const U*)step.at(p, t % 8);
+            auto reaches = [](int pixel, int k) constexpr { return pixel >= k && (pixel - k) % S == 0 && (pixel - k) / S < P; };
+            int uses = 0;
+            EFFC_UNROLL
+            for (int k = 0; k < K; ++k) uses += reaches(t, k);
+            V xv;
+            if (uses > 1) xv = dw_load<V>(xp);
+            EFFC_UNROLL
+            for (int k = 0; k < K; ++k)
+              if (reaches(t, k)) multiply_add<V>(acc[(t - k) / S], wv[k], uses > 1 ? xv : (V)*xp);
+          }
+        }
+        if (v.clamp) {
+          const V lo = V{} + v.lo, hi = V{} + v.hi;
+          EFFC_UNROLL
+          for (int p = 0; p < P; ++p) acc[p] = clamp_vec<V>(acc[p], lo, hi);
+        }
+        EFFC_UNROLL
+        for (int p = 0; p < P; ++p, q = dw_next(q, ld)) *(U*)q = acc[p];
+      }
+    }
+}
+
+/* f(lead, trail) with both as types where a block of rows of K taps has at most K / 2 columns outside of the image on one side
+ * or, of a short row (`Both`), on both; else kDwAny. */
+template <int K, bool Both, class F>
+EFFC_INLINE void dw_borders(int64_t lead, int64_t trail, F f) {
+  constexpr int most = K / 2;
+  if (lead <= 0 && trail <= 0) return f(DwSize<0>(), DwSize<0>());
+  if (trail <= 0 && lead == most) return f(DwSize<most>(), DwSize<0>());
+  if (lead <= 0 && trail == most) return f(DwSize<0>(), DwSize<most>());
+  if constexpr (most > 1) {
+    if (trail <= 0 && lead == 1) return f(DwSize<1>(), DwSize<0>());
+    if (lead <= 0 && trail == 1) return f(DwSize<0>(), DwSize<1>());
+  }
+  if constexpr (Both) {
+    if (lead == most && trail == most) return f(DwSize<most>(), DwSize<most>());
+    if constexpr (most > 1) {
+      if (lead == most && trail == 1) return f(DwSize<most>(), DwSize<1>());
+      if (lead == 1 && trail == most) return f(DwSize<1>(), DwSize<most>());
+    }
+  }
+  f(DwSize<kDwAny>(), DwSize<kDwAny>());
+}
+
+/* As dw_slide, for square windows of one plane. */
+template <class T, int L, int K, int S>
+void dw_window(const Depthwise<T>& v, const DwRow<T>* rows, int64_t n, int64_t m0, int64_t m1, int64_t c0, int64_t c1, T* out,
+               int64_t ld, int64_t out_line) {
+  constexpr int64_t most = L * sizeof(T) < 64 ? 64 / (L * sizeof(T)) : 1; /* vectors of a cache line */
+  DwWindow<T, K> s;
+  const int64_t pad = v.a[kPad + 2], line = v.a[kDilation + 1] * v.xs[3];
+  s.lines = n, s.bytes = v.xs[4] * (int64_t)sizeof(T), s.ws = v.channels, s.width = v.width_in, s.ld = ld, s.out_line = out_line;
+  s.w = v.w, s.bias = v.bias, s.clamp = v.clamp, s.lo = v.limit[0], s.hi = v.limit[1];
+  for (int64_t i = 0; i < n; ++i) {
+    const DwRow<T>& row = rows[i];
+    DwLine<K>& to = s.line[i];
+    to.n = row.h1 - row.h0, to.h0 = row.h0;
+    for (int64_t h = row.h0; h < row.h1; ++h)
+      to.x[h - row.h0] = (const char*)(row.x + pad * v.xs[4] + h * line - (h >= row.wrap ? row.back : 0));
+  }
+  dw_sizes(m1 - m0, [&](auto size) __attribute__((always_inline)) {
+    constexpr int P = decltype(size)::value, reach = (P - 1) * S + K;
+    for (int64_t c = c0; c < c1; c += s.vectors * L) {
+      s.vectors = max64(1, min64(most, (c1 - c) / L)), s.c = min64(c, c1 - L);
+      for (int64_t m = m0, blocks; m < m1; m += blocks * P) {
+        m = min64(m, m1 - P);
+        const int64_t at = m * S - pad, inside = at < 0 || at + reach > s.width ? 0 : (s.width - reach - at) / (S * P) + 1;
+        blocks = max64(1, min64(inside, (m1 - m) / P));
+        dw_borders<K, P == 7>(-at, at + reach - s.width, [&](auto lead, auto trail) __attribute__((always_inline)) {
+          dw_window_blocks<T, L, K, S, P, decltype(lead)::value, decltype(trail)::value>(s, at, blocks,
+                                                                                         out + (m - m0) * ld + (s.c - c0));
+        });
+      }
+    }
+  });
 }
 
 /* Channels [c0, c1), at least L, of output columns [m0, m1) of a row, taps of any distance. */
@@ -305,16 +449,7 @@ void dw_channels(const Depthwise<T>& v, const DwRow<T>* rows, int64_t n, int64_t
     if (c1 - c0 < L) return dw_channels<T, L / 2>(v, rows, n, m0, m1, c0, c1, out, ld, out_line);
   }
   if constexpr (wide) {
-    if (v.slide) {
-      /* Accumulators enough to hide the latency of a sum: 8 pixels of a vector, or 4 of two where the row is short, and where
-       * two pixels of a vector share few loads. */
-      const bool two = v.slide2 && (v.a[kStride + 2] == 2 || m1 - m0 < 7);
-      int64_t c = c0;
-      for (; two && c + 2 * L <= c1; c += 2 * L) v.slide2(v, rows, n, m0, m1, c, out + (c - c0), ld, out_line);
-      for (; c + L <= c1; c += L) v.slide(v, rows, n, m0, m1, c, out + (c - c0), ld, out_line);
-      if (c < c1) v.slide(v, rows, n, m0, m1, c1 - L, out + (c1 - L - c0), ld, out_line);
-      return;
-    }
+    if (v.slide) return v.slide(v, rows, n, m0, m1, c0, c1, out, ld, out_line);
   }
   for (int64_t i = 0; i < n; ++i, out += out_line) dw_columns_of<T, L>(v, rows[i], m0, m1, c0, c1, out, ld);
 }
@@ -420,14 +555,14 @@ void dw_columns(Depthwise<T>& v) {
     constexpr int L = Simd<T>::lanes;
     const int64_t k = a[kKernel + 2], stride = a[kStride + 2];
     if (a[kDilation + 2] == 1) {
-      if (a[kKernel + 1] == k) {
-        if (k == 3) v.slide = stride == 1 ? dw_slide<T, L, 3, 1, 1, true> : stride == 2 ? dw_slide<T, L, 3, 2, 1, true> : nullptr;
-        if (k == 3) v.slide2 = stride == 1 ? dw_slide<T, L, 3, 1, 2, true> : stride == 2 ? dw_slide<T, L, 3, 2, 2, true> : nullptr;
-        if (k == 5) v.slide = stride == 1 ? dw_slide<T, L, 5, 1, 1, true> : stride == 2 ? dw_slide<T, L, 5, 2, 1, true> : nullptr;
-      } else {
-        if (k == 3) v.slide = stride == 1 ? dw_slide<T, L, 3, 1, 1, false> : stride == 2 ? dw_slide<T, L, 3, 2, 1, false> : nullptr;
-        if (k == 5) v.slide = stride == 1 ? dw_slide<T, L, 5, 1, 1, false> : stride == 2 ? dw_slide<T, L, 5, 2, 1, false> : nullptr;
-      }
+      const bool square = a[kKernel] == 1 && a[kKernel + 1] == k;
+      auto choose = [&](auto taps) {
+        constexpr int K = decltype(taps)::value;
+        if (stride == 1) v.slide = square ? dw_window<T, L, K, 1> : dw_slide<T, L, K, 1>;
+        if (stride == 2) v.slide = square ? dw_window<T, L, K, 2> : dw_slide<T, L, K, 2>;
+      };
+      if (k == 3) choose(DwSize<3>());
+      if (k == 5) choose(DwSize<5>());
     }
   }
 }
