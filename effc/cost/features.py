@@ -820,7 +820,7 @@ def elementwise(call: Call, cx: Context) -> dict[str, float]:
     }
 
 
-@family("red", "red", work=f"total passes kept calls rest bytes*columns {WORK}")
+@family("red", "red", work=f"total passes kept calls rest down {WORK}")
 def reduction(call: Call, cx: Context) -> dict[str, float]:
     """Generated reductions, norms and softmaxes: see kernels/loop.hpp, whose division this mirrors. Attributes: rank,
     mask of reduced dims, columns, leading operand, shape."""
@@ -848,8 +848,8 @@ def reduction(call: Call, cx: Context) -> dict[str, float]:
     split = units <= 8 and each >= 8 * BLOCK and calls >= 64 and stages == 1 and whole
     used, even = shares(16 * units, 1, cx) if split else shares(units, ceil_div(BLOCK, each), cx)
     loops, passes = units * calls, stages + (not whole)
-    rest = places * (extent // max(1, n_red)) * (n_red % lanes) if not columns else (
-        extent * (places // max(1, n_kept)) * (n_kept % lanes))
+    along = n_kept if columns else n_red
+    rest = extent * places // max(1, along) * (along % lanes)
     steps = red_steps if columns else kept_steps
     return {
         **_loop(call),
@@ -857,6 +857,7 @@ def reduction(call: Call, cx: Context) -> dict[str, float]:
         "extent": lg(extent),
         "kept": lg(places),
         "columns": float(columns),
+        "down": lg(extent * places * passes * columns),
         "stages": float(stages),
         "used": float(used),
         "even": even,
@@ -874,7 +875,7 @@ def reduction(call: Call, cx: Context) -> dict[str, float]:
     }
 
 
-POOLS = " ".join(f"{op}_{p}" for op in ("max", "mean") for p in (*PIECES, "rest", "pixels"))
+POOLS = " ".join(f"{op}_{p}" for op in ("max", "mean") for p in (*PIECES, "rest", "last", "pixels"))
 
 
 @family("pool", "effc_pool_f32", work=f"taps pixels fetched {POOLS}")
@@ -909,6 +910,7 @@ def pool(call: Call, cx: Context) -> dict[str, float]:
         for p in PIECES:
             f[f"{op}_{p}"] = lg(on * pixels * valid * counts[p] * p)
         f[f"{op}_rest"] = lg(on * pixels * valid * rest)
+        f[f"{op}_last"] = lg(on * pixels * valid * (rest > 0))
         f[f"{op}_pixels"] = lg(on * pixels * (sum(counts.values()) + (rest > 0)))
     items = batch * prod(spatial[:2]) * blocks
     cost = window * spatial[2] * (LANES if by_channels else 1)
