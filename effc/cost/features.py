@@ -43,6 +43,11 @@ class Family:
     work: tuple[tuple[str, ...], ...] = ()
     depth: tuple[str, ...] = ("flops", "bytes", "between")
 
+    @property
+    def parts(self) -> int:
+        """How many amounts there are."""
+        return 4 + len(self.work) + 5
+
     def features(self, call: Call, cx: Context) -> dict[str, float]:
         """All features by name, in an order that depends on the family alone."""
         return {**common(call, cx), **self.extract(call, cx)}

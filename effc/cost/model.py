@@ -241,6 +241,8 @@ class CostModel:
                 )
             families = {}
             for name, m in meta["families"].items():
+                if name in FAMILIES and m.get("rates") and len(m["rates"]) != FAMILIES[name].parts:
+                    continue  # its work is counted in another way now: no model of this family, the roofline answers
                 families[name] = FamilyModel(
                     tuple(m["names"]),
                     tuple(m["kernels"]),

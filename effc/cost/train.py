@@ -97,7 +97,9 @@ class Table:
         self.y = np.log(self.seconds / self.floor)
         self.noise = np.array([max(NOISE, min(2.0, r.repeat)) for r in records])
         self.weight = 1 / (self.noise**2 + 0.05**2)
-        _, self.group = np.unique([f"{r.machine.id} {r.group}" for r in records], return_inverse=True)
+        # Names of groups come again (a model's calls, a seed's cases): side by side means beside the same yardstick.
+        keys = [f"{r.machine.id} {r.kernels} {r.group} {r.yard:.4g}" for r in records]
+        _, self.group = np.unique(keys, return_inverse=True)
         self.way = np.array([r.way for r in records])
         self.rules = np.array([r.way == rule_of(r.call) for r in records])  # the ways that the fixed rule takes
         _, self.shape = np.unique([f"{r.call.kernel} {r.call.ins}" for r in records], return_inverse=True)

@@ -196,7 +196,7 @@ def test_amounts_of_work() -> None:
         cx = Context(MACHINE, 32, threads, between)
         f = family.features(c, cx)
         got = amounts(family, list(f), np.array([list(f.values())]))[0]
-        assert len(got) == 4 + len(family.work) + 5 and (got >= 0).all() and np.isfinite(got).all()
+        assert len(got) == family.parts == 4 + len(family.work) + 5 and (got >= 0).all() and np.isfinite(got).all()
         peak, busiest = MACHINE.peak(threads), max(1.0, f["even"])
         assert got[0] == pytest.approx(operations(c) / peak * busiest)
         near, second, far, once, woken = got[-5:]
@@ -466,3 +466,12 @@ def test_the_fastest_of_noisy_ways_by_halves() -> None:
         fastest.append(np.log(seconds.min()))
         fair.append(np.log(by_halves(seconds, np.abs(halves[:, 0] - halves[:, 1]), rng)))
     assert np.mean(fastest) < -0.08 and abs(np.mean(fair)) < 0.02
+
+
+def test_groups_of_two_measurements_are_not_one() -> None:
+    """A seed's cases and a model's calls have the same names whenever they are measured."""
+    made = [r for r in made_up(2) if r.family == "conv"]
+    later = [dataclasses.replace(r, yard=2 * r.yard, seconds=3 * r.seconds) for r in made]
+    t = train.Table([*made, *later])
+    assert len(set(t.group)) == 4 and not set(t.group[: len(made)]) & set(t.group[len(made) :])
+    np.testing.assert_allclose(t.relative()[: len(made)], t.relative()[len(made) :], atol=1e-9)
