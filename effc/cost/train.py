@@ -29,7 +29,7 @@ from .roofline import Context, floor, vlen_of
 from .trees import Trees
 
 Array = np.ndarray[Any, Any]
-FOLDS, RANK_FOLDS = 5, 3  # ensembles of times, and of ranks, which are asked about every way there is
+FOLDS, RANK_FOLDS = 3, 3  # ensembles of times; and of ranks, which are asked about every way there is
 LEAST = 60  # records of a family
 OWN = 20  # of them on machines with the target's vectors, where records of others teach as well
 SHARE = 8.0  # what a record with the target's vectors counts more than another, at most
