@@ -70,14 +70,15 @@ class FamilyModel:
 
     def log_ratio(self, x: Array) -> tuple[Array, Array]:
         """ln(time / floor) of rows of features: mean and spread over the members."""
+        base, x = self.by_work(x)
         each = np.stack([m(x) for m in self.members])
-        return each.mean(0) + self.by_work(x), each.std(0)
+        return each.mean(0) + base, each.std(0)
 
-    def by_work(self, x: Array) -> Array:
-        """ln(sum of the work at its rates / floor)."""
+    def by_work(self, x: Array) -> tuple[Array, Array]:
+        """ln(sum of the work at its rates / floor), and the features that members see."""
         if self.family is None or not self.rates:
-            return np.zeros(len(x))
-        return log_over_floor(self.family, self.names, x, np.array(self.rates))
+            return np.zeros(len(x)), x
+        return by_work(self.family, self.names, x, np.array(self.rates))
 
     def rank(self, x: Array) -> Array:
         """Log times relative to one another, of the ways of one call."""
@@ -97,10 +98,15 @@ class FamilyModel:
         return ""
 
 
-def log_over_floor(family: Family, names: Sequence[str], x: Array, rates: Array) -> Array:
-    """ln(sum of amounts of work at these rates / floor) of rows of features."""
+def by_work(family: Family, names: Sequence[str], x: Array, rates: Array) -> tuple[Array, Array]:
+    """Of rows of features: ln(sum of amounts of work at these rates / floor), and the features with that sum's
+    logarithm and each amount's share in it. A rate that holds for one size of call seldom does for another: where an
+    amount is most of a call, and how long that is, trees can tell by how much."""
     floor = 2.0 ** x[:, list(names).index("floor")] * 1e-9
-    return np.asarray(np.log(np.maximum(amounts(family, names, x) @ rates / floor, 0.1)))
+    parts = amounts(family, names, x) * rates
+    total = np.maximum(parts.sum(1), 0.1 * floor)
+    shares = (parts / total[:, None])[:, rates > 0]
+    return np.log(total / floor), np.concatenate([x, np.log2(total * 1e9)[:, None], shares], 1)
 
 
 class CostModel:
@@ -235,6 +241,8 @@ class CostModel:
                 )
             families = {}
             for name, m in meta["families"].items():
+                if name in FAMILIES and m.get("rates") and len(m["rates"]) != FAMILIES[name].parts:
+                    continue  # its work is counted in another way now: no model of this family, the roofline answers
                 families[name] = FamilyModel(
                     tuple(m["names"]),
                     tuple(m["kernels"]),

@@ -263,11 +263,20 @@ UNARY = ("exp", "tanh", "erf", "sigmoid", "sqrt", "reciprocal", "abs", "neg")
 BINARY = ("add", "mul", "sub", "div", "maximum")
 
 
+CONSTANT = {"scale": ("mul", 0.125), "shift": ("add", 3.0), "at_least": ("maximum", 0.0), "at_most": ("minimum", 6.0)}
+
+
 def _loop_body(b: Builder, x: Value, ys: list[Value], names: tuple[str, ...]) -> Value:
     todo = list(ys)
     for n in names:
         if n in BINARY:
             x = b.op(n, x, todo.pop() if todo else x)
+        elif n in CONSTANT:
+            x = b.op(CONSTANT[n][0], x, _full(b, CONSTANT[n][1], x))
+        elif n == "gelu_tanh":  # half of x (1 + tanh(c (x + 0.0447 x^3)))
+            cube = b.op("mul", b.op("mul", b.op("mul", x, x), x), _full(b, 0.044715, x))
+            y = b.op("tanh", b.op("mul", b.op("add", x, cube), _full(b, 0.7978845608, x)))
+            x = b.op("mul", b.op("mul", x, _full(b, 0.5, x)), b.op("add", y, _full(b, 1.0, x)))
         else:
             x = b.op(n, x)
     return x
@@ -287,15 +296,31 @@ BODIES: tuple[tuple[str, ...], ...] = (
     ("sqrt", "reciprocal"),
     ("mul", "tanh", "add", "mul"),
     ("exp", "exp", "add"),
+    ("add", "gelu_tanh"),
+    ("scale",),
+    ("at_least", "div"),
+    ("shift", "at_least", "at_most", "scale", "mul"),
+    ("sqrt",),
 )
+# Widths of models' layers; channels and sides of their images.
+WIDTHS = (192, 256, 320, 384, 512, 576, 768, 1024, 1280, 2048, 3072)
+CHANNELS = (3, 16, 24, 32, 40, 48, 64, 64, 80, 96, 112, 128, 128, 192, 256, 256, 320, 480, 512, 672, 960, 1280, 2048)
+SIDES = (4, 7, 7, 8, 10, 13, 14, 14, 16, 20, 23, 28, 28, 32, 46, 56, 56, 64, 80, 112, 112, 128, 160)
+
+
+def one_of(rng: Rng, values: tuple[int, ...]) -> int:
+    return values[int(rng.integers(len(values)))]
 
 
 @sampler("map")
 def elementwise(rng: Rng) -> Case | None:
-    """Elementwise loops over 1 KB to 48 MB, with operands of full size or repeated along rows or columns."""
-    names = BODIES[int(rng.integers(len(BODIES)))]
-    cols = size(rng, 8, 4096)
+    """Elementwise loops over 1 KB to 48 MB, a third as wide as models' layers, with operands of full size or repeated
+    along rows or columns; one of eight is of few elements."""
+    names, how = BODIES[int(rng.integers(len(BODIES)))], rng.random()
+    cols = one_of(rng, WIDTHS) if how < 1 / 3 else size(rng, 8, 4096)
     rows = size(rng, 1, max(1, min(1 << 20, (MOST_BYTES // 12) // cols)))
+    if how > 7 / 8:
+        rows, cols = 1, size(rng, 2, 512)
     need = sum(n in BINARY for n in names)
     full = [bool(rng.random() < 0.5) for _ in range(need)]
 
@@ -312,12 +337,17 @@ def elementwise(rng: Rng) -> Case | None:
 
 @sampler("reduce")
 def reduction(rng: Rng) -> Case | None:
-    """Sums and maxima along rows and columns, softmax, layer and RMS norms."""
-    kind = str(rng.choice(["sum", "max", "softmax", "layer_norm", "rms_norm"]))
-    cols = size(rng, 8, 4096)
+    """Sums and maxima along rows and columns, sums of squares, softmax, layer and RMS norms, and what transformers make
+    of them: a sum of two normed, scaled and shifted, and the mean of rows by their weights. Two of five are as wide as
+    models' layers and have no more rows than those."""
+    kinds = "sum max squares softmax layer_norm rms_norm residual_norm residual_norm mean_rows"
+    kind = str(rng.choice(kinds.split()))
+    cols = size(rng, 2, 4096)
     rows = size(rng, 1, max(1, min(1 << 18, (MOST_BYTES // 8) // cols)))
-    axis = 0 if kind in ("sum", "max") and rng.random() < 0.4 else 1
-    if rows == 1 and kind in ("sum", "max"):  # one element, or nothing to reduce
+    if rng.random() < 0.4:
+        cols, rows = one_of(rng, WIDTHS), size(rng, 1, 1024)
+    axis = 0 if kind == "mean_rows" or (kind in ("sum", "max") and rng.random() < 0.4) else 1
+    if rows == 1 and kind in ("sum", "max", "squares", "mean_rows"):  # one element, or nothing to reduce
         return None
 
     def build(b: Builder) -> Value:
@@ -331,24 +361,38 @@ def reduction(rng: Rng) -> Case | None:
 
         if kind in ("sum", "max"):
             return b.op("reduce", x, kind=kind, dims=(axis,), keepdims=False)
+        if kind == "squares":
+            return b.op("reduce", b.op("mul", x, x), kind="sum", dims=(1,), keepdims=False)
+        if kind == "mean_rows":
+            weight = b.op("broadcast_to", b.input("w", _type(rows, 1)), shape=(rows, cols))
+            return b.op("reduce", b.op("mul", x, weight), kind="sum", dims=(0,), keepdims=False)
+        if kind == "residual_norm":
+            x = b.op("add", x, b.input("r", _type(rows, cols)))
         if kind == "softmax":
             e = b.op("exp", b.op("sub", x, reduce(x, "max")))
             return b.op("div", e, reduce(e, "sum"))
-        if kind == "layer_norm":
+        if kind in ("layer_norm", "residual_norm"):
             x = b.op("sub", x, b.op("mul", reduce(x, "sum"), scalar(1 / cols)))
         square = b.op("mul", reduce(b.op("mul", x, x), "sum"), scalar(1 / cols))
         y = b.op("mul", x, b.op("rsqrt", b.op("add", square, scalar(1e-5))))
         g = b.op("broadcast_to", b.input("g", _type(1, cols)), shape=(rows, cols))
-        return b.op("mul", y, g)
+        y = b.op("mul", y, g)
+        if kind == "residual_norm":
+            y = b.op("add", y, b.op("broadcast_to", b.input("s", _type(1, cols)), shape=(rows, cols)))
+        return y
 
     return Case("red", f"reduce {kind} {rows}x{cols} {axis}", build, ("red_",))
 
 
 @sampler("copy")
 def copy(rng: Rng) -> Case | None:
-    """Copies that change the order of dims."""
-    a, b_, c = size(rng, 1, 16), size(rng, 4, 1024), size(rng, 4, 1024)
+    """Copies that change the order of dims: any, an image's channels to the front, and heads before rows."""
+    a, b_, c, how = size(rng, 1, 16), size(rng, 4, 1024), size(rng, 4, 1024), rng.random()
     order: Any = [(0, 2, 1), (2, 0, 1), (1, 0, 2)][int(rng.integers(3))]
+    if how < 0.2:
+        a, b_, c, order = int(rng.choice([1, 1, 2, 16])), one_of(rng, SIDES) ** 2, one_of(rng, CHANNELS), (0, 2, 1)
+    elif how < 0.4:
+        a, b_, c, order = size(rng, 2, 1024), int(rng.choice([2, 4, 8, 12, 16])), one_of(rng, (32, 64, 128)), (1, 0, 2)
     if a == 1 and order == (1, 0, 2):  # moves nothing
         return None
     if 4 * a * b_ * c > MOST_BYTES // 2:
@@ -377,11 +421,14 @@ def concat(rng: Rng) -> Case | None:
 
 @sampler("pool")
 def pool(rng: Rng) -> Case | None:
-    """Maxima and means of windows, channels innermost, and means of whole images."""
-    batch, c, side = int(rng.choice([1, 1, 2, 8])), size(rng, 8, 512), size(rng, 6, 256)
-    window, stride = ((2, 2), (3, 2), (3, 1), (0, 1))[int(rng.integers(4))]
+    """Maxima and means of windows, channels innermost, and means of whole images. Three of five have a model's number
+    of channels and side."""
+    batch, c, side = int(rng.choice([1, 1, 2, 8, 16])), size(rng, 8, 512), size(rng, 6, 256)
+    if rng.random() < 0.6:
+        c, side = one_of(rng, CHANNELS), max(6, one_of(rng, SIDES))
+    window, stride = ((2, 2), (3, 2), (3, 2), (3, 1), (0, 1))[int(rng.integers(5))]
     op = str(rng.choice(["max_pool", "max_pool", "avg_pool"])) if window else "avg_pool"
-    window, pad = window or side, 1 if window == 3 else 0
+    window, pad = window or side, int(rng.choice([0, 1, 1])) if window == 3 else 0
     if 4 * batch * c * side**2 > MOST_BYTES:
         return None
 
@@ -390,7 +437,7 @@ def pool(rng: Rng) -> Case | None:
         more = {"dilation": (1, 1)} if op == "max_pool" else {}
         return b.op(op, x, kernel=(window,) * 2, stride=(stride,) * 2, padding=((pad, pad),) * 2, **more)
 
-    return Case("pool", f"{op} {batch}x{c}x{side} {window} s{stride}", build, ("effc_pool_f32",))
+    return Case("pool", f"{op} {batch}x{c}x{side} {window} s{stride} p{pad}", build, ("effc_pool_f32",))
 
 
 @sampler("rnn")

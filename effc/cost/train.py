@@ -23,13 +23,13 @@ from ..runtime.errors import EffcError
 from .alternatives import SETS, rule_of
 from .calls import kernel_class
 from .features import FAMILIES, amounts, vector
-from .model import NEVER, CostModel, FamilyModel, log_over_floor
+from .model import NEVER, CostModel, FamilyModel, by_work
 from .records import Record
 from .roofline import Context, floor, vlen_of
 from .trees import Trees
 
 Array = np.ndarray[Any, Any]
-FOLDS = 3
+FOLDS, RANK_FOLDS = 3, 3  # ensembles of times; and of ranks, which are asked about every way there is
 LEAST = 60  # records of a family
 OWN = 20  # of them on machines with the target's vectors, where records of others teach as well
 SHARE = 8.0  # what a record with the target's vectors counts more than another, at most
@@ -97,7 +97,9 @@ class Table:
         self.y = np.log(self.seconds / self.floor)
         self.noise = np.array([max(NOISE, min(2.0, r.repeat)) for r in records])
         self.weight = 1 / (self.noise**2 + 0.05**2)
-        _, self.group = np.unique([f"{r.machine.id} {r.group}" for r in records], return_inverse=True)
+        # Names of groups come again (a model's calls, a seed's cases): side by side means beside the same yardstick.
+        keys = [f"{r.machine.id} {r.kernels} {r.group} {r.yard:.4g}" for r in records]
+        _, self.group = np.unique(keys, return_inverse=True)
         self.way = np.array([r.way for r in records])
         self.rules = np.array([r.way == rule_of(r.call) for r in records])  # the ways that the fixed rule takes
         _, self.shape = np.unique([f"{r.call.kernel} {r.call.ins}" for r in records], return_inverse=True)
@@ -158,10 +160,10 @@ def rates_of_work(t: Table, use: Array, weight: Array) -> tuple[float, ...]:
     return tuple(float(r) for r in rates / scale)
 
 
-def _folds(shape: Array, seed: int = 0) -> Array:
+def _folds(shape: Array, count: int, seed: int = 0) -> Array:
     """A fold for each record, the same for all calls of one shape, whenever they were measured."""
     order = np.random.default_rng(seed).permutation(shape.max() + 1)
-    return np.asarray(order[shape] % FOLDS)
+    return np.asarray(order[shape] % count)
 
 
 def fit_family(
@@ -174,19 +176,19 @@ def fit_family(
     stale = np.array([r.stale for r in records])
     own = np.array([vlen in (None, vlen_of(r.target)) for r in records])
     weight = t.weight * np.where(own, min(SHARE, max(1.0, (~own).sum() / own.sum())), 1.0)
-    fold = _folds(t.shape)
+    fold = _folds(t.shape, FOLDS)
     timed = ~np.isnan(t.pace)
     if timed.sum() < LEAST:
         timed[:] = True
     members, unseen = [], np.zeros(len(t.y))
     rates = rates_of_work(t, timed, weight)
-    base = log_over_floor(t.family, t.names, t.x, np.array(rates)) if rates else np.zeros(len(t.y))
+    base, x = by_work(t.family, t.names, t.x, np.array(rates)) if rates else (np.zeros(len(t.y)), t.x)
     y = t.y - base
     weight = weight * np.where(stale, 1.0, 1 / (1 + (np.nan_to_num(t.pace) / UNEASY) ** 2))
     for f in range(FOLDS):
         use = timed & (fold != f)
-        members.append(grow_on(t.x[use], y[use], weight[use], stale[use], rounds))
-        unseen[fold == f] = members[-1](t.x[fold == f])
+        members.append(grow_on(x[use], y[use], weight[use], stale[use], rounds))
+        unseen[fold == f] = members[-1](x[fold == f])
     judge = timed & own & (~stale | stale.all())
     error = _spread((y - unseen)[judge], t.weight[judge], t.noise[judge])
     ranges = {n: _range(t.x[own, i]) for i, n in enumerate(t.names) if n in t.family.depth}
@@ -195,8 +197,8 @@ def fit_family(
     several = t.with_ways() & own
     if several.sum() >= LEAST and t.family.name in RANKED:
         y, learn = t.relative(), several & ((t.way > 0) | (t.family.name not in SETS))
-        ranked = np.zeros(len(y))
-        for f in range(FOLDS):
+        ranked, fold = np.zeros(len(y)), _folds(t.shape, RANK_FOLDS)
+        for f in range(RANK_FOLDS):
             use = learn & (fold != f)
             model.rankers.append(grow_on(t.x[use], y[use], t.weight[use], stale[use], rounds))
             ranked[fold == f] = t.ranked(model.rankers[-1])[fold == f]

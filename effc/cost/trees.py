@@ -82,23 +82,25 @@ class Trees:
         return np.asarray(self.value[~at].sum(1) + self.rest)
 
     def arrays(self, prefix: str) -> dict[str, Array]:
-        """For an npz file."""
+        """For an npz file. Children lie near their nodes: how far is packed better than where."""
+        at = np.arange(len(self.feature))[:, None]
+        steps = np.where(self.children >= 0, self.children - at, self.children + at)
         return {
             f"{prefix}.feature": self.feature.astype(np.int16), f"{prefix}.threshold": self.threshold,
-            f"{prefix}.children": self.children.astype(np.int32), f"{prefix}.value": self.value.astype(np.float32),
+            f"{prefix}.steps": steps.astype(np.int32), f"{prefix}.leaf": self.children < 0,
+            f"{prefix}.value": self.value.astype(np.float32),
             f"{prefix}.roots": self.roots.astype(np.int32),
         }  # fmt: skip
 
     @staticmethod
     def from_arrays(data: Mapping[str, Array], prefix: str) -> Trees:
-        parts = [data[f"{prefix}.{n}"] for n in ("feature", "threshold", "children", "value", "roots")]
-        return Trees(
-            parts[0].astype(np.int64),
-            parts[1],
-            parts[2].astype(np.int64),
-            parts[3].astype(np.float64),
-            parts[4].astype(np.int64),
-        )
+        feature, threshold, value, roots = (data[f"{prefix}.{n}"] for n in ("feature", "threshold", "value", "roots"))
+        if f"{prefix}.steps" in data:
+            at, steps = np.arange(len(feature))[:, None], data[f"{prefix}.steps"].astype(np.int64)
+            children = np.where(data[f"{prefix}.leaf"], steps - at, steps + at)
+        else:  # a file from before
+            children = data[f"{prefix}.children"].astype(np.int64)
+        return Trees(feature.astype(np.int64), threshold, children, value.astype(np.float64), roots.astype(np.int64))
 
     @staticmethod
     def from_text(text: str) -> Trees:
