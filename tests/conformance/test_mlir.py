@@ -39,6 +39,7 @@ REFUSED: dict[str, dict[str, int]] = {
     "avg_pool": {"ATen has no means of i64": 14},
     "conv": {"ATen has no convolution of i32": 1, "ATen has no convolution of i64": 2},
     "conv_transpose": {"ATen has no convolution of i64": 1},
+    "qconv": {"ATen has no convolution of i32": 16},
     "grid_sample": {"coordinates in pixels": 18},
     "resize": {
         "ATen resizes no c64": 1, "ATen resizes no i64": 1, "a resize as ONNX alone has it": 3,

@@ -128,9 +128,10 @@ def test_broken_views_are_noticed() -> None:
             verify(p, Plan((0, 1, 2), offsets, choices))
     with pytest.raises(ValueError, match="seen through another"):
         boxes(p, (0, 1, 2), Choices({2: 1}, {}, {1: (2,)}))
-    split = {"id": 0, "name": "", "op": "split", "ins": [1], "outs": [2, 4], "inplace_ok": []}
-    g = to_dict(Problem((), {**t, 4: Tensor(4, 128)})) | {"nodes": [split]}
-    assert from_dict(g).nodes[0].views == ((2, 1, 0), (4, 1, 128))
+    made = {"id": 0, "name": "", "op": "add", "ins": [0], "outs": [1], "inplace_ok": []}
+    split = {"id": 1, "name": "", "op": "split", "ins": [1], "outs": [2, 4], "inplace_ok": []}
+    g = to_dict(Problem((), {0: t[0], 1: t[1], 2: t[2], 4: Tensor(4, 128)})) | {"nodes": [made, split]}
+    assert from_dict(g).nodes[1].views == ((2, 1, 0), (4, 1, 128))
 
 
 @both

@@ -24,6 +24,7 @@ from ...ir.op import OPS
 from ..manager import Pass, PassReport, in_subgraphs
 from .few_rows import split
 from .groups import Groups, Made
+from .kinds import is_scalar
 from .regions import body_of
 
 CACHE = 384 << 10  # bytes of a core's own cache that a block's rows may take
@@ -293,6 +294,8 @@ def why_no_stage(n: Node, uses: Mapping[Value, list[Node | None]]) -> str | None
         found = _constant(w)
         if found is None or w.rank != 2:
             reason = "weights that are not constant"
+        elif is_scalar(found):
+            reason = "weights of one element"
         elif (
             not isinstance(x.shape[-1], int)
             or x.shape[:-1] != lead

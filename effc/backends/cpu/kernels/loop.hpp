@@ -6,8 +6,6 @@
  */
 #ifndef EFFC_LOOP_HPP
 #define EFFC_LOOP_HPP
-#include <immintrin.h>
-
 #include "effc_kernel.h"
 #include "math.hpp"
 #include "types.hpp"
@@ -59,21 +57,26 @@ struct Taken {
 /* Results that are looked up in a table of 256 bytes: LOOKUPS indices are computed, then their entries are stored. */
 constexpr int64_t LOOKUPS = 64;
 
+/* The compiler's vectors and not immintrin.h's, which every generated file would read for half a second. */
+typedef char Bytes32 __attribute__((vector_size(32)));
+typedef int16_t Halves16 __attribute__((vector_size(32)));
+
 /* A vector of entries: bytes of each 16th of the table by the low half of the index, then chosen by its high half. */
-EFFC_INLINE void look_up_vector(const __m256i (&part)[16], const uint8_t* index, uint8_t* out) {
-  const __m256i at = _mm256_loadu_si256((const __m256i*)index), fifteen = _mm256_set1_epi8(15);
-  const __m256i low = _mm256_and_si256(at, fifteen);
-  __m256i r[16];
+EFFC_INLINE void look_up_vector(const Bytes32 (&part)[16], const uint8_t* index, uint8_t* out) {
+  Bytes32 at;
+  __builtin_memcpy(&at, index, 32);
+  const Bytes32 low = at & 15;
+  Bytes32 r[16];
 #pragma GCC unroll 16
-  for (int k = 0; k < 16; ++k) r[k] = _mm256_shuffle_epi8(part[k], low);
+  for (int k = 0; k < 16; ++k) r[k] = __builtin_ia32_pshufb256(part[k], low);
   /* Bit 4, 5, 6, 7 of each index comes to the top of its byte, which is what a blend looks at. */
 #pragma GCC unroll 4
   for (int bit = 0, n = 8; bit < 4; ++bit, n /= 2) {
-    const __m256i top = _mm256_slli_epi16(at, 3 - bit);
+    const Bytes32 top = (Bytes32)((Halves16)at << (3 - bit));
 #pragma GCC unroll 8
-    for (int k = 0; k < n; ++k) r[k] = _mm256_blendv_epi8(r[2 * k], r[2 * k + 1], top);
+    for (int k = 0; k < n; ++k) r[k] = __builtin_ia32_pblendvb256(r[2 * k], r[2 * k + 1], top);
   }
-  _mm256_storeu_si256((__m256i*)out, r[0]);
+  __builtin_memcpy(out, &r[0], 32);
 }
 
 /* out[from + i] = table[index[i]] for i below `n`. */
@@ -81,9 +84,10 @@ template <class O>
 EFFC_INLINE void look_up(const uint8_t* table, const O& out, const uint8_t* index, int64_t from, int64_t n) {
   int64_t i = 0;
   if (out.s == 1 && n >= 32) {
-    __m256i part[16];
+    Bytes32 part[16];
 #pragma GCC unroll 16
-    for (int k = 0; k < 16; ++k) part[k] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)(table + 16 * k)));
+    for (int k = 0; k < 16; ++k)
+      for (int half = 0; half < 2; ++half) __builtin_memcpy((char*)&part[k] + 16 * half, table + 16 * k, 16);
     for (; i + 32 <= n; i += 32) look_up_vector(part, index + i, out.p + from + i);
   }
   for (; i < n; ++i) out.store(from + i, table[index[i]]);

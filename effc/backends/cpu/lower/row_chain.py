@@ -123,7 +123,9 @@ class _Chain:
 
     def region(self, n: Node) -> _Stage:
         body: Graph = n.attrs["body"]
-        width = max((v.shape[-1] for v in (*body.outputs, *n.operands)), key=lambda d: d if isinstance(d, int) else 0)
+        width = max(
+            (v.shape[-1] for v in (*body.outputs, *n.operands) if v.rank), key=lambda d: d if isinstance(d, int) else 0
+        )
         reductions = [m for m in body.nodes if m.op == "reduce"]
         if reductions:
             width = reductions[0].operands[0].shape[-1]
