@@ -23,6 +23,7 @@ from effc.backends import cpu
 from effc.backends.cpu import spilling, streaming
 from effc.backends.cpu.lower.finish import compact
 from effc.conformance.ops import Runner
+from effc.passes.fuse import rows
 from effc.passes.memory.plan import Interval, place
 from effc.passes.memory.problem import Problem, Steps
 from effc.passes.memory.program import blocks, fixed_offsets
@@ -365,6 +366,15 @@ def chains(m: Any) -> int:
     return sum(n for k, n in kernels.items() if k.startswith("chain_"))
 
 
+@pytest.fixture
+def always_chains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chains of rows are formed wherever they may be: not the cost model's choice, which a new one may change."""
+    monkeypatch.setenv("EFFC_COST_MODEL", "0")
+    monkeypatch.setattr(rows, "LARGE", 0)
+    monkeypatch.setenv("EFFC_MODEL_CACHE", "0")  # which knows no such changes
+
+
+@pytest.mark.usefixtures("always_chains")
 def test_chains_that_stand_in_the_way_are_taken_apart(tmp_path: Path) -> None:
     """The least is that of the instructions apart; between, one chain of four is, with the same bits; and where
     spilling costs less than that, none."""
@@ -413,6 +423,7 @@ class Sums(nn.Module):
         return total
 
 
+@pytest.mark.usefixtures("always_chains")
 def test_the_least_is_that_of_what_needs_least() -> None:
     model, args = Sums().eval(), (torch.randn(9001, 64),)
     free = made(model, args, num_threads=2)
