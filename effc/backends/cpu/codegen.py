@@ -461,7 +461,7 @@ class Scratch:
     state: int
 
 
-SPLITS, SPLIT_UNITS = 16, 8  # as in loop.hpp
+SPLITS, SPLIT_UNITS, SPLIT_LEAST = 16, 8, 8 * 8192  # as in loop.hpp
 
 
 def stage(body: Graph, dims: tuple[int, ...], shape: Sequence[Dim]) -> Staging:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ....ir import dims
-from ....ir.dims import Dim
+from ....ir.dims import Dim, minimum
 from ....ir.dtypes import DType
 from ....ir.graph import Builder, Graph, Node, Value
 from ....ir.op import OPS, broadcast_shapes
@@ -211,8 +211,10 @@ def lower_rows(
     extent: Dim = 1
     for d in over:
         extent = extent * shape[d]
-    per_thread = extent * scratch.per_element * (64 if columns else 1)
-    partial = scratch.state * codegen.SPLITS * codegen.SPLIT_UNITS
+    lanes = 64 if columns else 1
+    per_thread = extent * scratch.per_element * lanes
+    is_cut = minimum(1, (extent * lanes + 1) // codegen.SPLIT_LEAST)  # 0 or 1: shorter reductions stay whole
+    partial = is_cut * (scratch.state * codegen.SPLITS * codegen.SPLIT_UNITS)
     mask = sum(1 << d for d in over)
     pairs = [] if columns else [
         (o, i) for o, i in inplace_pairs(len(outs), plain, views)
