@@ -175,13 +175,13 @@ def test_any_size_is_laid_out_as_if_it_had_been_planned(name: str, tmp_path: Pat
     assert seen >= 10
 
 
-@pytest.mark.parametrize("name", ["unet", "wide", "inception"])
+SHORT = pytest.mark.xfail(strict=True, reason="1.16 of its own arena at 2x8x20x21 (docs/memory-runtime.md)")
+
+
+@pytest.mark.parametrize("name", ["unet", "wide", pytest.param("inception", marks=SHORT)])
 def test_any_size_takes_no_more_than_its_own_compilation(name: str, tmp_path: Path) -> None:
-    """Against artifacts compiled for one size each, which may choose another order and other rewrites. One program for
-    all sizes joins in place only where no size takes more: at one row convolutions' scratch is most of the arena, so
-    that ``inception``'s joins are copies, and larger images take up to a sixth more than their own (docs)."""
+    """Against artifacts compiled for one size each, which may choose another order and other rewrites."""
     model, args, dynamic = MODELS[name]()
-    most = 1.17 if name == "inception" else 1.05
     anysize = made(model, args, dynamic, num_threads=2)
     shape = args[0].shape
     for scale in ((1, 1), (2, 1), (1, 2)):
@@ -191,7 +191,7 @@ def test_any_size_takes_no_more_than_its_own_compilation(name: str, tmp_path: Pa
         own = made(model, (x,), num_threads=2)
         a, b = anysize.arena(x)[0], own.report["entries"]["main"]["arena"]["static_bytes"]
         assert own.arena(x)[0] == b
-        assert a <= most * b, (tuple(x.shape), a, b)
+        assert a <= 1.05 * b, (tuple(x.shape), a, b)
 
 
 def test_other_numbers_of_threads_are_laid_out_anew(tmp_path: Path) -> None:
