@@ -61,7 +61,7 @@ def bytes_of(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any, kind:
         return np.full(shape, info.max, dtype)
     if kind == "ends":
         return rng.choice(np.array([info.min, info.max], dtype), shape)
-    if kind == "mixed":  # halves in the first columns, panels in pairs in the last
+    if kind == "mixed":  # magnitudes of depth two in the first columns, of depth one in the last
         wide = bytes_of(rng, shape, dtype).reshape(-1, shape[-1])
         first = bytes_of(rng, shape, dtype, "small").reshape(-1, shape[-1])
         return np.where(np.arange(shape[-1]) < 20, first, wide).reshape(shape)
@@ -240,44 +240,35 @@ def test_packing_round_trip(split: bool) -> None:
             difference = b.astype(int) - zero[:, None].astype(int)
             np.testing.assert_array_equal(back.values.astype(int) - back.zeros[:, None], difference)
             np.testing.assert_array_equal(back.sums, difference.sum(1))
-            assert 0 <= back.split_share and (split or back.split_share == back.wide_share == back.deep_share == 0)
-            if split and k > 1 and n:
-                assert (back.wide_share > 0) == (kind in ("any", "low", "high", "ends")), kind
+            assert 0 <= back.extra_share
+            assert split or back.extra_share == back.magnitude_share == back.deep_share == 0 == back.shifts.any()
+            if split and k > 1 and n and kind != "small":
+                assert (back.magnitude_share == 1) == (kind in ("any", "low", "high", "ends")), kind
                 assert (back.deep_share == 1) == (kind in ("normal", "tiny", "edge")), kind
 
 
-def test_deep_sums_never_saturate() -> None:
-    """What a panel of a depth adds in 16 bits fits at the worst activations, and both depths are chosen."""
+def test_sums_never_saturate() -> None:
+    """What a panel adds in 16 bits fits at the worst activations, and every form but plain pairs is chosen."""
     rng = np.random.default_rng(8)
     forms = set()
-    for kind in ("normal", "tiny", "edge"):
+    for kind in ("normal", "tiny", "edge", "small", "any", "ends", "low"):
         b = bytes_of(rng, (2, 640, 48), np.int8, kind)
         data = packing._layout(b)
-        form = np.zeros(data.shape[:2], np.uint8)
-        main, second = packing._choose_depths(data, form)
+        form, main, second = packing._choose(data)
         np.testing.assert_array_equal(main.astype(int) + second, data)
+        assert not (main.astype(bool) & second.astype(bool)).any()  # shifts count each weight's sign once
         forms |= set(form.reshape(-1).tolist())
-        for depth in packing.DEPTHS:
-            chosen = main[form == depth].astype(int)
-            lanes = chosen.reshape(len(chosen), data.shape[2] // depth, depth, packing.PANEL, 2, 2)
-            assert (255 * np.maximum(lanes, 0).sum((2, 5))).max(initial=0) <= 32767
-            assert (255 * np.minimum(lanes, 0).sum((2, 5))).min(initial=0) >= -32768
-        pairs = second.reshape(*second.shape[:-1], 2, 2).astype(int)
-        assert (255 * np.maximum(pairs, 0).sum(-1)).max() <= 32767  # extras are added pair by pair
-    assert forms == {2, 4}
-
-
-def test_halves_never_saturate() -> None:
-    """Both halves of every pair of weights, at the worst activations, fit in 16 bits; safe pairs stay whole."""
-    w = np.array([*itertools.product(range(-128, 128), repeat=2)], np.int8).reshape(-1, 4)
-    main, second = packing._halves(w)
-    np.testing.assert_array_equal(main.astype(int) + second, w)
-    for part in (main, second):
-        pairs = part.reshape(-1, 2).astype(int)
-        assert (255 * np.maximum(pairs, 0).sum(1)).max() <= 32767
-        assert (255 * np.minimum(pairs, 0).sum(1)).min() >= -32768
-    opposite = w.reshape(-1, 2).astype(int).prod(1) <= 0
-    assert not second.reshape(-1, 2)[opposite].any()
+        for f, (depth, _, _) in packing.FORMS.items():
+            for part, groups in ((main, depth), (second, 1)):  # extras are added pair by pair
+                chosen = part[form == f].astype(int)
+                lanes = chosen.reshape(len(chosen), data.shape[2] // groups, groups, packing.PANEL, 2, 2)
+                if f & packing.BY_MAGNITUDE:
+                    sizes = np.abs(lanes).sum((2, 5)).max(initial=0)
+                    assert sizes * 127 <= 32767 and sizes * -128 >= -32768
+                else:
+                    assert (255 * np.maximum(lanes, 0).sum((2, 5))).max(initial=0) <= 32767
+                    assert (255 * np.minimum(lanes, 0).sum((2, 5))).min(initial=0) >= -32768
+    assert forms == {2, 4, packing.BY_MAGNITUDE + 1, packing.BY_MAGNITUDE + 2}
 
 
 def test_packed_buffers_are_checked() -> None:

@@ -6,14 +6,19 @@
  *   AMX-INT8     tdpbusd on tiles of 16 rows, 64 steps and 16 columns; 2 x 2 tiles of accumulators
  *   AVX512-VNNI  vpdpbusd on 64 bytes: 4 steps of 16 columns
  *   AVX-VNNI     vpdpbusd on 32 bytes: 4 steps of 8 columns
- *   AVX2         vpmaddubsw, vpmaddwd, vpaddd. vpmaddubsw adds two products into 16 bits and saturates, so the packer
- *                (packing/int8.py) keeps the sum of the positive weights of a pair at 128 or less, and that of the negative
- *                ones at -128 or more: 255 * 128 = 32640 < 2^15. A pair beyond that is split in two halves, w = w' + w'',
- *                and the blocks of 4 steps by 8 columns that hold a w'' are listed as "extras" and multiplied in a loop of
- *                their own. Nothing saturates, whatever the data. Most weights are far smaller than that, so the packer
- *                tells of each panel how many groups in a row (its depth, 2 or 4) may be added in 16 bits before they are
- *                widened: then a product takes 1 + 1 / depth multiplications, not 2. Pairs that such a sum has no room
- *                for are extras, too.
+ *   AVX2         vpmaddubsw, vpmaddwd, vpaddd. vpmaddubsw multiplies unsigned by signed bytes, and adds two products into 16
+ *                bits with saturation. So the packer (packing/int8.py) gives each panel a form, in which nothing saturates,
+ *                whatever the data:
+ *                - A unsigned, weights signed: the positive weights of a pair come to 128 at most, and the negative ones to
+ *                  -128 at least (255 * 128 = 32640 < 2^15).
+ *                - magnitudes: |w| unsigned, and a - 128 signed, of which the product with a negative w takes 127 - a, that is
+ *                  -(a - 128) - 1: bits flipped by one exclusive or, which has no -128 to negate. The magnitudes of a pair
+ *                  may come to 256 (256 * -128 = -2^15), so any two weights are one; what is left is a constant of each
+ *                  column (shifts): sum w a = sum |w| x + 128 sum w + sum of |w| over negative w.
+ *                Where weights are smaller than that, as most are, groups in a row (a panel's depth, 2 or 4) are added in 16
+ *                bits before they are widened: a product then takes 1 + 1 / depth multiplications, not 2. Pairs of weights that
+ *                such a sum has no room for lie in blocks of 4 steps by 8 columns, "extras", which are multiplied in a loop of
+ *                their own.
  *
  * Intrinsics, because no compiler finds these instructions in loops; tests/null/test_int8.py builds this very text
  * for AVX512-VNNI, AVX-VNNI and AMX with functions that do what Intel's manual says, and runs it on any machine. */
@@ -37,7 +42,7 @@ constexpr int kSteps = 64; /* steps that a tile takes at a time: of the padding,
 constexpr int kSteps = 16;
 #endif
 
-/* The blocks of one vector of 8 columns that hold second halves, within the tile's reduction steps. */
+/* The blocks of one vector of 8 columns that hold what its sums have no room for, within the tile's reduction steps. */
 struct Extras {
   const uint32_t* group; /* which group of 4 steps, counted as the tile's `a` counts */
   const int8_t* data;    /* [8][4] each */
@@ -45,9 +50,9 @@ struct Extras {
 };
 
 struct Tile {
-  const uint8_t* a; /* for a wide panel, 16-bit values */
-  int64_t lda;      /* bytes */
-  const int8_t* b;
+  const uint8_t* a;
+  int64_t lda;
+  const int8_t* b;      /* a panel, or its expand_magnitudes */
   int64_t panel_stride; /* bytes between panels */
   int64_t steps;        /* a multiple of kSteps */
   const int32_t* from;  /* what the accumulators start from; rows ld_from apart, 0 if they all start from one */
@@ -191,20 +196,6 @@ EFFC_INLINE __m256i dot(__m256i acc, __m256i a, __m256i b) {
 }
 #endif
 
-template <int R>
-EFFC_INLINE void add_extras(const Tile* t, __m256i (&acc)[R][2]) {
-  EFFC_UNROLL_ALL
-  for (int j = 0; j < 2; ++j) {
-    const Extras& e = t->extra[j];
-    for (int64_t s = 0; s < e.count; ++s) {
-      const __m256i w = _mm256_loadu_si256((const __m256i*)(e.data + s * 32));
-      const uint8_t* p = t->a + (e.group[s] - t->first_group) * kGroup;
-      EFFC_UNROLL_ALL
-      for (int i = 0; i < R; ++i) acc[i][j] = dot(acc[i][j], _mm256_set1_epi32(four(p + i * t->lda)), w);
-    }
-  }
-}
-
 template <int R, int P>
 void micro(const Tile* t) {
   __m256i acc[R][2];
@@ -221,42 +212,140 @@ void micro(const Tile* t) {
       acc[i][1] = dot(acc[i][1], x, w1);
     }
   }
-  if constexpr (kSplit) add_extras(t, acc);
   store_tile(t, acc);
 }
 #endif
 
-/* The forms of a panel, where weights are split; mirrored by packing/int8.py. */
-enum Form : uint8_t { kPairs = 0, kWide = 1, kDepth2 = 2, kDepth4 = 4 };
+/* The forms of a panel, where sums saturate; mirrored by packing/int8.py. The low bits are the depth (kPairs: 1). */
+enum Form : uint8_t { kPairs = 0, kDepth2 = 2, kDepth4 = 4, kMagnitudes = 9, kMagnitudes2 = 10 };
 constexpr int kDeepRows = kSplit ? 4 : 0;
 constexpr int kDepth4Rows = kSplit ? 3 : 0; /* twice the accumulators: those of 16 bits, too */
+constexpr int kMagnitudeRows = kSplit ? 4 : 0, kMagnitude2Rows = kSplit ? 8 : 0; /* of two vectors, and of one */
+constexpr bool has_magnitudes(uint8_t form) { return form & 8; }
 
-/* ---- wide panels: pairs of steps in 16 bits ---- */
-constexpr int kWideRows = kSplit ? 6 : 0;
-/* The share of blocks with second halves from which a panel is laid out in pairs; mirrored by packing/int8.py. */
-constexpr double kWideShare = 0.2;
+/* What turns A's unsigned bytes into the signed ones that |w| multiplies. */
+EFFC_INLINE __m256i flips_of(__m256i w) { /* 0x80, or 0x7f where w is negative */
+  return _mm256_xor_si256(_mm256_cmpgt_epi8(_mm256_setzero_si256(), w), _mm256_set1_epi8((char)0x80));
+}
+/* Sums of neighbours of 16 bits, in 32. */
+EFFC_INLINE __m256i widened(__m256i pairs, __m256i ones) {
+  return _mm256_madd_epi16(pairs, ones);
+}
 
-template <int R>
-void micro_wide(const Tile* t) {
+/* ---- panels of magnitudes ---- */
+
+/* Where a panel serves many tiles, |w| and what flips A are written down once, in the order in which the micro-kernels read
+ * them: two vectors of the one, then two of the other. A depth of one takes both vectors of a group together, a depth of
+ * two the two groups of a vector. */
+template <int D>
+EFFC_INLINE void expand(const int8_t* b, int64_t steps, int8_t* to) {
+  constexpr int64_t kNext = D == 1 ? 32 : kGroup * kNR; /* bytes from one vector to the one beside it */
+  for (int64_t k = 0; k < steps * kNR; k += D * kGroup * kNR)
+    for (int j = 0; j < D; ++j)
+      for (int d = 0; d < 2; ++d) {
+        const __m256i w = _mm256_loadu_si256((const __m256i*)(b + k + j * 32 + d * kNext));
+        int8_t* at = to + 2 * k + j * 128 + d * 32;
+        _mm256_storeu_si256((__m256i*)at, _mm256_abs_epi8(w));
+        _mm256_storeu_si256((__m256i*)(at + 64), flips_of(w));
+      }
+}
+inline void expand_magnitudes(uint8_t form, const int8_t* b, int64_t steps, int8_t* to) {
+  if (form == kMagnitudes)
+    expand<1>(b, steps, to);
+  else
+    expand<2>(b, steps, to);
+}
+
+/* Two vectors of magnitudes that are multiplied together, and their flips, expanded or not. */
+template <bool EXPANDED, int NEXT>
+EFFC_INLINE void load_magnitudes(const int8_t* b, __m256i (&w)[2], __m256i (&flips)[2]) {
+  EFFC_UNROLL_ALL
+  for (int d = 0; d < 2; ++d) {
+    w[d] = _mm256_loadu_si256((const __m256i*)(b + d * (EXPANDED ? 32 : NEXT)));
+    flips[d] = EXPANDED ? _mm256_loadu_si256((const __m256i*)(b + 64 + d * 32)) : flips_of(w[d]);
+    if (!EXPANDED) w[d] = _mm256_abs_epi8(w[d]);
+  }
+}
+
+template <int R, bool EXPANDED>
+void micro_magnitudes(const Tile* t) {
   __m256i acc[R][2];
-  const int64_t lda = t->lda, pairs = t->steps / 2;
+  const int64_t lda = t->lda, groups = t->steps / kGroup;
   load_tile(t, acc);
   const uint8_t* a = t->a;
   const int8_t* b = t->b;
-  for (int64_t s = 0; s < pairs; ++s, a += 4, b += 2 * kNR) {
-    const __m256i w0 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)b));
-    const __m256i w1 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(b + 16)));
+  __m256i ones = _mm256_set1_epi16(1);
+  __asm__("" : "+x"(ones)); /* it stays in its register */
+  for (int64_t g = 0; g < groups; ++g, a += kGroup, b += (EXPANDED ? 2 : 1) * kGroup * kNR) {
+    __m256i w[2], flips[2];
+    load_magnitudes<EXPANDED, 32>(b, w, flips);
     EFFC_UNROLL_ALL
     for (int i = 0; i < R; ++i) {
       const __m256i x = _mm256_set1_epi32(four(a + i * lda));
-      accumulate(acc[i][0], _mm256_madd_epi16(x, w0));
-      accumulate(acc[i][1], _mm256_madd_epi16(x, w1));
+      EFFC_UNROLL_ALL
+      for (int j = 0; j < 2; ++j)
+        accumulate(acc[i][j], widened(_mm256_maddubs_epi16(w[j], _mm256_xor_si256(x, flips[j])), ones));
     }
   }
   store_tile(t, acc);
 }
 
+/* Depth two. One vector after the other, of twice the rows: four registers hold weights and flips of two groups. */
+template <int R, bool EXPANDED>
+void micro_magnitudes2(const Tile* t) {
+  const int64_t lda = t->lda, groups = t->steps / kGroup;
+  __m256i ones = _mm256_set1_epi16(1);
+  __asm__("" : "+x"(ones));
+  for (int j = 0; j < 2; ++j) {
+    __m256i acc[R];
+    EFFC_UNROLL_ALL
+    for (int i = 0; i < R; ++i) acc[i] = _mm256_loadu_si256((const __m256i*)(t->from + i * t->ld_from + j * 8));
+    const uint8_t* a = t->a;
+    const int8_t* b = t->b + j * (EXPANDED ? 128 : 32);
+    for (int64_t g = 0; g < groups; g += 2, a += 2 * kGroup, b += (EXPANDED ? 4 : 2) * kGroup * kNR) {
+      __m256i w[2], flips[2];
+      load_magnitudes<EXPANDED, kGroup * kNR>(b, w, flips);
+      EFFC_UNROLL_ALL
+      for (int i = 0; i < R; ++i) {
+        const __m256i x0 = _mm256_set1_epi32(four(a + i * lda)), x1 = _mm256_set1_epi32(four(a + i * lda + kGroup));
+        const __m256i y0 = _mm256_maddubs_epi16(w[0], _mm256_xor_si256(x0, flips[0]));
+        const __m256i y1 = _mm256_maddubs_epi16(w[1], _mm256_xor_si256(x1, flips[1]));
+        accumulate(acc[i], widened(_mm256_add_epi16(y0, y1), ones));
+      }
+    }
+    const Extras& e = t->extra[j];
+    for (int64_t s = 0; s < e.count; ++s) {
+      const __m256i both = _mm256_loadu_si256((const __m256i*)(e.data + s * 32));
+      const __m256i w = _mm256_abs_epi8(both), flips = flips_of(both);
+      const uint8_t* p = t->a + (e.group[s] - t->first_group) * kGroup;
+      EFFC_UNROLL_ALL
+      for (int i = 0; i < R; ++i) {
+        const __m256i x = _mm256_set1_epi32(four(p + i * lda));
+        accumulate(acc[i], widened(_mm256_maddubs_epi16(w, _mm256_xor_si256(x, flips)), ones));
+      }
+    }
+    EFFC_UNROLL_ALL
+    for (int i = 0; i < R; ++i) _mm256_storeu_si256((__m256i*)(t->c + i * t->ldc + j * 8), acc[i]);
+  }
+}
+
 /* ---- deep panels: groups are added in 16 bits ---- */
+
+template <int R>
+EFFC_INLINE void add_extras(const Tile* t, __m256i (&acc)[R][2]) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  EFFC_UNROLL_ALL
+  for (int j = 0; j < 2; ++j) {
+    const Extras& e = t->extra[j];
+    for (int64_t s = 0; s < e.count; ++s) {
+      const __m256i w = _mm256_loadu_si256((const __m256i*)(e.data + s * 32));
+      const uint8_t* p = t->a + (e.group[s] - t->first_group) * kGroup;
+      EFFC_UNROLL_ALL
+      for (int i = 0; i < R; ++i)
+        accumulate(acc[i][j], widened(_mm256_maddubs_epi16(_mm256_set1_epi32(four(p + i * t->lda)), w), ones));
+    }
+  }
+}
 
 /* Two groups: row by row, so that their sums live shortly and registers are left for four rows. */
 template <int R>
@@ -333,18 +422,22 @@ inline int64_t tile_rows(int64_t left, int64_t most = kRows) {
 }
 
 struct Table {
-  Micro fn[kRows / kWholeRows][kPanels]; /* [(rows - 1) / kWholeRows][panels - 1] */
-  Micro wide[kWideRows + 1];             /* [rows] */
-  Micro deep[2][kDeepRows + 1];          /* [depth / 4][rows] */
+  Micro fn[kRows / kWholeRows][kPanels];         /* [(rows - 1) / kWholeRows][panels - 1] */
+  Micro deep[2][kDeepRows + 1];                  /* [depth / 4][rows] */
+  Micro magnitudes[2][2][kMagnitude2Rows + 1];   /* [depth - 1][expanded][rows] */
 
   /* The kernel for `rows` rows of `panels` panels of a form. */
-  Micro of(uint8_t form, int64_t rows, int64_t panels) const {
+  Micro of(uint8_t form, int64_t rows, int64_t panels, bool expanded) const {
     if (form == kPairs) return fn[(rows - 1) / kWholeRows][panels - 1];
-    return form == kWide ? wide[rows] : deep[form / 4][rows];
+    return has_magnitudes(form) ? magnitudes[form - kMagnitudes][expanded][rows] : deep[form / 4][rows];
   }
   /* The most rows of a tile of a form. */
   static int64_t most_rows(uint8_t form) {
-    return form == kPairs ? kRows : form == kWide ? kWideRows : form == kDepth2 ? kDeepRows : kDepth4Rows;
+    return form == kPairs         ? kRows
+           : form == kDepth2      ? kDeepRows
+           : form == kDepth4      ? kDepth4Rows
+           : form == kMagnitudes  ? kMagnitudeRows
+                                  : kMagnitude2Rows;
   }
 };
 template <int I>
@@ -356,10 +449,11 @@ constexpr void fill_table(Table& t) {
   }
 }
 template <int R>
-constexpr void fill_wide(Table& t) {
+constexpr void fill_magnitudes(Table& t) {
   if constexpr (R > 0) {
-    t.wide[R] = micro_wide<R>;
-    fill_wide<R - 1>(t);
+    if constexpr (R <= kMagnitudeRows) t.magnitudes[0][0][R] = micro_magnitudes<R, false>, t.magnitudes[0][1][R] = micro_magnitudes<R, true>;
+    t.magnitudes[1][0][R] = micro_magnitudes2<R, false>, t.magnitudes[1][1][R] = micro_magnitudes2<R, true>;
+    fill_magnitudes<R - 1>(t);
   }
 }
 template <int R>
@@ -373,7 +467,7 @@ constexpr void fill_deep(Table& t) {
 constexpr Table make_table() {
   Table t{};
   fill_table<0>(t);
-  fill_wide<kWideRows>(t);
+  fill_magnitudes<kMagnitude2Rows>(t);
   fill_deep<kDeepRows>(t);
   return t;
 }

@@ -25,11 +25,11 @@ namespace i8 {
 
 constexpr int64_t kMC = 96;    /* rows of a task; a multiple of every kRows */
 constexpr int64_t kNC = 256;   /* columns of a task */
-constexpr int64_t kKC = 1024;  /* steps of a block; its panel stays in L1 */
+constexpr int64_t kKC = 512;   /* steps of a block; its panel stays in L1, expanded and beside the next one */
 constexpr int64_t kLda = kKC + 64; /* not a multiple of 4096, so that rows do not share cache sets */
 constexpr int64_t kHeader = 64;
 /* Mirrored by packing/int8.py. */
-constexpr int64_t kThreadScratch = kMC * kNC * 4 + kMC * kLda * 3 + kMC * 4;
+constexpr int64_t kThreadScratch = kMC * kNC * 4 + kMC * kLda + 2 * kKC * kNR + kMC * 4;
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -46,9 +46,10 @@ struct Weights {
   int64_t panels, steps;   /* of a group: panels, and k padded to kAlign */
   const int32_t *sums;     /* [groups][panels * 16]: sum of b - zb */
   const int32_t *zeros;    /* the same shape */
-  const int8_t *data;      /* [groups][panels][steps / 4][16][4], wide panels [steps / 2][16][2] */
+  const int8_t *data;      /* [groups][panels][steps / 4][16][4] */
   const uint8_t *form;     /* [groups][panels]: Form of dot_i8.hpp */
-  const uint32_t *starts, *ends; /* [groups][panels][2]: each vector's extras */
+  const int32_t *shifts;   /* [groups][panels * 16]: what the sums of panels of magnitudes lack; else 0 */
+  const uint32_t *starts = nullptr, *ends; /* [groups][panels][2]: each vector's extras; null: there are none */
   const uint32_t *where;   /* [extras] */
   const int8_t *extra;     /* [extras][8][4] */
 
@@ -58,7 +59,7 @@ struct Weights {
     const char* p = (const char*)t.data;
     memcpy(&h, p, sizeof h);
     static_assert(sizeof(Header) == kHeader, "");
-    if (memcmp(h.magic, "EFFCPACK", 8) != 0 || h.format != 3 || h.version != 3 || h.nr != kNR)
+    if (memcmp(h.magic, "EFFCPACK", 8) != 0 || h.format != 3 || h.version != 4 || h.nr != kNR)
       return "the packed operand has another layout";
     if (kSplit && !h.split) return "the packed operand was made for a machine with VNNI";
     if (!kSplit && h.split) return "the packed operand was made for a machine without VNNI";
@@ -74,6 +75,7 @@ struct Weights {
     zeros = (const int32_t*)take(h.groups * panels * kNR * 4);
     data = (const int8_t*)take(h.groups * panels * steps * kNR);
     form = (const uint8_t*)take(h.split ? h.groups * panels : 0);
+    shifts = (const int32_t*)take(h.split ? h.groups * panels * kNR * 4 : 0);
     starts = (const uint32_t*)take(h.split ? (h.groups * panels * 2 + 1) * 4 : 0), ends = starts + 1;
     where = (const uint32_t*)take((int64_t)h.extras * 4);
     extra = (const int8_t*)take((int64_t)h.extras * 32);
@@ -130,27 +132,24 @@ struct Driver {
     char* scratch = call->thread_scratch + worker * call->thread_scratch_bytes;
     int32_t* acc = (int32_t*)scratch;
     uint8_t* a = (uint8_t*)(acc + kMC * kNC);
-    uint16_t* a16 = (uint16_t*)(a + kMC * kLda); /* the same, where a panel is wide */
-    uint32_t* row_sums = (uint32_t*)(a16 + kMC * kLda);
+    int8_t* expanded = (int8_t*)(a + kMC * kLda); /* a block of a panel of magnitudes */
+    uint32_t* row_sums = (uint32_t*)(expanded + 2 * kKC * kNR);
     const int64_t slot = group + i0 * slot0 + i1 * slot1;
     const int64_t rows = r1 - r0, cols = (p1 - p0) * kNR, first = (slot * w.panels + p0) * kNR;
     const int32_t* sums = w.sums + first;
     const int32_t* zeros = w.zeros + first;
+    const int32_t* shifts = kSplit ? w.shifts + first : nullptr;
     const int64_t blocks = ceil_div(w.steps, kKC), lines = w.steps / kAlign;
     for (int64_t i = 0; i < rows; ++i) row_sums[i] = 0;
-    bool any_wide = false;
-    for (int64_t p = p0; kSplit && p < p1; ++p) any_wide |= w.form[slot * w.panels + p] == kWide;
-    /* Tiles read whole strides of steps and of rows, which must be there; sums and 16 bits want a copy. */
+    /* Tiles read whole strides of steps and of rows, which must be there; sums want a copy. */
     InPlace at{nullptr, 0};
-    if (!any_wide && !w.h.has_zeros && w.h.k % kSteps == 0 && rows % kWholeRows == 0) at = loader.in_place(i0, i1, group, r0);
+    if (!w.h.has_zeros && w.h.k % kSteps == 0 && rows % kWholeRows == 0) at = loader.in_place(i0, i1, group, r0);
     /* A block of steps, equal parts of whole lines: the rows' bytes, and their sums where columns have zero points. */
     auto load = [&](int64_t ks, int64_t ke) {
       if (at.first) return;
       const int64_t k1 = min(ke, w.h.k);
       loader.rows(i0, i1, group, r0, r1, ks, k1, a);
       for (int64_t i = 0; i < rows && k1 < ke; ++i) memset(a + i * kLda + (k1 - ks), 0, ke - k1);
-      for (int64_t i = 0; i < rows && any_wide; ++i)
-        for (int64_t k = 0; k < ke - ks; ++k) a16[i * kLda + k] = a[i * kLda + k];
       for (int64_t i = 0; i < rows && w.h.has_zeros; ++i) {
         uint32_t s = 0;
         for (int64_t k = 0; k < k1 - ks; ++k) s += a[i * kLda + k];
@@ -164,7 +163,8 @@ struct Driver {
     for (int64_t i = 0; i < (alike ? 1 : rows); ++i) {
       const uint32_t z = (uint32_t)loader.zero(i0, i1, r0 + i), s = row_sums[i];
       int32_t* row = alike ? start : acc + i * cols;
-      for (int64_t j = 0; j < cols; ++j) row[j] = (int32_t)(0u - z * (uint32_t)sums[j] - s * (uint32_t)zeros[j]);
+      for (int64_t j = 0; j < cols; ++j)
+        row[j] = (int32_t)((kSplit ? (uint32_t)shifts[j] : 0u) - z * (uint32_t)sums[j] - s * (uint32_t)zeros[j]);
     }
     begin();
     for (int64_t kb = 0; kb < blocks; ++kb) {
@@ -177,11 +177,11 @@ struct Driver {
         t.panel_stride = w.steps * kNR;
         t.b = w.data + panel * w.steps * kNR + ks * kNR;
         const uint8_t form = kSplit ? w.form[panel] : (uint8_t)kPairs;
-        const bool wide = form == kWide, fresh = alike && kb == 0;
-        const uint8_t* from = at.first ? at.first + ks : wide ? (const uint8_t*)a16 : a;
-        t.lda = at.first ? at.stride : wide ? 2 * kLda : kLda;
+        const bool fresh = alike && kb == 0;
+        const uint8_t* from = at.first ? at.first + ks : a;
+        t.lda = at.first ? at.stride : kLda;
         t.ld_from = fresh ? 0 : cols;
-        if (kSplit && !wide)
+        if (kSplit && w.starts)
           for (int v = 0; v < 2; ++v) {
             const uint32_t begin = w.starts[panel * 2 + v], end = w.ends[panel * 2 + v];
             const uint32_t lo = bound(begin, end, (uint32_t)(ks / kGroup)), hi = bound(lo, end, (uint32_t)(ke / kGroup));
@@ -191,12 +191,16 @@ struct Driver {
         const bool last = p + taken >= p1; /* then the first panel's next block, if there is one */
         const int8_t* next = last ? w.data + ((slot * w.panels + p0) * w.steps + ke) * kNR : t.b + taken * t.panel_stride;
         const int64_t bytes = last && kb + 1 == blocks ? 0 : taken * t.steps * kNR;
+        const int64_t most = Table::most_rows(form);
+        const bool many = kSplit && has_magnitudes(form) && rows > 2 * most;
+        if constexpr (kSplit)
+          if (many) expand_magnitudes(form, t.b, t.steps, expanded), t.b = expanded;
         for (int64_t i = 0; i < rows;) {
-          const int64_t mr = tile_rows(rows - i, Table::most_rows(form));
+          const int64_t mr = tile_rows(rows - i, most);
           for (int64_t at = bytes * i / rows / 64 * 64; at < bytes * (i + mr) / rows; at += 64) __builtin_prefetch(next + at, 0, 3);
           t.a = from + i * t.lda, t.c = acc + i * cols + (p - p0) * kNR;
           t.from = fresh ? start + (p - p0) * kNR : t.c;
-          table.of(form, mr, taken)(&t);
+          table.of(form, mr, taken, many)(&t);
           i += mr;
         }
         p += taken;

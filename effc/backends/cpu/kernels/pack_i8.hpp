@@ -1,6 +1,5 @@
-/* Right-hand sides that are computed, laid out in scratch as packing/int8.py lays out constants: signed bytes in panels, sums
- * of columns, and where the products' instruction saturates, pairs of weights that could as sums of two that cannot, or, where
- * those are many, panels in pairs of steps. */
+/* Right-hand sides that are computed, laid out in scratch as packing/int8.py lays out constants: signed bytes in panels, and
+ * sums of columns. Where the products' instruction saturates, all panels are of magnitudes, which any weights may be. */
 #ifndef EFFC_PACK_I8_HPP
 #define EFFC_PACK_I8_HPP
 #include "gemm_i8.hpp"
@@ -27,7 +26,7 @@ struct Packer {
     w.h.has_zeros = zero != 0;
     w.panels = ceil_div(w.h.n, kNR), w.steps = ceil_div(w.h.k, kAlign) * kAlign;
     char *p = (char*)call->scratch, *end = p + call->scratch_bytes;
-    const int64_t panels = d0 * d1 * w.panels, blocks = panels * 2 * (w.steps / kGroup);
+    const int64_t panels = d0 * d1 * w.panels;
     auto take = [&](int64_t bytes) {
       char* at = p;
       p += ceil_div(bytes, 64) * 64;
@@ -35,39 +34,8 @@ struct Packer {
     };
     w.sums = (const int32_t*)take(panels * kNR * 4), w.zeros = (const int32_t*)take(panels * kNR * 4);
     w.data = (const int8_t*)take(panels * w.steps * kNR);
-    w.form = (const uint8_t*)take(panels);
-    w.starts = (const uint32_t*)take(panels * 2 * 4), w.ends = (const uint32_t*)take(panels * 2 * 4);
-    w.where = (const uint32_t*)take(kSplit ? blocks * 4 : 0), w.extra = (const int8_t*)take(kSplit ? blocks * 32 : 0);
+    w.form = (const uint8_t*)take(panels), w.shifts = (const int32_t*)take(panels * kNR * 4);
     return p <= end;
-  }
-
-  /* Whether a pair's products with unsigned bytes may not fit in 16 bits. */
-  static bool unsafe(int x, int y) {
-    const int up = (x > 0 ? x : 0) + (y > 0 ? y : 0), down = (x < 0 ? x : 0) + (y < 0 ? y : 0);
-    return (up > 128) | (down < -128);
-  }
-  /* Whether a block of 4 steps by 8 columns has a pair that must be split. */
-  static bool unsafe(const int8_t* block) {
-    int any = 0;
-    for (int i = 0; i < 16; ++i) any |= unsafe(block[2 * i], block[2 * i + 1]);
-    return any;
-  }
-  /* Splits the pairs of a block that need it into w and `second`. */
-  static void halve(int8_t* block, int8_t* second) {
-    for (int i = 0; i < 16; ++i) {
-      const int x = block[2 * i], y = block[2 * i + 1];
-      const bool bad = unsafe(x, y);
-      const int hx = bad ? x >> 1 : x, hy = bad ? y >> 1 : y;
-      block[2 * i] = (int8_t)hx, block[2 * i + 1] = (int8_t)hy;
-      second[2 * i] = (int8_t)(x - hx), second[2 * i + 1] = (int8_t)(y - hy);
-    }
-  }
-  /* A group of a panel from [16][4] to [2][16][2]. */
-  static void pair(int8_t* group) {
-    int16_t from[2 * kNR], to[2 * kNR];
-    memcpy(from, group, sizeof from);
-    for (int j = 0; j < kNR; ++j) to[j] = from[2 * j], to[kNR + j] = from[2 * j + 1];
-    memcpy(group, to, sizeof to);
   }
 
   void panel(int64_t batch, int64_t p) const {
@@ -77,56 +45,47 @@ struct Packer {
     const uint8_t* src = (const uint8_t*)b.data + batch / d1 * b.strides[0] * (d0 > 1) + batch % d1 * b.strides[1] * (d1 > 1) +
                          p * kNR * col;
     int8_t* dst = (int8_t*)w.data + at * w.steps * kNR;
-    int32_t sums[kNR] = {};
+    const __m256i flips = _mm256_set1_epi8((char)flip), one = _mm256_set1_epi8(1), ones = _mm256_set1_epi16(1);
+    __m256i sum[2] = {}, less[2] = {}; /* of the columns, and of the magnitudes of what is negative */
     for (int64_t g = 0; g < w.steps / kGroup; ++g) {
       int8_t* block = dst + g * kGroup * kNR;
       const int64_t left = k - g * kGroup;
+      const uint8_t* s = src + g * kGroup * row;
+      __m256i vectors[2]; /* made in registers: a vector that is loaded after stores of its parts waits for them */
       if (left >= kGroup && n == kNR && col == 1) {
-        const uint8_t* s = src + g * kGroup * row;
-        for (int j = 0; j < kNR; ++j)
-          for (int i = 0; i < kGroup; ++i) block[j * kGroup + i] = (int8_t)(s[i * row + j] ^ flip);
+        __m128i r[kGroup];
+        for (int i = 0; i < kGroup; ++i) r[i] = _mm_loadu_si128((const __m128i*)(s + i * row));
+        const __m128i low0 = _mm_unpacklo_epi8(r[0], r[1]), high0 = _mm_unpackhi_epi8(r[0], r[1]);
+        const __m128i low1 = _mm_unpacklo_epi8(r[2], r[3]), high1 = _mm_unpackhi_epi8(r[2], r[3]);
+        vectors[0] = _mm256_set_m128i(_mm_unpackhi_epi16(low0, low1), _mm_unpacklo_epi16(low0, low1));
+        vectors[1] = _mm256_set_m128i(_mm_unpackhi_epi16(high0, high1), _mm_unpacklo_epi16(high0, high1));
       } else if (left >= kGroup && n == kNR && row == 1) {
-        for (int j = 0; j < kNR; ++j) {
-          uint32_t x;
-          memcpy(&x, src + g * kGroup + j * col, 4);
-          x ^= flip * 0x01010101u;
-          memcpy(block + j * kGroup, &x, 4);
-        }
+        auto at = [&](int64_t j) { return four(s + j * col); };
+        vectors[0] = _mm256_setr_epi32(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7));
+        vectors[1] = _mm256_setr_epi32(at(8), at(9), at(10), at(11), at(12), at(13), at(14), at(15));
       } else {
-        memset(block, 0, kGroup * kNR);
+        uint8_t edge[kGroup * kNR];
+        memset(edge, flip, sizeof edge);
         for (int j = 0; j < n; ++j)
-          for (int i = 0; i < kGroup && i < left; ++i)
-            block[j * kGroup + i] = (int8_t)(src[(g * kGroup + i) * row + j * col] ^ flip);
+          for (int i = 0; i < kGroup && i < left; ++i) edge[j * kGroup + i] = s[i * row + j * col];
+        memcpy(vectors, edge, sizeof vectors);
       }
-      for (int j = 0; j < kNR; ++j) {
-        int32_t s = 0;
-        for (int i = 0; i < kGroup; ++i) s += block[j * kGroup + i];
-        sums[j] += s;
+      for (int v = 0; v < 2; ++v) {
+        const __m256i x = _mm256_xor_si256(vectors[v], flips);
+        _mm256_storeu_si256((__m256i*)(block + v * 32), x);
+        const __m256i negative = _mm256_abs_epi8(_mm256_min_epi8(x, _mm256_setzero_si256()));
+        sum[v] = _mm256_add_epi32(sum[v], _mm256_madd_epi16(_mm256_maddubs_epi16(one, x), ones));
+        less[v] = _mm256_add_epi32(less[v], _mm256_madd_epi16(_mm256_maddubs_epi16(negative, one), ones));
       }
     }
+    uint32_t sums[kNR], below[kNR];
+    memcpy(sums, sum, sizeof sums), memcpy(below, less, sizeof below);
     for (int j = 0; j < kNR; ++j) {
-      ((int32_t*)w.sums)[at * kNR + j] = (int32_t)((uint32_t)sums[j] - (uint32_t)k * (uint32_t)zero);
+      ((int32_t*)w.sums)[at * kNR + j] = (int32_t)(sums[j] - (uint32_t)k * (uint32_t)zero);
       ((int32_t*)w.zeros)[at * kNR + j] = zero;
+      ((int32_t*)w.shifts)[at * kNR + j] = (int32_t)(128u * sums[j] + below[j]);
     }
-    if (!kSplit) return;
-    const int64_t groups = w.steps / kGroup;
-    int64_t halves = 0;
-    for (int64_t i = 0; i < groups * 2; ++i) halves += unsafe(dst + i * 32);
-    const bool wide = (double)halves > kWideShare * (double)(2 * ceil_div(k, kGroup));
-    ((uint8_t*)w.form)[at] = wide ? kWide : kPairs;
-    for (int64_t g = 0; wide && g < groups; ++g) pair(dst + g * kGroup * kNR);
-    for (int v = 0; v < 2; ++v) {
-      uint32_t used = (uint32_t)((at * 2 + v) * groups);
-      ((uint32_t*)w.starts)[at * 2 + v] = used;
-      for (int64_t g = 0; !wide && g < groups; ++g) {
-        int8_t* block = dst + g * kGroup * kNR + v * 32;
-        if (!unsafe(block)) continue;
-        halve(block, (int8_t*)w.extra + (int64_t)used * 32);
-        ((uint32_t*)w.where)[used] = (uint32_t)g;
-        ++used;
-      }
-      ((uint32_t*)w.ends)[at * 2 + v] = used;
-    }
+    if (kSplit) ((uint8_t*)w.form)[at] = kMagnitudes;
   }
 
   void run() const {

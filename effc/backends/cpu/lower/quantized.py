@@ -46,11 +46,11 @@ def _pack(cx: Lowering, key: tuple[Any, ...], b: Array, zero: Array) -> tuple[Ar
 
 def _packed(cx: Lowering, node: Node, key: tuple[Any, ...], b: Array, zero: Array) -> Buf:
     """The same as a constant, with notes of what it says."""
-    buffer, (extras, wide, deep) = _pack(cx, key, b, zero)
+    buffer, (extras, magnitudes, deep) = _pack(cx, key, b, zero)
     if extras:
         cx.note(node, f"{extras:.1%} of the weights' blocks are multiplied apart: 16 bits do not hold their sums")
-    if wide:
-        cx.note(node, f"{wide:.0%} of the weights' panels are multiplied in 16 bits, which hold no sums of their pairs")
+    if magnitudes:
+        cx.note(node, f"{magnitudes:.0%} of the weights' panels are multiplied as magnitudes, for which 16 bits hold more")
     if deep:
         cx.note(node, f"{deep:.0%} of the weights' panels are added in 16 bits over two groups of four steps or more")
     return cx.const(buffer)

@@ -7,23 +7,26 @@ Packed buffer: 64 bytes of header, then sections that each start at a multiple o
              groups, k, n (3 x i32), 4 bytes zero, 64-bit BLAKE2b of what follows
     sums     i32 [group][panel * 16]: sum of b - zero of each column, modulo 2^32
     zeros    i32 [group][panel * 16]
-    data     i8 [group][panel][steps / 4][16][4], a wide panel [steps / 2][16][2]; steps is k rounded up to 64, what is
-             beyond k or n is 0
-    form     u8 [group][panel]: 0, 1 for wide panels, or the depth (if split)
+    data     i8 [group][panel][steps / 4][16][4]; steps is k rounded up to 64, what is beyond k or n is 0
+    form     u8 [group][panel]: the depth and a kind, below (if split)
+    shifts   i32 [group][panel * 16]: what the sums of panels of magnitudes lack (if split)
     starts   u32 [group][panel][2], and the end: where the extras of each vector of 8 columns start (if split)
     where    u32 [extras]: their groups of 4 steps, ascending for each vector
     extra    i8 [extras][8][4]
 
-``split`` is for machines whose instruction adds two products in 16 bits with saturation (AVX2's vpmaddubsw). For two
-neighbouring steps (k, k + 1 with k even) of a column, 255 times the sum of the positive weights, or of the negative
-ones, must fit in 16 bits. Where it does not, w is stored as ``w >> 1`` in the data and ``w - (w >> 1)`` in an extra
-block: both halves fit, and every product is exact. A panel with more than ``WIDE_SHARE`` of such blocks is wide
-instead: its values whole, in pairs of steps, for an instruction that adds products in 32 bits (vpmaddwd).
+``split`` is for machines whose instruction multiplies unsigned by signed bytes and adds two products in 16 bits with
+saturation (AVX2's vpmaddubsw). There are two kinds of panels:
 
-Where all pairs of a panel are safe, the sums of several groups of 4 steps may be added in 16 bits as well, if the same
-holds for all their weights in the same lane (2 for each group). A panel of depth 2 or 4 promises that for every 2 or 4
-groups: pairs that do not fit beside those before them are in extra blocks instead. The depth that takes the fewest
-multiplications is chosen for each panel.
+- A unsigned, weights signed. For two neighbouring steps (k, k + 1 with k even) of a column, 255 times the sum of the
+  positive weights, or of the negative ones, must fit in 16 bits: ``LIMIT``.
+- Magnitudes: |w| unsigned, and for A the signed a - 128, or -(a - 128) - 1 where w is negative, which is an exclusive or
+  of a's bits. 128 times the sum of the magnitudes must fit: ``MAGNITUDES``, and any two do. The data are the weights
+  themselves; the shift of a column is 128 times their sum plus the sum of the magnitudes of the negative ones.
+
+The sums of several groups of 4 steps may be added in 16 bits as well, if the same holds for all their weights in the
+same lane (2 for each group). A panel of depth 2 or 4 promises that for every 2 or 4 groups: pairs that do not fit beside
+those before them are in extra blocks instead, and 0 in the data. The form that takes the least time is chosen for each
+panel; all are exact.
 """
 
 from __future__ import annotations
@@ -41,23 +44,28 @@ from .conv import PackingError
 Array = np.ndarray[Any, Any]
 
 MAGIC = b"EFFCPACK"
-FORMAT, VERSION = 3, 3
+FORMAT, VERSION = 3, 4
 HEADER = struct.Struct("<8s6I3i4xQ8x")
 assert HEADER.size == 64
 PANEL, GROUP, STEPS, VECTOR = 16, 4, 64, 8  # kNR, kGroup, kAlign of dot_i8.hpp; columns of 32 bytes
-LIMIT = 128  # 255 * 128 <= 32767
-WIDE_SHARE = 0.2  # kWideShare of dot_i8.hpp
-WIDE, DEPTHS = 1, (2, 4)  # Form of dot_i8.hpp
-EXTRA_COST = 3.0  # multiplications that an extra block is worth: two, and what its loop takes beside them
-_ROWS, _COLS, _BLOCK = 96, 256, 1024  # kMC, kNC, kKC of gemm_i8.hpp
-THREAD_SCRATCH = _ROWS * _COLS * 4 + _ROWS * (_BLOCK + 64) * 3 + _ROWS * 4
+LIMIT, MAGNITUDES = 128, 256  # 255 * 128 <= 32767, -128 * 256 >= -32768
+BY_MAGNITUDE = 8  # of Form of dot_i8.hpp: a panel of magnitudes
+# A form's depth, and times on one core of Zen 4 in cycles: of a group of a vector of 8 columns, and of an extra block.
+FORMS: dict[int, tuple[int, float, float]] = {
+    0: (1, 1.05, 0.0),
+    2: (2, 0.84, 1.7),
+    4: (4, 0.74, 1.7),
+    BY_MAGNITUDE + 1: (1, 1.14, 0.0),
+    BY_MAGNITUDE + 2: (2, 1.06, 1.7),
+}
+_ROWS, _COLS, _BLOCK = 96, 256, 512  # kMC, kNC, kKC of gemm_i8.hpp
+THREAD_SCRATCH = _ROWS * _COLS * 4 + _ROWS * (_BLOCK + 64) + 2 * _BLOCK * PANEL + _ROWS * 4
 
 
 def scratch(batches: Dim, k: Dim, n: Dim) -> Dim:
-    """Bytes in which Packer of pack_i8.hpp lays out [batches, k, n], with room for halves of every block."""
+    """Bytes in which Packer of pack_i8.hpp lays out [batches, k, n]."""
     panels, steps = batches * ceildiv(n, PANEL), ceildiv(k, STEPS) * STEPS
-    blocks = 2 * ceildiv(k, STEPS) * (STEPS // GROUP)
-    return panels * (2 * PANEL * 4 + steps * PANEL + 1 + 2 * 2 * 4 + blocks * (4 + VECTOR * GROUP)) + 8 * 64
+    return panels * (3 * PANEL * 4 + steps * PANEL + 1) + 5 * 64
 
 
 def signed(b: Array, zero: Array) -> tuple[Array, Array]:
@@ -79,27 +87,20 @@ def _layout(b: Array) -> Array:
     return np.ascontiguousarray(split.transpose(0, 3, 1, 4, 2))
 
 
-def _halves(data: Array) -> tuple[Array, Array]:
-    """``data`` as a sum of two arrays, both safe for 16-bit pairs; the second is zero for pairs that are safe."""
-    pairs = data.reshape(*data.shape[:-1], 2, 2).astype(np.int16)
-    up, down = np.maximum(pairs, 0).sum(-1), np.minimum(pairs, 0).sum(-1)
-    unsafe = (up > LIMIT) | (down < -LIMIT)
-    main = np.where(unsafe[..., None], pairs >> 1, pairs)
-    return main.astype(np.int8).reshape(data.shape), (pairs - main).astype(np.int8).reshape(data.shape)
-
-
-def _deep(data: Array, depth: int) -> tuple[Array, Array]:
-    """``data`` [..., steps / 4, 16, 4] of safe pairs as a sum of two arrays: in the first, every ``depth`` groups are
-    safe to be added in 16 bits; the second has the pairs for which there is no room."""
+def _parts(data: Array, depth: int, form: int) -> tuple[Array, Array]:
+    """``data`` [..., steps / 4, 16, 4] as a sum of two arrays: in the first, every ``depth`` groups are safe to be added in
+    16 bits as ``form`` adds them; the second has the pairs for which there is no room."""
     shape = data.shape
     pairs = data.reshape(*shape[:-3], shape[-3] // depth, depth, PANEL, 2, 2).astype(np.int16)
-    up, down = np.maximum(pairs, 0).sum(-1), np.minimum(pairs, 0).sum(-1)
+    if form & BY_MAGNITUDE:
+        limit, sums = MAGNITUDES, [np.abs(pairs).sum(-1)]
+    else:
+        limit, sums = LIMIT, [np.maximum(pairs, 0).sum(-1), -np.minimum(pairs, 0).sum(-1)]
     main = pairs.copy()
-    high, low = np.zeros_like(up[..., 0, :, :]), np.zeros_like(up[..., 0, :, :])
+    used = [np.zeros_like(s[..., 0, :, :]) for s in sums]
     for d in range(depth):
-        fits = (high + up[..., d, :, :] <= LIMIT) & (low + down[..., d, :, :] >= -LIMIT)
-        high += np.where(fits, up[..., d, :, :], 0)
-        low += np.where(fits, down[..., d, :, :], 0)
+        fits = np.logical_and.reduce([u + s[..., d, :, :] <= limit for u, s in zip(used, sums, strict=True)])
+        used = [u + np.where(fits, s[..., d, :, :], 0) for u, s in zip(used, sums, strict=True)]
         main[..., d, :, :, :] *= fits[..., None]
     return main.astype(np.int8).reshape(shape), (pairs - main).astype(np.int8).reshape(shape)
 
@@ -110,33 +111,35 @@ def _blocks(data: Array) -> Array:
     return np.moveaxis(split, -3, -4)
 
 
-def _choose_depths(data: Array, form: Array) -> tuple[Array, Array]:
-    """Gives the panels of ``data`` whose form is 0 and whose pairs are safe a depth, where that takes fewer
-    multiplications, in ``form``; the halves that stay and those that are extras."""
-    main, second = _halves(data)
-    whole = (form == 0) & ~second.any((-1, -2, -3))
-    groups = data.shape[-3]
-    best = np.full(form.shape, 2.0 * 2 * groups)  # both vectors of a panel
-    for depth in DEPTHS:
-        first, rest = _deep(data, depth)
-        cost = 2 * groups * (1 + 1 / depth) + EXTRA_COST * _blocks(rest).any((-1, -2)).sum((-1, -2))
-        better = whole & (cost < best)
+def _choose(data: Array) -> tuple[Array, Array, Array]:
+    """For each panel of ``data`` [groups, panels, steps / 4, 16, 4] the form that takes the least time; what stays in the
+    data, and what is extras."""
+    form = np.zeros(data.shape[:2], np.uint8)
+    best = np.full(form.shape, np.inf)
+    main, second = data.copy(), np.zeros_like(data)
+    groups = 2 * data.shape[-3]  # of both vectors
+    safe = np.ones(form.shape, bool)
+    for f, (depth, time, extra) in FORMS.items():
+        first, rest = _parts(data, depth, f)
+        cost = groups * time + extra * _blocks(rest).any((-1, -2)).sum((-1, -2))
+        if f == 0:  # a pair that is not safe by itself fits in no extra block either
+            safe = ~rest.any((-1, -2, -3))
+        better = (cost < best) & (safe | bool(f & BY_MAGNITUDE))
         best = np.where(better, cost, best)
-        form[better] = depth
+        form[better] = f
         main[better], second[better] = first[better], rest[better]
-    return main, second
+    return form, main, second
 
 
-def _pairs(panels: Array) -> Array:
-    """[panels, steps / 4, 16, 4] with the bytes of [panels, steps / 2, 16, 2]."""
-    halves = panels.reshape(*panels.shape[:3], 2, 2).transpose(0, 1, 3, 2, 4)
-    return halves.reshape(panels.shape)
-
-
-def _unpaired(panels: Array) -> Array:
-    """The inverse of :func:`_pairs`."""
-    halves = panels.reshape(*panels.shape[:2], 2, PANEL, 2).transpose(0, 1, 3, 2, 4)
-    return halves.reshape(panels.shape)
+def _shifts(values: Array, form: Array) -> Array:
+    """[groups, panels * 16]: 128 times the sum of a column's weights and the sum of the magnitudes of negative ones, in
+    panels of magnitudes."""
+    groups, _, n = values.shape
+    out = np.zeros((groups, form.shape[1] * PANEL), np.int64)
+    wide = values.astype(np.int64)
+    out[:, :n] = 128 * wide.sum(1) - np.minimum(wide, 0).sum(1)
+    out *= np.repeat((form & BY_MAGNITUDE) != 0, PANEL, axis=1)
+    return (out & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
 
 
 def pack(b: Array, zero: Array, *, split: bool) -> Array:
@@ -156,17 +159,13 @@ def pack(b: Array, zero: Array, *, split: bool) -> Array:
     sections: list[Array] = [padded[0], padded[1], data]
     extras = 0
     if split:
-        _, second = _halves(data)
-        form = np.zeros(data.shape[:2], np.uint8)
-        form[_blocks(second).any((-1, -2)).sum((-1, -2)) > WIDE_SHARE * 2 * -(-k // GROUP)] = WIDE
-        sections[2], second = _choose_depths(data, form)
+        form, sections[2], second = _choose(data)
         blocks = _blocks(second)  # [group, panel, vector, steps / 4, 8, 4]
-        used = blocks.any((-1, -2)) & (form != WIDE)[..., None, None]
-        sections[2][form == WIDE] = _pairs(data[form == WIDE])
+        used = blocks.any((-1, -2))
         counts = used.sum(-1).reshape(-1)
         extras = int(counts.sum())
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint32)
-        sections += [form, starts, np.nonzero(used)[-1].astype(np.uint32), blocks[used]]
+        sections += [form, _shifts(values, form), starts, np.nonzero(used)[-1].astype(np.uint32), blocks[used]]
     raw = b"".join(_padded(s) for s in sections)
     digest = int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
     head = HEADER.pack(MAGIC, FORMAT, VERSION, PANEL, int(split), int(zeros.any()), extras, groups, k, n, digest)
@@ -180,14 +179,15 @@ def _padded(section: Array) -> bytes:
 
 @dataclass(frozen=True)
 class Unpacked:
-    """What a packed buffer holds: signed values [groups, k, n], zero points and sums of columns [groups, n] (i32), the
-    share of blocks that are extras, and of panels by their form: that are multiplied in 16 bits, or have a depth."""
+    """What a packed buffer holds: signed values [groups, k, n], zero points, sums and shifts of columns [groups, n] (i32),
+    the share of blocks that are extras, and of panels by their form: of magnitudes, or of bytes with a depth."""
 
     values: Array
     zeros: Array
     sums: Array
-    split_share: float
-    wide_share: float
+    shifts: Array
+    extra_share: float
+    magnitude_share: float
     deep_share: float
 
 
@@ -208,7 +208,7 @@ def unpack(packed: Array) -> Unpacked:
         (np.int8, (groups, panels, steps // GROUP, PANEL, GROUP)),
     ]
     if split:
-        shapes += [(np.uint8, (groups, panels))]
+        shapes += [(np.uint8, (groups, panels)), (np.int32, (groups, panels * PANEL))]
         shapes += [(np.uint32, (vectors + 1,)), (np.uint32, (extras,)), (np.int8, (extras, VECTOR, GROUP))]
     sizes = [-(-int(np.prod(s)) * np.dtype(d).itemsize // 64) * 64 for d, s in shapes]
     if len(body) != sum(sizes):
@@ -220,15 +220,14 @@ def unpack(packed: Array) -> Unpacked:
         count = int(np.prod(shape))
         parts.append(np.frombuffer(body, dtype, count, at).reshape(shape))
         at += size
-    data = parts[2].astype(np.int16)
+    data, shifts = parts[2].astype(np.int16), np.zeros_like(parts[0])
     if split:
-        form, starts, where, blocks = parts[3:]
-        data[form == WIDE] = _unpaired(data[form == WIDE])
+        _, shifts, starts, where, blocks = parts[3:]
         vector = np.repeat(np.arange(vectors), np.diff(starts.astype(np.int64)))
         view = data.reshape(groups * panels, steps // GROUP, 2, VECTOR, GROUP)
         view[vector // 2, where, vector % 2] += blocks
     values = data.transpose(0, 2, 4, 1, 3).reshape(groups, steps, panels * PANEL)[:, :k, :n].astype(np.int8)
-    return Unpacked(values, parts[1][:, :n], parts[0][:, :n], *shares(packed))
+    return Unpacked(values, parts[1][:, :n], parts[0][:, :n], shifts[:, :n], *shares(packed))
 
 
 def filters(w: Array, groups: int) -> Array:
@@ -240,11 +239,12 @@ def filters(w: Array, groups: int) -> Array:
 
 
 def shares(packed: Array) -> tuple[float, float, float]:
-    """The share of blocks of 4 steps by 8 columns that are extras, of wide panels, and of those with a depth."""
+    """The share of blocks of 4 steps by 8 columns that are extras, of panels of magnitudes, and of others with a depth."""
     *_, split, _, extras, groups, k, n, _ = HEADER.unpack(packed[: HEADER.size].tobytes())
     panels, steps = groups * -(-n // PANEL), -(-k // STEPS) * STEPS
     at = HEADER.size + 2 * -(-panels * PANEL * 4 // 64) * 64 + -(-panels * steps * PANEL // 64) * 64
     form = packed[at : at + panels] if split else np.zeros(panels, np.uint8)
     some = max(1, panels)
-    wide, deep = int((form == WIDE).sum()), int((form > WIDE).sum())
-    return float(extras / max(1, panels * 2 * -(-k // GROUP))), wide / some, deep / some
+    by_magnitude = (form & BY_MAGNITUDE) != 0
+    deep = int(((form > 0) & ~by_magnitude).sum())
+    return float(extras / max(1, panels * 2 * -(-k // GROUP))), int(by_magnitude.sum()) / some, deep / some
