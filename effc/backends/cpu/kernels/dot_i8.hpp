@@ -433,11 +433,8 @@ struct Table {
   }
   /* The most rows of a tile of a form. */
   static int64_t most_rows(uint8_t form) {
-    return form == kPairs         ? kRows
-           : form == kDepth2      ? kDeepRows
-           : form == kDepth4      ? kDepth4Rows
-           : form == kMagnitudes  ? kMagnitudeRows
-                                  : kMagnitude2Rows;
+    if (has_magnitudes(form)) return form == kMagnitudes ? kMagnitudeRows : kMagnitude2Rows;
+    return form == kPairs ? kRows : form == kDepth2 ? kDeepRows : kDepth4Rows;
   }
 };
 template <int I>
@@ -451,7 +448,8 @@ constexpr void fill_table(Table& t) {
 template <int R>
 constexpr void fill_magnitudes(Table& t) {
   if constexpr (R > 0) {
-    if constexpr (R <= kMagnitudeRows) t.magnitudes[0][0][R] = micro_magnitudes<R, false>, t.magnitudes[0][1][R] = micro_magnitudes<R, true>;
+    if constexpr (R <= kMagnitudeRows)
+      t.magnitudes[0][0][R] = micro_magnitudes<R, false>, t.magnitudes[0][1][R] = micro_magnitudes<R, true>;
     t.magnitudes[1][0][R] = micro_magnitudes2<R, false>, t.magnitudes[1][1][R] = micro_magnitudes2<R, true>;
     fill_magnitudes<R - 1>(t);
   }

@@ -44,6 +44,7 @@ struct Weights {
     uint64_t checksum, reserved2;
   } h;
   int64_t panels, steps;   /* of a group: panels, and k padded to kAlign */
+  bool one_zero = false;   /* all columns have the same zero point */
   const int32_t *sums;     /* [groups][panels * 16]: sum of b - zb */
   const int32_t *zeros;    /* the same shape */
   const int8_t *data;      /* [groups][panels][steps / 4][16][4] */
@@ -158,13 +159,20 @@ struct Driver {
     };
     const bool early = blocks == 1; /* all is known before the products */
     if (early) load(0, w.steps);
-    const bool alike = !w.h.has_zeros && loader.one_zero(); /* all rows start from the same sums */
+    const bool one = loader.one_zero(), alike = one && !w.h.has_zeros; /* all rows start from the same sums */
     alignas(64) int32_t start[kNC];
-    for (int64_t i = 0; i < (alike ? 1 : rows); ++i) {
-      const uint32_t z = (uint32_t)loader.zero(i0, i1, r0 + i), s = row_sums[i];
-      int32_t* row = alike ? start : acc + i * cols;
-      for (int64_t j = 0; j < cols; ++j)
-        row[j] = (int32_t)((kSplit ? (uint32_t)shifts[j] : 0u) - z * (uint32_t)sums[j] - s * (uint32_t)zeros[j]);
+    auto first_sums = [&](uint32_t z) {
+      for (int64_t j = 0; j < cols; ++j) start[j] = (int32_t)((kSplit ? (uint32_t)shifts[j] : 0u) - z * (uint32_t)sums[j]);
+    };
+    if (one && rows > 0) first_sums((uint32_t)loader.zero(i0, i1, r0));
+    for (int64_t i = 0; i < rows && !alike; ++i) {
+      if (!one) first_sums((uint32_t)loader.zero(i0, i1, r0 + i));
+      int32_t* row = acc + i * cols;
+      const uint32_t s = row_sums[i];
+      if (w.one_zero) /* of columns */
+        for (int64_t j = 0; j < cols; ++j) row[j] = (int32_t)((uint32_t)start[j] - s * (uint32_t)zeros[0]);
+      else
+        for (int64_t j = 0; j < cols; ++j) row[j] = (int32_t)((uint32_t)start[j] - s * (uint32_t)zeros[j]);
     }
     begin();
     for (int64_t kb = 0; kb < blocks; ++kb) {

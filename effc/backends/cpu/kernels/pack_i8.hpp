@@ -23,7 +23,7 @@ struct Packer {
     d0 = b.shape[0] > 1 && b.strides[0] != 0 ? b.shape[0] : 1, d1 = b.shape[1] > 1 && b.strides[1] != 0 ? b.shape[1] : 1;
     w.h = Weights::Header{};
     w.h.groups = 1, w.h.k = (int32_t)b.shape[2], w.h.n = (int32_t)b.shape[3];
-    w.h.has_zeros = zero != 0;
+    w.h.has_zeros = zero != 0, w.one_zero = true;
     w.panels = ceil_div(w.h.n, kNR), w.steps = ceil_div(w.h.k, kAlign) * kAlign;
     char *p = (char*)call->scratch, *end = p + call->scratch_bytes;
     const int64_t panels = d0 * d1 * w.panels;

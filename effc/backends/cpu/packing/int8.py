@@ -19,14 +19,14 @@ saturation (AVX2's vpmaddubsw). There are two kinds of panels:
 
 - A unsigned, weights signed. For two neighbouring steps (k, k + 1 with k even) of a column, 255 times the sum of the
   positive weights, or of the negative ones, must fit in 16 bits: ``LIMIT``.
-- Magnitudes: |w| unsigned, and for A the signed a - 128, or -(a - 128) - 1 where w is negative, which is an exclusive or
-  of a's bits. 128 times the sum of the magnitudes must fit: ``MAGNITUDES``, and any two do. The data are the weights
+- Magnitudes: |w| unsigned, and for A the signed a - 128, or -(a - 128) - 1 where w is negative, which is an exclusive
+  or of a's bits. 128 times the sum of the magnitudes must fit: ``MAGNITUDES``, and any two do. The data are the weights
   themselves; the shift of a column is 128 times their sum plus the sum of the magnitudes of the negative ones.
 
 The sums of several groups of 4 steps may be added in 16 bits as well, if the same holds for all their weights in the
-same lane (2 for each group). A panel of depth 2 or 4 promises that for every 2 or 4 groups: pairs that do not fit beside
-those before them are in extra blocks instead, and 0 in the data. The form that takes the least time is chosen for each
-panel; all are exact.
+same lane (2 for each group). A panel of depth 2 or 4 promises that for every 2 or 4 groups: pairs that do not fit
+beside those before them are in extra blocks instead, and 0 in the data. The form that takes the least time is chosen
+for each panel; all are exact.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ assert HEADER.size == 64
 PANEL, GROUP, STEPS, VECTOR = 16, 4, 64, 8  # kNR, kGroup, kAlign of dot_i8.hpp; columns of 32 bytes
 LIMIT, MAGNITUDES = 128, 256  # 255 * 128 <= 32767, -128 * 256 >= -32768
 BY_MAGNITUDE = 8  # of Form of dot_i8.hpp: a panel of magnitudes
-# A form's depth, and times on one core of Zen 4 in cycles: of a group of a vector of 8 columns, and of an extra block.
+# A form's depth, and cycles of a row, measured on one core of Zen 4: of a group of 8 columns, and of an extra block.
 FORMS: dict[int, tuple[int, float, float]] = {
     0: (1, 1.05, 0.0),
     2: (2, 0.84, 1.7),
@@ -88,8 +88,8 @@ def _layout(b: Array) -> Array:
 
 
 def _parts(data: Array, depth: int, form: int) -> tuple[Array, Array]:
-    """``data`` [..., steps / 4, 16, 4] as a sum of two arrays: in the first, every ``depth`` groups are safe to be added in
-    16 bits as ``form`` adds them; the second has the pairs for which there is no room."""
+    """``data`` [..., steps / 4, 16, 4] as a sum of two arrays: in the first, every ``depth`` groups are safe to be added
+    in 16 bits as ``form`` adds them; the second has the pairs for which there is no room."""
     shape = data.shape
     pairs = data.reshape(*shape[:-3], shape[-3] // depth, depth, PANEL, 2, 2).astype(np.int16)
     if form & BY_MAGNITUDE:
@@ -112,8 +112,8 @@ def _blocks(data: Array) -> Array:
 
 
 def _choose(data: Array) -> tuple[Array, Array, Array]:
-    """For each panel of ``data`` [groups, panels, steps / 4, 16, 4] the form that takes the least time; what stays in the
-    data, and what is extras."""
+    """For each panel of ``data`` [groups, panels, steps / 4, 16, 4] the form that takes the least time; what stays in
+    the data, and what is extras."""
     form = np.zeros(data.shape[:2], np.uint8)
     best = np.full(form.shape, np.inf)
     main, second = data.copy(), np.zeros_like(data)
@@ -179,8 +179,8 @@ def _padded(section: Array) -> bytes:
 
 @dataclass(frozen=True)
 class Unpacked:
-    """What a packed buffer holds: signed values [groups, k, n], zero points, sums and shifts of columns [groups, n] (i32),
-    the share of blocks that are extras, and of panels by their form: of magnitudes, or of bytes with a depth."""
+    """What a packed buffer holds: signed values [groups, k, n], zero points, sums and shifts of columns [groups, n]
+    (i32), the share of blocks that are extras, and of panels by their form: of magnitudes, or of bytes with a depth."""
 
     values: Array
     zeros: Array
@@ -239,7 +239,7 @@ def filters(w: Array, groups: int) -> Array:
 
 
 def shares(packed: Array) -> tuple[float, float, float]:
-    """The share of blocks of 4 steps by 8 columns that are extras, of panels of magnitudes, and of others with a depth."""
+    """The share of blocks of 4 steps by 8 columns that are extras, of panels of magnitudes, of others with a depth."""
     *_, split, _, extras, groups, k, n, _ = HEADER.unpack(packed[: HEADER.size].tobytes())
     panels, steps = groups * -(-n // PANEL), -(-k // STEPS) * STEPS
     at = HEADER.size + 2 * -(-panels * PANEL * 4 // 64) * 64 + -(-panels * steps * PANEL // 64) * 64
