@@ -334,24 +334,24 @@ def test_what_is_no_table() -> None:
 
 
 def test_split_weights_are_reported() -> None:
-    """What 16 bits do not hold in pairs is a note, by blocks where they are few, by panels where many; that they hold
-    several groups of small weights is one, too."""
-    rng = np.random.default_rng(5)
-    few = np.where(rng.random((64, 32)) < 0.003, 127, 64).astype(np.int8)
+    """Panels of magnitudes are a note, and so are blocks that 16 bits do not hold, and several groups that they do."""
+    few = np.full((64, 32), 64, np.int8)
+    few[5, 3] = 127
     high = np.full((64, 32), 127, np.int8)
     split = microkernels.choose(parse("cpu"), "qmatmul", DType.u8).saturates
     for w, words in (
-        (high, "100% of the weights' panels"),
-        (few, "apart"),
-        (np.minimum(high, 64), None),
-        (high // 8, "added"),
+        (high, ["100% of the weights' panels are of magnitudes"]),
+        (few, ["multiplied apart", "50% of the weights' panels are of magnitudes"]),
+        (np.minimum(high, 64), []),
+        (high // 8, ["added in 16 bits"]),
     ):
         model = model_of(
             [h.make_node("MatMulInteger", ["x", "w"], ["y"])], {"x": (T.UINT8, ["n", 64])}, ("y", T.INT32), {"w": w}
         )
         m = effc.compile(model)
         found = [n["reason"] for n in m.report["notes"] if "weights'" in n["reason"]]
-        assert len(found) == (words is not None and split) and all(words in f for f in found), found
+        assert len(found) == len(words) * split, found
+        assert all(word in f for word, f in zip(words, found)), found
         x = np.full((3, 64), 255, np.uint8)
         np.testing.assert_array_equal(m(x)[0], 255 * np.broadcast_to(w.sum(0, dtype=np.int32), (3, 32)))
 

@@ -174,6 +174,7 @@ struct Driver {
       else
         for (int64_t j = 0; j < cols; ++j) row[j] = (int32_t)((uint32_t)start[j] - s * (uint32_t)zeros[j]);
     }
+    if (blocks == 0) memset(acc, 0, rows * cols * 4);
     begin();
     for (int64_t kb = 0; kb < blocks; ++kb) {
       const int64_t ks = lines * kb / blocks * kAlign, ke = lines * (kb + 1) / blocks * kAlign;

@@ -50,7 +50,7 @@ def _packed(cx: Lowering, node: Node, key: tuple[Any, ...], b: Array, zero: Arra
     if extras:
         cx.note(node, f"{extras:.1%} of the weights' blocks are multiplied apart: 16 bits do not hold their sums")
     if magnitudes:
-        cx.note(node, f"{magnitudes:.0%} of the weights' panels are multiplied as magnitudes: 16 bits hold more of them")
+        cx.note(node, f"{magnitudes:.0%} of the weights' panels are of magnitudes, of which 16 bits hold more")
     if deep:
         cx.note(node, f"{deep:.0%} of the weights' panels are added in 16 bits over two groups of four steps or more")
     return cx.const(buffer)

@@ -88,7 +88,7 @@ def _layout(b: Array) -> Array:
 
 
 def _parts(data: Array, depth: int, form: int) -> tuple[Array, Array]:
-    """``data`` [..., steps / 4, 16, 4] as a sum of two arrays: in the first, every ``depth`` groups are safe to be added
+    """``data`` [..., steps / 4, 16, 4] as a sum of two arrays: in the first, every ``depth`` groups can be added
     in 16 bits as ``form`` adds them; the second has the pairs for which there is no room."""
     shape = data.shape
     pairs = data.reshape(*shape[:-3], shape[-3] // depth, depth, PANEL, 2, 2).astype(np.int16)
