@@ -27,7 +27,7 @@ from effc.runtime.artifact import ArtifactReader
 
 from ..conformance.random_graphs import Plan, inputs, plans
 from ..models import zoo
-from .memory_models import MODELS, large_unet
+from .memory_models import MODELS, deep, encoder, large_unet
 from .test_cli import effc as tool
 
 SOURCE = Path(__file__).parent / "steady.c"
@@ -192,6 +192,55 @@ def test_any_size_takes_no_more_than_its_own_compilation(name: str, tmp_path: Pa
         a, b = anysize.arena(x)[0], own.report["entries"]["main"]["arena"]["static_bytes"]
         assert own.arena(x)[0] == b
         assert a <= 1.05 * b, (tuple(x.shape), a, b)
+
+
+def own_arena(model: Any, x: torch.Tensor, threads: int) -> int:
+    own: int = made(model, (x,), num_threads=threads).report["entries"]["main"]["arena"]["static_bytes"]
+    return own
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_rows_of_any_number_take_no_more_than_their_own_compilation(threads: int) -> None:
+    """Few rows go through a chain's nodes and many through the chain; where one of the two has none, what they would
+    have in common is no reason to copy results."""
+    model, args, dynamic = encoder()
+    m = made(model, args, dynamic, num_threads=threads)
+    report = m.report["entries"]["main"]
+    assert report["passes"]["stats"]["fuse_rows.split"] == 3
+    concat = report["memory"]["concat"]
+    assert concat["in_place"] == concat["operands"] >= 6, concat
+    for b, n in ((64, 512), (3, 37), (1, 1), (16, 256)):
+        x = torch.empty(b, n, 32)
+        any_size, own = m.arena(x)[0], own_arena(model, x, threads)
+        assert any_size <= 1.05 * own, (b, n, any_size, own)
+
+
+def test_many_rows_and_few_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Poisoned runs on both sides of the border between them: right, and the bits of each buffer apart."""
+    model, args, dynamic = encoder()
+    apart = made(model, args, dynamic, disable_passes=["memory"])
+    loaded = poisoned(monkeypatch, saved(tmp_path / "m.effc", model, args, dynamic)[0])
+    for b, n in ((1, 3), (40, 512), (2, 100)):
+        x = torch.randn(b, n, 32)
+        want, got = model(x), loaded(x)
+        assert torch.equal(got, apart(x))
+        assert float((got - want).abs().max()) <= 1e-4 * float(want.abs().max())
+
+
+def test_shared_scratch_is_bounded_by_the_image() -> None:
+    """Of Winograd's algorithm with an input that is transformed once for all threads: blocks have no more tiles than
+    the images, and a few pixels take no more than compiled for them."""
+    model, args, dynamic = deep()
+    m = made(model, args, dynamic, num_threads=2)
+    assert m.report["entries"]["main"]["kernels"]["effc_conv_winograd_f32"] >= 2
+    for shape in ((1, 3, 16, 16), (1, 3, 32, 24), (2, 3, 64, 48)):
+        x = torch.empty(shape)
+        any_size, own = m.arena(x)[0], own_arena(model, x, 2)
+        assert any_size <= 1.05 * own, (shape, any_size, own)
+    for shape in ((1, 3, 9, 13), (3, 3, 65, 40)):
+        x = torch.randn(shape)
+        want = model(x)
+        assert float((m(x) - want).abs().max()) <= 1e-4 * float(want.abs().max())
 
 
 def test_other_numbers_of_threads_are_laid_out_anew(tmp_path: Path) -> None:

@@ -28,25 +28,36 @@ SECONDS = 3.0  # for all of a program
 CONCAT_TRIALS = 24  # concatenations that are chosen one by one
 CONCAT_WORTH = 0.95  # of the arena: where it gets that small, another part may stay a copy
 CONCAT_SECONDS = 3.0  # for all of them: an outer guard
+PROBED = 4  # symbols that are each near their lower bound in a sample of their own
 LARGEST_SAMPLE = 1 << 14  # of a symbol without a bound, or with a far one
 TYPICAL = 512
 
 
 def samples(symbols: Iterable[Mapping[str, Any]]) -> list[dict[str, int]]:
-    """Sizes at which a dynamic program is planned: near the lower bounds, in between, and the upper bounds where they
-    are given and not out of reach. One, empty, for a program without symbols."""
+    """Sizes at which a dynamic program is planned: the upper bounds where they are given and not out of reach, in
+    between, and near the lower bounds. One, empty, for a program without symbols."""
     known = [s for s in symbols if s.get("from") is not None]
-    envs: list[dict[str, int]] = []
-    for where in (1.0, 0.5, 0.0):
-        env = {}
-        for s in known:
-            low = max(1, s["lo"])
-            high = max(low, TYPICAL if s["hi"] is None else min(s["hi"], LARGEST_SAMPLE))
-            low = min(max(low, 2), high)
-            env[s["name"]] = round(low ** (1 - where) * high**where)
-        if env not in envs:
-            envs.append(env)
-    return envs
+    return _distinct({s["name"]: _size(s, where) for s in known} for where in (1.0, 0.5, 0.0))
+
+
+def _probes(symbols: Iterable[Mapping[str, Any]]) -> list[dict[str, int]]:
+    """The samples, and those where one size alone is near its lower bound: of a few large images, say, where scratch is
+    another part of the arena than for many."""
+    known = [s for s in symbols if s.get("from") is not None]
+    one_low = ({s["name"]: _size(s, 0.5 * (s is not low)) for s in known} for low in known[:PROBED])
+    return _distinct([*samples(known), *one_low])
+
+
+def _size(symbol: Mapping[str, Any], where: float) -> int:
+    """A size within a symbol's bounds: 0 near the lower one, 1 the upper one, uniform in the logarithm."""
+    low = max(1, symbol["lo"])
+    high = max(low, TYPICAL if symbol["hi"] is None else min(symbol["hi"], LARGEST_SAMPLE))
+    low = min(max(low, 2), high)
+    return round(low ** (1 - where) * high**where)
+
+
+def _distinct(envs: Iterable[dict[str, int]]) -> list[dict[str, int]]:
+    return [dict(e) for e in dict.fromkeys(tuple(e.items()) for e in envs)]
 
 
 @dataclass
@@ -85,7 +96,7 @@ def arrange(cx: Lowering, outputs: Sequence[int], commits: Sequence[Mapping[str,
     for k, ins in enumerate(cx.code):
         ins["was"] = k
     unplanned = [_as_given(from_program(program, sizes=e, threads=threads, these=True)) for e in envs]
-    ways = [_Way(cx.values, cx.code, 0), *_concat_in_place(cx, program, envs, threads)]
+    ways = [_Way(cx.values, cx.code, 0), *_concat_in_place(cx, program, _probes(symbols), threads)]
     for way in ways:
         read = {**program, "values": way.values, "code": way.code}
         _overwrite_first(read)
