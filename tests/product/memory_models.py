@@ -177,4 +177,4 @@ def deep() -> tuple[Any, ...]:
     return Deep().eval(), (torch.randn(2, 3, 64, 48),), ({0: n, 2: h, 3: w},)
 
 
-MODELS = {f.__name__: f for f in (unet, dense, inception, wide, looping, state, encoder)}
+MODELS = {f.__name__: f for f in (unet, dense, inception, wide, looping, state)}
