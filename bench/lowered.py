@@ -41,7 +41,9 @@ class _Lowered(BaseException):
         self.parts = parts
 
 
-def lowered(module: Any, args: tuple[Any, ...], dynamic: Any = None, **more: Any) -> dict[str, Any]:
+def lowered(
+    module: Any, args: tuple[Any, ...], dynamic: Any = None, threads: int = THREADS, **more: Any
+) -> dict[str, Any]:
     """The program that ``effc.compile`` would put into the artifact."""
     from effc.backends import cpu
     from effc.backends.cpu import build, sources
@@ -61,7 +63,7 @@ def lowered(module: Any, args: tuple[Any, ...], dynamic: Any = None, **more: Any
         torch.no_grad(),
     ):
         try:
-            effc.compile(module, args, dynamic_shapes=dynamic, num_threads=THREADS, **more)
+            effc.compile(module, args, dynamic_shapes=dynamic, num_threads=threads, **more)
         except _Lowered as done:
             program: dict[str, Any] = done.parts.programs["main"]
             return program

@@ -97,6 +97,33 @@ class State(nn.Module):
         return before + self.total.tanh() * self.steps
 
 
+class Layer(nn.Module):
+    """Of a transformer's encoder: all from one attention to the next works on rows."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.into, self.out = nn.Linear(c, 3 * c), nn.Linear(c, c)
+        self.up, self.down = nn.Linear(c, 4 * c), nn.Linear(4 * c, c)
+        self.first, self.second = nn.LayerNorm(c), nn.LayerNorm(c)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        heads = self.into(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(heads[0], heads[1], heads[2])
+        x = self.first(x + self.out(y.transpose(1, 2).flatten(2)))
+        return self.second(x + self.down(nn.functional.gelu(self.up(x))))
+
+
+class Deep(nn.Module):
+    """Many channels on few pixels: transformed inputs that all threads share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.rest = block(3, 192), nn.Sequential(block(192, 192), block(192, 192))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.rest(nn.functional.max_pool2d(self.first(x), 4))
+
+
 def _dims(**bounds: tuple[int, int]) -> Any:
     return (torch.export.Dim(n, min=a, max=b) for n, (a, b) in bounds.items())
 
@@ -136,6 +163,18 @@ def looping() -> tuple[Any, ...]:
 
 def state() -> tuple[Any, ...]:
     return State().eval(), (torch.randn(6, 11),), ({1: next(_dims(m=(1, 64)))},)
+
+
+def encoder() -> tuple[Any, ...]:
+    torch.manual_seed(0)
+    b, n = _dims(b=(1, 64), n=(1, 512))
+    return nn.Sequential(*(Layer(32) for _ in range(3))).eval(), (torch.randn(2, 24, 32),), ({0: b, 1: n},)
+
+
+def deep() -> tuple[Any, ...]:
+    torch.manual_seed(0)
+    n, h, w = _dims(n=(1, 64), h=(8, 1024), w=(8, 1024))
+    return Deep().eval(), (torch.randn(2, 3, 64, 48),), ({0: n, 2: h, 3: w},)
 
 
 MODELS = {f.__name__: f for f in (unet, dense, inception, wide, looping, state)}

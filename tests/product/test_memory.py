@@ -17,17 +17,18 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 import effc
+from bench.lowered import lowered
 from effc.backends import cpu
 from effc.conformance.ops import Runner
 from effc.passes.memory.program import arena as arena_of
-from effc.passes.memory.program import from_program
+from effc.passes.memory.program import from_program, size
 from effc.passes.memory.schedule import lay_out
 from effc.runtime import build_rt, memory
 from effc.runtime.artifact import ArtifactReader
 
 from ..conformance.random_graphs import Plan, inputs, plans
 from ..models import zoo
-from .memory_models import MODELS, large_unet
+from .memory_models import MODELS, deep, encoder, large_unet
 from .test_cli import effc as tool
 
 SOURCE = Path(__file__).parent / "steady.c"
@@ -192,6 +193,58 @@ def test_any_size_takes_no_more_than_its_own_compilation(name: str, tmp_path: Pa
         a, b = anysize.arena(x)[0], own.report["entries"]["main"]["arena"]["static_bytes"]
         assert own.arena(x)[0] == b
         assert a <= 1.05 * b, (tuple(x.shape), a, b)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_rows_of_any_number_take_no_more_than_their_own_compilation(threads: int) -> None:
+    """Few rows go through a chain's nodes and many through the chain; where one of the two has none, what they would
+    have in common is no reason to copy results. As lowered, no kernel compiled."""
+    model, args, dynamic = encoder()
+    program = lowered(copy.deepcopy(model), args, dynamic, threads)
+    kernels = [ins.get("kernel", "") for ins in program["code"]]
+    assert sum(k.startswith("chain_") for k in kernels) == 3, "the chains that many rows take"
+    assert sum(k.startswith("effc_matmul") for k in kernels) > 4 * 2, "the products of few"
+    assert "effc_concat" not in kernels and "effc_copy" not in kernels
+    names = [s["name"] for s in program["symbols"] if s["from"]]
+    for sizes in ((64, 512), (3, 37), (1, 1)):
+        own = lowered(copy.deepcopy(model), (torch.empty(*sizes, 32),), None, threads)["arena"]["static_bytes"]
+        any_size = arena_of(program, dict(zip(names, sizes, strict=True)), threads)
+        assert any_size <= 1.05 * own, (sizes, any_size, own)
+
+
+def test_many_rows_and_few_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Poisoned runs on both sides of the border between them: right, and the bits of each buffer apart."""
+    model, args, dynamic = encoder()
+    apart = made(model, args, dynamic, disable_passes=["memory"])
+    loaded = poisoned(monkeypatch, saved(tmp_path / "m.effc", model, args, dynamic)[0])
+    for b, n in ((1, 3), (40, 512), (2, 100)):
+        x = torch.randn(b, n, 32)
+        want, got = model(x), loaded(x)
+        assert torch.equal(got, apart(x))
+        assert float((got - want).abs().max()) <= 1e-4 * float(want.abs().max())
+
+
+def test_shared_scratch_is_bounded_by_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of Winograd's algorithm with an input that is transformed once for all threads: one tile takes the scratch of
+    one, and images with fewer tiles than a block come out right."""
+    model, args, dynamic = deep()
+    path, manifest = saved(tmp_path / "m.effc", model, args, dynamic)
+    program = manifest["entries"]["main"]["program"]
+    shared = [ins for ins in program["code"] if ins.get("kernel") == "effc_conv_winograd_f32" and ins["attrs"][26]]
+    assert len(shared) == 2
+    names = [s["name"] for s in program["symbols"] if s["from"]]
+    for ins in shared:
+        for key in ("scratch", "thread_scratch"):
+            one, many, more = (
+                size(ins[key], dict(zip(names, sizes, strict=True)))
+                for sizes in ((1, 16, 16), (3, 96, 96), (3, 500, 500))
+            )
+            assert 50 * one < many == more, key
+    loaded = poisoned(monkeypatch, path)
+    for shape in ((1, 3, 16, 16), (1, 3, 9, 13), (3, 3, 65, 140)):
+        x = torch.randn(shape)
+        want = model(x)
+        assert float((loaded(x) - want).abs().max()) <= 1e-4 * float(want.abs().max())
 
 
 def test_other_numbers_of_threads_are_laid_out_anew(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from ....ir import dims
@@ -26,14 +25,15 @@ def _constant_tiles(node: Node, tile: int) -> int | None:
     return count if isinstance(count, int) else None
 
 
-def _no_more_than(blocks: packing.Blocks, shape: tuple[Dim, ...]) -> packing.Blocks:
-    """Blocks of no more tiles than all images have, for images of any size: a thread has scratch of its own for so many
-    tiles."""
+def _no_more_than(blocks: packing.Blocks, c: int, o: int, vlen: int, shape: tuple[Dim, ...]) -> packing.Blocks:
+    """Blocks of no more tiles than all images have, for images of any size: scratch is for so many tiles."""
     count: Dim = shape[0] * product(dims.ceildiv(d, blocks.tile) for d in shape[2:])
-    if isinstance(count, int) or blocks.shared or not isinstance(blocks.tiles, int):
+    if isinstance(count, int):
         return blocks
     tiles = dims.minimum(blocks.tiles, dims.maximum(1, count))
-    return dataclasses.replace(blocks, tiles=tiles, thread_scratch=blocks.thread_scratch // blocks.tiles * tiles)
+    return packing.blocks(
+        c, o, blocks.tile, vlen, blocks.nv, tiles, blocks.cols, blocks.k, blocks.shared, blocks.stride
+    )
 
 
 @lowers("conv_winograd")
@@ -68,7 +68,7 @@ def lower_conv_winograd(cx: Lowering, node: Node) -> None:
     like = {**a, "groups": 1, "stride": (stride, stride), "dilation": (1, 1)}
     cx.decided(KERNEL, blocks.label, choice.explain(c, o, choice.image_of(node, cx.graph.symbols), stride))
     common = [True, False, False, *geometry(like, weights.shape, o, shape[2:])]
-    blocks = _no_more_than(blocks, shape)
+    blocks = _no_more_than(blocks, c, o, cx.target.vlen, shape)
     cx.call(
         KERNEL,
         [*own, *extras],

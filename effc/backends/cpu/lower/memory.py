@@ -28,25 +28,36 @@ SECONDS = 3.0  # for all of a program
 CONCAT_TRIALS = 24  # concatenations that are chosen one by one
 CONCAT_WORTH = 0.95  # of the arena: where it gets that small, another part may stay a copy
 CONCAT_SECONDS = 3.0  # for all of them: an outer guard
+PROBED = 4  # symbols that are each near their lower bound in a sample of their own
 LARGEST_SAMPLE = 1 << 14  # of a symbol without a bound, or with a far one
 TYPICAL = 512
 
 
 def samples(symbols: Iterable[Mapping[str, Any]]) -> list[dict[str, int]]:
-    """Sizes at which a dynamic program is planned: near the lower bounds, in between, and the upper bounds where they
-    are given and not out of reach. One, empty, for a program without symbols."""
+    """Sizes at which a dynamic program is planned: the upper bounds where they are given and not out of reach, in
+    between, and near the lower bounds. One, empty, for a program without symbols."""
     known = [s for s in symbols if s.get("from") is not None]
-    envs: list[dict[str, int]] = []
-    for where in (1.0, 0.5, 0.0):
-        env = {}
-        for s in known:
-            low = max(1, s["lo"])
-            high = max(low, TYPICAL if s["hi"] is None else min(s["hi"], LARGEST_SAMPLE))
-            low = min(max(low, 2), high)
-            env[s["name"]] = round(low ** (1 - where) * high**where)
-        if env not in envs:
-            envs.append(env)
-    return envs
+    return _distinct({s["name"]: _size(s, where) for s in known} for where in (1.0, 0.5, 0.0))
+
+
+def _probes(symbols: Iterable[Mapping[str, Any]]) -> list[dict[str, int]]:
+    """The samples, and those where one size alone is near its lower bound: of a few large images, say, where scratch is
+    another part of the arena than for many."""
+    known = [s for s in symbols if s.get("from") is not None]
+    one_low = ({s["name"]: _size(s, 0.5 * (s is not low)) for s in known} for low in known[:PROBED])
+    return _distinct([*samples(known), *one_low])
+
+
+def _size(symbol: Mapping[str, Any], where: float) -> int:
+    """A size within a symbol's bounds: 0 near the lower one, 1 the upper one, uniform in the logarithm."""
+    low = max(1, symbol["lo"])
+    high = max(low, TYPICAL if symbol["hi"] is None else min(symbol["hi"], LARGEST_SAMPLE))
+    low = min(max(low, 2), high)
+    return round(low ** (1 - where) * high**where)
+
+
+def _distinct(envs: Iterable[dict[str, int]]) -> list[dict[str, int]]:
+    return [dict(e) for e in dict.fromkeys(tuple(e.items()) for e in envs)]
 
 
 @dataclass
@@ -84,14 +95,14 @@ def arrange(cx: Lowering, outputs: Sequence[int], commits: Sequence[Mapping[str,
     began = time.perf_counter()
     for k, ins in enumerate(cx.code):
         ins["was"] = k
-    unplanned = [_as_given(from_program(program, sizes=e, threads=threads)) for e in envs]
-    ways = [_Way(cx.values, cx.code, 0), *_concat_in_place(cx, program, envs, threads)]
+    unplanned = [_as_given(from_program(program, sizes=e, threads=threads, these=True)) for e in envs]
+    ways = [_Way(cx.values, cx.code, 0), *_concat_in_place(cx, program, _probes(symbols), threads)]
     for way in ways:
         read = {**program, "values": way.values, "code": way.code}
         _overwrite_first(read)
-        way.problems = [from_program(read, sizes=e, threads=threads) for e in envs]
+        way.problems = [from_program(read, sizes=e, threads=threads, these=True) for e in envs]
         way.made = [_schedule(p) for p in way.problems]
-        way.best = _choose(way.problems, way.made)
+        way.best = _choose(way.problems, way.made, from_program(read, sizes=envs[0], threads=threads))
     way = ways[0]
     for other in ways[1:]:  # what is not copied is worth having where the arena is no larger
         if all(x <= y for x, y in zip(other.best.arenas, way.best.arenas)):
@@ -137,9 +148,10 @@ def _schedule(p: Problem) -> Schedule:
     return schedule(p, rewrite=True, states=STATES, work=WORK, seconds=SECONDS)
 
 
-def _choose(problems: Sequence[Problem], made: Sequence[Schedule]) -> _Choice:
+def _choose(problems: Sequence[Problem], made: Sequence[Schedule], whole: Problem) -> _Choice:
     """The order and rewrites that are best at the sample where they are worst; of equal ones, those that write most
-    over operands, and the order that has producers and consumers nearest."""
+    over operands, and the order that has producers and consumers nearest. ``whole``: the problem where everything is
+    seen, in which an operand must be dead that is overwritten."""
     least = [s.layout.arena for s in made]
     best: tuple[float, _Choice] | None = None
 
@@ -158,13 +170,13 @@ def _choose(problems: Sequence[Problem], made: Sequence[Schedule]) -> _Choice:
             best = (worst, _Choice(order, choices, arenas))
 
     for s in made:
-        offer(s.layout.plan.order, s.layout.plan.choices, True)
+        offer(s.layout.plan.order, _where_dead(whole, s.layout.plan.order, s.layout.plan.choices), True)
     assert best is not None
-    offer(best[1].order, _wherever(problems[0], best[1].order), False)
+    offer(best[1].order, _wherever(whole, best[1].order), False)
     if len(made[0].layout.plan.order) <= locality.LARGEST:
         near = locality.improve(problems[0], best[1].order)
         if list(near) != list(best[1].order):
-            offer(near, _wherever(problems[0], near), False)
+            offer(near, _wherever(whole, near), False)
     return best[1]
 
 
@@ -182,6 +194,13 @@ def _wherever(p: Problem, order: Sequence[int]) -> Choices:
         if dying:
             over[n.id] = max(dying, key=lambda t: p.tensors[t].bytes)
     return Choices(over)
+
+
+def _where_dead(p: Problem, order: Sequence[int], choices: Choices) -> Choices:
+    """Of results over operands, those whose operand dies there in this problem too."""
+    at = {n: k for k, n in enumerate(order)}
+    life = lifetimes(p, order)
+    return Choices({n: t for n, t in choices.inplace.items() if life[t][1] == at[n]})
 
 
 def _apply(cx: Lowering, best: _Choice, p: Problem) -> None:
@@ -215,11 +234,11 @@ def _concat_in_place(
     until = time.perf_counter() + CONCAT_SECONDS
 
     def arenas(values: Any, code: Any) -> list[int]:
-        out = []
-        for e in envs:
-            p = from_program({**program, "values": values, "code": code}, sizes=e, threads=threads)
-            out.append(lay_out(p, p.given, _wherever(p, p.given), budget=WORK // 20).arena)
-        return out
+        read = {**program, "values": values, "code": code}
+        whole = from_program(read, sizes=envs[0], threads=threads)
+        over = _wherever(whole, whole.given)
+        problems = (from_program(read, sizes=e, threads=threads, these=True) for e in envs)
+        return [lay_out(p, p.given, over, budget=WORK // 20).arena for p in problems]
 
     least = arenas(cx.values, cx.code)
     chosen: dict[int, tuple[int, ...]] = {}

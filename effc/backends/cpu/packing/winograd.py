@@ -29,7 +29,7 @@ import numpy as np
 from ....ir.dims import Dim
 from ....ir.dtypes import DType
 from ....ir.ops.conv import winograd_name, winograd_side
-from .conv import HEADER, MAGIC, PackingError, Shape, _align, _digest, _with_header, choose_nv, compute_dtype, max_rows
+from .conv import HEADER, MAGIC, PackingError, Shape, _digest, _with_header, choose_nv, compute_dtype, max_rows
 
 Array = np.ndarray[Any, Any]
 
@@ -171,14 +171,14 @@ class Blocks:
 
 
 def blocks(
-    c: int, o: int, tile: int, vlen: int, nv: int, tiles: int, cols: int, k: int, shared: bool, stride: int = 1
+    c: int, o: int, tile: int, vlen: int, nv: int, tiles: Dim, cols: int, k: int, shared: bool, stride: int = 1
 ) -> Blocks:
     """This blocking with the scratch that it needs, for f32. ``cols`` must be a multiple of a panel's width."""
     line, positions = LINE // 4, winograd_side(tile, stride) ** 2
-    v = _align(positions * tiles * (-(-c // line) * line + line) * 4)
-    m = _align(positions * tiles * (-(-cols // line) * line + line) * 4)
+    v = positions * tiles * (-(-c // line) * line + line) * 4
+    m = positions * tiles * (-(-cols // line) * line + line) * 4
     base = Shape(o, c, 1, 9, 4, vlen, True, True).rule().scratch
-    return Blocks(tile, nv, tiles, cols, k, shared, base + v * shared, int(m + v * (not shared)), stride)  # type: ignore[call-overload]
+    return Blocks(tile, nv, tiles, cols, k, shared, base + v * shared, m + v * (not shared), stride)
 
 
 # The rule's limits, by measurement (docs/benchmarks.md). Weights of more bytes are read once for all threads and many
