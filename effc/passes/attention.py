@@ -142,8 +142,8 @@ def _softmax(p: Value, s: _Scores) -> Value | None:
     if p.node.op == "reshape" and p.shape[-2:] == p.node.operands[0].shape[-2:]:  # [B, H, L, L] to [B*H, L, L]
         inner = p.node.operands[0]
         s.carriers.append(p.node)
-        if inner.rank == 4:
-            s.lead = inner.shape[:2]
+        if inner.rank in (4, 5):
+            s.lead = _lead(inner.shape)
         p = _strip(inner, s)
     n = p.node
     if n.op == "where" and uniform(n.operands[1]) == 0:
@@ -259,6 +259,11 @@ def _carries(v: Value, depth: int = 14) -> bool:
     return any(_carries(x, depth - 1) for x in n.operands if x.dtype.is_float)
 
 
+def _lead(scores: tuple[Dim, ...]) -> tuple[Dim, Dim]:
+    """Batch and heads of scores [B, H, L, L], or [B, W, H, L, L] of windows of images or frames of videos."""
+    return (scores[0], scores[1]) if len(scores) == 4 else (scores[0] * scores[1], scores[2])
+
+
 def _full_like(v: Value, whole: Value) -> bool:
     return v.rank == whole.rank and v.shape[-2:] == whole.shape[-2:]
 
@@ -281,13 +286,11 @@ def _walk(v: Value, mult: float, s: _Scores) -> None:
     if n.op == "reshape" and n.operands[0].shape[-2:] == v.shape[-2:]:
         inner = n.operands[0]
         for t in (v, inner):
-            if t.rank == 4 and s.lead is None:
-                s.lead = t.shape[:2]
+            if t.rank in (4, 5) and s.lead is None:
+                s.lead = _lead(t.shape)
         ranks = {v.rank, inner.rank}
-        if ranks == {4, 5} and v.shape[-3:] == inner.shape[-3:]:  # images and their windows, [B*W, H, L, L]
-            return _walk(inner, mult, s)
-        if ranks - {2, 3, 4}:
-            raise _Declined("the scores are reshaped to more than four dims")
+        if ranks - {2, 3, 4, 5} or (min(ranks) >= 4 and v.shape[-3] != inner.shape[-3]):
+            raise _Declined("the scores are reshaped to dims that are not batch, heads, queries and keys")
         return _walk(inner, mult, s)
     if n.op in ("add", "sub"):
         return _add(v, mult, s)
@@ -317,8 +320,8 @@ def _add(v: Value, mult: float, s: _Scores) -> None:
         a, b = y, x
     sign = -1.0 if v.node.op == "sub" else 1.0
     s.terms.append(_Term(b, True, v.shape, v.dtype, mult * (sign if b is y else 1.0)))
-    if v.rank == 4 and s.lead is None:
-        s.lead = v.shape[:2]
+    if v.rank in (4, 5) and s.lead is None:
+        s.lead = _lead(v.shape)
     _walk(a, mult * (sign if a is y else 1.0), s)
 
 
@@ -343,8 +346,8 @@ def _scale(v: Value, mult: float, s: _Scores) -> None:
             and not s.softcap
         ):
             s.q_factor, s.q_factor_shape = b, v.shape
-            if v.rank == 4 and s.lead is None:
-                s.lead = v.shape[:2]
+            if v.rank in (4, 5) and s.lead is None:
+                s.lead = _lead(v.shape)
             return _walk(a, mult, s)
     raise _Declined("the scores are scaled by a tensor that varies over keys")
 
@@ -377,8 +380,8 @@ def _where(v: Value, mult: float, s: _Scores) -> None:
         if s.q_factor is not None or mult <= 0:
             raise _Declined("a mask before a scale that is a tensor or negative")
         s.terms.append(_Term(cond, False, v.shape, v.dtype, negated=negated, fill=fill * mult))
-        if v.rank == 4 and s.lead is None:
-            s.lead = v.shape[:2]
+        if v.rank in (4, 5) and s.lead is None:
+            s.lead = _lead(v.shape)
         return _walk(kept, mult, s)
     raise _Declined("a mask fills the scores with values that are not one constant")
 
@@ -394,8 +397,8 @@ def _check(root: Node, s: _Scores, uses: Mapping[Value, list[Node | None]]) -> N
     if s.blind is not None and not (len(s.terms) == 1 and s.terms[0].added and s.terms[0].value == s.blind):
         raise _Declined("the rows that get zeros are not those of the scores' one mask")
     v = root.operands[1]
-    if s.q.rank not in (2, 3, 4) or s.kt.rank > 4 or v.rank > 4 or root.types[0].rank > 4:
-        raise _Declined("more than four dims")
+    if s.q.rank < 2 or any(x.rank > 5 for x in (s.q, s.kt, v, root[0])):
+        raise _Declined("more than five dims")
     if known(s.kt) is not None:
         raise _Declined("the keys are constant weights")
 
@@ -464,7 +467,9 @@ class _Build:
         if v.rank == 4:
             return v
         shape: tuple[Dim, ...]
-        if v.rank == 3 and s.lead is not None:
+        if v.rank == 5:
+            shape = (v.shape[0] * v.shape[1], *v.shape[2:])
+        elif v.rank == 3 and s.lead is not None:
             batch, heads = s.lead
             if v.shape[0] == batch * heads:
                 shape = (batch, heads, *v.shape[1:])

@@ -46,3 +46,19 @@ def test_windows_of_any_number_of_images() -> None:
     for n in (2, 3):
         some = tuple(torch.randn(4 * n, 3, 9, 8) for _ in range(3))
         torch.testing.assert_close(m(*some), module(*some), rtol=1e-5, atol=1e-5)
+
+
+class Axial(torch.nn.Module):
+    """Attention along the last but one of five dims, with a mask for each frame."""
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        scores = torch.einsum("bfhie,bfhje->bfhij", q, k) * 0.3
+        return torch.softmax(scores.masked_fill(~mask[:, :, None, None], -1e30), -1) @ v
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_five_dims(batch: int) -> None:
+    args = (*(torch.randn(batch, 4, 3, n, 8) for n in (9, 11, 11)), torch.rand(batch, 4, 11) < 0.7)
+    m = effc.compile(Axial(), args)
+    assert m.report["entries"]["main"]["passes"]["stats"]["attention.formed"] == 1
+    torch.testing.assert_close(m(*args), Axial()(*args), rtol=1e-5, atol=1e-5)
