@@ -12,9 +12,10 @@ Both rest on :meth:`_Roll.stack`: many values of one type become one value with 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -288,7 +289,7 @@ class _Roll:
         ):
             return None
         by = at[1] - at[0]
-        if any(q - p != by for p, q in zip(at, at[1:])) or (width != 1 and by != width):
+        if any(q - p != by for p, q in itertools.pairwise(at)) or (width != 1 and by != width):
             return None
         source = nodes[0].operands[0]
         starts, stops, steps = list(a["starts"]), list(a["stops"]), [1] * len(a["steps"])
