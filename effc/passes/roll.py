@@ -99,8 +99,8 @@ def _chains(graph: Graph) -> list[_Chain]:
             continue
         chain, steps = [n], []
         while id(chain[-1]) in before:
-            h, a, x = before[id(chain[-1])]
-            chain.append(h)
+            one_before, a, x = before[id(chain[-1])]
+            chain.append(one_before)
             steps.append((a, x))
         if len(chain) >= LEAST:
             out.append(_Chain(chain[::-1], steps[::-1], first[id(chain[-1])]))
@@ -195,12 +195,15 @@ class _Roll:
             return None
         v = self.moved(s, d)
         shape = tail[0].shape
-        joined = self.b.op("reshape", v, shape=(*shape[:d], len(tail) * shape[d], *shape[d + 1 :]))
+        joined = self.reshaped(v, (*shape[:d], len(tail) * shape[d], *shape[d + 1 :]))
         self.count("concats")
         dead = [v for v in map(_behind_views, tail) if v.node.op != "constant"]
         own = [v for v in dead if v not in self.step and not _shared(v, s)]
         self.made.append((n, own, "a step of what is concatenated is used elsewhere, too"))
-        return joined if head == 0 else self.b.op("concat", *ins[:head], joined, dim=d)
+        if head == 0:
+            return joined
+        out: Value = self.b.op("concat", *ins[:head], joined, dim=d)
+        return out
 
     # Stacks
 
