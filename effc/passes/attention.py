@@ -43,7 +43,7 @@ class _Term:
 
     value: Value
     added: bool
-    rank: int  # of the scores where it is applied
+    shape: tuple[Dim, ...]  # of the scores where it is applied
     dtype: DType  # of the scores there
     coefficient: float = 1.0
     negated: bool = False
@@ -57,7 +57,7 @@ class _Scores:
     scale: float = 1.0
     softcap: float = 0.0
     q_factor: Value | None = None
-    q_factor_rank: int = 4
+    q_factor_shape: tuple[Dim, ...] = ()  # of the scores where it is applied
     terms: list[_Term] = field(default_factory=list)
     carriers: list[Node] = field(default_factory=list)
     lead: tuple[Dim, ...] | None = None  # leading dims [B, H] where a reshape or a mask shows them
@@ -142,8 +142,8 @@ def _softmax(p: Value, s: _Scores) -> Value | None:
     if p.node.op == "reshape" and p.shape[-2:] == p.node.operands[0].shape[-2:]:  # [B, H, L, L] to [B*H, L, L]
         inner = p.node.operands[0]
         s.carriers.append(p.node)
-        if inner.rank == 4:
-            s.lead = inner.shape[:2]
+        if inner.rank in (4, 5):
+            s.lead = _lead(inner.shape)
         p = _strip(inner, s)
     n = p.node
     if n.op == "where" and uniform(n.operands[1]) == 0:
@@ -259,6 +259,11 @@ def _carries(v: Value, depth: int = 14) -> bool:
     return any(_carries(x, depth - 1) for x in n.operands if x.dtype.is_float)
 
 
+def _lead(scores: tuple[Dim, ...]) -> tuple[Dim, Dim]:
+    """Batch and heads of scores [B, H, L, L], or [B, W, H, L, L] of windows of images or frames of videos."""
+    return (scores[0], scores[1]) if len(scores) == 4 else (scores[0] * scores[1], scores[2])
+
+
 def _full_like(v: Value, whole: Value) -> bool:
     return v.rank == whole.rank and v.shape[-2:] == whole.shape[-2:]
 
@@ -281,10 +286,11 @@ def _walk(v: Value, mult: float, s: _Scores) -> None:
     if n.op == "reshape" and n.operands[0].shape[-2:] == v.shape[-2:]:
         inner = n.operands[0]
         for t in (v, inner):
-            if t.rank == 4 and s.lead is None:
-                s.lead = t.shape[:2]
-        if {v.rank, inner.rank} - {2, 3, 4}:
-            raise _Declined("the scores are reshaped to more than four dims")
+            if t.rank in (4, 5) and s.lead is None:
+                s.lead = _lead(t.shape)
+        ranks = {v.rank, inner.rank}
+        if ranks - {2, 3, 4, 5} or (min(ranks) >= 4 and v.shape[-3] != inner.shape[-3]):
+            raise _Declined("the scores are reshaped to dims that are not batch, heads, queries and keys")
         return _walk(inner, mult, s)
     if n.op in ("add", "sub"):
         return _add(v, mult, s)
@@ -313,9 +319,9 @@ def _add(v: Value, mult: float, s: _Scores) -> None:
     if len(choices) == 2 and x.node.op != "matmul" and y.node.op == "matmul":
         a, b = y, x
     sign = -1.0 if v.node.op == "sub" else 1.0
-    s.terms.append(_Term(b, True, v.rank, v.dtype, mult * (sign if b is y else 1.0)))
-    if v.rank == 4 and s.lead is None:
-        s.lead = v.shape[:2]
+    s.terms.append(_Term(b, True, v.shape, v.dtype, mult * (sign if b is y else 1.0)))
+    if v.rank in (4, 5) and s.lead is None:
+        s.lead = _lead(v.shape)
     _walk(a, mult * (sign if a is y else 1.0), s)
 
 
@@ -339,9 +345,9 @@ def _scale(v: Value, mult: float, s: _Scores) -> None:
             and s.q_factor is None
             and not s.softcap
         ):
-            s.q_factor, s.q_factor_rank = b, v.rank
-            if v.rank == 4 and s.lead is None:
-                s.lead = v.shape[:2]
+            s.q_factor, s.q_factor_shape = b, v.shape
+            if v.rank in (4, 5) and s.lead is None:
+                s.lead = _lead(v.shape)
             return _walk(a, mult, s)
     raise _Declined("the scores are scaled by a tensor that varies over keys")
 
@@ -373,9 +379,9 @@ def _where(v: Value, mult: float, s: _Scores) -> None:
             raise _Declined("a mask under a softcap")
         if s.q_factor is not None or mult <= 0:
             raise _Declined("a mask before a scale that is a tensor or negative")
-        s.terms.append(_Term(cond, False, v.rank, v.dtype, negated=negated, fill=fill * mult))
-        if v.rank == 4 and s.lead is None:
-            s.lead = v.shape[:2]
+        s.terms.append(_Term(cond, False, v.shape, v.dtype, negated=negated, fill=fill * mult))
+        if v.rank in (4, 5) and s.lead is None:
+            s.lead = _lead(v.shape)
         return _walk(kept, mult, s)
     raise _Declined("a mask fills the scores with values that are not one constant")
 
@@ -391,8 +397,8 @@ def _check(root: Node, s: _Scores, uses: Mapping[Value, list[Node | None]]) -> N
     if s.blind is not None and not (len(s.terms) == 1 and s.terms[0].added and s.terms[0].value == s.blind):
         raise _Declined("the rows that get zeros are not those of the scores' one mask")
     v = root.operands[1]
-    if s.q.rank not in (2, 3, 4) or s.kt.rank > 4 or v.rank > 4 or root.types[0].rank > 4:
-        raise _Declined("more than four dims")
+    if s.q.rank < 2 or any(x.rank > 5 for x in (s.q, s.kt, v, root[0])):
+        raise _Declined("more than five dims")
     if known(s.kt) is not None:
         raise _Declined("the keys are constant weights")
 
@@ -443,7 +449,7 @@ class _Build:
         scale = scale * fq * fk
         q, k, v = (self.four(b, t, s) for t in (q, k, v))
         if s.q_factor is not None:
-            q = b.op("mul", q, self.four_masks(b, now(s.q_factor), s.q_factor_rank, s))
+            q = b.op("mul", q, self.four_masks(b, now(s.q_factor), s.q_factor_shape, s))
         k, v = ungrouped(b, k, v)
         q, k, v = self.batched(b, q, k, v)
         q, k, v, dtype = self.narrowed(b, q, k, v, s)
@@ -461,7 +467,9 @@ class _Build:
         if v.rank == 4:
             return v
         shape: tuple[Dim, ...]
-        if v.rank == 3 and s.lead is not None:
+        if v.rank == 5:
+            shape = (v.shape[0] * v.shape[1], *v.shape[2:])
+        elif v.rank == 3 and s.lead is not None:
             batch, heads = s.lead
             if v.shape[0] == batch * heads:
                 shape = (batch, heads, *v.shape[1:])
@@ -522,7 +530,7 @@ class _Build:
         """The mask operand, the causal offset, and whether rows that see no key are NaN."""
         terms = [replace(t, value=now(t.value)) for t in s.terms]
         terms = [x for t in terms for x in _split(t) if not (x.added and _number(x.value) == 0)]
-        terms = [replace(t, value=self.four_masks(b, t.value, t.rank, s)) for t in terms]
+        terms = [replace(t, value=self.four_masks(b, t.value, t.shape, s)) for t in terms]
         causal: Dim | None = None
         hidden = 0.0
         for t in terms:
@@ -582,9 +590,18 @@ class _Build:
         x = t.value if t.value.dtype is dtype else b.op("convert", t.value, dtype=dtype)
         return x if t.coefficient == 1.0 else b.op("mul", x, scalar(b, t.coefficient, dtype))
 
-    def four_masks(self, b: Builder, mask: Value, rank: int, s: _Scores) -> Value:
-        """A mask of scores of this rank as one of [B, H, Lq, Lk]."""
+    def four_masks(self, b: Builder, mask: Value, scores: tuple[Dim, ...], s: _Scores) -> Value:
+        """A mask of scores of this shape as one of [B, H, Lq, Lk]."""
         shape: tuple[Dim, ...]
+        rank = len(scores)
+        if rank == 5:  # [B, W, H, L, L], the scores of W windows of each image
+            wide: tuple[Dim, ...] = (*[1] * (5 - mask.rank), *mask.shape)
+            if all(map(is_one, wide[:2])):
+                return _value(b.op("reshape", mask, shape=wide[1:]))
+            if wide[:2] != scores[:2]:
+                wide = (*scores[:2], *wide[2:])
+                mask = b.op("broadcast_to", mask, shape=wide)
+            return _value(b.op("reshape", mask, shape=(wide[0] * wide[1], *wide[2:])))
         if rank == 3 and mask.rank == 3 and not is_one(mask.shape[0]):  # dim 0 is B*H, or B where there are no heads
             if s.lead is None:
                 shape = (mask.shape[0], 1, *mask.shape[1:])
@@ -763,7 +780,7 @@ def _narrow_term(t: _Term, short: set[DType]) -> bool:
 def without_causal(b: Builder, mask: Value, q: Value, k: Value) -> tuple[Value | None, Dim | None]:
     """The mask of an ``attention`` node without its causal part, and the offset of that; (mask, None) where it has
     none."""
-    s = _Scores(terms=[_Term(mask, not mask.dtype.is_bool, 4, q.dtype, fill=-math.inf)], zero_rows=True)
+    s = _Scores(terms=[_Term(mask, not mask.dtype.is_bool, _full(q, k), q.dtype, fill=-math.inf)], zero_rows=True)
     build = _Build(Graph((), (), (), b.symbols), {}, PassReport())
     mark = len(b.nodes)
     rest, offset, _ = build.masks(b, s, lambda v: v, q, k)
@@ -771,3 +788,8 @@ def without_causal(b: Builder, mask: Value, q: Value, k: Value) -> tuple[Value |
         del b.nodes[mark:]
         return mask, None
     return rest, offset
+
+
+def _full(q: Value, k: Value) -> tuple[Dim, ...]:
+    """The scores' shape."""
+    return (*q.shape[:3], k.shape[2])

@@ -17,14 +17,16 @@ from .manager import CONTROL, Pass, PassReport, in_subgraphs
 from .rewrite import const
 
 SMALL = 1 << 12  # views of constants up to this many bytes are folded; larger ones stay views of the one stored weight
+TABLE = 1 << 22  # results up to this many bytes are folded though their operands are much smaller: position tables
 
 
 @dataclass(frozen=True)
 class Fold(Pass):
     """Replaces nodes whose operands are constants by their value, computed by the ops' numpy references.
 
-    ``limit``: the largest result in bytes. ``growth``: results above 64 KiB may be at most this many times their
-    operands.
+    ``limit``: the largest result in bytes. ``growth``: results above ``TABLE`` (4 MiB) may be at most this many times
+    their operands. Distances between positions, the buckets that they fall into, and the biases that are looked up by
+    them grow out of two vectors, and would else be computed again in each run.
     """
 
     name: ClassVar[str] = "fold"
@@ -75,7 +77,7 @@ class Fold(Pass):
             return "silent"
         if size > self.limit:
             return f"the result is larger than {self.limit} bytes"
-        if size > max(1 << 16, self.growth * given):
+        if size > max(TABLE, self.growth * given):
             return "the result is much larger than its operands"
         return None
 
@@ -94,7 +96,7 @@ def _known(v: Value | None) -> bool:
     if v is None or v.node.op == "constant":
         return True
     if v.node.op == "full":
-        return not v.node.operands and not _symbolic(v.node) and _nbytes(v) <= 1 << 16
+        return not v.node.operands and not _symbolic(v.node) and _nbytes(v) <= TABLE
     if v.node.op == "input":
         return False
     return get(v.node.op).category == "view" and not _symbolic(v.node) and all(map(_known, v.node.operands))

@@ -22,6 +22,7 @@ from .manager import Pass
 from .pads import FoldPads
 from .quantized import FormQuantized
 from .reductions import Reductions
+from .roll import RollLoops
 from .rotary import RotateHalf
 from .softmax import RaiseSoftmax
 from .weights import FoldAffine, MergeMatmuls, UnflattenMatmuls
@@ -51,6 +52,7 @@ def default(options: Options | None = None) -> tuple[Pass, ...]:
         Fold(o.fold_limit),
         Canonicalise(),  # now that conditions and masks are numbers
         Cse(),
+        RollLoops(),
         Reductions(),
         RaiseSoftmax(),
         *((FormAttention(), RefineAttention(), Canonicalise(), Cse(), Dce()) if o.native("attention") else ()),

@@ -269,7 +269,7 @@ def test_fold_keeps_large_weights_and_grown_results() -> None:
     grown = function("%a = iota() {shape=[200]}\n%b = reshape(%a) {shape=[200, 1]}\n%c = lt(%a, %b)\nreturn %c", "")
     folded = check_pass(Fold(), grown)[0]
     assert [n.op for n in folded.nodes] == ["constant"]  # 40 kB: small enough
-    big = grown.replace("200", "900")
+    big = grown.replace("200", "2100")
     out, report = check_pass(Fold(), big)
     assert "lt" in [n.op for n in out.nodes]
     assert report.reasons("fold") == {"the result is much larger than its operands"}
