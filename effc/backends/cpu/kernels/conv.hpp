@@ -10,7 +10,8 @@
  *   offsets  any strides, tile wholly inside the image: one pointer per row, one offset per k; of a row of the image all
  *            such tiles in one call, whose pixels lie at equal distances.
  *   patch    any strides at the image's border: the k values of each row are gathered first.
- *   lines    a pointwise convolution of x with its channels innermost: rows lie at equal distances, nothing is listed.
+ *   lines    a pointwise convolution of stride 1 of x with its channels innermost: rows lie at equal distances, nothing is
+ *            listed.
  * A transposed convolution gathers: an output pixel's class (its position modulo the stride) decides which taps reach
  * it. The pixels of a class are those of a plain convolution of stride 1 with these taps, mirrored; tiles are made of them, and
  * the reduction runs over these taps alone.
@@ -68,7 +69,9 @@ struct Conv {
   int64_t sp[3], st[3], pad[3]; /* output size, stride, low padding; a pointwise convolution may be seen as one long row */
   int64_t run; /* contiguous k values inside the image */
   bool innermost, direct, transposed;
-  bool lines; /* pointwise, its pixels at equal distances: see run_lines */
+  bool lines; /* pointwise, rows [n * line, (n + 1) * line) at equal distances: see run_lines */
+  bool lists; /* there is scratch to list a block's rows */
+  int64_t line;
   const T* bias;
   const effc_tensor *result, *residual; /* rank 4: (N, 1, pixels, O) */
   bool clamp;
@@ -80,6 +83,7 @@ struct Conv {
   Tap* tap;
   int64_t* offsets;
   int64_t rows, tiles, block_k, row_blocks, col_blocks; /* tiles of rows; col_blocks per group */
+  int64_t block_tiles, segs; /* at most: of a block of rows, and segments of a tile */
   bool cols_outer;
 };
 
@@ -204,28 +208,39 @@ struct Tile {
   const T** rows;
 };
 
-/* Scratch of one thread. Sizes: Shape.blocks() in packing/conv.py. */
+/* Scratch of one thread, of which only what is used has room. */
 template <class T>
 struct Work {
-  Pixel<T>* pixels; /* block_rows */
-  Tile<T>* tiles;   /* block_rows / mr + 2 */
-  Seg* segs;        /* (block_k / 8 + 3) per tile */
-  const T** rows;   /* (block_k / 8 + 3) * block_rows */
-  T* patch;         /* kMaxRows * k, when cg < 8 or x is not channels-innermost */
-  T* acc;           /* block_rows * block_cols rounded up to lanes */
+  T* acc;           /* block_tiles * mr rows of block_cols, unless results are stored where they belong */
+  Tile<T>* tiles;   /* block_tiles + 2 */
+  Pixel<T>* pixels; /* block_tiles * mr */
+  Seg* segs;        /* segs per tile */
+  const T** rows;   /* segs * block_tiles * mr */
+  T* patch;         /* mr * k, when cg < 8 or x is not channels-innermost */
 };
+
+/* Bytes of the parts of a Work: results, and what is listed of a block's rows. Mirrored by Shape.blocks() in packing/conv.py. */
+template <class T>
+int64_t acc_bytes(const Conv<T>& v) {
+  return v.direct ? 0 : v.block_tiles * v.mr * v.a[kBlockCols] * (int64_t)sizeof(T);
+}
+template <class T>
+int64_t list_bytes(const Conv<T>& v) {
+  const int64_t tile = sizeof(Tile<T>) + v.segs * sizeof(Seg), row = sizeof(Pixel<T>) + v.segs * 8;
+  const int64_t patch = v.cg < 8 || !v.innermost ? v.mr * v.k * (int64_t)sizeof(T) : 0;
+  return (v.block_tiles + 2) * tile + v.block_tiles * v.mr * row + patch;
+}
 
 template <class T>
 Work<T> carve(const Conv<T>& v, char* p) {
   Work<T> w;
-  const int64_t segs = v.a[kBlockK] / 8 + 3, rows = v.a[kBlockRows], tiles = rows / v.mr + 2;
-  w.pixels = (Pixel<T>*)p, p += align64(rows * (int64_t)sizeof(Pixel<T>));
-  w.tiles = (Tile<T>*)p, p += align64(tiles * (int64_t)sizeof(Tile<T>));
-  w.segs = (Seg*)p, p += align64(tiles * segs * (int64_t)sizeof(Seg));
-  w.rows = (const T**)p, p += align64(segs * rows * 8);
+  const int64_t rows = v.block_tiles * v.mr, tiles = v.block_tiles + 2;
+  w.acc = (T*)p, p += acc_bytes(v);
+  w.tiles = (Tile<T>*)p, p += tiles * (int64_t)sizeof(Tile<T>);
+  w.pixels = (Pixel<T>*)p, p += rows * (int64_t)sizeof(Pixel<T>);
+  w.segs = (Seg*)p, p += tiles * v.segs * (int64_t)sizeof(Seg);
+  w.rows = (const T**)p, p += rows * v.segs * 8;
   w.patch = (T*)p;
-  if (v.cg < 8 || !v.innermost) p += align64(kMaxRows * v.k * (int64_t)sizeof(T));
-  w.acc = (T*)p;
   return w;
 }
 
@@ -526,13 +541,20 @@ struct Panel {
   }
 };
 
-/* A block whose rows lie at equal distances in all that they touch: of one image, or of images that follow each other. */
+/* Rows that lie at equal distances in all that they touch, of a pointwise convolution of stride 1 with its channels
+ * innermost: all of them, or those of an image, or those of a row of the image (seen as one row if it is one). */
 template <class T>
-bool one_line(const Conv<T>& v, int64_t r0, int64_t r1) {
-  if (!v.lines) return false;
-  if (r0 / v.pixels == (r1 - 1) / v.pixels) return true;
+int64_t line_of(const Conv<T>& v) {
   auto follows = [&](const effc_tensor& t) { return t.strides[0] == v.pixels * t.strides[2]; };
-  return v.xs[0] == v.pixels * v.xs[4] && (!v.direct || follows(*v.result)) && (!v.residual || follows(*v.residual));
+  if (v.sp[2] < v.pixels) return v.sp[2];
+  const bool all = v.xs[0] == v.pixels * v.xs[4] && (!v.direct || follows(*v.result)) && (!v.residual || follows(*v.residual));
+  return v.batch == 1 || all ? v.rows : v.pixels;
+}
+
+/* Whether a block's rows are taken as lines: short ones would leave tiles of few pixels. */
+template <class T>
+bool by_lines(const Conv<T>& v, int64_t r0, int64_t r1) {
+  return v.lines && (r0 / v.line == (r1 - 1) / v.line || v.line >= 8 * v.mr || !v.lists);
 }
 
 /* `count` pixels at equal distances, k steps, in tiles of nearly equal size: `more` of them have a row more than the rest.
@@ -591,14 +613,16 @@ template <class T>
 void run_lines(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, int64_t r0, int64_t r1) {
   using S = Simd<T>;
   const int64_t wide = v.nv * S::lanes, ld = ceil_div(c1 - c0, S::lanes) * S::lanes, n0 = g * v.og + c0;
-  const int64_t b = r0 / v.pixels, m = r0 - b * v.pixels, count = r1 - r0;
   const effc_tensor& out = *v.result;
-  Lines<T> at;
-  at.x = v.x + b * v.xs[0] + m * v.xs[4] + g * v.cg * v.xs[1], at.x_step = v.xs[4];
-  at.c = v.direct ? (T*)out.data + b * out.strides[0] + m * out.strides[2] + n0 : w.acc;
-  at.c_step = v.direct ? out.strides[2] : ld;
-  at.r = v.residual ? residual_row(v, b, m, n0) : at.c; /* not read */
-  at.r_step = v.residual ? v.residual->strides[2] : 0;
+  auto line = [&](int64_t r) { /* from row r on */
+    const int64_t b = r / v.pixels, m = r - b * v.pixels, row = m / v.sp[2];
+    const T* x = v.x + b * v.xs[0] + row / v.sp[1] * v.xs[2] + row % v.sp[1] * v.xs[3] + (m - row * v.sp[2]) * v.xs[4];
+    T* c = v.direct ? (T*)out.data + b * out.strides[0] + m * out.strides[2] + n0 : w.acc + (r - r0) * ld;
+    return Lines<T>{x + g * v.cg * v.xs[1], c, v.residual ? residual_row(v, b, m, n0) : c /* not read */,
+                    v.xs[4], v.direct ? out.strides[2] : ld, v.residual ? v.residual->strides[2] : 0};
+  };
+  const Lines<T> first = line(r0);
+  const int64_t end0 = min64(r1, r0 - r0 % v.line + v.line);
   for (int64_t k0 = 0; k0 == 0 || k0 < v.k; k0 += v.block_k) {
     const int64_t k1 = min64(k0 + v.block_k, v.k);
     const int64_t bytes = (k1 - k0) * wide * (int64_t)sizeof(T);
@@ -606,9 +630,13 @@ void run_lines(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, 
       Panel<T> panel(v, g, c0, c1, n, k0, k1, v.k);
       const char* next = (const char*)panel.next(v, c0, c1, n, k0, k1 < v.k ? k1 : -1);
       const T* weights = panel.weights + k0 * panel.nv * S::lanes;
-      Lines<T> to = at;
-      to.x += k0, to.c += n - c0, to.r += n - c0;
-      run_line(v, panel, to, count, k1 - k0, weights, next, bytes);
+      for (int64_t r = r0, end = end0; r < r1; r = end, end = min64(r1, r + v.line)) {
+        Lines<T> to = r == r0 ? first : line(r);
+        to.x += k0, to.c += n - c0, to.r += n - c0;
+        const bool one = end0 == r1;
+        run_line(v, panel, to, end - r, k1 - k0, weights, one ? next : next + bytes * (r - r0) / (r1 - r0),
+                 one ? bytes : bytes * (end - r) / (r1 - r0));
+      }
     }
   }
   if (!v.direct) finish(v, w.acc, ld, r0, r1, n0, n0 + c1 - c0);
@@ -618,9 +646,9 @@ template <class T>
 void run_block(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, int64_t r0, int64_t r1) {
   using S = Simd<T>;
   if (r1 <= r0) return;
-  if (one_line(v, r0, r1)) return run_lines(v, w, g, c0, c1, r0, r1);
+  if (by_lines(v, r0, r1)) return run_lines(v, w, g, c0, c1, r0, r1);
   const int64_t wide = v.nv * S::lanes, ld = ceil_div(c1 - c0, S::lanes) * S::lanes, n0 = g * v.og + c0;
-  const int64_t channel0 = g * v.cg, room = v.a[kBlockK] / 8 + 3;
+  const int64_t channel0 = g * v.cg, room = v.segs;
   const bool patches = v.cg < 8 || !v.innermost, runs = v.innermost && (v.transposed || v.run >= 8);
   int64_t classes = v.transposed ? v.a[kStride] * v.a[kStride + 1] * v.a[kStride + 2] : 1;
   for (int64_t id = 0; id < classes; ++id) {
@@ -788,11 +816,12 @@ char* set_up(Conv<T>& v, const effc_call* call, const int64_t* a, const effc_ten
   for (int d = 0; d < 3; ++d) v.sp[d] = a[kSpatial + d], v.st[d] = a[kStride + d], v.pad[d] = a[kPad + d];
   bool one_row = v.taps == 1 && !v.transposed;
   for (int d = 0; d < 3; ++d) one_row = one_row && v.st[d] == 1 && v.pad[d] == 0 && v.sp[d] == v.in[d];
-  if (one_row && v.xs[3] == v.xs[4] * v.in[2] && (v.in[0] == 1 || v.xs[2] == v.xs[3] * v.in[1])) {
+  const int64_t row = v.xs[4] * v.in[2];
+  if (one_row && (v.in[1] == 1 || v.xs[3] == row) && (v.in[0] == 1 || v.xs[2] == row * v.in[1])) {
     v.sp[2] = v.in[2] = v.pixels;
     v.sp[0] = v.sp[1] = v.in[0] = v.in[1] = 1;
-    v.lines = v.xs[1] == 1 || v.channels == 1;
   }
+  v.lines = one_row && v.innermost;
   v.direct = !call->epilogue && same && (out.strides[3] == 1 || v.out == 1);
   return s;
 }
@@ -815,6 +844,21 @@ bool take_steps(Conv<T>& v, int* operand, int* limits) {
   return v.direct && (!v.residual || v.residual->strides[3] == 1 || v.out == 1);
 }
 
+/* Settles how rows are divided and taken, for a thread's scratch of `bytes`; false if these are too few. To be called when it
+ * is known where results go. */
+template <class T>
+bool take_scratch(Conv<T>& v, int64_t bytes) {
+  if (v.rows <= 0 || v.og <= 0) return true;
+  v.tiles = ceil_div(v.rows, v.mr), v.block_tiles = min64(v.tiles, max64(1, v.a[kBlockRows] / v.mr));
+  /* Runs of channels that a range of k meets, of which the first and the last may be parts. */
+  const int64_t unit = v.cg < 8 ? 8 : v.cg;
+  v.segs = min64(v.taps, (v.block_k + unit - 2) / unit + 1);
+  v.line = v.lines ? line_of(v) : 0;
+  const int64_t room = bytes - acc_bytes(v);
+  v.lists = list_bytes(v) <= room;
+  return room >= 0 && (v.lines || v.lists);
+}
+
 /* The kernel: in x [N, C, *S], w (packed or not), then the epilogue's; out rank 4 (N, 1, pixels, O). */
 template <class T>
 int32_t conv_kernel(const effc_call* call) {
@@ -831,12 +875,15 @@ int32_t conv_kernel(const effc_call* call) {
     call->api->fail(call, "conv: bias, residual and clamp need a plain result and their operands");
     return 1;
   }
+  if (!take_scratch(v, call->thread_scratch_bytes)) {
+    call->api->fail(call, "conv: %lld bytes of scratch for a thread are too few", (long long)call->thread_scratch_bytes);
+    return 1;
+  }
   const int64_t wide = v.nv * Simd<T>::lanes;
 
   /* Blocks of tiles by panels of nearly equal size, no larger than the scratch allows: a few for every thread, and as
    * many for one thread as for another. */
-  v.tiles = ceil_div(v.rows, v.mr);
-  v.row_blocks = ceil_div(v.tiles, max64(1, a[kBlockRows] / v.mr));
+  v.row_blocks = ceil_div(v.tiles, v.block_tiles);
   v.col_blocks = ceil_div(v.panels, max64(1, a[kBlockCols] / wide));
   const int64_t threads = call->api->num_threads(call->run), want = threads > 1 ? 4 * threads : 1;
   while (v.row_blocks * v.col_blocks * v.groups < want && (v.col_blocks < v.panels || v.row_blocks < v.tiles)) {
