@@ -87,6 +87,8 @@ struct Conv {
   bool cols_outer;
 };
 
+constexpr int64_t kFewWeights = 256 * 1024; /* bytes of all weights that stay in L2 beside the rest */
+
 EFFC_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 EFFC_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 EFFC_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -212,11 +214,11 @@ struct Tile {
 template <class T>
 struct Work {
   T* acc;           /* block_tiles * mr rows of block_cols, unless results are stored where they belong */
+  T* patch;         /* mr * k, when cg < 8 or x is not channels-innermost */
   Tile<T>* tiles;   /* block_tiles + 2 */
   Pixel<T>* pixels; /* block_tiles * mr */
   Seg* segs;        /* segs per tile */
   const T** rows;   /* segs * block_tiles * mr */
-  T* patch;         /* mr * k, when cg < 8 or x is not channels-innermost */
 };
 
 /* Bytes of the parts of a Work: results, and what is listed of a block's rows. Mirrored by Shape.blocks() in packing/conv.py. */
@@ -225,10 +227,13 @@ int64_t acc_bytes(const Conv<T>& v) {
   return v.direct ? 0 : v.block_tiles * v.mr * v.a[kBlockCols] * (int64_t)sizeof(T);
 }
 template <class T>
+int64_t patch_bytes(const Conv<T>& v) {
+  return v.cg < 8 || !v.innermost ? align64(v.mr * v.k * (int64_t)sizeof(T)) : 0;
+}
+template <class T>
 int64_t list_bytes(const Conv<T>& v) {
   const int64_t tile = sizeof(Tile<T>) + v.segs * sizeof(Seg), row = sizeof(Pixel<T>) + v.segs * 8;
-  const int64_t patch = v.cg < 8 || !v.innermost ? v.mr * v.k * (int64_t)sizeof(T) : 0;
-  return (v.block_tiles + 2) * tile + v.block_tiles * v.mr * row + patch;
+  return (v.block_tiles + 2) * tile + v.block_tiles * v.mr * row + patch_bytes(v);
 }
 
 template <class T>
@@ -236,11 +241,11 @@ Work<T> carve(const Conv<T>& v, char* p) {
   Work<T> w;
   const int64_t rows = v.block_tiles * v.mr, tiles = v.block_tiles + 2;
   w.acc = (T*)p, p += acc_bytes(v);
+  w.patch = (T*)p, p += patch_bytes(v);
   w.tiles = (Tile<T>*)p, p += tiles * (int64_t)sizeof(Tile<T>);
   w.pixels = (Pixel<T>*)p, p += rows * (int64_t)sizeof(Pixel<T>);
   w.segs = (Seg*)p, p += tiles * v.segs * (int64_t)sizeof(Seg);
-  w.rows = (const T**)p, p += rows * v.segs * 8;
-  w.patch = (T*)p;
+  w.rows = (const T**)p;
   return w;
 }
 
@@ -292,17 +297,18 @@ EFFC_INLINE const T* residual_row(const Conv<T>& v, int64_t b, int64_t m, int64_
 /* What is listed of a class's inner pixels: each, the first of those of a row, whose number is `inside`, or none. */
 enum Inner { kEach, kRows, kNone };
 
-/* Lists the pixels of rows [r0, r1), all of one image, of a plain convolution: those whose window is inside first, all or with
- * kRows the first of a row's; *inner is the number of these. */
+/* Lists the pixels [m, m_end) of image b of a plain convolution: those whose window is inside from *first on, all or with kRows
+ * the first of a row's, the others up to *last. `acc`: where the first one's results go, unless they go to the result itself. */
 template <class T>
-int64_t list_rows(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, Inner list, T* acc, int64_t ld, int64_t n0, int64_t* inner) {
+void list_image(const Conv<T>& v, int64_t b, int64_t m, int64_t m_end, Inner list, T* acc, int64_t ld, int64_t n0, Pixel<T>** first,
+                Pixel<T>** last) {
   const int64_t *sp = v.sp, *a = v.a;
-  const int64_t b = r0 / v.pixels, m_end = r1 - b * v.pixels, stride = v.st[2], step = stride * v.xs[4];
+  const int64_t stride = v.st[2], step = stride * v.xs[4];
   const effc_tensor& out = *v.result;
-  int64_t m = r0 - b * v.pixels, ow = m % sp[2], oh = m / sp[2] % sp[1], od = m / (sp[1] * sp[2]);
+  int64_t ow = m % sp[2], oh = m / sp[2] % sp[1], od = m / (sp[1] * sp[2]);
   /* output columns [lo, hi) have all their taps inside the row */
   const int64_t reach = (a[kKernel + 2] - 1) * a[kDilation + 2];
-  Pixel<T>*front = w.pixels, *back = w.pixels + (r1 - r0), *const stop = back;
+  Pixel<T>*front = *first, *back = *last;
   T* c = v.direct ? (T*)out.data + b * out.strides[0] + m * out.strides[2] + n0 : acc;
   const int64_t c_step = v.direct ? out.strides[2] : ld;
   const T* r = v.residual ? residual_row(v, b, m, n0) : nullptr;
@@ -313,21 +319,21 @@ int64_t list_rows(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, Inner li
     const bool in = id >= 0 && id + (a[kKernel] - 1) * a[kDilation] < v.in[0] && ih >= 0 &&
                     ih + (a[kKernel + 1] - 1) * a[kDilation + 1] < v.in[1];
     int64_t base = b * v.xs[0] + id * v.xs[2] + ih * v.xs[3] + iw * v.xs[4];
-    const int64_t end = min64(m_end, m + sp[2] - ow), last = v.in[2] - reach;
+    const int64_t end = min64(m_end, m + sp[2] - ow), beyond = v.in[2] - reach;
     if (list == kRows && in) { /* the pixels before, one for all inner ones, the pixels after */
       auto put = [&](Pixel<T>* q, int64_t at, int64_t inside) {
         q->base = base + at * step, q->c = c + at * c_step, q->r = r + at * r_step;
         q->at[0] = (int32_t)id, q->at[1] = (int32_t)ih, q->at[2] = (int32_t)(iw + at * stride), q->inside = (int32_t)inside;
       };
       const int64_t n = end - m, low = iw < 0 ? min64(n, ceil_div(-iw, stride)) : 0;
-      const int64_t high = max64(low, min64(n, ceil_div(last - iw, stride)));
+      const int64_t high = max64(low, min64(n, ceil_div(beyond - iw, stride)));
       for (int64_t at = 0; at < low; ++at) put(--back, at, 0);
       if (high > low) put(front++, low, high - low);
       for (int64_t at = high; at < n; ++at) put(--back, at, 0);
       c += n * c_step, r += n * r_step, m = end;
     }
     for (; m < end; ++m) {
-      const bool all = in & (iw >= 0) & (iw < last);
+      const bool all = in & (iw >= 0) & (iw < beyond);
       Pixel<T>* q = all ? front++ : --back;
       q->base = base, q->c = c, q->r = r;
       q->at[0] = (int32_t)id, q->at[1] = (int32_t)ih, q->at[2] = (int32_t)iw;
@@ -337,12 +343,10 @@ int64_t list_rows(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, Inner li
     ow = 0;
     if (++oh == sp[1]) oh = 0, ++od;
   }
-  *inner = front - w.pixels;
-  while (back < stop) *front++ = *back++;
-  return front - w.pixels;
+  *first = front, *last = back;
 }
 
-/* As list_rows, for the pixels of a class of a transposed convolution, of all images. */
+/* As list_image, for the pixels of a class of a transposed convolution in rows [r0, r1), of all images. */
 template <class T>
 int64_t list_class(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, const Class& cls, Inner list, T* acc, int64_t ld, int64_t n0,
                    int64_t* inner) {
@@ -385,19 +389,27 @@ int64_t list_class(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, const C
   return front - w.pixels;
 }
 
-/* Lists the pixels of rows [r0, r1) whose class is `cls`; those of a plain convolution of several images pixel-major, so that
- * the rows of a tile share taps. */
+/* Lists the pixels of rows [r0, r1) whose class is `cls`: those whose window is inside first, *inner of them. The others of
+ * several images, of a plain convolution, come pixel-major, so that the rows of a tile share taps. */
 template <class T>
 int64_t list_pixels(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, const Class& cls, Inner list, T* acc, int64_t ld,
                     int64_t n0, int64_t* inner) {
   const int64_t* sp = v.sp;
   const int64_t b0 = r0 / v.pixels, b1 = (r1 - 1) / v.pixels;
   if (v.transposed) return list_class(v, w, r0, r1, cls, list, acc, ld, n0, inner);
-  if (b0 == b1) return list_rows(v, w, r0, r1, list, acc, ld, n0, inner);
-  *inner = 0;
+  Pixel<T>*front = w.pixels, *const stop = w.pixels + (r1 - r0), *back = stop;
+  for (int64_t b = b0; b <= b1; ++b) {
+    const int64_t from = max64(r0, b * v.pixels), to = min64(r1, (b + 1) * v.pixels);
+    list_image(v, b, from - b * v.pixels, to - b * v.pixels, list, acc + (from - r0) * ld, ld, n0, &front, &back);
+  }
+  *inner = front - w.pixels;
+  if (b0 == b1 || list != kEach) { /* what is gathered shares nothing */
+    while (back < stop) *front++ = *back++;
+    return front - w.pixels;
+  }
   const effc_tensor& out = *v.result;
-  int64_t count = 0, at[3] = {0, 0, 0};
-  for (int64_t m = 0; m < v.pixels; ++m) {
+  int64_t at[3] = {0, 0, 0};
+  for (int64_t m = 0; m < v.pixels && back < stop; ++m) {
     Pixel<T> px;
     int64_t base = 0;
     bool in = true;
@@ -408,20 +420,20 @@ int64_t list_pixels(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, const 
       in = in && i0 >= 0 && i0 + (v.a[kKernel + d] - 1) * v.a[kDilation + d] < v.in[d];
     }
     px.inside = in;
-    for (int64_t b = b0; b <= b1; ++b) {
+    for (int64_t b = b0; b <= b1 && !in; ++b) {
       int64_t r = b * v.pixels + m;
       if (r < r0 || r >= r1) continue;
       px.base = base + b * v.xs[0];
       px.c = v.direct ? (T*)out.data + b * out.strides[0] + m * out.strides[2] + n0 : acc + (r - r0) * ld;
       px.r = v.residual ? residual_row(v, b, m, n0) : nullptr;
-      w.pixels[count++] = px;
+      *front++ = px;
     }
     if (++at[2] == sp[2]) {
       at[2] = 0;
       if (++at[1] == sp[1]) at[1] = 0, ++at[0];
     }
   }
-  return count;
+  return front - w.pixels;
 }
 
 /* Builds segments and row pointers of k range [k0, k1) for `mr` pixels; returns the number of segments. The range counts the
@@ -886,9 +898,12 @@ int32_t conv_kernel(const effc_call* call) {
   v.row_blocks = ceil_div(v.tiles, v.block_tiles);
   v.col_blocks = ceil_div(v.panels, max64(1, a[kBlockCols] / wide));
   const int64_t threads = call->api->num_threads(call->run), want = threads > 1 ? 4 * threads : 1;
+  /* Each block lists its rows anew and reads its weights anew: where those stay in L2, rows are divided first. */
+  const bool rows_first = !v.lines && v.group_elems * v.groups * (int64_t)sizeof(T) <= kFewWeights;
   while (v.row_blocks * v.col_blocks * v.groups < want && (v.col_blocks < v.panels || v.row_blocks < v.tiles)) {
-    int64_t& split = v.col_blocks < v.panels ? v.col_blocks : v.row_blocks;
-    split = min64(2 * split, v.col_blocks < v.panels ? v.panels : v.tiles);
+    const bool rows = v.col_blocks == v.panels || (rows_first && v.tiles >= 4 * v.row_blocks);
+    int64_t& split = rows ? v.row_blocks : v.col_blocks;
+    split = min64(2 * split, rows ? v.tiles : v.panels);
   }
   even_out(threads, v.groups, v.panels, v.tiles, &v.col_blocks, &v.row_blocks);
   /* The bigger operand is walked once: weights if columns are the outer loop, the image otherwise. */

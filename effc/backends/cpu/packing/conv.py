@@ -212,7 +212,7 @@ class Shape:
         if not self.direct:  # acc_bytes() of conv.hpp
             thread = tiles * mr * cols * self.itemsize
         if not self.lines:  # list_bytes()
-            patch = mr * self.k * self.itemsize if self.cg < 8 or not self.innermost else 0
+            patch = _align(mr * self.k * self.itemsize) if self.cg < 8 or not self.innermost else 0
             thread = thread + (tiles + 2) * (40 + 16 * segs) + tiles * mr * (40 + 8 * segs) + patch
         scratch = _align(self.taps * 24) + _align(self.cg * self.itemsize) + _align(self.k * 8)
         scratch = scratch + _align(self.copy_elems * self.itemsize)
