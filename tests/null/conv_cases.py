@@ -28,6 +28,16 @@ def channels_last(x: Array) -> Array:
     return np.moveaxis(aligned(np.moveaxis(x, 1, -1)), -1, 1)
 
 
+def one_line(x: Array) -> bool:
+    """Pixels follow each other at equal distances, their channels innermost: as lower/conv.py finds it."""
+    want = x.strides[-1]
+    for i in (*range(x.ndim - 1, 1, -1), 0):
+        if x.shape[i] != 1 and x.strides[i] != want:
+            return False
+        want *= x.shape[i]
+    return x.strides[1] == x.itemsize or x.shape[1] == 1
+
+
 def out_size(size: int, kernel: int, stride: int, pad: int, dilation: int) -> int:
     return (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
 
@@ -78,19 +88,23 @@ def run_conv(
     out_dtype = np.dtype(out_dtype or x.dtype)
     compute = packing.compute_dtype(w.dtype)
     taps = int(np.prod(ks))
+    direct = epilogue is None and out_dtype == compute
     if depthwise is None:
         depthwise = cg == 1 and groups > 1 and not transposed and compute.kind == "f"
     if depthwise:
         copy = copy or oc != groups or (x.strides[1] != x.itemsize and x.shape[1] != 1) or x.dtype != compute
         elems = x.size * (oc // groups) if copy else 0
-        blocks = packing.depthwise_blocks(oc, taps, compute.itemsize, packed=packed, copy_elems=elems)
+        sizes = (oc, taps, compute.itemsize)
+        blocks = packing.depthwise_blocks(*sizes, packed=packed, copy_elems=elems, direct=direct)
         wp = packing.pack_depthwise(w) if packed else w
     else:
         copy = copy or x.dtype != compute
         inner = copy or x.strides[1] == x.itemsize or x.shape[1] == 1
         shape = packing.Shape(
-            oc // groups, cg, groups, taps, compute.itemsize, lib.vlen, inner, packed, x.size if copy else 0
-        )
+            oc // groups, cg, groups, taps, compute.itemsize, lib.vlen, inner, packed, x.size if copy else 0,
+            pixels=x.shape[0] * int(np.prod(out)), direct=direct,
+            lines=taps == 1 and not transposed and not any(pad) and set(stride) == {1} and (copy or one_line(x)),
+        )  # fmt: skip
         blocks = shape.rule() if blocking is None else shape.blocks(*blocking)
         wp = packing.pack_conv(w, groups, lib.vlen, transposed=transposed, nv=blocks.nv) if packed else w
     pixels = int(np.prod(out))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import ml_dtypes
@@ -11,6 +12,7 @@ from conv_cases import channels_last, run_conv, transposed_size
 from kernel_harness import KernelError, KernelLibrary, available_isas
 
 from effc.backends.cpu.packing import conv as packing
+from effc.ir import dims
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -444,6 +446,60 @@ def test_any_blocking(lib: KernelLibrary, nv: int, case: int) -> None:
         got = run_conv(lib, x, w, (1, 1), pad, (1, 1), groups, blocking=blocking)
         assert len(results) == 1
         assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("epilogue", [False, True])
+def test_pointwise_lines_and_lists(lib: KernelLibrary, epilogue: bool) -> None:
+    """A pointwise convolution takes its pixels as they lie, or from a list where the scratch has room for one: the same
+    bits, for images, rows and parts of rows that do not follow each other."""
+    rng = np.random.default_rng(12)
+    for n, c, o, h, width in ((2, 24, 20, 5, 7), (3, 9, 50, 1, 4), (1, 40, 33, 9, 41), (2, 130, 8, 3, 1)):
+        w = data(rng, (o, c, 1, 1), np.float32)
+        whole = channels_last(data(rng, (n, c, h, width), np.float32))
+        apart = channels_last(data(rng, (2 * n, c + 3, h + 2, 2 * width), np.float32))[::2, 3:, 1:-1, width:]
+        apart[...] = whole
+        rows = channels_last(data(rng, (n, c, 2 * h, width), np.float32))[:, :, h:]
+        rows[...] = whole
+        pixels, more = h * width, {}
+        if epilogue:
+            extras = [data(rng, (n, 1, pixels, o), np.float32) for _ in range(2)]
+            more = {"extras": extras, "epilogue": "test_epilogue"}
+        shape = packing.Shape(o, c, 1, 1, 4, lib.vlen, True, True, pixels=n * pixels, direct=not epilogue)
+        full, least = shape.rule(), dataclasses.replace(shape, lines=True).rule()
+        assert least.thread_scratch < full.thread_scratch and (epilogue or least.thread_scratch == 0)
+        found = []
+        for x in (whole, apart, rows):
+            for room in (full, least):
+                scratch = (room.scratch, int(room.thread_scratch))
+                got = run_conv(lib, x, w, (1, 1), (0, 0), (1, 1), 1, scratch_override=scratch, **more)
+                found.append(got.tobytes())
+        assert len(set(found)) == 1
+        if not epilogue:
+            check(np.ascontiguousarray(got), reference(whole, w, (1, 1), (0, 0), (1, 1), 1), (n, c, o, h, width))
+
+
+def test_scratch_is_bounded_by_the_image_and_checked(lib: KernelLibrary) -> None:
+    """A thread's scratch grows with the image up to a block's; less than the kernel needs is refused."""
+    rng = np.random.default_rng(13)
+    base = packing.Shape(16, 24, 1, 9, 4, lib.vlen, True, True)
+    sizes = [dataclasses.replace(base, pixels=p).rule().thread_scratch for p in (1, 20, 100, 10**6)]
+    assert sizes == sorted(set(sizes)) and sizes[-1] == base.rule().thread_scratch and sizes[0] < 0.1 * sizes[-1]
+    n = dims.symbol("n")
+    bound = dataclasses.replace(base, pixels=25 * n, direct=True).rule().thread_scratch
+    for images in (1, 2, 40):
+        fixed = dataclasses.replace(base, pixels=25 * images, direct=True).rule().thread_scratch
+        assert dims.evaluate(bound, {"n": images}) == fixed
+    x, w = channels_last(data(rng, (1, 24, 5, 5), np.float32)), data(rng, (16, 24, 3, 3), np.float32)
+    one, pad = (1, 1), (1, 1)
+    room = dataclasses.replace(base, pixels=25, direct=True).rule()
+    run_conv(lib, x, w, one, pad, one, 1, scratch_override=(room.scratch, int(room.thread_scratch)))
+    with pytest.raises(KernelError, match="scratch"):
+        run_conv(lib, x, w, one, pad, one, 1, scratch_override=(room.scratch, int(room.thread_scratch) - 64))
+    deep = data(rng, (24, 1, 3, 3), np.float32)
+    extras = [data(rng, (1, 1, 25, 24), np.float32)] * 2
+    with pytest.raises(KernelError, match="scratch"):
+        more = {"extras": extras, "epilogue": "test_epilogue"}
+        run_conv(lib, x, deep, one, pad, one, 24, scratch_override=(0, 64), **more)
 
 
 def test_candidates_begin_with_the_rule_and_are_whole_tiles() -> None:

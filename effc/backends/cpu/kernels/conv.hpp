@@ -10,7 +10,8 @@
  *   offsets  any strides, tile wholly inside the image: one pointer per row, one offset per k; of a row of the image all
  *            such tiles in one call, whose pixels lie at equal distances.
  *   patch    any strides at the image's border: the k values of each row are gathered first.
- *   lines    a pointwise convolution of x with its channels innermost: rows lie at equal distances, nothing is listed.
+ *   lines    a pointwise convolution of stride 1 of x with its channels innermost: rows lie at equal distances, nothing is
+ *            listed.
  * A transposed convolution gathers: an output pixel's class (its position modulo the stride) decides which taps reach
  * it. The pixels of a class are those of a plain convolution of stride 1 with these taps, mirrored; tiles are made of them, and
  * the reduction runs over these taps alone.
@@ -68,7 +69,9 @@ struct Conv {
   int64_t sp[3], st[3], pad[3]; /* output size, stride, low padding; a pointwise convolution may be seen as one long row */
   int64_t run; /* contiguous k values inside the image */
   bool innermost, direct, transposed;
-  bool lines; /* pointwise, its pixels at equal distances: see run_lines */
+  bool lines; /* pointwise, rows [n * line, (n + 1) * line) at equal distances: see run_lines */
+  bool lists; /* there is scratch to list a block's rows */
+  int64_t line;
   const T* bias;
   const effc_tensor *result, *residual; /* rank 4: (N, 1, pixels, O) */
   bool clamp;
@@ -80,8 +83,11 @@ struct Conv {
   Tap* tap;
   int64_t* offsets;
   int64_t rows, tiles, block_k, row_blocks, col_blocks; /* tiles of rows; col_blocks per group */
+  int64_t block_tiles, segs; /* at most: of a block of rows, and segments of a tile */
   bool cols_outer;
 };
+
+constexpr int64_t kFewWeights = 256 * 1024; /* bytes of all weights that stay in L2 beside the rest */
 
 EFFC_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 EFFC_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -204,28 +210,42 @@ struct Tile {
   const T** rows;
 };
 
-/* Scratch of one thread. Sizes: Shape.blocks() in packing/conv.py. */
+/* Scratch of one thread, of which only what is used has room. */
 template <class T>
 struct Work {
-  Pixel<T>* pixels; /* block_rows */
-  Tile<T>* tiles;   /* block_rows / mr + 2 */
-  Seg* segs;        /* (block_k / 8 + 3) per tile */
-  const T** rows;   /* (block_k / 8 + 3) * block_rows */
-  T* patch;         /* kMaxRows * k, when cg < 8 or x is not channels-innermost */
-  T* acc;           /* block_rows * block_cols rounded up to lanes */
+  T* acc;           /* block_tiles * mr rows of block_cols, unless results are stored where they belong */
+  T* patch;         /* mr * k, when cg < 8 or x is not channels-innermost */
+  Tile<T>* tiles;   /* block_tiles + 2 */
+  Pixel<T>* pixels; /* block_tiles * mr */
+  Seg* segs;        /* segs per tile */
+  const T** rows;   /* segs * block_tiles * mr */
 };
+
+/* Bytes of the parts of a Work: results, and what is listed of a block's rows. Mirrored by Shape.blocks() in packing/conv.py. */
+template <class T>
+int64_t acc_bytes(const Conv<T>& v) {
+  return v.direct ? 0 : v.block_tiles * v.mr * v.a[kBlockCols] * (int64_t)sizeof(T);
+}
+template <class T>
+int64_t patch_bytes(const Conv<T>& v) {
+  return v.cg < 8 || !v.innermost ? align64(v.mr * v.k * (int64_t)sizeof(T)) : 0;
+}
+template <class T>
+int64_t list_bytes(const Conv<T>& v) {
+  const int64_t tile = sizeof(Tile<T>) + v.segs * sizeof(Seg), row = sizeof(Pixel<T>) + v.segs * 8;
+  return (v.block_tiles + 2) * tile + v.block_tiles * v.mr * row + patch_bytes(v);
+}
 
 template <class T>
 Work<T> carve(const Conv<T>& v, char* p) {
   Work<T> w;
-  const int64_t segs = v.a[kBlockK] / 8 + 3, rows = v.a[kBlockRows], tiles = rows / v.mr + 2;
-  w.pixels = (Pixel<T>*)p, p += align64(rows * (int64_t)sizeof(Pixel<T>));
-  w.tiles = (Tile<T>*)p, p += align64(tiles * (int64_t)sizeof(Tile<T>));
-  w.segs = (Seg*)p, p += align64(tiles * segs * (int64_t)sizeof(Seg));
-  w.rows = (const T**)p, p += align64(segs * rows * 8);
-  w.patch = (T*)p;
-  if (v.cg < 8 || !v.innermost) p += align64(kMaxRows * v.k * (int64_t)sizeof(T));
-  w.acc = (T*)p;
+  const int64_t rows = v.block_tiles * v.mr, tiles = v.block_tiles + 2;
+  w.acc = (T*)p, p += acc_bytes(v);
+  w.patch = (T*)p, p += patch_bytes(v);
+  w.tiles = (Tile<T>*)p, p += tiles * (int64_t)sizeof(Tile<T>);
+  w.pixels = (Pixel<T>*)p, p += rows * (int64_t)sizeof(Pixel<T>);
+  w.segs = (Seg*)p, p += tiles * v.segs * (int64_t)sizeof(Seg);
+  w.rows = (const T**)p;
   return w;
 }
 
@@ -277,17 +297,18 @@ EFFC_INLINE const T* residual_row(const Conv<T>& v, int64_t b, int64_t m, int64_
 /* What is listed of a class's inner pixels: each, the first of those of a row, whose number is `inside`, or none. */
 enum Inner { kEach, kRows, kNone };
 
-/* Lists the pixels of rows [r0, r1), all of one image, of a plain convolution: those whose window is inside first, all or with
- * kRows the first of a row's; *inner is the number of these. */
+/* Lists the pixels [m, m_end) of image b of a plain convolution: those whose window is inside from *first on, all or with kRows
+ * the first of a row's, the others up to *last. `acc`: where the first one's results go, unless they go to the result itself. */
 template <class T>
-int64_t list_rows(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, Inner list, T* acc, int64_t ld, int64_t n0, int64_t* inner) {
+void list_image(const Conv<T>& v, int64_t b, int64_t m, int64_t m_end, Inner list, T* acc, int64_t ld, int64_t n0, Pixel<T>** first,
+                Pixel<T>** last) {
   const int64_t *sp = v.sp, *a = v.a;
-  const int64_t b = r0 / v.pixels, m_end = r1 - b * v.pixels, stride = v.st[2], step = stride * v.xs[4];
+  const int64_t stride = v.st[2], step = stride * v.xs[4];
   const effc_tensor& out = *v.result;
-  int64_t m = r0 - b * v.pixels, ow = m % sp[2], oh = m / sp[2] % sp[1], od = m / (sp[1] * sp[2]);
+  int64_t ow = m % sp[2], oh = m / sp[2] % sp[1], od = m / (sp[1] * sp[2]);
   /* output columns [lo, hi) have all their taps inside the row */
   const int64_t reach = (a[kKernel + 2] - 1) * a[kDilation + 2];
-  Pixel<T>*front = w.pixels, *back = w.pixels + (r1 - r0), *const stop = back;
+  Pixel<T>*front = *first, *back = *last;
   T* c = v.direct ? (T*)out.data + b * out.strides[0] + m * out.strides[2] + n0 : acc;
   const int64_t c_step = v.direct ? out.strides[2] : ld;
   const T* r = v.residual ? residual_row(v, b, m, n0) : nullptr;
@@ -298,21 +319,21 @@ int64_t list_rows(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, Inner li
     const bool in = id >= 0 && id + (a[kKernel] - 1) * a[kDilation] < v.in[0] && ih >= 0 &&
                     ih + (a[kKernel + 1] - 1) * a[kDilation + 1] < v.in[1];
     int64_t base = b * v.xs[0] + id * v.xs[2] + ih * v.xs[3] + iw * v.xs[4];
-    const int64_t end = min64(m_end, m + sp[2] - ow), last = v.in[2] - reach;
+    const int64_t end = min64(m_end, m + sp[2] - ow), beyond = v.in[2] - reach;
     if (list == kRows && in) { /* the pixels before, one for all inner ones, the pixels after */
       auto put = [&](Pixel<T>* q, int64_t at, int64_t inside) {
         q->base = base + at * step, q->c = c + at * c_step, q->r = r + at * r_step;
         q->at[0] = (int32_t)id, q->at[1] = (int32_t)ih, q->at[2] = (int32_t)(iw + at * stride), q->inside = (int32_t)inside;
       };
       const int64_t n = end - m, low = iw < 0 ? min64(n, ceil_div(-iw, stride)) : 0;
-      const int64_t high = max64(low, min64(n, ceil_div(last - iw, stride)));
+      const int64_t high = max64(low, min64(n, ceil_div(beyond - iw, stride)));
       for (int64_t at = 0; at < low; ++at) put(--back, at, 0);
       if (high > low) put(front++, low, high - low);
       for (int64_t at = high; at < n; ++at) put(--back, at, 0);
       c += n * c_step, r += n * r_step, m = end;
     }
     for (; m < end; ++m) {
-      const bool all = in & (iw >= 0) & (iw < last);
+      const bool all = in & (iw >= 0) & (iw < beyond);
       Pixel<T>* q = all ? front++ : --back;
       q->base = base, q->c = c, q->r = r;
       q->at[0] = (int32_t)id, q->at[1] = (int32_t)ih, q->at[2] = (int32_t)iw;
@@ -322,12 +343,10 @@ int64_t list_rows(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, Inner li
     ow = 0;
     if (++oh == sp[1]) oh = 0, ++od;
   }
-  *inner = front - w.pixels;
-  while (back < stop) *front++ = *back++;
-  return front - w.pixels;
+  *first = front, *last = back;
 }
 
-/* As list_rows, for the pixels of a class of a transposed convolution, of all images. */
+/* As list_image, for the pixels of a class of a transposed convolution in rows [r0, r1), of all images. */
 template <class T>
 int64_t list_class(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, const Class& cls, Inner list, T* acc, int64_t ld, int64_t n0,
                    int64_t* inner) {
@@ -370,19 +389,27 @@ int64_t list_class(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, const C
   return front - w.pixels;
 }
 
-/* Lists the pixels of rows [r0, r1) whose class is `cls`; those of a plain convolution of several images pixel-major, so that
- * the rows of a tile share taps. */
+/* Lists the pixels of rows [r0, r1) whose class is `cls`: those whose window is inside first, *inner of them. The others of
+ * several images, of a plain convolution, come pixel-major, so that the rows of a tile share taps. */
 template <class T>
 int64_t list_pixels(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, const Class& cls, Inner list, T* acc, int64_t ld,
                     int64_t n0, int64_t* inner) {
   const int64_t* sp = v.sp;
   const int64_t b0 = r0 / v.pixels, b1 = (r1 - 1) / v.pixels;
   if (v.transposed) return list_class(v, w, r0, r1, cls, list, acc, ld, n0, inner);
-  if (b0 == b1) return list_rows(v, w, r0, r1, list, acc, ld, n0, inner);
-  *inner = 0;
+  Pixel<T>*front = w.pixels, *const stop = w.pixels + (r1 - r0), *back = stop;
+  for (int64_t b = b0; b <= b1; ++b) {
+    const int64_t from = max64(r0, b * v.pixels), to = min64(r1, (b + 1) * v.pixels);
+    list_image(v, b, from - b * v.pixels, to - b * v.pixels, list, acc + (from - r0) * ld, ld, n0, &front, &back);
+  }
+  *inner = front - w.pixels;
+  if (b0 == b1 || list != kEach) { /* what is gathered shares nothing */
+    while (back < stop) *front++ = *back++;
+    return front - w.pixels;
+  }
   const effc_tensor& out = *v.result;
-  int64_t count = 0, at[3] = {0, 0, 0};
-  for (int64_t m = 0; m < v.pixels; ++m) {
+  int64_t at[3] = {0, 0, 0};
+  for (int64_t m = 0; m < v.pixels && back < stop; ++m) {
     Pixel<T> px;
     int64_t base = 0;
     bool in = true;
@@ -393,20 +420,20 @@ int64_t list_pixels(const Conv<T>& v, Work<T>& w, int64_t r0, int64_t r1, const 
       in = in && i0 >= 0 && i0 + (v.a[kKernel + d] - 1) * v.a[kDilation + d] < v.in[d];
     }
     px.inside = in;
-    for (int64_t b = b0; b <= b1; ++b) {
+    for (int64_t b = b0; b <= b1 && !in; ++b) {
       int64_t r = b * v.pixels + m;
       if (r < r0 || r >= r1) continue;
       px.base = base + b * v.xs[0];
       px.c = v.direct ? (T*)out.data + b * out.strides[0] + m * out.strides[2] + n0 : acc + (r - r0) * ld;
       px.r = v.residual ? residual_row(v, b, m, n0) : nullptr;
-      w.pixels[count++] = px;
+      *front++ = px;
     }
     if (++at[2] == sp[2]) {
       at[2] = 0;
       if (++at[1] == sp[1]) at[1] = 0, ++at[0];
     }
   }
-  return count;
+  return front - w.pixels;
 }
 
 /* Builds segments and row pointers of k range [k0, k1) for `mr` pixels; returns the number of segments. The range counts the
@@ -526,13 +553,20 @@ struct Panel {
   }
 };
 
-/* A block whose rows lie at equal distances in all that they touch: of one image, or of images that follow each other. */
+/* Rows that lie at equal distances in all that they touch, of a pointwise convolution of stride 1 with its channels
+ * innermost: all of them, or those of an image, or those of a row of the image (seen as one row if it is one). */
 template <class T>
-bool one_line(const Conv<T>& v, int64_t r0, int64_t r1) {
-  if (!v.lines) return false;
-  if (r0 / v.pixels == (r1 - 1) / v.pixels) return true;
+int64_t line_of(const Conv<T>& v) {
   auto follows = [&](const effc_tensor& t) { return t.strides[0] == v.pixels * t.strides[2]; };
-  return v.xs[0] == v.pixels * v.xs[4] && (!v.direct || follows(*v.result)) && (!v.residual || follows(*v.residual));
+  if (v.sp[2] < v.pixels) return v.sp[2];
+  const bool all = v.xs[0] == v.pixels * v.xs[4] && (!v.direct || follows(*v.result)) && (!v.residual || follows(*v.residual));
+  return v.batch == 1 || all ? v.rows : v.pixels;
+}
+
+/* Whether a block's rows are taken as lines: short ones would leave tiles of few pixels. */
+template <class T>
+bool by_lines(const Conv<T>& v, int64_t r0, int64_t r1) {
+  return v.lines && (r0 / v.line == (r1 - 1) / v.line || v.line >= 8 * v.mr || !v.lists);
 }
 
 /* `count` pixels at equal distances, k steps, in tiles of nearly equal size: `more` of them have a row more than the rest.
@@ -591,14 +625,16 @@ template <class T>
 void run_lines(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, int64_t r0, int64_t r1) {
   using S = Simd<T>;
   const int64_t wide = v.nv * S::lanes, ld = ceil_div(c1 - c0, S::lanes) * S::lanes, n0 = g * v.og + c0;
-  const int64_t b = r0 / v.pixels, m = r0 - b * v.pixels, count = r1 - r0;
   const effc_tensor& out = *v.result;
-  Lines<T> at;
-  at.x = v.x + b * v.xs[0] + m * v.xs[4] + g * v.cg * v.xs[1], at.x_step = v.xs[4];
-  at.c = v.direct ? (T*)out.data + b * out.strides[0] + m * out.strides[2] + n0 : w.acc;
-  at.c_step = v.direct ? out.strides[2] : ld;
-  at.r = v.residual ? residual_row(v, b, m, n0) : at.c; /* not read */
-  at.r_step = v.residual ? v.residual->strides[2] : 0;
+  auto line = [&](int64_t r) { /* from row r on */
+    const int64_t b = r / v.pixels, m = r - b * v.pixels, row = m / v.sp[2];
+    const T* x = v.x + b * v.xs[0] + row / v.sp[1] * v.xs[2] + row % v.sp[1] * v.xs[3] + (m - row * v.sp[2]) * v.xs[4];
+    T* c = v.direct ? (T*)out.data + b * out.strides[0] + m * out.strides[2] + n0 : w.acc + (r - r0) * ld;
+    return Lines<T>{x + g * v.cg * v.xs[1], c, v.residual ? residual_row(v, b, m, n0) : c /* not read */,
+                    v.xs[4], v.direct ? out.strides[2] : ld, v.residual ? v.residual->strides[2] : 0};
+  };
+  const Lines<T> first = line(r0);
+  const int64_t end0 = min64(r1, r0 - r0 % v.line + v.line);
   for (int64_t k0 = 0; k0 == 0 || k0 < v.k; k0 += v.block_k) {
     const int64_t k1 = min64(k0 + v.block_k, v.k);
     const int64_t bytes = (k1 - k0) * wide * (int64_t)sizeof(T);
@@ -606,9 +642,13 @@ void run_lines(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, 
       Panel<T> panel(v, g, c0, c1, n, k0, k1, v.k);
       const char* next = (const char*)panel.next(v, c0, c1, n, k0, k1 < v.k ? k1 : -1);
       const T* weights = panel.weights + k0 * panel.nv * S::lanes;
-      Lines<T> to = at;
-      to.x += k0, to.c += n - c0, to.r += n - c0;
-      run_line(v, panel, to, count, k1 - k0, weights, next, bytes);
+      for (int64_t r = r0, end = end0; r < r1; r = end, end = min64(r1, r + v.line)) {
+        Lines<T> to = r == r0 ? first : line(r);
+        to.x += k0, to.c += n - c0, to.r += n - c0;
+        const bool one = end0 == r1;
+        run_line(v, panel, to, end - r, k1 - k0, weights, one ? next : next + bytes * (r - r0) / (r1 - r0),
+                 one ? bytes : bytes * (end - r) / (r1 - r0));
+      }
     }
   }
   if (!v.direct) finish(v, w.acc, ld, r0, r1, n0, n0 + c1 - c0);
@@ -618,9 +658,9 @@ template <class T>
 void run_block(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, int64_t r0, int64_t r1) {
   using S = Simd<T>;
   if (r1 <= r0) return;
-  if (one_line(v, r0, r1)) return run_lines(v, w, g, c0, c1, r0, r1);
+  if (by_lines(v, r0, r1)) return run_lines(v, w, g, c0, c1, r0, r1);
   const int64_t wide = v.nv * S::lanes, ld = ceil_div(c1 - c0, S::lanes) * S::lanes, n0 = g * v.og + c0;
-  const int64_t channel0 = g * v.cg, room = v.a[kBlockK] / 8 + 3;
+  const int64_t channel0 = g * v.cg, room = v.segs;
   const bool patches = v.cg < 8 || !v.innermost, runs = v.innermost && (v.transposed || v.run >= 8);
   int64_t classes = v.transposed ? v.a[kStride] * v.a[kStride + 1] * v.a[kStride + 2] : 1;
   for (int64_t id = 0; id < classes; ++id) {
@@ -788,11 +828,12 @@ char* set_up(Conv<T>& v, const effc_call* call, const int64_t* a, const effc_ten
   for (int d = 0; d < 3; ++d) v.sp[d] = a[kSpatial + d], v.st[d] = a[kStride + d], v.pad[d] = a[kPad + d];
   bool one_row = v.taps == 1 && !v.transposed;
   for (int d = 0; d < 3; ++d) one_row = one_row && v.st[d] == 1 && v.pad[d] == 0 && v.sp[d] == v.in[d];
-  if (one_row && v.xs[3] == v.xs[4] * v.in[2] && (v.in[0] == 1 || v.xs[2] == v.xs[3] * v.in[1])) {
+  const int64_t row = v.xs[4] * v.in[2];
+  if (one_row && (v.in[1] == 1 || v.xs[3] == row) && (v.in[0] == 1 || v.xs[2] == row * v.in[1])) {
     v.sp[2] = v.in[2] = v.pixels;
     v.sp[0] = v.sp[1] = v.in[0] = v.in[1] = 1;
-    v.lines = v.xs[1] == 1 || v.channels == 1;
   }
+  v.lines = one_row && v.innermost;
   v.direct = !call->epilogue && same && (out.strides[3] == 1 || v.out == 1);
   return s;
 }
@@ -815,6 +856,21 @@ bool take_steps(Conv<T>& v, int* operand, int* limits) {
   return v.direct && (!v.residual || v.residual->strides[3] == 1 || v.out == 1);
 }
 
+/* Settles how rows are divided and taken, for a thread's scratch of `bytes`; false if these are too few. To be called when it
+ * is known where results go. */
+template <class T>
+bool take_scratch(Conv<T>& v, int64_t bytes) {
+  if (v.rows <= 0 || v.og <= 0) return true;
+  v.tiles = ceil_div(v.rows, v.mr), v.block_tiles = min64(v.tiles, max64(1, v.a[kBlockRows] / v.mr));
+  /* Runs of channels that a range of k meets, of which the first and the last may be parts. */
+  const int64_t unit = v.cg < 8 ? 8 : v.cg;
+  v.segs = min64(v.taps, (v.block_k + unit - 2) / unit + 1);
+  v.line = v.lines ? line_of(v) : 0;
+  const int64_t room = bytes - acc_bytes(v);
+  v.lists = list_bytes(v) <= room;
+  return room >= 0 && (v.lines || v.lists);
+}
+
 /* The kernel: in x [N, C, *S], w (packed or not), then the epilogue's; out rank 4 (N, 1, pixels, O). */
 template <class T>
 int32_t conv_kernel(const effc_call* call) {
@@ -831,17 +887,23 @@ int32_t conv_kernel(const effc_call* call) {
     call->api->fail(call, "conv: bias, residual and clamp need a plain result and their operands");
     return 1;
   }
+  if (!take_scratch(v, call->thread_scratch_bytes)) {
+    call->api->fail(call, "conv: %lld bytes of scratch for a thread are too few", (long long)call->thread_scratch_bytes);
+    return 1;
+  }
   const int64_t wide = v.nv * Simd<T>::lanes;
 
   /* Blocks of tiles by panels of nearly equal size, no larger than the scratch allows: a few for every thread, and as
    * many for one thread as for another. */
-  v.tiles = ceil_div(v.rows, v.mr);
-  v.row_blocks = ceil_div(v.tiles, max64(1, a[kBlockRows] / v.mr));
+  v.row_blocks = ceil_div(v.tiles, v.block_tiles);
   v.col_blocks = ceil_div(v.panels, max64(1, a[kBlockCols] / wide));
   const int64_t threads = call->api->num_threads(call->run), want = threads > 1 ? 4 * threads : 1;
+  /* Each block lists its rows anew and reads its weights anew: where those stay in L2, rows are divided first. */
+  const bool rows_first = !v.lines && v.group_elems * v.groups * (int64_t)sizeof(T) <= kFewWeights;
   while (v.row_blocks * v.col_blocks * v.groups < want && (v.col_blocks < v.panels || v.row_blocks < v.tiles)) {
-    int64_t& split = v.col_blocks < v.panels ? v.col_blocks : v.row_blocks;
-    split = min64(2 * split, v.col_blocks < v.panels ? v.panels : v.tiles);
+    const bool rows = v.col_blocks == v.panels || (rows_first && v.tiles >= 4 * v.row_blocks);
+    int64_t& split = rows ? v.row_blocks : v.col_blocks;
+    split = min64(2 * split, rows ? v.tiles : v.panels);
   }
   even_out(threads, v.groups, v.panels, v.tiles, &v.col_blocks, &v.row_blocks);
   /* The bigger operand is walked once: weights if columns are the outer loop, the image otherwise. */

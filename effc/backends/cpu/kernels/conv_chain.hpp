@@ -57,7 +57,7 @@ void chain_rows(const Conv<T>& v, const effc_tensor& out, char* scratch, int64_t
   Conv<T> mine = v;
   mine.result = &out;
   Work<T> w = carve(mine, scratch);
-  const int64_t most = max64(1, mine.a[kBlockRows] / mine.mr) * mine.mr, parts = ceil_div(r1 - r0, most), tiles = ceil_div(r1 - r0, mine.mr);
+  const int64_t most = mine.block_tiles * mine.mr, parts = ceil_div(r1 - r0, most), tiles = ceil_div(r1 - r0, mine.mr);
   const int64_t wide = mine.nv * Simd<T>::lanes, cols = max64(1, mine.a[kBlockCols] / wide) * wide;
   for (int64_t p = 0; p < parts; ++p) {
     const int64_t from = r0 + tiles * p / parts * mine.mr, to = min64(r1, r0 + tiles * (p + 1) / parts * mine.mr);
@@ -252,7 +252,8 @@ int32_t chain_kernel(const effc_call* call) {
     v.wide.direct = true;
     if (!take_steps(v.wide, &operand, &limits)) return bad("steps of the first convolution");
     v.height = a[kSpatial + 1], v.width = a[kSpatial + 2];
-    v.plain = v.wide.lines && v.wide.k <= v.wide.block_k;
+    if (!take_scratch(v.wide, v.work_bytes)) return bad("scratch of the first convolution");
+    v.plain = v.wide.lines && v.wide.line >= v.wide.pixels && v.wide.k <= v.wide.block_k;
     a += kAttrs;
   } else {
     v.height = shape[3], v.width = shape[4];
@@ -279,6 +280,7 @@ int32_t chain_kernel(const effc_call* call) {
   s = set_up(v.narrow, call, a, between, call->in[operand++], out, s);
   if (!v.narrow.direct || v.narrow.taps != 1 || !take_steps(v.narrow, &operand, &limits) || operand != call->n_own)
     return bad("steps of the pointwise convolution");
+  if (!take_scratch(v.narrow, v.work_bytes)) return bad("scratch of the pointwise convolution");
 
   const int64_t height = dw.a[kSpatial + 1];
   if (shape[0] * height * dw.a[kSpatial + 2] <= 0 || v.narrow.out <= 0) return 0;
@@ -355,6 +357,7 @@ int32_t pair_kernel(const effc_call* call) {
   set_up(v.wide, call, a, x, call->in[operand++], out, (char*)call->scratch);
   v.wide.direct = true;
   if (!take_steps(v.wide, &operand, &limits) || v.wide.residual) return bad("steps of the first convolution");
+  if (!take_scratch(v.wide, v.work_bytes)) return bad("scratch of the first convolution");
   a += kAttrs;
   if (const char* missing = take_depthwise(v.dw, call, a, first[kSpatial + 1], first[kSpatial + 2], &operand, &limits)) return bad(missing);
   if (operand != call->n_own || v.dw.channels != first[kOut]) return bad("operands or channels that do not fit");

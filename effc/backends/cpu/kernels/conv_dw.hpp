@@ -652,7 +652,7 @@ int32_t depthwise_kernel(const effc_call* call) {
   v.col_blocks = max64(1, v.channels / v.block_cols);
   int64_t widest = v.channels - (v.col_blocks - 1) * v.block_cols;
   v.segment = max64(1, room_elems / widest);
-  if (!v.direct && widest > room_elems) {
+  if (!v.direct && (widest > room_elems || room_elems * (int64_t)sizeof(T) > call->thread_scratch_bytes)) {
     call->api->fail(call, "depthwise conv: %lld channels do not fit the scratch", (long long)widest);
     return 1;
   }

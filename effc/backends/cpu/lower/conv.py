@@ -74,6 +74,16 @@ def is_pointwise(node: Node, taps: int) -> bool:
     return taps == 1 and all(p == 0 for both in node.attrs["padding"] for p in both)
 
 
+def one_line(x: Buf) -> bool:
+    """The pixels of each image follow each other at equal distances, channels innermost, and the images do."""
+    want = x.strides[-1]
+    for i in (*range(x.rank - 1, 1, -1), 0):
+        if x.shape[i] != 1 and x.strides[i] != want:
+            return False
+        want = want * x.shape[i]
+    return innermost(x)
+
+
 def step_operands(cx: Lowering, steps: Steps, channels: int, rank: int) -> list[Buf | None]:
     """Bias and residual as the kernels take them (take_steps of conv.hpp)."""
     own: list[Buf | None] = []
@@ -126,13 +136,16 @@ def _emit(
         x = readable(cx, x, cg if plain else 8, plain and is_pointwise(node, taps))
     elems = x.numel * (oc // groups if depthwise else 1) if convert else 0
     vlen = cx.target.vlen
+    direct = body is None and outs[0].dtype is compute
     if depthwise:
-        ways = [packing.depthwise_blocks(oc, taps, compute.itemsize, packed=packed, copy_elems=elems)]
+        ways = [packing.depthwise_blocks(oc, taps, compute.itemsize, packed=packed, copy_elems=elems, direct=direct)]
         name = f"effc_conv_dw_{compute}"
     else:
+        lines = is_pointwise(node, taps) and not transposed and all(s == 1 for s in attrs["stride"])
         shape = packing.Shape(
-            oc // groups, cg, groups, taps, compute.itemsize, vlen, convert or innermost(x), packed, elems
-        )
+            oc // groups, cg, groups, taps, compute.itemsize, vlen, convert or innermost(x), packed, elems,
+            pixels=x.shape[0] * product(spatial), direct=direct, lines=lines and (convert or one_line(x)),
+        )  # fmt: skip
         ways = shape.candidates() if cx.options.decide is not None else [shape.rule()]
         name = f"effc_conv_{compute}"
     steps = steps or Steps()

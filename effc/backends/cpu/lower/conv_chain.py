@@ -7,14 +7,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ....ir.dims import Dim
+from ....ir import dims
+from ....ir.dims import Dim, product
 from ....ir.dtypes import DType
 from ....ir.graph import Graph, Node, Value
 from ....passes.fuse.chains import Plan, plan
 from ....passes.fuse.steps import Steps, steps_of
 from ..packing import conv as packing
 from . import Buf, Lowering, lowers
-from .conv import as_rows, channels_last, geometry, innermost, is_pointwise, readable, step_operands
+from .conv import as_rows, channels_last, geometry, innermost, is_pointwise, one_line, readable, step_operands
 
 
 @dataclass
@@ -43,6 +44,19 @@ def _stages(cx: Lowering, node: Node) -> list[_Stage]:
 NEAR = 20 << 10  # bytes of a pair's first result that are made and read at a time
 
 
+def _blocks(node: Node, w: packing.Array, x: Buf | None, vlen: int) -> packing.Blocks:
+    """The blocking of a convolution whose results are stored as they come. ``x``: what it reads; None: pixels that
+    follow each other."""
+    oc, cg = w.shape[:2]
+    t, taps = node.types[0], w[0, 0].size
+    lines = is_pointwise(node, taps) and all(s == 1 for s in node.attrs["stride"])
+    pixels = t.shape[0] * product(t.shape[2:])
+    return packing.Shape(
+        oc, cg, 1, taps, t.dtype.itemsize, vlen, x is None or innermost(x), True,
+        pixels=pixels if isinstance(pixels, int) else None, direct=True, lines=lines and (x is None or one_line(x)),
+    ).rule()  # fmt: skip
+
+
 @lowers("conv_pair")
 def lower_conv_pair(cx: Lowering, node: Node) -> None:
     first, deep = _stages(cx, node)
@@ -55,8 +69,8 @@ def lower_conv_pair(cx: Lowering, node: Node) -> None:
         return
     x = readable(cx, x, w.shape[1], True)
     vlen, itemsize = cx.target.vlen, DType.f32.itemsize
-    (oc, cg), spatial = w.shape[:2], first.node.types[0].shape[2:]
-    blocks = packing.Shape(oc, cg, 1, 1, itemsize, vlen, innermost(x), True).rule()
+    oc, spatial = w.shape[0], first.node.types[0].shape[2:]
+    blocks = _blocks(first.node, w, x, vlen)
     deep_blocks = packing.depthwise_blocks(oc, w_deep[0, 0].size, itemsize, packed=True)
     described: list[Dim] = []
     own: list[Buf | None] = [x]
@@ -70,12 +84,11 @@ def lower_conv_pair(cx: Lowering, node: Node) -> None:
         own += [cx.const(packed), *step_operands(cx, s.steps, oc, 4)]
         limits += s.steps.clamp or ()
     pixels = math.prod(d for d in spatial if isinstance(d, int))  # constant: the pass takes no others
-    panel = blocks.nv * vlen // itemsize
+    work, panel = dims.ceildiv(blocks.thread_scratch, 64) * 64, blocks.nv * vlen // itemsize
     cols = max(1, min(NEAR // (itemsize * pixels), oc) // panel) * panel
     cx.call(
         "effc_conv_pair_f32", own, [as_rows(cx, cx.out(node, order=channels_last(4)))],
-        [cols, blocks.thread_scratch, *described], limits, scratch=blocks.scratch,
-        thread_scratch=blocks.thread_scratch + itemsize * pixels * cols,
+        [cols, work, *described], limits, scratch=blocks.scratch, thread_scratch=work + itemsize * pixels * cols,
     )  # fmt: skip
 
 
@@ -106,20 +119,20 @@ def _emit(
     own: list[Buf | None] = [x]
     limits: list[float] = []
     scratch: Dim = 64 * 256  # a Kept of conv_chain.hpp for each thread that a pool may have
-    work, described = 0, []
+    work: Dim = 0
+    described: list[Dim] = []
     panel = 2 * vlen // itemsize  # channels that are made together
     for s, w in zip(stages, weights, strict=True):
-        oc, cg = w.shape[:2]
+        oc = w.shape[0]
         spatial = s.node.types[0].shape[2:]
         depthwise = s.node.attrs["groups"] > 1
         if depthwise:
             blocks = packing.depthwise_blocks(oc, w[0, 0].size, itemsize, packed=True)
             packed = packing.pack_depthwise(w)
         else:
-            wide = s is not stages[0] or innermost(x)
-            blocks = packing.Shape(oc, cg, 1, w[0, 0].size, itemsize, vlen, wide, True).rule()
+            blocks = _blocks(s.node, w, x if s is stages[0] else None, vlen)
             packed = packing.pack_conv(w, 1, vlen)
-            work = max(work, blocks.thread_scratch)
+            work = dims.maximum(work, dims.ceildiv(blocks.thread_scratch, 64) * 64)
             if len(stages) == 3 and s is stages[0]:
                 panel = blocks.nv * vlen // itemsize
             scratch = scratch + blocks.scratch
@@ -127,7 +140,7 @@ def _emit(
         own += [cx.const(packed), *step_operands(cx, s.steps, oc, 4)]
         limits += s.steps.clamp or ()
     cols = max(1, chosen.cols // panel) * panel
-    attrs = [len(stages) == 3, chosen.rows, chosen.kept, cols, work, chosen.part, *described]
+    attrs: list[Dim] = [len(stages) == 3, chosen.rows, chosen.kept, cols, work, chosen.part, *described]
     cx.call(
         "effc_conv_chain_f32", own, [out], attrs, limits, scratch=scratch,
         thread_scratch=work + chosen.buffers,

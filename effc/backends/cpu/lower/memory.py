@@ -29,6 +29,7 @@ CONCAT_TRIALS = 24  # concatenations that are chosen one by one
 CONCAT_WORTH = 0.95  # of the arena: where it gets that small, another part may stay a copy
 CONCAT_SECONDS = 3.0  # for all of them: an outer guard
 PROBED = 4  # symbols that are each near their lower bound in a sample of their own
+SMALL = 128 << 10  # bytes of an arena at one sample of several that do not count
 LARGEST_SAMPLE = 1 << 14  # of a symbol without a bound, or with a far one
 TYPICAL = 512
 
@@ -105,7 +106,7 @@ def arrange(cx: Lowering, outputs: Sequence[int], commits: Sequence[Mapping[str,
         way.best = _choose(way.problems, way.made, from_program(read, sizes=envs[0], threads=threads))
     way = ways[0]
     for other in ways[1:]:  # what is not copied is worth having where the arena is no larger
-        if all(x <= y for x, y in zip(other.best.arenas, way.best.arenas)):
+        if _no_larger(other.best.arenas, way.best.arenas):
             way = other
     if cx.options.others and cx.parent is None and concat.candidates(cx.code):
         _other_ways(cx, ways[0], concat.kept_storages(cx.values, outputs, commits))
@@ -142,6 +143,13 @@ def place(program: dict[str, Any], threads: int) -> None:
         _put_apart(program, threads, static)
     else:
         program["arena"] = _laid_out(program, samples(program["symbols"]), threads, static)[1]
+
+
+def _no_larger(arenas: Sequence[int], others: Sequence[int]) -> bool:
+    """At no sample of sizes, the largest first; but what is small at the others counts as nothing, so that a few pixels
+    do not decide for large images."""
+    floors = (0, *(SMALL for _ in arenas[1:]))
+    return all(x <= max(y, floor) for x, y, floor in zip(arenas, others, floors, strict=True))
 
 
 def _schedule(p: Problem) -> Schedule:
@@ -254,9 +262,9 @@ def _concat_in_place(
         if made.placed == 0:
             continue
         reached = arenas(made.values, made.code)
-        # A copy more has to be worth it.
-        limit = least[0] if made.placed > taken.placed else CONCAT_WORTH * least[0]
-        if reached[0] <= limit and all(x <= y for x, y in zip(reached, least)):
+        # A copy more has to be worth it at one sample at least.
+        worth = made.placed > taken.placed or any(x <= CONCAT_WORTH * y for x, y in zip(reached, least))
+        if worth and _no_larger(reached, least):
             chosen, taken, least = wanted, made, reached
     return [taken] if taken.placed else []
 

@@ -33,7 +33,6 @@ VERSION = 1
 PANELS, DEPTHWISE = 1, 2
 HEADER = struct.Struct("<4s12I4xQ")
 assert HEADER.size == 64
-MAX_ROWS = 12  # kMaxRows of conv.hpp
 L1_PANEL = 24 * 1024  # bytes of a panel that are worked on at a time
 _COMPUTE = {np.dtype(np.float16): np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16): np.dtype(np.float32)}
 
@@ -163,7 +162,7 @@ class Blocks:
     cols: int
     k: int
     scratch: Dim
-    thread_scratch: int
+    thread_scratch: Dim
 
     @property
     def attrs(self) -> list[int]:
@@ -178,7 +177,9 @@ class Blocks:
 @dataclass(frozen=True)
 class Shape:
     """What the blocking of effc_conv_* depends on. ``og``, ``cg``: output and input channels of a group; ``innermost``:
-    x has its channels innermost; ``copy_elems``: elements of x where the kernel copies it so first."""
+    x has its channels innermost; ``copy_elems``: elements of x where the kernel copies it so first. And what its
+    scratch does: ``pixels`` of all results (None: any number); ``direct``: sums are stored where they belong, without
+    an epilogue or a conversion; ``lines``: a pointwise convolution whose pixels follow each other in x."""
 
     og: int
     cg: int
@@ -189,6 +190,9 @@ class Shape:
     innermost: bool
     packed: bool
     copy_elems: Dim = 0
+    pixels: Dim | None = None
+    direct: bool = False
+    lines: bool = False
 
     @property
     def k(self) -> int:
@@ -198,17 +202,22 @@ class Shape:
     def blocks(self, nv: int, rows: int, cols: int, block_k: int) -> Blocks:
         """This blocking with the scratch that it needs. ``rows`` must be a multiple of a tile's, ``cols`` of a
         panel's width."""
-        lanes = self.vlen // self.itemsize
-        segs, tiles = block_k // 8 + 3, rows // max_rows(nv, self.vlen) + 2
-        thread = _align(rows * 40) + _align(tiles * 40) + _align(tiles * segs * 16) + _align(rows * segs * 8)
-        thread += _align(rows * cols * self.itemsize)
-        if self.cg < 8 or not self.innermost:
-            thread += _align(MAX_ROWS * self.k * self.itemsize)
+        lanes, mr = self.vlen // self.itemsize, max_rows(nv, self.vlen)
+        tiles: Dim = rows // mr
+        if self.pixels is not None:
+            tiles = dims.minimum(tiles, dims.ceildiv(self.pixels, mr))
+        unit = 8 if self.cg < 8 else self.cg
+        segs = min(self.taps, (min(block_k, max(1, self.k)) + unit - 2) // unit + 1)
+        thread: Dim = 0
+        if not self.direct:  # acc_bytes() of conv.hpp
+            thread = tiles * mr * cols * self.itemsize
+        if not self.lines:  # list_bytes()
+            patch = _align(mr * self.k * self.itemsize) if self.cg < 8 or not self.innermost else 0
+            thread = thread + (tiles + 2) * (40 + 16 * segs) + tiles * mr * (40 + 8 * segs) + patch
         scratch = _align(self.taps * 24) + _align(self.cg * self.itemsize) + _align(self.k * 8)
         scratch = scratch + _align(self.copy_elems * self.itemsize)
         if not self.packed:
             scratch = scratch + _align(-(-self.og // lanes) * lanes * self.k * self.groups * self.itemsize)
-        assert isinstance(thread, int)
         return Blocks(nv, rows, cols, block_k, scratch, thread)
 
     def rule(self) -> Blocks:
@@ -243,12 +252,13 @@ class Shape:
         return [own, *(self.blocks(*b) for b in found if list(b) != own.attrs)]
 
 
-def depthwise_blocks(out_channels: int, taps: int, itemsize: int, *, packed: bool, copy_elems: Dim = 0) -> Blocks:
+def depthwise_blocks(
+    out_channels: int, taps: int, itemsize: int, *, packed: bool, copy_elems: Dim = 0, direct: bool = False
+) -> Blocks:
     """Attributes and scratch of effc_conv_dw_*. ``copy_elems``: elements of x times filters per channel where the
-    kernel
-    copies it."""
+    kernel copies it; ``direct``: as of :class:`Shape`."""
     cols = 8192  # elements of a thread's accumulators: 8 pixels of the widest block of channels and more
     scratch = _align(copy_elems * itemsize)
     if not packed:
         scratch = scratch + _align(out_channels * taps * itemsize)
-    return Blocks(1, 0, cols, 0, scratch, cols * itemsize)
+    return Blocks(1, 0, cols, 0, scratch, 0 if direct else cols * itemsize)
