@@ -341,7 +341,9 @@ class _Entry:
         """The results, if arguments lay like these in an earlier call, which checked them; else None."""
         read = self._readers.get(type(leaves[0])) if leaves else None
         found = None if read is None else read(leaves)
-        layout = None if found is None else self._layouts.get(found[0])
+        if found is None:
+            return None
+        layout = self._layouts.get(found[0])
         if layout is None:
             return None
         block = layout.block()
@@ -349,7 +351,7 @@ class _Entry:
         for address in found[1]:
             words[at] = address
             at += layouts.WORDS
-        results = []
+        results: list[Any] = []
         for make, shape, dtype in layout.outputs:
             try:
                 result, address = make(shape, dtype)

@@ -227,13 +227,19 @@ EFFC_INLINE void micro_panel(const Tile* t, T* c, const TB* b, const char* next)
     for (int j = 0; j < NV; ++j) store(c + i * ldc + j * L, acc[i][j]);
 }
 
-/* The panels of a tile. That their loop is in here saves what a call costs, which shows where reductions are short. */
 template <class T, class TB, int MR, int NV, bool COLUMNS = false>
 void micro(const Tile* t) {
+  micro_panel<T, TB, MR, NV, COLUMNS>(t, (T*)t->c, (const TB*)t->b, t->next);
+}
+
+/* Whole panels that a tile's rows meet in turn. That their loop is in here saves what a call costs, which shows where reductions are
+ * short; callers with one panel do without it. */
+template <class T, class TB, int MR>
+void micro_in_turn(const Tile* t) {
   T* c = (T*)t->c;
   const char *b = (const char*)t->b, *next = t->next;
   for (int64_t left = t->in_turn;;) {
-    micro_panel<T, TB, MR, NV, COLUMNS>(t, c, (const TB*)b, next);
+    micro_panel<T, TB, MR, kNV, false>(t, c, (const TB*)b, next);
     if (--left <= 0) return;
     c += kNR<T>, b += t->turn_bytes, next += t->turn_bytes;
   }
@@ -250,11 +256,11 @@ struct Table {
 template <class T, class TB, int R>
 constexpr void fill_row(Table& t) {
   t.fn[R - 1][0] = micro<T, TB, R, 1>;
-  t.fn[R - 1][1] = micro<T, TB, R, 2>;
   if constexpr (kNV > 2) {
+    t.fn[R - 1][1] = micro<T, TB, R, 2>;
     t.fn[R - 1][2] = micro<T, TB, R, 3>;
-    t.fn[R - 1][3] = micro<T, TB, R, 4>;
   }
+  t.fn[R - 1][kNV - 1] = micro_in_turn<T, TB, R>;
   t.fn[R - 1][kNV] = micro<T, TB, R, kNV * panels_at_once(R)>;
 }
 template <class T, class TB>
