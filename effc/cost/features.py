@@ -558,22 +558,42 @@ def matmul(call: Call, cx: Context) -> dict[str, float]:
         by = 4 if x.strides[3] == 1 else 2
         if block_tiles * by <= 96 and cols // by >= nr:
             block_tiles, cols, steps = block_tiles * by, cols // by, steps if by == 4 else steps // 2
-    row_blocks, width, narrow = ceil_div(tiles, block_tiles), max(1, cols // nr), max(1, 64 // nr)
-    narrow = min(width, narrow)
+    if packed and not call.epilogue and x.itemsize >= 4:  # Driver::higher
+        by = min(cols // (panels * nr), steps // max(1, k), 96 // block_tiles)
+        by = min(by, tiles // ((8 * cx.threads if cx.threads > 1 else 1) * block_tiles))
+        if by > 1:
+            block_tiles, cols, steps = block_tiles * by, cols // by, steps // by
+    wide = cx.vlen >= 64
+    unit = 1 if tiles > 1 or m > 3 else 2 if wide or m > 1 else 4  # panels at once
+    units = ceil_div(panels, unit)
+    row_blocks, width = ceil_div(tiles, block_tiles), max(1, cols // (nr * unit))
+    narrow = min(width, max(1, 64 // (nr * unit)))
     want = 4 * cx.threads if cx.threads > 1 else 1
 
+    def uneven(n: int) -> bool:
+        return 20 * cx.threads * ceil_div(n, cx.threads) > 21 * n
+
     def tasks() -> int:
-        return batch * row_blocks * ceil_div(panels, width) * splits
+        return batch * row_blocks * ceil_div(units, width) * splits
 
-    def uneven() -> bool:
-        return 20 * cx.threads * ceil_div(tasks(), cx.threads) > 21 * tasks()
-
-    while width > narrow and (tasks() < want or uneven()):
+    while width > narrow and (tasks() < want or uneven(tasks())):
         width = max(narrow, width - narrow)
-    if tasks() < cx.threads and tiles > 1:
+    few = tasks() < cx.threads
+    if few and tiles > 1:
         row_blocks = min(tiles, max(row_blocks, ceil_div(2 * cx.threads, max(1, tasks() // row_blocks))))
-    if tasks() < cx.threads:
+    if few and tasks() < cx.threads:
         width = 1
+    groups = ceil_div(units, width)
+    if not few and uneven(batch * row_blocks * groups * splits):  # Driver::balance
+
+        def longest(at: tuple[int, int]) -> int:
+            shares = ceil_div(batch * at[0] * at[1] * splits, cx.threads)
+            return shares * ceil_div(tiles, at[0]) * ceil_div(units, at[1])
+
+        more = range(1, min(cx.threads, 8) + 1)
+        tried = [(row_blocks, groups), *((row_blocks + i * a, groups + i * (1 - a)) for i in more for a in (1, 0))]
+        row_blocks, groups = min((at for at in tried if at[0] <= tiles and at[1] <= units), key=longest)
+    n_tasks = batch * row_blocks * groups * splits
     k_blocks = max(1, ceil_div(k // splits, steps))
     depth = ceil_div(k, k_blocks * splits)
     height = ceil_div(m, row_blocks)
@@ -597,16 +617,16 @@ def matmul(call: Call, cx: Context) -> dict[str, float]:
         "tiles": lg(tiles),
         "panels": lg(panels),
         "block_tiles": lg(ceil_div(tiles, row_blocks)),
-        "width": lg(min(width, panels)),
+        "width": lg(min(unit * ceil_div(units, groups), panels)),
         "row_blocks": lg(row_blocks),
-        "tasks": lg(tasks()),
-        "even": even_share(cx.threads, tasks()),
+        "tasks": lg(n_tasks),
+        "even": even_share(cx.threads, n_tasks),
         "fill_rows": m / (tiles * 6),
         "fill_cols": n / (panels * nr),
         "last_panel": float((n - 1) % nr + 1),
         "panel_l1": depth * nr * item / m_.l1,
         "a_l2": height * depth * item / m_.l2,
-        "c_l2": height * min(width, panels) * nr * item / m_.l2,
+        "c_l2": height * min(unit * ceil_div(units, groups), panels) * nr * item / m_.l2,
         "b_l2": n * k * item / m_.l2,
         "b_l3": n * k * item * distinct / m_.l3,
         "reload": lg(k_blocks * m * n * item),

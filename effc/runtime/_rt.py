@@ -127,6 +127,12 @@ def lib() -> ctypes.CDLL:
     return handle
 
 
+def untyped(name: str) -> Any:
+    """A function of the library that takes ctypes' own objects alone, made ahead: converting numbers at each call takes
+    longer than the call. It returns an int."""
+    return lib()[name]
+
+
 def last_error() -> str:
     return str(lib().effc_last_error().decode("utf-8", "replace"))
 

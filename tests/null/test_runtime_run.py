@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from runtime_artifacts import add, call, dim_symbol, program, save, scale, tensor
 
+from effc.runtime import layouts
 from effc.runtime.artifact import ArtifactWriter
 from effc.runtime.errors import EffcError
 from effc.runtime.loader import load
@@ -122,6 +125,90 @@ def test_wrong_inputs_are_named(tmp_path: Path) -> None:
         m.run({"x0": ok})
     with pytest.raises(EffcError, match="no entry point"):
         m.entry("nothing")
+
+
+def adder(path: Path) -> Any:
+    values = [tensor(["s0", 4], "input", i=0), tensor(["s0", 4], "input", i=1), tensor(["s0", 4], "output", i=0)]
+    symbols = [dim_symbol("s0", 0, 0, 0, 64)]
+    return load(save(path, program(values, [add(0, 1, 2)], [0, 1], [2], symbols=symbols)))
+
+
+def test_layouts_of_calls_that_repeat(tmp_path: Path) -> None:
+    """The second call of a layout takes what the first one left; any other is looked at anew."""
+    m = adder(tmp_path / "m.effc")
+    entry = m._default
+    arrays = [f32(3, 4), f32(4, 3).T, f32(6, 8)[::2, ::2], f32(0, 4), f32(1, 4), np.broadcast_to(f32(4), (3, 4))]
+    kept = []
+    for _ in range(3):
+        for x in arrays:
+            y = np.asarray(f32(*x.shape))
+            kept.append((m(x, y), x + y))
+            np.testing.assert_array_equal(m.run({"x0": y, "x1": x})["y0"], x + y)
+    assert len(entry._layouts) == 9  # (x, y) and (y, x) are one where both are row-major
+    for got, want in kept:  # results are new arrays
+        np.testing.assert_array_equal(got, want)
+    assert all(len(layout.spare) == 1 for layout in entry._layouts.values())
+    ok = f32(3, 4)
+    for bad, words in [
+        (f32(3, 5), "4"),
+        (ok.astype(np.float64), "float64"),
+        (ok.astype(">f4"), "dtype"),
+        ([ok], "array"),
+    ]:
+        for args in ((bad, ok), (ok, bad)):
+            with pytest.raises(EffcError, match=words):
+                m(*args)
+    fields = np.zeros((3, 4), np.dtype({"names": ["x"], "formats": ["f4"], "offsets": [0], "itemsize": 6}))["x"]
+    fields[...] = ok
+    for _ in range(2):  # no whole elements apart: copied at each call
+        np.testing.assert_array_equal(m(fields, ok), ok + ok)
+    assert len(entry._layouts) == 9
+
+
+def test_layouts_of_tensors_that_repeat(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    m = adder(tmp_path / "m.effc")
+    x, y = torch.randn(3, 4), torch.randn(3, 4)
+    for a, b in [(x, y), (y, x), (torch.randn(4, 3).t(), y), (x, torch.randn(4).expand(3, 4)), (x, y)]:
+        for _ in range(2):
+            got = m(a, b)
+            assert type(got) is torch.Tensor and torch.equal(got, a + b)
+    assert len(m._default._layouts) == 3
+    assert isinstance(m(x.numpy(), y.numpy()), np.ndarray)
+    assert isinstance(m(x.numpy(), y), torch.Tensor)
+    z = torch.randn(3, 4, dtype=torch.complex64)
+    assert torch.equal(m(z.conj().imag.clone(), x), x - z.imag)
+    assert torch.equal(m(z.conj().imag, x), x - z.imag)  # negative by a bit
+    for bad, words in [(x.double(), "float64"), (x.to_sparse(), "layout"), (torch.zeros(3, 4, device="meta"), "meta")]:
+        with pytest.raises(EffcError, match=words):
+            m(x, bad)
+
+
+def test_layouts_are_bounded_and_shared_by_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    m = adder(tmp_path / "m.effc")
+    monkeypatch.setattr(layouts, "MOST", 5)
+    for n in range(20):
+        x = f32(n, 4)
+        np.testing.assert_array_equal(m(x, x), x + x)
+    assert 1 <= len(m._default._layouts) <= 5
+    x = f32(60, 4)
+    m(x, x)
+    wrong = []
+
+    def many(k: int) -> None:
+        a, session = np.full((60, 4), k, np.float32), m.session()
+        for _ in range(200):
+            if not (session(a, x) == a + x).all():
+                wrong.append(k)
+
+    threads = [threading.Thread(target=many, args=(k,)) for k in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
+    (layout,) = (v for k, v in m._default._layouts.items() if k[1] == (60, 4))
+    assert 1 <= len(layout.spare) <= 4
 
 
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no huge pages in this kernel")

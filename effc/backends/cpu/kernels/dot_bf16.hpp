@@ -99,11 +99,12 @@ EFFC_INLINE void tiles(int rows, int pairs, int64_t n, const char* a, int64_t ld
 template <int R, int NV>
 void micro_tiles(const Tile* t) {
   static_assert(lanes<float> == 16, "panels are made of tiles");
-  for (int p = 0; p < (NV + kNV - 1) / kNV; ++p) {
+  const int64_t panels = NV > kNV ? NV / kNV : t->in_turn, stride = NV > kNV ? 4 * t->panel_stride : t->turn_bytes;
+  for (int64_t p = 0; p < panels; ++p) {
     constexpr int V = NV < kNV ? NV : kNV;
     const int64_t whole = t->k / 16 * 16;
     const char* a = (const char*)t->a;
-    const float* b = (const float*)t->b + p * t->panel_stride;
+    const float* b = (const float*)((const char*)t->b + p * stride);
     float* c = (float*)t->c + p * kNR<float>;
     if (whole || !t->k) tiles<V>(R, 16, whole, a, t->lda, b, t->ldb, c, t->ldc, t->accumulate);
     if (t->k > whole)

@@ -84,6 +84,7 @@ struct Tile {
   bool accumulate;
   const char* next; /* what to prefetch: the next panel */
   int64_t next_step;
+  int64_t in_turn = 1, turn_bytes = 0; /* whole panels that the rows meet one after another, from one to the next (so is `next`) */
 };
 typedef void (*Micro)(const Tile*);
 
@@ -185,12 +186,11 @@ EFFC_INLINE void steps(Vec<T> (&acc)[MR][NV], const char*& p0, const char*& p1, 
 
 /* c[MR][NV vectors] (+)= a[MR][k] b[k][NV vectors], k counted in steps. Vectors beyond kNV come from the following panels.
  * With COLUMNS, a is stored [k][MR] and lda is the distance between reduction steps. */
-template <class T, class TB, int MR, int NV, bool COLUMNS = false>
-void micro(const Tile* t) {
+template <class T, class TB, int MR, int NV, bool COLUMNS>
+EFFC_INLINE void micro_panel(const Tile* t, T* c, const TB* b, const char* next) {
   constexpr int L = lanes<T>, U = 4;
   typedef Vec<T> V;
   V acc[MR][NV];
-  T* c = (T*)t->c;
   const int64_t ldc = t->ldc;
   if (t->accumulate) {
     EFFC_UNROLL_ALL
@@ -207,9 +207,7 @@ void micro(const Tile* t) {
   int64_t lda = t->lda;
   const char* p0 = (const char*)t->a;
   const char* p1 = p0 + 3 * lda;
-  const TB* b = (const TB*)t->b;
   const int64_t ldb = t->ldb, panel_stride = t->panel_stride;
-  const char* next = t->next;
   const int64_t next_step = t->next_step;
   int64_t k = t->k;
   for (; k >= U; k -= U) {
@@ -229,6 +227,24 @@ void micro(const Tile* t) {
     for (int j = 0; j < NV; ++j) store(c + i * ldc + j * L, acc[i][j]);
 }
 
+template <class T, class TB, int MR, int NV, bool COLUMNS = false>
+void micro(const Tile* t) {
+  micro_panel<T, TB, MR, NV, COLUMNS>(t, (T*)t->c, (const TB*)t->b, t->next);
+}
+
+/* Whole panels that a tile's rows meet in turn. That their loop is in here saves what a call costs, which shows where reductions are
+ * short; callers with one panel do without it. */
+template <class T, class TB, int MR>
+void micro_in_turn(const Tile* t) {
+  T* c = (T*)t->c;
+  const char *b = (const char*)t->b, *next = t->next;
+  for (int64_t left = t->in_turn;;) {
+    micro_panel<T, TB, MR, kNV, false>(t, c, (const TB*)b, next);
+    if (--left <= 0) return;
+    c += kNR<T>, b += t->turn_bytes, next += t->turn_bytes;
+  }
+}
+
 /* Panels that a tile of `rows` rows can take at once: narrow tiles need more columns to hide the latency of the FMAs. */
 constexpr int panels_at_once(int rows) {
   return EFFC_VLEN >= 64 ? (rows <= 3 ? 2 : 1) : (rows == 1 ? 4 : rows <= 3 ? 2 : 1);
@@ -240,11 +256,11 @@ struct Table {
 template <class T, class TB, int R>
 constexpr void fill_row(Table& t) {
   t.fn[R - 1][0] = micro<T, TB, R, 1>;
-  t.fn[R - 1][1] = micro<T, TB, R, 2>;
   if constexpr (kNV > 2) {
+    t.fn[R - 1][1] = micro<T, TB, R, 2>;
     t.fn[R - 1][2] = micro<T, TB, R, 3>;
-    t.fn[R - 1][3] = micro<T, TB, R, 4>;
   }
+  t.fn[R - 1][kNV - 1] = micro_in_turn<T, TB, R>;
   t.fn[R - 1][kNV] = micro<T, TB, R, kNV * panels_at_once(R)>;
 }
 template <class T, class TB>
@@ -445,6 +461,7 @@ struct Driver {
   int64_t packed_first_batch = 0; /* the first batch and panel held in `packed` */
   int64_t packed_first_panel = 0;
   int64_t panels = 0, tiles = 0;
+  int64_t tile_rows = 0, tile_more = 0; /* rows of A for each tile, and how many are over */
   bool in_place = false, direct = false, dots = false;
 
   /* Elements of a packed panel for this many steps. */
@@ -457,7 +474,10 @@ struct Driver {
 
   struct Grid {
     int64_t row_blocks, col_groups, splits;
+    int64_t unit, units; /* panels that are never divided, as one row takes them at once; how many such */
     int64_t tasks() const { return row_blocks * col_groups * splits; }
+    /* The first panel of a group of columns, of `panels` in all. */
+    int64_t start(int64_t group, int64_t panels) const { return min(panels, unit * (units * group / col_groups)); }
   };
 
   /* Blocks of one matrix. Splits depend on the shape alone: they change the order of additions. */
@@ -465,19 +485,38 @@ struct Driver {
     Grid g;
     g.row_blocks = ceil_div(tiles, size.tiles);
     g.splits = splits(b0 * b1);
+    g.unit = tiles == 1 ? panels_at_once((int)min<int64_t>(m, kMaxMR)) : 1;
+    g.units = ceil_div(group_panels, g.unit);
     const int64_t threads = call->api->num_threads(call->run);
     const int64_t want = threads == 1 ? 1 : 4 * threads;
-    int64_t width = max<int64_t>(1, size.cols / kNR<T>);
-    const int64_t narrow = min(width, max<int64_t>(1, 64 / kNR<T>));
-    auto tasks = [&] { return batches * g.row_blocks * ceil_div(group_panels, width) * g.splits; };
+    int64_t width = max<int64_t>(1, size.cols / (kNR<T> * g.unit));
+    const int64_t narrow = min(width, max<int64_t>(1, 64 / (kNR<T> * g.unit)));
+    auto tasks = [&] { return batches * g.row_blocks * ceil_div(g.units, width) * g.splits; };
     /* Threads that wait for the last task: 5 % at most. */
     auto uneven = [&] { return 20 * threads * ceil_div(tasks(), threads) > 21 * tasks(); };
     while (width > narrow && (tasks() < want || uneven())) width = max(narrow, width - max<int64_t>(1, narrow));
-    if (tasks() < threads && tiles > 1)
+    const bool few = tasks() < threads, still = !few && uneven();
+    if (few && tiles > 1)
       g.row_blocks = min(tiles, max(g.row_blocks, ceil_div(2 * threads, max<int64_t>(1, tasks() / g.row_blocks))));
-    if (tasks() < threads) width = 1;
-    g.col_groups = ceil_div(group_panels, width);
+    if (few && tasks() < threads) width = 1;
+    g.col_groups = ceil_div(g.units, width);
+    if (still) balance(g, batches, threads);
     return g;
+  }
+
+  /* Some blocks of rows or groups of columns more, where the longest share of a thread becomes shorter so. */
+  void balance(Grid& g, int64_t batches, int64_t threads) const {
+    const auto longest = [&](int64_t rows, int64_t cols) { /* in tiles times units */
+      return ceil_div(batches * rows * cols * g.splits, threads) * ceil_div(tiles, rows) * ceil_div(g.units, cols);
+    };
+    const int64_t rows = g.row_blocks, cols = g.col_groups;
+    int64_t least = longest(rows, cols);
+    for (int64_t more = 1; more <= min<int64_t>(threads, 8); ++more) {
+      if (rows + more <= tiles && longest(rows + more, cols) < least)
+        least = longest(rows + more, cols), g.row_blocks = rows + more, g.col_groups = cols;
+      if (cols + more <= g.units && longest(rows, cols + more) < least)
+        least = longest(rows, cols + more), g.row_blocks = rows, g.col_groups = cols + more;
+    }
   }
   int64_t splits(int64_t batches) const {
     if (k < kSplitSteps || batches * ceil_div(tiles, 4) * panels >= 8) return 1;
@@ -520,7 +559,12 @@ struct Driver {
     alignas(64) T edge[kMaxMR * NR];
     const int64_t used_tiles = t1 - t0;
     int64_t bounds[kMaxTilesMC + 1];
-    for (int64_t i = 0; i <= used_tiles; ++i) bounds[i] = row_of(t0 + i) - r0;
+    bounds[0] = 0;
+    for (int64_t i = 0, over = t0 * tile_more % tiles; i < used_tiles; ++i) { /* row_of(), without its divisions */
+      over += tile_more;
+      bounds[i + 1] = bounds[i] + f.unit * (tile_rows + (over >= tiles));
+      over -= over >= tiles ? tiles : 0;
+    }
     for (int64_t kb = 0; kb < blocks; ++kb) {
       const int64_t ks = part(k0, k1, kb, blocks), ke = part(k0, k1, kb + 1, blocks), kc = ke - ks;
       Tile t;
@@ -548,7 +592,7 @@ struct Driver {
           const int64_t slice = elements(kc) * NR * packed_size, panel = elements(k) * NR * packed_size;
           t.b = panels_of_batch + (p - packed_first_panel) * panel + elements(ks) * NR * packed_size;
           t.ldb = NR, t.panel_stride = elements(k) * NR;
-          panel_bytes = panel;
+          panel_bytes = t.turn_bytes = panel;
           const int64_t full = p1 - p - (p1 == panels && n % NR != 0);
           const int64_t most = max<int64_t>(1, min(group_limit, kGroupBytes / max<int64_t>(1, slice)));
           if (used_tiles > 1 && full > 1) group = ceil_div(full, ceil_div(full, most));
@@ -595,15 +639,15 @@ struct Driver {
             const Micro fn = table_used->fn[mr - 1][kNV - 1];
             T* dst = out + bounds[i] * ldo + (p - p0) * NR;
             t.a = a_base + bounds[i] * t.lda, t.ldc = ldo;
-            for (int64_t g = 0; g < group; ++g) {
-              t.b = b_first + g * panel_bytes, t.c = dst + g * NR, t.next = next + g * panel_bytes;
-              if (g + 1 == group) { /* rows are short streams: the hardware starts anew at each */
-                const char* row = a_base + bounds[then] * t.lda;
-                for (int64_t r = bounds[then]; r < bounds[then + 1]; ++r, row += t.lda)
-                  __builtin_prefetch(row, 0, 3), __builtin_prefetch(row + 64, 0, 3);
-              }
-              fn(&t);
-            }
+            t.b = b_first, t.c = dst, t.next = next, t.in_turn = group - 1;
+            fn(&t);
+            /* rows are short streams: the hardware starts anew at each */
+            const char* row = a_base + bounds[then] * t.lda;
+            for (int64_t r = bounds[then]; r < bounds[then + 1]; ++r, row += t.lda)
+              __builtin_prefetch(row, 0, 3), __builtin_prefetch(row + 64, 0, 3);
+            const int64_t last = group - 1;
+            t.b = b_first + last * panel_bytes, t.c = dst + last * NR, t.next = next + last * panel_bytes, t.in_turn = 1;
+            fn(&t);
             next += t.next_step * (kc / 4);
           }
           p += group;
@@ -684,7 +728,7 @@ struct Driver {
         where(batch, &i0, &i1);
         T* partial = g.splits > 1 ? partials + (batch * g.splits + split) * partial_size : nullptr;
         const int64_t t0 = tiles * row / g.row_blocks, t1 = tiles * (row + 1) / g.row_blocks;
-        block(i0, i1, t0, t1, p0 + (p1 - p0) * col / g.col_groups, p0 + (p1 - p0) * (col + 1) / g.col_groups,
+        block(i0, i1, t0, t1, p0 + g.start(col, p1 - p0), p0 + g.start(col + 1, p1 - p0),
               part(0, k, split, g.splits), part(0, k, split + 1, g.splits), partial, worker);
       }
     });
@@ -726,6 +770,7 @@ struct Driver {
     constexpr int NR = kNR<T>;
     panels = ceil_div(n, NR);
     tiles = ceil_div(m, f.mr);
+    tile_rows = m / f.unit / tiles, tile_more = m / f.unit % tiles;
     /* Rows of C that are whole pages apart fall into few sets of the caches: blocks of the reduction would find little of
      * what the one before them left there. They are summed in scratch then. */
     const bool crowded = k > size.steps && tiles > 8 && c.row * (int64_t)sizeof(T) % 4096 == 0;
@@ -741,6 +786,7 @@ struct Driver {
     if (packed) {
       table = f.packed_table;
       packed_size = f.packed_size, packed_steps = f.packed_steps;
+      if (direct) higher();
       compute(0, q, 0, panels);
       return 0;
     }
@@ -785,6 +831,14 @@ struct Driver {
     if (size.tiles * by > kMaxTilesMC || size.cols / by < kNR<T> || size.steps < 2) return;
     size.tiles *= by, size.cols /= by;
     if (!a_stays()) size.steps /= by;
+  }
+
+  /* Few columns and a short reduction: more rows for a task, which costs some hundred cycles by itself, in the same scratch. */
+  void higher() {
+    const int64_t threads = call->api->num_threads(call->run), few = threads == 1 ? 1 : 8 * threads; /* tasks, at least */
+    int64_t by = min(min(size.cols / (panels * kNR<T>), size.steps / max<int64_t>(1, k)), kMaxTilesMC / size.tiles);
+    by = min(by, tiles / (few * size.tiles));
+    if (by > 1) size.tiles *= by, size.cols /= by, size.steps /= by;
   }
 
   /* A batch dim over which B does not vary is more rows of A, if the strides say so. Epilogues see the batch: not then. */
