@@ -1,5 +1,5 @@
-"""Concatenations of convolutional models: lists that grow by one share what they have, parts are made inside the
-result."""
+"""Joins and pools of convolutional models: lists that grow by one share what they have, parts are made inside the
+result; a window larger than the image costs what the image does."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import effc
+from effc.runtime.artifact import ArtifactReader
 
 
 class Dense(nn.Module):
@@ -82,3 +83,15 @@ def test_images_enlarged_and_chains_are_made_in_place(mode: str) -> None:
     assert entry["memory"]["concat"] == {"instructions": 1, "operands": 2, "in_place": 2}
     _, want = compiled(model, 1, 3, 96, 112, disable_passes=["memory"])
     assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("kind", [nn.AvgPool2d, nn.MaxPool2d])
+def test_a_window_larger_than_the_image_is_cut(kind: type[nn.Module], tmp_path: Any) -> None:
+    """As transformers' EfficientNet pools, with as many pixels as it has features."""
+    model = nn.Sequential(nn.Conv2d(3, 24, 3, padding=1), kind(100, padding=1, ceil_mode=True))
+    m, _ = compiled(model, 2, 3, 7, 9)
+    m.save(tmp_path / "m.effc")
+    with ArtifactReader(tmp_path / "m.effc") as r:
+        code = r.manifest["entries"]["main"]["program"]["code"]
+    (pool,) = (ins for ins in code if ins.get("kernel") == "effc_pool_f32")
+    assert pool["attrs"][4:7] == [1, 9, 11]
