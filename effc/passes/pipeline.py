@@ -10,6 +10,7 @@ from .attention import FormAttention
 from .attention_refine import RefineAttention
 from .canonical import Canonicalise
 from .cleanup import Cse, Dce, Fold
+from .concats import ShareConcats
 from .fuse.chains import FuseChains
 from .fuse.epilogue import FuseEpilogues
 from .fuse.pairs import FusePairs
@@ -64,7 +65,15 @@ def default(options: Options | None = None) -> tuple[Pass, ...]:
         Canonicalise(),
         Cse(),
         *(
-            (RotateHalf(), FuseEpilogues(), PrepareFusion(), Canonicalise(), Cse(), FuseRegions(lookups=o.lookups))
+            (
+                ShareConcats(),
+                RotateHalf(),
+                FuseEpilogues(),
+                PrepareFusion(),
+                Canonicalise(),
+                Cse(),
+                FuseRegions(lookups=o.lookups),
+            )
             if o.kernels
             else ()
         ),

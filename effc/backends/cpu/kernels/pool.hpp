@@ -159,6 +159,30 @@ EFFC_INLINE void pixel_channels(const Pool& p, const S* x, S* y, int64_t* index,
     for (int64_t c = 0; c < count; ++c) index[c] = at[c];
 }
 
+/* The same for maxima of floats, in vectors: a compiler unrolls loops over so few channels before it would use vectors. */
+template <class S, int Channels>
+EFFC_INLINE void pixel_maxima(const Pool& p, const S* x, S* y, const Window& d, const Window& h, const Window& w) {
+  typedef S V __attribute__((vector_size(32), aligned(sizeof(S)), may_alias));
+  constexpr int lanes = 32 / sizeof(S), vectors = Channels / lanes;
+  const int64_t *a = p.a, step = a[kDilation + 2] * p.xs[4];
+  V acc[vectors];
+#pragma GCC unroll 16
+  for (int c = 0; c < vectors; ++c) acc[c] = V{} + lowest<S>();
+  for (int64_t i = 0; i < d.n; ++i)
+    for (int64_t j = 0; j < h.n; ++j) {
+      const S* line = x + (d.first + i * a[kDilation]) * p.xs[2] + (h.first + j * a[kDilation + 1]) * p.xs[3] + w.first * p.xs[4];
+      for (int64_t k = 0; k < w.n; ++k, line += step) {
+#pragma GCC unroll 16
+        for (int c = 0; c < vectors; ++c) {
+          const V v = *(const V*)(line + c * lanes);
+          acc[c] = (v > acc[c]) | (v != v) ? v : acc[c];
+        }
+      }
+    }
+#pragma GCC unroll 16
+  for (int c = 0; c < vectors; ++c) *(V*)(y + c * lanes) = acc[c];
+}
+
 /* One output at a time. */
 template <class S, bool Max, bool Index>
 void pixel_single(const Pool& p, const S* x, S* y, int64_t* index, const Window& d, const Window& h, const Window& w) {
@@ -268,6 +292,7 @@ void pool_lines(void* arg, int64_t begin, int64_t end, int32_t) {
     int64_t* index = Index ? i0 + b * p.is[0] + c * p.is[1] + od * p.is[2] + oh * p.is[3] : nullptr;
     if (p.channels) {
       const int64_t n = min64(kLanes, channels - c);
+      const int64_t steps = sp[2] > 1 ? min64(a[kStride + 2], kAhead) : 0; /* pixels to fetch ahead for each of the result */
       for (int64_t o = 0; o < sp[2]; ++o) {
         const Window u = window(p, 2, o);
         /* Channels of a part of a wider tensor are short pieces, which the CPU does not fetch ahead by itself. */
@@ -276,22 +301,28 @@ void pool_lines(void* arg, int64_t begin, int64_t end, int32_t) {
             for (int64_t j = 0; j < h.n; ++j) {
               const S* far = x + (d.first + i * a[kDilation]) * p.xs[2] + (h.first + j * a[kDilation + 1]) * p.xs[3] +
                              min64(u.first + kAhead, p.in[4] - 1) * p.xs[4];
-              for (int64_t k = 0; k < a[kStride + 2]; ++k)
+              for (int64_t k = 0; k < steps; ++k)
                 for (int64_t at = 0; at < n * (int64_t)sizeof(S); at += 64) __builtin_prefetch((const char*)(far + k * p.xs[4]) + at);
             }
         auto block = [&](int64_t from, int64_t count) __attribute__((always_inline)) {
           int64_t* io = Index ? index + o * p.is[4] + from : nullptr;
           pixel_channels<S, Max, Index>(p, x + from, y + o * p.os[4] + from, io, count, d, h, u);
         };
-        /* Numbers that the compiler knows keep the accumulators in registers; averages have two of each. */
-        if (Max && n == kLanes) {
+        constexpr bool vectors = Max && !Index && (__is_same(S, float) || __is_same(S, double));
+        int64_t from = 0;
+        if constexpr (vectors) {
+          while (n - from >= 32) pixel_maxima<S, 32>(p, x + from, y + o * p.os[4] + from, d, h, u), from += 32;
+          if (n - from >= 16) pixel_maxima<S, 16>(p, x + from, y + o * p.os[4] + from, d, h, u), from += 16;
+          if (n - from >= 8) pixel_maxima<S, 8>(p, x + from, y + o * p.os[4] + from, d, h, u), from += 8;
+        } else if (Max && n == kLanes) {
+          /* Numbers that the compiler knows keep the accumulators in registers; averages have two of each. */
           block(0, kLanes);
           continue;
+        } else {
+          while (n - from >= 32) block(from, 32), from += 32;
+          if (n - from >= 16) block(from, 16), from += 16;
+          if (n - from >= 8) block(from, 8), from += 8;
         }
-        int64_t from = 0;
-        while (n - from >= 32) block(from, 32), from += 32;
-        if (n - from >= 16) block(from, 16), from += 16;
-        if (n - from >= 8) block(from, 8), from += 8;
         if (n > from) block(from, n - from);
       }
     } else if (a[kAdaptive] || a[kKernel + 2] > 4 * sp[2]) {

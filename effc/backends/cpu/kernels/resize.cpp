@@ -162,11 +162,14 @@ void resize_lines(void* arg, int64_t begin, int64_t end, int32_t worker) {
           else
             for (int64_t k = 0; k < width * channels; ++k) line[k] += w * (A)to_compute(row[k]);
         } else {
-          for (int64_t k = 0; k < width; ++k)
-            for (int64_t ch = 0; ch < channels; ++ch) {
-              const A v = w * (A)to_compute(row[k * r.xs[4] + ch]);
-              line[k * channels + ch] = first ? v : line[k * channels + ch] + v;
-            }
+          for (int64_t k = 0; k < width; ++k) {
+            A* q = line + k * channels;
+            const S* p = row + k * r.xs[4];
+            if (first)
+              for (int64_t ch = 0; ch < channels; ++ch) q[ch] = w * (A)to_compute(p[ch]);
+            else
+              for (int64_t ch = 0; ch < channels; ++ch) q[ch] += w * (A)to_compute(p[ch]);
+          }
         }
         first = false;
       }

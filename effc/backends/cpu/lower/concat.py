@@ -19,14 +19,17 @@ KERNEL = "effc_concat"
 STRIDED = (
     "effc_concat",
     "effc_copy",
+    "effc_conv_chain_f32",
     "effc_conv_dw_f32",
     "effc_conv_dw_f64",
     "effc_conv_f32",
     "effc_conv_f64",
+    "effc_conv_pair_f32",
     "effc_conv_winograd_f32",
     "effc_conv_winograd_f64",
     "effc_pool_f32",
     "effc_pool_f64",
+    "effc_resize",
 )
 GENERATED = "map_"
 

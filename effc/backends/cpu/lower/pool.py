@@ -25,7 +25,11 @@ def lower_pool(cx: Lowering, node: Node) -> None:
     one, none = (1,) * nd, ((0, 0),) * nd
     padding = a.get("padding", none)
     attrs: list[Dim] = [int(is_max), int(adaptive), int(a.get("count_include_pad", False)), a.get("divisor", 0)]
-    attrs += _three(a.get("kernel", one), 1) + _three(a.get("stride", one), 1)
+    kernel = [
+        min(k, max(1, n + sum(p))) if isinstance(n, int) and d == 1 else k  # what lies beyond the padding is no work
+        for k, n, p, d in zip(a.get("kernel", one), x.shape[2:], padding, a.get("dilation", one), strict=True)
+    ]
+    attrs += _three(kernel, 1) + _three(a.get("stride", one), 1)
     attrs += _three([p[0] for p in padding], 0) + _three([p[1] for p in padding], 0)
     attrs += _three(a.get("dilation", one), 1) + _three(outs[0].shape[2:], 1)
     cx.call(f"effc_pool_{x.dtype}", [x], outs, attrs)
