@@ -96,7 +96,7 @@ def alternatives(stages: Sequence[Node], chosen: Plan, rule: int) -> list[Call] 
         return DYNAMIC
     described: list[int] = []
     for n in stages:
-        steps = steps_of(n.attrs["body"], n.operands[2:]) if n.op == "conv_fused" else None
+        steps = steps_of(n.attrs["body"], n.operands[2:], activations=True) if n.op == "conv_fused" else None
         a = n.attrs
         described += [
             int(n.types[0].shape[1]), a["groups"], int(n.operands[1].shape[2]), a["stride"][0], a["padding"][0][0],
@@ -184,9 +184,9 @@ class FuseChains(Pass):
                 return f"a chain of {n.types[0].dtype}"
             if n.operands[1].node.op != "constant":
                 return "weights that are not constant"
-            steps = steps_of(n.attrs["body"], n.operands[2:]) if n.op == "conv_fused" else None
+            steps = steps_of(n.attrs["body"], n.operands[2:], activations=True) if n.op == "conv_fused" else None
             if n.op == "conv_fused" and (steps is None or (n is not stages[-1] and steps.residual is not None)):
-                return "its epilogue is more than a bias, a residual and a clamp"
+                return "its epilogue is more than a bias, a residual, a clamp and a function of what that is"
         chosen = plan(stages)
         return chosen if isinstance(chosen, str) else None
 

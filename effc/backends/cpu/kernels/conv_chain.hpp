@@ -9,7 +9,8 @@
  * that two threads' windows share are made twice. Each element is summed in the order in which the kernels conv.hpp and
  * conv_dw.hpp sum it: the result is theirs, bit for bit.
  *
- * Without a first convolution the depthwise one reads x itself.
+ * Without a first convolution the depthwise one reads x itself. A convolution's activation, if it is more than a clamp, is the call's
+ * epilogue and runs in place on what was just made, as after the kernels alone.
  *
  * Where images are small and channels many, the weights are what is large, and each thread would read all of them. There the
  * first two convolutions are a kernel of their own (pair_kernel), which deals channels: a thread makes a few channels of a
@@ -42,6 +43,8 @@ struct alignas(64) Kept {
 template <class T>
 struct Chain {
   const effc_call* call;
+  int64_t stage;     /* number of the depthwise convolution: the first is the one before, the pointwise one that after */
+  bool acts[3];      /* which of them have an activation */
   bool first, plain; /* plain: the first one's pixels go through chain_lines */
   Conv<T> wide, narrow; /* the first convolution, the pointwise one */
   Depthwise<T> dw;
@@ -177,12 +180,14 @@ void chain_step(const Chain<T>& v, int64_t image, int64_t o0, int64_t o1, Kept& 
         for (int64_t r = make0, n; r < ring.end; r += n) {
           const int64_t slot = r % v.kept_rows, base = image * v.height;
           n = min64(ring.end - r, v.kept_rows - slot);
+          T* const at = made + area * c0 + slot * v.width * wide;
           if (v.plain) {
-            chain_lines(v.wide, made + area * c0 + slot * v.width * wide, wide, c0, c1, image, r * v.width, (r + n) * v.width);
-            continue;
+            chain_lines(v.wide, at, wide, c0, c1, image, r * v.width, (r + n) * v.width);
+          } else {
+            const effc_tensor t = chain_window(out, mine + slot * v.width * wide, r, v.width, wide, strides);
+            chain_rows(v.wide, t, scratch, c0, c1, (base + r) * v.width, (base + r + n) * v.width);
           }
-          const effc_tensor t = chain_window(out, mine + slot * v.width * wide, r, v.width, wide, strides);
-          chain_rows(v.wide, t, scratch, c0, c1, (base + r) * v.width, (base + r + n) * v.width);
+          if (v.acts[0]) activate(v.call, 0, at, n * v.width, wide, wide);
         }
         rows = mine;
       } else {
@@ -190,6 +195,7 @@ void chain_step(const Chain<T>& v, int64_t image, int64_t o0, int64_t o1, Kept& 
       }
       T* q = deep + (from - o0) * width * channels + c0;
       chain_depthwise(dw, rows, v.first ? v.kept_rows : v.height, from, to, c0, c1, q, channels, width * channels);
+      if (v.acts[v.stage]) activate(v.call, v.stage, q, (to - from) * width, wide, channels);
     }
   }
   kept = ring;
@@ -198,6 +204,10 @@ void chain_step(const Chain<T>& v, int64_t image, int64_t o0, int64_t o1, Kept& 
   narrow.x = deep - o0 * width * channels; /* pixel m of the image is at m * channels */
   const int64_t base = image * narrow.pixels;
   chain_rows(narrow, out, scratch, 0, narrow.og, base + o0 * width, base + o1 * width);
+  if (v.acts[v.stage + 1]) {
+    T* const at = (T*)out.data + image * out.strides[0] + o0 * width * out.strides[2];
+    activate(v.call, v.stage + 1, at, (o1 - o0) * width, narrow.og, out.strides[2]);
+  }
 }
 
 template <class T>
@@ -246,9 +256,16 @@ int32_t chain_kernel(const effc_call* call) {
   const int64_t* a = call->attr + kChainAttrs;
   int64_t shape[5], strides[5];
   spatial_view(x, shape, strides);
+  effc_call plain = *call; /* as the convolutions see it: what follows their steps is done here */
+  plain.epilogue = nullptr;
+  v.stage = v.first;
+  for (int i = 0; i < 2 + v.first; ++i) {
+    v.acts[i] = (a[i * kAttrs + kSteps] & kActivate) != 0;
+    if (v.acts[i] && !call->epilogue) return bad("an activation is missing");
+  }
 
   if (v.first) {
-    s = set_up(v.wide, call, a, x, call->in[operand++], out, s);
+    s = set_up(v.wide, &plain, a, x, call->in[operand++], out, s);
     v.wide.direct = true;
     if (!take_steps(v.wide, &operand, &limits)) return bad("steps of the first convolution");
     v.height = a[kSpatial + 1], v.width = a[kSpatial + 2];
@@ -276,7 +293,7 @@ int32_t chain_kernel(const effc_call* call) {
   int64_t step[4] = {0, 1, size[3] * dw.channels, dw.channels};
   between.rank = 4, between.shape = size, between.strides = step, between.dtype = out.dtype;
   if (operand >= call->n_own) return bad("the pointwise weights are missing");
-  s = set_up(v.narrow, call, a, between, call->in[operand++], out, s);
+  s = set_up(v.narrow, &plain, a, between, call->in[operand++], out, s);
   if (!v.narrow.direct || v.narrow.taps != 1 || !take_steps(v.narrow, &operand, &limits) || operand != call->n_own)
     return bad("steps of the pointwise convolution");
 
@@ -303,6 +320,7 @@ struct Pair {
   Conv<T> wide;
   Depthwise<T> dw;
   int64_t blocks, work_bytes; /* blocks of channels */
+  bool acts[2];               /* which have an activation */
 };
 
 /* Items: (image, block of channels), those of an image together. */
@@ -320,9 +338,12 @@ void pair_blocks(void* arg, int64_t begin, int64_t end, int32_t worker) {
     int64_t strides[4];
     const effc_tensor t = chain_window(out, made - c0, 0, v.dw.in[2], wide, strides);
     chain_rows(v.wide, t, scratch, c0, c1, image * pixels, (image + 1) * pixels);
+    if (v.acts[0]) activate(v.call, 0, made, pixels, wide, wide);
     Depthwise<T> dw = v.dw;
     dw.xs[4] = wide, dw.xs[3] = v.dw.in[2] * wide;
-    chain_depthwise(dw, made - c0, v.dw.in[1], 0, sp[1], c0, c1, (T*)out.data + image * out.strides[0] + c0, ld, sp[2] * ld);
+    T* const q = (T*)out.data + image * out.strides[0] + c0;
+    chain_depthwise(dw, made - c0, v.dw.in[1], 0, sp[1], c0, c1, q, ld, sp[2] * ld);
+    if (v.acts[1]) activate(v.call, 1, q, sp[1] * sp[2], wide, ld);
   }
 }
 
@@ -352,7 +373,13 @@ int32_t pair_kernel(const effc_call* call) {
   int operand = 1, limits = 0;
   const effc_tensor &x = call->in[0], &out = call->out[0];
   const int64_t *a = call->attr + kPairAttrs, *first = a;
-  set_up(v.wide, call, a, x, call->in[operand++], out, (char*)call->scratch);
+  effc_call plain = *call; /* as the convolutions see it: what follows their steps is done here */
+  plain.epilogue = nullptr;
+  for (int i = 0; i < 2; ++i) {
+    v.acts[i] = (a[i * kAttrs + kSteps] & kActivate) != 0;
+    if (v.acts[i] && !call->epilogue) return bad("an activation is missing");
+  }
+  set_up(v.wide, &plain, a, x, call->in[operand++], out, (char*)call->scratch);
   v.wide.direct = true;
   if (!take_steps(v.wide, &operand, &limits) || v.wide.residual) return bad("steps of the first convolution");
   a += kAttrs;
