@@ -47,6 +47,13 @@ class Block(torch.nn.Module):
         return x + y if self.residual else y
 
 
+def slopes(channels: int) -> torch.nn.PReLU:
+    """An activation with an operand of its own."""
+    act = torch.nn.PReLU(channels)
+    torch.nn.init.uniform_(act.weight)
+    return act
+
+
 def scaled(x: torch.Tensor) -> torch.Tensor:
     """A clamp, of which the function that follows reads more than its result."""
     return x * torch.clamp(x * 0.3 + 0.45, 0, 1) * 0.7 - 0.25
@@ -67,6 +74,9 @@ CASES = {
     "one pixel": (Block(8, 24, 8, 3, 1), (1, 8, 1, 1)),
     "no bias, no clamp": (Block(8, 24, 8, 3, 1, act=lambda x: x, bias=False), (1, 8, 12, 12)),
     "stem before it": (Block(3, 32, 16, 3, 1, first=(3, 2)), (2, 3, 33, 31)),
+    "wide stem": (Block(3, 32, 16, 3, 1, first=(3, 2)), (2, 3, 18, 225)),
+    "stem of a large window, one channel": (Block(1, 24, 8, 3, 2, first=(7, 1)), (2, 1, 5, 6)),
+    "stem of odd panels": (Block(4, 43, 8, 5, 1, first=(5, 2)), (1, 4, 23, 120)),
     "large first window": (Block(12, 32, 16, 3, 2, first=(5, 1)), (1, 12, 17, 16)),
     "blocks of channels": (Block(8, 72, 12, 3, 1), (2, 8, 9, 119)),
     "blocks of channels, stride 2": (Block(8, 91, 24, 5, 2), (1, 8, 11, 122)),
@@ -151,7 +161,7 @@ def reasons(m: Any) -> str:
 
 def test_what_is_left_apart_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(1, 8, 12, 12)
-    m = effc.compile(Block(8, 24, 8, 3, 1, act=torch.nn.PReLU(24)).eval(), (x,))
+    m = effc.compile(Block(8, 24, 8, 3, 1, act=slopes(24)).eval(), (x,))
     assert "fuse_chains.formed" not in stats(m) and "more than a bias, a residual, a clamp and a func" in reasons(m)
     m = effc.compile(Block(8, 24, 8, 3, 1).eval(), (x,), dynamic_shapes=({2: torch.export.Dim("h", min=4, max=64)},))
     assert "fuse_chains.formed" not in stats(m) and "sizes of its images are not constant" in reasons(m)
@@ -213,6 +223,35 @@ def test_a_result_that_is_used_elsewhere(net: Twice, shape: tuple[int, ...]) -> 
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
 
+@pytest.mark.parametrize("act", [F.relu6, F.hardswish])
+def test_depthwise_and_pointwise_in_turn(act: Callable[[Any], Any]) -> None:
+    """As in MobileNet (Howard et al., 2017): a convolution that a chain ends in begins no other one."""
+    torch.manual_seed(5)
+    sizes = [(8, 24), (24, 40), (40, 40), (40, 24)]
+    deep = [torch.nn.Conv2d(c, c, 3, 1, 1, groups=c) for c, _ in sizes]
+    narrow = [torch.nn.Conv2d(c, o, 1) for c, o in sizes]
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.deep, self.narrow = torch.nn.ModuleList(deep), torch.nn.ModuleList(narrow)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for d, n in zip(self.deep, self.narrow, strict=True):
+                x = act(n(act(d(x))))
+            return x
+
+    net, x = Net().eval(), torch.randn(2, 8, 13, 11)
+    m = effc.compile(net, (x,))
+    assert (stats(m)["fuse_chains.formed"], stats(m)["fuse_chains.convs"]) == (4, 8)
+    # the first one reads the model's input, whose channels are not innermost
+    assert m.report["entries"]["main"]["kernels"]["effc_conv_chain_f32"] == 3
+    apart = effc.compile(net, (x,), disable_passes=("fuse_chains", "fuse_pairs"))
+    with torch.no_grad():
+        want = net(x)
+    assert torch.equal(m(x), apart(x)) and (m(x) - want).abs().max() <= 1e-5 * want.abs().max()
+
+
 class Mobile(torch.nn.Module):
     """Blocks of MobileNetV3 (Howard et al., 2019): hard swish after each convolution but a block's last; one with a
     residual, one with squeeze and excite, which needs all of its depthwise result, and a convolution after them."""
@@ -248,7 +287,7 @@ def test_blocks_of_mobilenet_v3(monkeypatch: pytest.MonkeyPatch) -> None:
     for sizes in (None, ({0: batch},)):
         m = effc.compile(net, (x,), dynamic_shapes=sizes)
         kernels = m.report["entries"]["main"]["kernels"]
-        assert (stats(m)["fuse_chains.formed"], stats(m)["fuse_chains.convs"]) == (2, 5)
+        assert (stats(m)["fuse_chains.formed"], stats(m)["fuse_chains.convs"]) == (2, 6)
         assert (kernels["effc_conv_chain_f32"], kernels["effc_conv_pair_f32"]) == (2, 1)
         assert not any(k.startswith("effc_conv_dw") for k in kernels)
         for n in (2,) if sizes is None else (1, 2, 7):

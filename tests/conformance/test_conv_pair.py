@@ -11,7 +11,7 @@ import torch
 
 import effc
 from effc.passes.fuse import pairs
-from tests.conformance.test_conv_chain import Block, Twice, stats
+from tests.conformance.test_conv_chain import Block, Twice, slopes, stats
 
 BOTH = ("fuse_chains", "fuse_pairs")
 
@@ -79,7 +79,7 @@ def test_what_is_left_apart_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         return Block(8, 24, 8, 3, 1)
 
     x = torch.randn(1, 8, 12, 12)
-    prelu = Block(8, 24, 8, 3, 1, act=torch.nn.PReLU(24))
+    prelu = Block(8, 24, 8, 3, 1, act=slopes(24))
     assert "its epilogue is more than a bias, a clamp and a function" in reasons(prelu, x)
     height = {2: torch.export.Dim("h", min=4, max=64)}
     assert "sizes of its images are not constant" in reasons(block(), x, dynamic_shapes=(height,))

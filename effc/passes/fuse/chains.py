@@ -126,9 +126,12 @@ class FuseChains(Pass):
         if "conv_chain" not in OPS:
             return graph
         uses = graph.uses()
+        taken: set[Node] = set()  # what chains end in
 
         def rule(b: Builder, n: Node, ins: tuple[Value | None, ...]) -> Value | None:
             stages = self.stages(n, uses)
+            if stages and stages[0] in taken:
+                stages = stages[1:]  # of depthwise and pointwise convolutions in turn
             if not stages:
                 if (said := self.why_dense(n, uses)) is not None:
                     report.decline(self.name, said, n)
@@ -137,6 +140,7 @@ class FuseChains(Pass):
             if reason is not None:
                 report.decline(self.name, reason, n)
                 return None
+            taken.add(n)
             made = [replace(n, inputs=ins)]  # the same nodes as the rebuilt graph has them
             while len(made) < len(stages):
                 made.insert(0, made[0].operands[0].node)
