@@ -83,6 +83,7 @@ def plan(stages: Sequence[Node]) -> Plan | str:
     return best or "a step of one row does not fit a core's cache"
 
 
+IN_TURN = "a chain ends in its first convolution: depthwise and pointwise ones in turn are faster apart"
 APART, CHAIN = 0, 1  # the ways of conv_or_chain (effc/cost/alternatives.py)
 STAGE_ATTRS = 8
 
@@ -126,12 +127,14 @@ class FuseChains(Pass):
         if "conv_chain" not in OPS:
             return graph
         uses = graph.uses()
-        taken: set[Node] = set()  # what chains end in
+        taken: set[Node] = set()  # what chains end in, and what could have followed those
 
         def rule(b: Builder, n: Node, ins: tuple[Value | None, ...]) -> Value | None:
             stages = self.stages(n, uses)
             if stages and stages[0] in taken:
-                stages = stages[1:]  # of depthwise and pointwise convolutions in turn
+                taken.add(n)
+                report.decline(self.name, IN_TURN, n)
+                return None
             if not stages:
                 if (said := self.why_dense(n, uses)) is not None:
                     report.decline(self.name, said, n)
