@@ -83,7 +83,7 @@ def plan(stages: Sequence[Node]) -> Plan | str:
     return best or "a step of one row does not fit a core's cache"
 
 
-IN_TURN = "a chain ends in its first convolution: depthwise and pointwise ones in turn are faster apart"
+IN_TURN = "a chain ends in its first convolution: depthwise and pointwise ones in turn gain too little"
 APART, CHAIN = 0, 1  # the ways of conv_or_chain (effc/cost/alternatives.py)
 STAGE_ATTRS = 8
 
