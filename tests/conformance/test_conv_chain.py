@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 import effc
-from effc.passes.fuse import chains
+from effc.passes.fuse import chains, pairs
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +47,18 @@ class Block(torch.nn.Module):
         return x + y if self.residual else y
 
 
+def slopes(channels: int) -> torch.nn.PReLU:
+    """An activation with an operand of its own."""
+    act = torch.nn.PReLU(channels)
+    torch.nn.init.uniform_(act.weight)
+    return act
+
+
+def scaled(x: torch.Tensor) -> torch.Tensor:
+    """A clamp, of which the function that follows reads more than its result."""
+    return x * torch.clamp(x * 0.3 + 0.45, 0, 1) * 0.7 - 0.25
+
+
 CASES = {
     "expand, 3x3": (Block(8, 48, 12, 3, 1), (2, 8, 14, 17)),
     "stride 2": (Block(16, 96, 24, 3, 2), (1, 16, 31, 29)),
@@ -61,9 +74,17 @@ CASES = {
     "one pixel": (Block(8, 24, 8, 3, 1), (1, 8, 1, 1)),
     "no bias, no clamp": (Block(8, 24, 8, 3, 1, act=lambda x: x, bias=False), (1, 8, 12, 12)),
     "stem before it": (Block(3, 32, 16, 3, 1, first=(3, 2)), (2, 3, 33, 31)),
+    "wide stem": (Block(3, 32, 16, 3, 1, first=(3, 2)), (2, 3, 18, 225)),
+    "stem of a large window, one channel": (Block(1, 24, 8, 3, 2, first=(7, 1)), (2, 1, 5, 6)),
+    "stem of odd panels": (Block(4, 43, 8, 5, 1, first=(5, 2)), (1, 4, 23, 120)),
     "large first window": (Block(12, 32, 16, 3, 2, first=(5, 1)), (1, 12, 17, 16)),
     "blocks of channels": (Block(8, 72, 12, 3, 1), (2, 8, 9, 119)),
     "blocks of channels, stride 2": (Block(8, 91, 24, 5, 2), (1, 8, 11, 122)),
+    "hard swish": (Block(16, 80, 24, 5, 2, act=F.hardswish), (2, 16, 15, 13)),
+    "hard swish, blocks of channels": (Block(8, 77, 12, 3, 1, act=F.hardswish), (1, 8, 9, 119)),
+    "hard swish, stem before it": (Block(3, 16, 16, 3, 1, first=(3, 2), act=F.hardswish), (2, 3, 33, 31)),
+    "silu, residual": (Block(20, 60, 20, 3, 1, residual=True, act=F.silu), (2, 20, 9, 11)),
+    "scaled hard swish, no first": (Block(40, 40, 24, 5, 1, first=None, bias=False, act=scaled), (1, 40, 7, 13)),
     "no first": (Block(32, 32, 16, 3, 1, first=None), (2, 32, 14, 13)),
     "no first, stride 2": (Block(40, 40, 24, 5, 2, first=None), (1, 40, 15, 13)),
 }  # fmt: skip
@@ -140,8 +161,8 @@ def reasons(m: Any) -> str:
 
 def test_what_is_left_apart_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(1, 8, 12, 12)
-    m = effc.compile(Block(8, 24, 8, 3, 1, act=torch.nn.functional.silu).eval(), (x,))
-    assert "fuse_chains.formed" not in stats(m) and "more than a bias, a residual and a clamp" in reasons(m)
+    m = effc.compile(Block(8, 24, 8, 3, 1, act=slopes(24)).eval(), (x,))
+    assert "fuse_chains.formed" not in stats(m) and "more than a bias, a residual, a clamp and a func" in reasons(m)
     m = effc.compile(Block(8, 24, 8, 3, 1).eval(), (x,), dynamic_shapes=({2: torch.export.Dim("h", min=4, max=64)},))
     assert "fuse_chains.formed" not in stats(m) and "sizes of its images are not constant" in reasons(m)
     monkeypatch.setattr(chains, "LARGE", 1 << 20)
@@ -200,3 +221,87 @@ def test_a_result_that_is_used_elsewhere(net: Twice, shape: tuple[int, ...]) -> 
         want = net(x)
     for a, b in zip(m(x), want, strict=True):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+
+
+@pytest.mark.parametrize("act", [F.relu6, F.hardswish])
+def test_depthwise_and_pointwise_in_turn(act: Callable[[Any], Any]) -> None:
+    """As in MobileNet (Howard et al., 2017): a convolution that a chain ends in begins no other one."""
+    torch.manual_seed(5)
+    sizes = [(8, 24), (24, 40), (40, 40), (40, 24)]
+    deep = [torch.nn.Conv2d(c, c, 3, 1, 1, groups=c) for c, _ in sizes]
+    narrow = [torch.nn.Conv2d(c, o, 1) for c, o in sizes]
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = torch.nn.Conv2d(8, 8, 1)
+            self.deep, self.narrow = torch.nn.ModuleList(deep), torch.nn.ModuleList(narrow)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = act(self.first(x))
+            for d, n in zip(self.deep, self.narrow, strict=True):
+                x = act(n(act(d(x))))
+            return x
+
+    net, x = Net().eval(), torch.randn(2, 8, 13, 11)
+    m = effc.compile(net, (x,))
+    assert (stats(m)["fuse_chains.formed"], stats(m)["fuse_chains.convs"]) == (1, 3)
+    assert m.report["entries"]["main"]["kernels"]["effc_conv_chain_f32"] == 1 and "in turn" in reasons(m)
+    apart = effc.compile(net, (x,), disable_passes=("fuse_chains", "fuse_pairs"))
+    with torch.no_grad():
+        want = net(x)
+    assert torch.equal(m(x), apart(x)) and (m(x) - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+class Mobile(torch.nn.Module):
+    """Blocks of MobileNetV3 (Howard et al., 2019): hard swish after each convolution but a block's last; one with a
+    residual, one with squeeze and excite, which needs all of its depthwise result, and a convolution after them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn, act = torch.nn, F.hardswish
+        self.stem = nn.Conv2d(3, 16, 3, 2, 1)
+        self.plain = Block(16, 72, 16, 5, 1, act=act, residual=True)
+        self.expand, self.deep = nn.Conv2d(16, 56, 1), nn.Conv2d(56, 56, 3, 2, 1, groups=56)
+        self.squeeze = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(56, 14, 1), nn.ReLU(), nn.Conv2d(14, 56, 1), nn.Hardsigmoid()
+        )
+        self.narrow = nn.Conv2d(56, 24, 1)
+        self.light = nn.Sequential(  # of PP-LCNet: depthwise and pointwise, each with its activation
+            nn.Conv2d(24, 24, 5, 1, 2, groups=24), nn.Hardswish(), nn.Conv2d(24, 40, 1), nn.Hardswish()
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        act = F.hardswish
+        y = act(self.deep(act(self.expand(self.plain(act(self.stem(x)))))))
+        result: torch.Tensor = self.light(self.narrow(y * self.squeeze(y)))
+        return result
+
+
+def test_blocks_of_mobilenet_v3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has no squeeze and excite is a chain, the rest of an inverted bottleneck a pair; dynamic sizes."""
+    monkeypatch.setattr(pairs, "CHANNELS", 1)
+    torch.manual_seed(3)
+    net = Mobile().eval()
+    x = torch.randn(2, 3, 37, 29)
+    batch = torch.export.Dim("n", min=1, max=16)
+    for sizes in (None, ({0: batch},)):
+        m = effc.compile(net, (x,), dynamic_shapes=sizes)
+        kernels = m.report["entries"]["main"]["kernels"]
+        assert (stats(m)["fuse_chains.formed"], stats(m)["fuse_chains.convs"]) == (2, 6)
+        assert (kernels["effc_conv_chain_f32"], kernels["effc_conv_pair_f32"]) == (2, 1)
+        assert not any(k.startswith("effc_conv_dw") for k in kernels)
+        for n in (2,) if sizes is None else (1, 2, 7):
+            y = torch.randn(n, 3, 37, 29) * 3
+            with torch.no_grad():
+                want = net(y)
+            assert (m(y) - want).abs().max() <= 1e-5 * want.abs().max()
+    h, w = torch.export.Dim("h", min=8, max=64), torch.export.Dim("w", min=8, max=64)
+    m = effc.compile(net, (x,), dynamic_shapes=({2: h, 3: w},))
+    kernels = m.report["entries"]["main"]["kernels"]
+    assert "fuse_chains.formed" not in stats(m) and kernels["effc_conv_dw_f32"] == 3
+    for height, width in ((37, 29), (8, 9), (51, 64)):
+        y = torch.randn(2, 3, height, width) * 3
+        with torch.no_grad():
+            want = net(y)
+        assert (m(y) - want).abs().max() <= 1e-5 * want.abs().max()

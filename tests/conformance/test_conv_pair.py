@@ -11,7 +11,7 @@ import torch
 
 import effc
 from effc.passes.fuse import pairs
-from tests.conformance.test_conv_chain import Block, Twice, stats
+from tests.conformance.test_conv_chain import Block, Twice, slopes, stats
 
 BOTH = ("fuse_chains", "fuse_pairs")
 
@@ -28,6 +28,8 @@ CASES = {
     "5x5, stride 2, three images": (Block(24, 70, 40, 5, 2), (3, 24, 13, 18)),
     "channels that are no vectors": (Block(5, 13, 7, 3, 1), (2, 5, 7, 9)),
     "dilation, no bias, no clamp": (Block(8, 40, 8, 3, 1, dilation=2, act=lambda x: x, bias=False), (1, 8, 15, 12)),
+    "hard swish": (Block(12, 70, 24, 3, 1, act=torch.nn.functional.hardswish), (2, 12, 9, 11)),
+    "silu, stride 2": (Block(12, 96, 24, 5, 2, act=torch.nn.functional.silu), (1, 12, 14, 13)),
     "window larger than the image": (Block(8, 24, 8, 5, 1), (2, 8, 2, 3)),
     "much padding": (Block(8, 24, 8, 3, 2, padding=4), (1, 8, 6, 5)),
 }  # fmt: skip
@@ -77,8 +79,8 @@ def test_what_is_left_apart_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         return Block(8, 24, 8, 3, 1)
 
     x = torch.randn(1, 8, 12, 12)
-    silu = Block(8, 24, 8, 3, 1, act=torch.nn.functional.silu)
-    assert "its epilogue is more than a bias and a clamp" in reasons(silu, x)
+    prelu = Block(8, 24, 8, 3, 1, act=slopes(24))
+    assert "its epilogue is more than a bias, a clamp and a function" in reasons(prelu, x)
     height = {2: torch.export.Dim("h", min=4, max=64)}
     assert "sizes of its images are not constant" in reasons(block(), x, dynamic_shapes=(height,))
     assert "used elsewhere" in reasons(Twice(8, 24, 8, 3, 1), x)

@@ -252,15 +252,17 @@ def _check(body: Graph) -> None:
 
 
 def _rows_of_a_pair(row: Sequence[str], lines: Sequence[str], operands: int) -> list[str]:
-    """The loop over an epilogue's rows where they are two vectors long, as a depthwise convolution's blocks of channels
+    """The loop over an epilogue's rows where they are pairs of vectors, as a depthwise convolution's blocks of channels
     are: the start and the end of a loop of unknown length would take longer than they do. ``row``: the start of one."""
     known = " && ".join(f"S{k} != ANY" for k in range(operands))
     return [
-        f"    if ({known} && n == PAIR) {{",
+        f"    if ({known} && n % PAIR == 0) {{",
         *row,
+        "    for (int64_t pair = 0; pair < n; pair += PAIR) {",
         "#pragma GCC ivdep",
-        "    for (int64_t i = 0; i < PAIR; ++i) {",
+        "    for (int64_t i = pair; i < pair + PAIR; ++i) {",
         *lines,
+        "    }",
         "    }",
         "    }",
         "    return;",
@@ -439,6 +441,35 @@ def chain_kernel(gen: Generated, stages: Sequence[tuple[str, str | None]]) -> st
         ]
     )
     return gen.add("chain", text)
+
+
+def activations(gen: Generated, stages: Sequence[tuple[str, Sequence[Dim]] | None]) -> str:
+    """One epilogue for a kernel of several stages: of each the symbol of its own and the numbers that this needs, or
+    None. The stage is the first of the arguments (``activate`` of conv_dw.hpp)."""
+    own = list(dict.fromkeys(s[0] for s in stages if s is not None))
+    box = "int64_t b0, int64_t b1, int64_t m0, int64_t m1, int64_t n0, int64_t n1, const void* acc, int64_t ld"
+    lines = []
+    for k, s in enumerate(stages):
+        if s is not None:
+            values = ", ".join(str(d) for d in s[1]) or "0"  # of constants: bits of floats
+            lines += [
+                f"  static const int64_t dv{k}[] = {{{values}}};",
+                f"  if (b0 == {k}) {{",
+                f"    at.attr = dv{k}, at.n_attr = {len(s[1])};",
+                f"    return {s[0]}(&at, b0, b1, m0, m1, n0, n1, acc, ld);",
+                "  }",
+            ]
+    text = "\n".join(
+        [
+            *(f'extern "C" EFFC_EXPORT void {e}(const effc_call*, {box});' for e in own),
+            f'extern "C" EFFC_EXPORT void @(const effc_call* c, {box}) {{',
+            "  effc_call at = *c;",
+            *lines,
+            "}",
+            "",
+        ]
+    )
+    return gen.add("act", text)
 
 
 # Staged reductions ----------------------------------------------------------------------------------------------------

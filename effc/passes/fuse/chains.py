@@ -83,6 +83,7 @@ def plan(stages: Sequence[Node]) -> Plan | str:
     return best or "a step of one row does not fit a core's cache"
 
 
+IN_TURN = "a chain ends in its first convolution: depthwise and pointwise ones in turn gain too little"
 APART, CHAIN = 0, 1  # the ways of conv_or_chain (effc/cost/alternatives.py)
 STAGE_ATTRS = 8
 
@@ -96,7 +97,7 @@ def alternatives(stages: Sequence[Node], chosen: Plan, rule: int) -> list[Call] 
         return DYNAMIC
     described: list[int] = []
     for n in stages:
-        steps = steps_of(n.attrs["body"], n.operands[2:]) if n.op == "conv_fused" else None
+        steps = steps_of(n.attrs["body"], n.operands[2:], activations=True) if n.op == "conv_fused" else None
         a = n.attrs
         described += [
             int(n.types[0].shape[1]), a["groups"], int(n.operands[1].shape[2]), a["stride"][0], a["padding"][0][0],
@@ -126,9 +127,14 @@ class FuseChains(Pass):
         if "conv_chain" not in OPS:
             return graph
         uses = graph.uses()
+        taken: set[Node] = set()  # what chains end in, and what could have followed those
 
         def rule(b: Builder, n: Node, ins: tuple[Value | None, ...]) -> Value | None:
             stages = self.stages(n, uses)
+            if stages and stages[0] in taken:
+                taken.add(n)
+                report.decline(self.name, IN_TURN, n)
+                return None
             if not stages:
                 if (said := self.why_dense(n, uses)) is not None:
                     report.decline(self.name, said, n)
@@ -137,6 +143,7 @@ class FuseChains(Pass):
             if reason is not None:
                 report.decline(self.name, reason, n)
                 return None
+            taken.add(n)
             made = [replace(n, inputs=ins)]  # the same nodes as the rebuilt graph has them
             while len(made) < len(stages):
                 made.insert(0, made[0].operands[0].node)
@@ -184,9 +191,9 @@ class FuseChains(Pass):
                 return f"a chain of {n.types[0].dtype}"
             if n.operands[1].node.op != "constant":
                 return "weights that are not constant"
-            steps = steps_of(n.attrs["body"], n.operands[2:]) if n.op == "conv_fused" else None
+            steps = steps_of(n.attrs["body"], n.operands[2:], activations=True) if n.op == "conv_fused" else None
             if n.op == "conv_fused" and (steps is None or (n is not stages[-1] and steps.residual is not None)):
-                return "its epilogue is more than a bias, a residual and a clamp"
+                return "its epilogue is more than a bias, a residual, a clamp and a function of what that is"
         chosen = plan(stages)
         return chosen if isinstance(chosen, str) else None
 

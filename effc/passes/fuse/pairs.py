@@ -64,9 +64,9 @@ class FusePairs(Pass):
                 return f"a pair of {n.types[0].dtype}"
             if n.operands[1].node.op != "constant":
                 return "weights that are not constant"
-            steps = steps_of(n.attrs["body"], n.operands[2:]) if n.op == "conv_fused" else None
+            steps = steps_of(n.attrs["body"], n.operands[2:], activations=True) if n.op == "conv_fused" else None
             if n.op == "conv_fused" and (steps is None or steps.residual is not None):
-                return "its epilogue is more than a bias and a clamp"
+                return "its epilogue is more than a bias, a clamp and a function of what that is"
         made, source = constant_sizes(first.types[0].shape[1:]), constant_sizes(first.operands[0].shape[1:])
         if made is None or source is None or constant_sizes(deep.types[0].shape[1:]) is None:
             return "sizes of its images are not constant"

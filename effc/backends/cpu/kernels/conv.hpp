@@ -50,8 +50,9 @@ enum Attr {
   kAttrs = 25
 };
 
-/* The operands that steps need follow x and w in this order; clamp's bounds are the float attributes. */
-enum Step { kAddBias = 1, kAddResidual = 2, kClamp = 4 };
+/* The operands that steps need follow x and w in this order; clamp's bounds are the float attributes. kActivate: then the call's
+ * epilogue, a function of one value, in place (conv_dw.hpp; no step of conv_kernel). */
+enum Step { kAddBias = 1, kAddResidual = 2, kClamp = 4, kActivate = 8 };
 
 struct Tap {
   int32_t at[3]; /* position in the image from the pixel's origin on; of a transposed convolution: the origin of its class */

@@ -9,7 +9,8 @@
  * that two threads' windows share are made twice. Each element is summed in the order in which the kernels conv.hpp and
  * conv_dw.hpp sum it: the result is theirs, bit for bit.
  *
- * Without a first convolution the depthwise one reads x itself.
+ * Without a first convolution the depthwise one reads x itself. A convolution's activation, if it is more than a clamp, is the call's
+ * epilogue and runs in place on what was just made, as after the kernels alone.
  *
  * Where images are small and channels many, the weights are what is large, and each thread would read all of them. There the
  * first two convolutions are a kernel of their own (pair_kernel), which deals channels: a thread makes a few channels of a
@@ -42,7 +43,9 @@ struct alignas(64) Kept {
 template <class T>
 struct Chain {
   const effc_call* call;
-  bool first, plain; /* plain: the first one's pixels go through chain_lines */
+  int64_t stage;     /* number of the depthwise convolution: the first is the one before, the pointwise one that after */
+  bool acts[3];      /* which of them have an activation */
+  bool first, plain, strided; /* the first one's pixels go through chain_lines, chain_strides */
   Conv<T> wide, narrow; /* the first convolution, the pointwise one */
   Depthwise<T> dw;
   int64_t rows, steps, part, kept_rows, cols, work_bytes; /* rows of a step, steps of an image, channels of a block */
@@ -75,6 +78,79 @@ void chain_lines(const Conv<T>& v, T* c, int64_t ld, int64_t c0, int64_t c1, int
     const Lines<T> to = {v.x + image * v.xs[0] + m0 * v.xs[4], c + (n - c0), c, v.xs[4], ld, 0};
     run_line(v, panel, to, m1 - m0, v.k, panel.weights, (const char*)panel.next(v, c0, c1, n, 0, -1),
              v.k * wide * (int64_t)sizeof(T));
+  }
+}
+
+/* Columns of a convolution's result outside of [lo, hi) have a window that leaves the row. */
+template <class T>
+void chain_inner(const Conv<T>& v, int64_t* lo, int64_t* hi) {
+  const int64_t width = v.sp[2], room = v.in[2] - 1 - (v.a[kKernel + 2] - 1) * v.a[kDilation + 2] + v.pad[2];
+  *lo = v.pad[2] > 0 ? min64(width, ceil_div(v.pad[2], v.st[2])) : 0;
+  *hi = room < 0 ? *lo : max64(*lo, min64(width, room / v.st[2] + 1));
+}
+
+/* Whether chain_strides can make rows of this convolution's result: of few channels, or channels that lie apart, and few columns
+ * at the borders. */
+template <class T>
+bool chain_strided(const Conv<T>& v) {
+  if (v.rows <= 0 || v.og <= 0) return false;
+  int64_t lo, hi;
+  chain_inner(v, &lo, &hi);
+  const bool patches = v.cg < 8 || !v.innermost, runs = v.innermost && v.run >= 8;
+  const bool rows = v.sp[1] == v.a[kSpatial + 1] && v.sp[2] == v.a[kSpatial + 2]; /* else it is seen as one long row */
+  return rows && patches && !runs && !v.lines && v.groups == 1 && v.a[kKernel] == 1 && v.k <= v.block_k && lo + v.sp[2] - hi <= v.mr;
+}
+
+/* Rows [r0, r0 + n) of an image, panels of channels [c0, c1), row r0 to `c`, its pixels `ld` apart: inner pixels of a row lie at
+ * equal distances, whose steps outside of the image above or below are left out; those at the left and right border are gathered.
+ * What run_block lists for a block, and gathers for each row that is cut or outside, is more than the sums of a part of a step. */
+template <class T>
+void chain_strides(const Conv<T>& v, char* scratch, T* c, int64_t ld, int64_t c0, int64_t c1, int64_t image, int64_t r0, int64_t n) {
+  const int64_t *a = v.a, width = v.sp[2], wide = v.nv * Simd<T>::lanes, rows = a[kKernel + 1], cols = a[kKernel + 2];
+  const int64_t x_step = v.st[2] * v.xs[4], bytes = v.k * wide * (int64_t)sizeof(T), dh = a[kDilation + 1], dw = a[kDilation + 2];
+  int64_t lo, hi;
+  chain_inner(v, &lo, &hi);
+  const int64_t borders = lo + width - hi;
+  for (int64_t p = c0; p < c1; p += wide) {
+    const Panel<T> panel(v, 0, c0, c1, p, 0, v.k, v.k);
+    const char* next = (const char*)panel.next(v, c0, c1, p, 0, -1);
+    for (int64_t i = 0; i < n && hi > lo; ++i) {
+      const int64_t at = (r0 + i) * v.st[1] - v.pad[1], room = v.in[1] - at;
+      const int64_t h0 = at < 0 ? min64(rows, ceil_div(-at, dh)) : 0, h1 = min64(rows, max64(h0, room > 0 ? ceil_div(room, dh) : 0));
+      const int64_t from = h0 * cols * v.cg, k = (h1 - h0) * cols * v.cg;
+      const T* x = v.x + image * v.xs[0] + at * v.xs[3] + lo * x_step - v.pad[2] * v.xs[4];
+      const Lines<T> to = {x, c + (i * width + lo) * ld + (p - c0), c, x_step, ld, 0};
+      run_tiles(v, to, hi - lo, k, next + bytes * i / n, bytes / n,
+                [&](int64_t m, Lines<T> line, int64_t tiles, const char* ahead, int64_t step) {
+                  panel.strides[m - 1](line, tiles, v.offsets + from, k, panel.weights + from * panel.nv * Simd<T>::lanes, ahead,
+                                       step, &panel.sink);
+                });
+    }
+  }
+  if (!borders) return;
+  T* const patch = carve(v, scratch).patch;
+  for (int64_t i0 = 0, m; i0 < n; i0 += m) { /* as many rows as the patch has room for */
+    m = min64(n - i0, v.mr / borders);
+    T* q = patch;
+    for (int64_t i = i0; i < i0 + m; ++i)
+      for (int64_t j = 0; j < borders; ++j) {
+        const int64_t ih = (r0 + i) * v.st[1] - v.pad[1], iw = (j < lo ? j : hi + j - lo) * v.st[2] - v.pad[2];
+        const T* x = v.x + image * v.xs[0] + ih * v.xs[3] + iw * v.xs[4];
+        for (int64_t h = 0; h < rows; ++h)
+          for (int64_t w = 0; w < cols; ++w, q += v.cg) {
+            const bool in = inside(ih + h * dh, v.in[1]) && inside(iw + w * dw, v.in[2]);
+            const T* from = x + h * dh * v.xs[3] + w * dw * v.xs[4];
+            for (int64_t ch = 0; ch < v.cg; ++ch) q[ch] = in ? from[ch * v.xs[1]] : T(0);
+          }
+      }
+    for (int64_t p = c0; p < c1; p += wide) {
+      const Panel<T> panel(v, 0, c0, c1, p, 0, v.k, v.k);
+      for (int64_t j = 0; j < borders; ++j) {
+        const int64_t col = j < lo ? j : hi + j - lo;
+        const Lines<T> to = {patch + j * v.k, c + (i0 * width + col) * ld + (p - c0), c, borders * v.k, width * ld, 0};
+        run_line(v, panel, to, m, v.k, panel.weights, (const char*)panel.weights, 0);
+      }
+    }
   }
 }
 
@@ -177,12 +253,16 @@ void chain_step(const Chain<T>& v, int64_t image, int64_t o0, int64_t o1, Kept& 
         for (int64_t r = make0, n; r < ring.end; r += n) {
           const int64_t slot = r % v.kept_rows, base = image * v.height;
           n = min64(ring.end - r, v.kept_rows - slot);
+          T* const at = made + area * c0 + slot * v.width * wide;
           if (v.plain) {
-            chain_lines(v.wide, made + area * c0 + slot * v.width * wide, wide, c0, c1, image, r * v.width, (r + n) * v.width);
-            continue;
+            chain_lines(v.wide, at, wide, c0, c1, image, r * v.width, (r + n) * v.width);
+          } else if (v.strided) {
+            chain_strides(v.wide, scratch, at, wide, c0, c1, image, r, n);
+          } else {
+            const effc_tensor t = chain_window(out, mine + slot * v.width * wide, r, v.width, wide, strides);
+            chain_rows(v.wide, t, scratch, c0, c1, (base + r) * v.width, (base + r + n) * v.width);
           }
-          const effc_tensor t = chain_window(out, mine + slot * v.width * wide, r, v.width, wide, strides);
-          chain_rows(v.wide, t, scratch, c0, c1, (base + r) * v.width, (base + r + n) * v.width);
+          if (v.acts[0]) activate(v.call, 0, at, n * v.width, wide, wide);
         }
         rows = mine;
       } else {
@@ -190,6 +270,7 @@ void chain_step(const Chain<T>& v, int64_t image, int64_t o0, int64_t o1, Kept& 
       }
       T* q = deep + (from - o0) * width * channels + c0;
       chain_depthwise(dw, rows, v.first ? v.kept_rows : v.height, from, to, c0, c1, q, channels, width * channels);
+      if (v.acts[v.stage]) activate(v.call, v.stage, q, (to - from) * width, wide, channels);
     }
   }
   kept = ring;
@@ -198,6 +279,10 @@ void chain_step(const Chain<T>& v, int64_t image, int64_t o0, int64_t o1, Kept& 
   narrow.x = deep - o0 * width * channels; /* pixel m of the image is at m * channels */
   const int64_t base = image * narrow.pixels;
   chain_rows(narrow, out, scratch, 0, narrow.og, base + o0 * width, base + o1 * width);
+  if (v.acts[v.stage + 1]) {
+    T* const at = (T*)out.data + image * out.strides[0] + o0 * width * out.strides[2];
+    activate(v.call, v.stage + 1, at, (o1 - o0) * width, narrow.og, out.strides[2]);
+  }
 }
 
 template <class T>
@@ -246,14 +331,22 @@ int32_t chain_kernel(const effc_call* call) {
   const int64_t* a = call->attr + kChainAttrs;
   int64_t shape[5], strides[5];
   spatial_view(x, shape, strides);
+  effc_call plain = *call; /* as the convolutions see it: what follows their steps is done here */
+  plain.epilogue = nullptr;
+  v.stage = v.first;
+  for (int i = 0; i < 2 + v.first; ++i) {
+    v.acts[i] = (a[i * kAttrs + kSteps] & kActivate) != 0;
+    if (v.acts[i] && !call->epilogue) return bad("an activation is missing");
+  }
 
   if (v.first) {
-    s = set_up(v.wide, call, a, x, call->in[operand++], out, s);
+    s = set_up(v.wide, &plain, a, x, call->in[operand++], out, s);
     v.wide.direct = true;
     if (!take_steps(v.wide, &operand, &limits)) return bad("steps of the first convolution");
     v.height = a[kSpatial + 1], v.width = a[kSpatial + 2];
     if (!take_scratch(v.wide, v.work_bytes)) return bad("scratch of the first convolution");
     v.plain = v.wide.lines && v.wide.line >= v.wide.pixels && v.wide.k <= v.wide.block_k;
+    v.strided = chain_strided(v.wide);
     a += kAttrs;
   } else {
     v.height = shape[3], v.width = shape[4];
@@ -277,7 +370,7 @@ int32_t chain_kernel(const effc_call* call) {
   int64_t step[4] = {0, 1, size[3] * dw.channels, dw.channels};
   between.rank = 4, between.shape = size, between.strides = step, between.dtype = out.dtype;
   if (operand >= call->n_own) return bad("the pointwise weights are missing");
-  s = set_up(v.narrow, call, a, between, call->in[operand++], out, s);
+  s = set_up(v.narrow, &plain, a, between, call->in[operand++], out, s);
   if (!v.narrow.direct || v.narrow.taps != 1 || !take_steps(v.narrow, &operand, &limits) || operand != call->n_own)
     return bad("steps of the pointwise convolution");
   if (!take_scratch(v.narrow, v.work_bytes)) return bad("scratch of the pointwise convolution");
@@ -305,6 +398,7 @@ struct Pair {
   Conv<T> wide;
   Depthwise<T> dw;
   int64_t blocks, work_bytes; /* blocks of channels */
+  bool acts[2];               /* which have an activation */
 };
 
 /* Items: (image, block of channels), those of an image together. */
@@ -322,9 +416,12 @@ void pair_blocks(void* arg, int64_t begin, int64_t end, int32_t worker) {
     int64_t strides[4];
     const effc_tensor t = chain_window(out, made - c0, 0, v.dw.in[2], wide, strides);
     chain_rows(v.wide, t, scratch, c0, c1, image * pixels, (image + 1) * pixels);
+    if (v.acts[0]) activate(v.call, 0, made, pixels, wide, wide);
     Depthwise<T> dw = v.dw;
     dw.xs[4] = wide, dw.xs[3] = v.dw.in[2] * wide;
-    chain_depthwise(dw, made - c0, v.dw.in[1], 0, sp[1], c0, c1, (T*)out.data + image * out.strides[0] + c0, ld, sp[2] * ld);
+    T* const q = (T*)out.data + image * out.strides[0] + c0;
+    chain_depthwise(dw, made - c0, v.dw.in[1], 0, sp[1], c0, c1, q, ld, sp[2] * ld);
+    if (v.acts[1]) activate(v.call, 1, q, sp[1] * sp[2], wide, ld);
   }
 }
 
@@ -354,7 +451,13 @@ int32_t pair_kernel(const effc_call* call) {
   int operand = 1, limits = 0;
   const effc_tensor &x = call->in[0], &out = call->out[0];
   const int64_t *a = call->attr + kPairAttrs, *first = a;
-  set_up(v.wide, call, a, x, call->in[operand++], out, (char*)call->scratch);
+  effc_call plain = *call; /* as the convolutions see it: what follows their steps is done here */
+  plain.epilogue = nullptr;
+  for (int i = 0; i < 2; ++i) {
+    v.acts[i] = (a[i * kAttrs + kSteps] & kActivate) != 0;
+    if (v.acts[i] && !call->epilogue) return bad("an activation is missing");
+  }
+  set_up(v.wide, &plain, a, x, call->in[operand++], out, (char*)call->scratch);
   v.wide.direct = true;
   if (!take_steps(v.wide, &operand, &limits) || v.wide.residual) return bad("steps of the first convolution");
   if (!take_scratch(v.wide, v.work_bytes)) return bad("scratch of the first convolution");

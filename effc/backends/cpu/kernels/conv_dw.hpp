@@ -36,7 +36,7 @@ struct Depthwise {
   const T* x;
   int64_t xs[5], batch, channels, in[3], taps, pixels;
   const T* w; /* [tap][channel] */
-  bool direct, clamp;
+  bool direct, clamp, activate;
   const T* bias;
   T limit[2];
   int64_t width_in, lo, hi; /* output columns [lo, hi) have all their taps inside the row */
@@ -473,6 +473,18 @@ DwRow<T> dw_row(const Depthwise<T>& v, int64_t line) {
   return row;
 }
 
+/* The call's epilogue, a function of one value, in place on rows of `cols` elements at p, `ld` apart: what was just made and is in a
+ * near cache. `stage`: which of the functions of a kernel with several (codegen.activations). */
+template <class T>
+void activate(const effc_call* call, int64_t stage, T* p, int64_t rows, int64_t cols, int64_t ld) {
+  if (ld == cols) cols *= rows, ld = cols, rows = 1;
+  const int64_t strides[4] = {0, 0, ld, 1};
+  effc_tensor at = {p, __is_same(T, float) ? EFFC_F32 : EFFC_F64, 4, nullptr, strides};
+  effc_call c = *call;
+  c.out = &at, c.n_out = 1;
+  call->epilogue(&c, stage, 0, 0, rows, 0, cols, p, ld);
+}
+
 /* Items: (group of output lines, block of channels, line): the rows of x that a line shares with the next one stay in L1. */
 template <class T>
 void dw_run(void* arg, int64_t begin, int64_t end, int32_t worker) {
@@ -493,6 +505,7 @@ void dw_run(void* arg, int64_t begin, int64_t end, int32_t worker) {
     if (v.direct) {
       T* q = (T*)out.data + b * out.strides[0] + l * sp[2] * out.strides[2] + c0;
       dw_channels<T, Simd<T>::lanes>(v, rows, n, 0, sp[2], c0, c1, q, out.strides[2], sp[2] * out.strides[2]);
+      if (v.activate) activate(v.call, 0, q, n * sp[2], c1 - c0, out.strides[2]);
       continue;
     }
     for (int64_t w0 = 0; w0 < sp[2]; w0 += v.segment) {
@@ -628,13 +641,14 @@ int32_t depthwise_kernel(const effc_call* call) {
     });
   }
   const effc_tensor& out = call->out[0];
-  v.direct = !call->epilogue && out.dtype == (__is_same(T, float) ? EFFC_F32 : EFFC_F64) && (out.strides[3] == 1 || v.channels == 1);
+  v.activate = (a[kSteps] & kActivate) != 0;
+  v.direct = !call->epilogue == !v.activate && out.dtype == (__is_same(T, float) ? EFFC_F32 : EFFC_F64) && (out.strides[3] == 1 || v.channels == 1);
   if (a[kSteps]) {
     if (a[kSteps] & kAddBias) v.bias = (const T*)call->in[2].data;
     v.clamp = (a[kSteps] & kClamp) != 0;
     if (v.clamp && call->n_fattr == 2) v.limit[0] = (T)call->fattr[0], v.limit[1] = (T)call->fattr[1];
     if (!v.direct || (a[kSteps] & kAddResidual) || call->n_own != 2 + (v.bias != nullptr) || (v.clamp && call->n_fattr != 2)) {
-      call->api->fail(call, "depthwise conv: bias and clamp need a plain result and their operands");
+      call->api->fail(call, "depthwise conv: bias, clamp and activation need a plain result and their operands");
       return 1;
     }
   }

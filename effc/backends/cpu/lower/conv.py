@@ -149,6 +149,7 @@ def _emit(
         ways = shape.candidates() if cx.options.decide is not None else [shape.rule()]
         name = f"effc_conv_{compute}"
     steps = steps or Steps()
+    body = body or steps.activation
     symbol, values = fused.epilogue(cx, body, compute, extras, outs) if body is not None else (None, [])
     count = "" if body is None else codegen.counts(body)
     before = [packed, transposed, convert, *common]
@@ -217,7 +218,8 @@ def lower_conv_fused(cx: Lowering, node: Node) -> None:
         cx.lower_decomposed(node)
         return
     depthwise = node.operands[1].shape[1] == 1 and node.attrs["output_padding"] is None and node.attrs["groups"] > 1
-    steps = steps_of(body, node.operands[2:]) if node.operands[0].type.dtype in (DType.f32, DType.f64) else None
+    plain = node.operands[0].type.dtype in (DType.f32, DType.f64)
+    steps = steps_of(body, node.operands[2:], activations=depthwise) if plain else None
     if steps is not None and not (depthwise and steps.residual is not None):
         out = cx.out(node, order=channels_last(len(shape)))
         _emit(cx, node, [as_rows(cx, out)], shape[2:], None, [], steps)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ....ir import dims
 from ....ir.dims import Dim, product
@@ -13,6 +14,7 @@ from ....ir.dtypes import DType
 from ....ir.graph import Graph, Node, Value
 from ....passes.fuse.chains import Plan, plan
 from ....passes.fuse.steps import Steps, steps_of
+from .. import codegen
 from ..packing import conv as packing
 from . import Buf, Lowering, lowers
 from .conv import as_rows, channels_last, geometry, innermost, is_pointwise, one_line, readable, step_operands
@@ -35,10 +37,23 @@ def _stages(cx: Lowering, node: Node) -> list[_Stage]:
         if n.op not in ("conv", "conv_fused"):
             continue  # a scalar that a body holds
         extras = [outer.get(v, v) for v in n.operands[2:]]
-        steps = steps_of(n.attrs["body"], extras) if n.op == "conv_fused" else Steps()
+        steps = steps_of(n.attrs["body"], extras, activations=True) if n.op == "conv_fused" else Steps()
         assert steps is not None  # the pass took nothing else
         stages.append(_Stage(n, outer[n.operands[1]], steps))
     return stages
+
+
+def _activations(cx: Lowering, stages: Sequence[_Stage]) -> dict[str, Any]:
+    """What a call needs for the activations of its convolutions."""
+    bodies = [s.steps.activation for s in stages]
+    made = [
+        None if b is None else codegen.map_kernel(cx.generated, b, (1, 1), DType.f32, epilogue=True) for b in bodies
+    ]
+    symbols = {s[0] for s in made if s is not None}
+    if not symbols:
+        return {}
+    cx.kernels.update(symbols)
+    return {"epilogue": codegen.activations(cx.generated, made)}
 
 
 NEAR = 20 << 10  # bytes of a pair's first result that are made and read at a time
@@ -89,6 +104,7 @@ def lower_conv_pair(cx: Lowering, node: Node) -> None:
     cx.call(
         "effc_conv_pair_f32", own, [as_rows(cx, cx.out(node, order=channels_last(4)))],
         [cols, work, *described], limits, scratch=blocks.scratch, thread_scratch=work + itemsize * pixels * cols,
+        **_activations(cx, (first, deep)),
     )  # fmt: skip
 
 
@@ -143,5 +159,5 @@ def _emit(
     attrs: list[Dim] = [len(stages) == 3, chosen.rows, chosen.kept, cols, work, chosen.part, *described]
     cx.call(
         "effc_conv_chain_f32", own, [out], attrs, limits, scratch=scratch,
-        thread_scratch=work + chosen.buffers,
+        thread_scratch=work + chosen.buffers, **_activations(cx, stages),
     )  # fmt: skip
