@@ -139,7 +139,8 @@ EFFC_INLINE void pixel_channels(const Pool& p, const S* x, S* y, int64_t* index,
               at[c] = better ? flat : at[c];
             }
           } else {
-            for (int64_t c = 0; c < count; ++c) {
+            /* Asked for: few channels would be unrolled before they are seen to be vectors, with a branch for each. */
+            _Pragma("omp simd") for (int64_t c = 0; c < count; ++c) {
               A v = to_compute(line[c]);
               acc[c] = beats(v, acc[c]) ? v : acc[c];
             }
@@ -292,7 +293,11 @@ void pool_lines(void* arg, int64_t begin, int64_t end, int32_t) {
         while (n - from >= 32) block(from, 32), from += 32;
         if (n - from >= 16) block(from, 16), from += 16;
         if (n - from >= 8) block(from, 8), from += 8;
-        if (n > from) block(from, n - from);
+        /* What is left once more with those before, to the same values, rather than one by one. */
+        if (n > from && n >= 8)
+          block(n - 8, 8);
+        else if (n > from)
+          block(from, n - from);
       }
     } else if (a[kAdaptive] || a[kKernel + 2] > 4 * sp[2]) {
       for (int64_t o = 0; o < sp[2]; ++o)
