@@ -18,6 +18,9 @@ SLOW = frozenset(
     "exp exp2 expm1 log log2 log10 log1p tanh sin cos tan erf erfc erfinv sigmoid pow softplus gelu silu sinh cosh "
     "asin acos atan atan2 lgamma digamma".split()
 )
+COLD = 1000.0  # operations: what a call that finds nothing in a cache is counted as, whatever its size
+# Work of families whose bytes count: what comes from each level, and a start without what it needs.
+LEVELS = "from_l2 from_l3 to_l3 cold cold_far"
 FAR = 1.5  # times the last cache: what lies further back has left it, however far
 MEDIUM = frozenset("div sqrt rsqrt reciprocal mod remainder floor_divide floordiv".split())
 
@@ -105,6 +108,9 @@ def common(call: Call, cx: Context) -> dict[str, float]:
     m, size, ops = cx.machine, call.bytes, ops_of(call.body)
     slow, medium = sum(n for o, n in ops.items() if o in SLOW), sum(n for o, n in ops.items() if o in MEDIUM)
     between = min(max(cx.between, size), FAR * m.l3)
+    held, beyond = touched(call, cx), levels(call, cx)
+    x = call.ins[0].nbytes if call.ins and call.ins[0] is not None else 0
+    moved = size - x if cx.fed and x <= m.l2 else size  # what was just written is still there
     return {
         "floor": lg(floor(call, cx) * 1e9),
         "flops": lg(operations(call)),
@@ -119,6 +125,14 @@ def common(call: Call, cx: Context) -> dict[str, float]:
         "l1": size / m.l1,
         "l2": size / m.l2,
         "l3": between / m.l3,
+        "held_l1": lg(held / m.l1),
+        "held_l2": lg(held / m.l2),
+        "from_l2": lg(size * beyond["l1"]),
+        "from_l3": lg(moved * beyond["l2"]),
+        "to_l3": lg(sum(t.nbytes for t in call.outs) * beyond["l2"]),
+        "fed": float(cx.fed),
+        "cold": lg(COLD * beyond["l2"]),
+        "cold_far": lg(COLD * beyond["far"]),
         "own_cache": lg(m.l2),
         "speed": lg(m.peak(cx.threads)),
         "balance": lg(m.peak(cx.threads) / m.bandwidth(cx.threads)),
@@ -127,6 +141,19 @@ def common(call: Call, cx: Context) -> dict[str, float]:
         "medium": float(medium),
         "quick": float(sum(ops.values()) - slow - medium),
     }
+
+
+def touched(call: Call, cx: Context) -> float:
+    """Bytes that a core touches between two runs of a call: of one that runs again and again its own share."""
+    size = call.bytes
+    return min(max(cx.between, size), FAR * cx.machine.l3) if cx.between > 1.02 * size else size / cx.threads
+
+
+def levels(call: Call, cx: Context) -> dict[str, float]:
+    """The share of a call's operands that lies beyond each level of cache."""
+    m, held = cx.machine, touched(call, cx)
+    far = min(max(2 * min(max(cx.between, call.bytes), FAR * m.l3) / m.l3 - 1, 0.0), 1.0)
+    return {"l1": float(held > m.l1), "l2": float(held > m.l2), "far": far}
 
 
 def image_of(call: Call) -> tuple[int, int, tuple[int, ...]]:

@@ -7,8 +7,8 @@ from math import prod
 
 from ..calls import Call
 from ..roofline import Context, windows
-from .base import ceil_div, even_share, family, image_of, lg
-from .conv import tile_rows
+from .base import LEVELS, ceil_div, even_share, family, image_of, lg
+from .conv import cycles, slide_cycles, tile_rows
 
 CONV_ATTRS = 25  # of effc_conv_*
 
@@ -76,7 +76,8 @@ def conv_chain(call: Call, cx: Context) -> dict[str, float]:
 
 @family(
     "conv_pair", "effc_conv_pair_f32",
-    work="ops_deep batch*wide*pixels batch*wide*out_pixels batch*pixels*c batch*c*wide c*wide batch*blocks",
+    work="ops_deep batch*wide*pixels batch*wide*out_pixels batch*pixels*c batch*c*wide c*wide batch*blocks "
+         "line_steps slide edge " + LEVELS,
 )  # fmt: skip
 def conv_pair(call: Call, cx: Context) -> dict[str, float]:
     """effc_conv_pair_*: see kernels/conv_chain.hpp, whose division of the channels this mirrors."""
@@ -90,7 +91,19 @@ def conv_pair(call: Call, cx: Context) -> dict[str, float]:
     # pair_share of conv_chain.hpp
     blocks = _least(range(fewest, panels + 1), lambda n: ceil_div(batch * n, cx.threads) * ceil_div(panels, n))
     work = 2 * channels * wide * pixels, 2 * wide * taps * out
+    last, tiles = ceil_div(wide - (panels - 1) * panel, lanes), ceil_div(pixels, rows)
+    each = pixels / tiles
+    steps = batch * tiles * channels * ((panels - 1) * cycles(each, first[20]) + cycles(each, last))
+    lines = batch * deep[17] * deep[18]
+    inside = prod(windows(deep[5 + d], deep[8 + d], deep[11 + d], deep[14 + d], deep[17 + d], first[17 + d])[0]
+                  for d in range(2))  # fmt: skip
+    slide, edge, _ = slide_cycles(
+        (deep[19], first[19]), deep[7], deep[10], deep[13], lines * deep[5] * deep[6] * inside, lines
+    )
     return {
+        "line_steps": lg(steps),
+        "slide": lg(slide * ceil_div(wide, lanes)),
+        "edge": lg(edge * ceil_div(wide, lanes)),
         "c": lg(channels),
         "wide": lg(wide),
         "taps": lg(taps),

@@ -7,7 +7,7 @@ from math import prod
 
 from ..calls import Call, Tensor
 from ..roofline import Context, windows
-from .base import SLOW, ceil_div, family, image_of, lg, ops_of, shares
+from .base import LEVELS, SLOW, ceil_div, family, image_of, levels, lg, ops_of, shares
 
 BLOCK, LANES, CHUNK = 8192, 64, 2048  # of loop.hpp: elements of an inner loop, of a block of columns, of a partial sum
 PIECES = (64, 32, 16, 8)  # channels that pool.hpp has loops for
@@ -102,7 +102,7 @@ def _work(ops: Mapping[str, int], n: float, rest: float) -> dict[str, float]:
 WORK = " ".join(f"n_{k}" for k in (*KINDS, "slow", "quick", "rest"))
 
 
-@family("map", "map", work=f"elements elements*operands units rest {WORK}")
+@family("map", "map", work=f"elements elements*operands units rest {WORK} {LEVELS}")
 def elementwise(call: Call, cx: Context) -> dict[str, float]:
     """Generated elementwise loops: see kernels/loop.hpp, whose nest of dims this mirrors."""
     tensors = [t for t in (*call.ins, *call.outs) if t is not None]
@@ -126,7 +126,7 @@ def elementwise(call: Call, cx: Context) -> dict[str, float]:
     }
 
 
-@family("red", "red", work=f"total passes kept calls rest down {WORK}")
+@family("red", "red", work=f"total passes kept calls rest down {WORK} {LEVELS}")
 def reduction(call: Call, cx: Context) -> dict[str, float]:
     """Generated reductions, norms and softmaxes: see kernels/loop.hpp, whose division this mirrors. Attributes: rank,
     mask of reduced dims, columns, leading operand, shape."""
@@ -184,7 +184,7 @@ def reduction(call: Call, cx: Context) -> dict[str, float]:
 POOLS = " ".join(f"{op}_{p}" for op in ("max", "mean") for p in (*PIECES, "rest", "last", "pixels"))
 
 
-@family("pool", "effc_pool_f32", work=f"taps pixels fetched {POOLS}")
+@family("pool", "effc_pool_f32", work=f"taps pixels fetched window_rows lines {POOLS} {LEVELS}")
 def pool(call: Call, cx: Context) -> dict[str, float]:
     """effc_pool_*: see kernels/pool.hpp, whose pieces of channels this mirrors."""
     a, x, out = call.attrs, call.ins[0], call.outs[0]
@@ -193,9 +193,11 @@ def pool(call: Call, cx: Context) -> dict[str, float]:
     spatial, window, maximum = a[19:22], prod(a[4:7]), bool(a[0])
     if a[1]:
         valid = max(1.0, prod(n / o for n, o in zip(size, spatial)))
+        rows = prod(n / o for n, o in zip(size[:2], spatial))
     else:
-        dims = ((a[4 + d], a[7 + d], a[10 + d], a[16 + d], a[19 + d], size[d]) for d in range(3))
+        dims = [(a[4 + d], a[7 + d], a[10 + d], a[16 + d], a[19 + d], size[d]) for d in range(3)]
         valid = window * prod(windows(*g)[0] for g in dims)
+        rows = prod(g[0] * windows(*g)[0] for g in dims[:2])
     by_channels = x.strides[1] == 1 and out.strides[1] == 1 and channels > 1
     pixels = batch * prod(spatial)
     blocks = ceil_div(channels, LANES) if by_channels else channels
@@ -206,9 +208,12 @@ def pool(call: Call, cx: Context) -> dict[str, float]:
         for _ in range(channels // LANES):
             counts[64 if maximum else 32] += 1 if maximum else 2
         rest = channels % LANES
+        last = rest
         for p in PIECES[1:]:
             counts[p] += rest // p
             rest %= p
+        if rest and last >= 8:  # the last eight, some of them once more
+            counts[8], rest = counts[8] + 1, 0
     else:
         rest = channels
     for op in ("max", "mean"):
@@ -218,6 +223,7 @@ def pool(call: Call, cx: Context) -> dict[str, float]:
         f[f"{op}_rest"] = lg(on * pixels * valid * rest)
         f[f"{op}_last"] = lg(on * pixels * valid * (rest > 0))
         f[f"{op}_pixels"] = lg(on * pixels * (sum(counts.values()) + (rest > 0)))
+    pieces = sum(counts.values()) + (rest > 0)
     items = batch * prod(spatial[:2]) * blocks
     cost = window * spatial[2] * (LANES if by_channels else 1)
     used, even = shares(items, (131072 if maximum else 65536) // max(1, cost), cx)
@@ -240,9 +246,18 @@ def pool(call: Call, cx: Context) -> dict[str, float]:
         "single": rest / channels,
         "fetched": lg(pixels * blocks * a[5] * a[9] * ceil_div(min(channels, LANES) * x.itemsize, 64)),
         "apart": lg(x.strides[-1] * x.itemsize),
+        "window_rows": lg(pixels * rows * pieces),
+        "lines": lg(items),
+        "under": a[4] * a[5] * x.strides[-1] * size[2] * x.itemsize / cx.machine.l1,
+        "sets": sets(x.strides[-1] * x.itemsize, a[6] if not a[1] else 8),
         "used": float(used),
         "even": even,
     }
+
+
+def sets(step: int, count: int) -> float:
+    """How many of the first cache's 64 sets so many lines take that lie ``step`` bytes apart, over as many as could."""
+    return len({i * step // 64 % 64 for i in range(count)}) / max(1, min(64, count))
 
 
 def _box(shape: Sequence[int], s: Sequence[int], d: Sequence[int], item: int) -> tuple[int, Dims]:
@@ -281,7 +296,15 @@ def _copied(x: Tensor, out: Tensor, cx: Context) -> dict[str, float]:
     return {**f, "used": float(used), "even": even}
 
 
-@family("copy", "effc_copy", "effc_concat", work="moved_rows blocks edge strided near row_lines tiles lines moved_far")
+BEYOND = " ".join(f"{kind}_{at}" for kind in ("rows", "lines", "blocks", "strided") for at in ("l1", "l2", "far"))
+
+
+@family(
+    "copy",
+    "effc_copy",
+    "effc_concat",
+    work=f"moved_rows blocks edge strided near row_lines tiles lines moved_far thrashed {BEYOND} {LEVELS}",
+)
 def copy(call: Call, cx: Context) -> dict[str, float]:
     """effc_copy, effc_concat: see kernels/copy.cpp, whose canonical box this mirrors."""
     out, m = call.outs[0], cx.machine
@@ -292,6 +315,16 @@ def copy(call: Call, cx: Context) -> dict[str, float]:
 
     def lines(kind: float) -> float:
         return sum(p["lines"] for p in parts if p["kind"] == kind)
+
+    # What a loop waits for depends on how far away the lines are that it walks across.
+    walked = {
+        "rows": total["rows"],
+        "lines": lines(0.0),
+        "blocks": total["blocks"] + total["edge"],
+        "strided": total["strided"] + total["near"],
+    }
+    beyond = levels(call, cx)
+    few = 32 * sets(int(most["step"]), 32) * 8 < 40  # a block's lines do not stay in the first cache
 
     return {
         **_loop(call),
@@ -305,6 +338,8 @@ def copy(call: Call, cx: Context) -> dict[str, float]:
         "row_lines": lg(lines(0.0)),
         "tiles": lg(lines(1.0)),
         "lines": lg(lines(2.0)),
+        **{f"{kind}_{at}": lg(n * far) for kind, n in walked.items() for at, far in beyond.items()},
+        "thrashed": lg((total["blocks"] + total["edge"]) * few),
         "moved_far": lg(total["bytes"] * (max(most["step"], most["to"]) >= 4096)),
         "edge_share": total["edge"] / max(1.0, total["edge"] + total["blocks"]),
         "box_item": most["item"],
@@ -314,6 +349,9 @@ def copy(call: Call, cx: Context) -> dict[str, float]:
         "page": float(most["step"] % 4096 == 0 and most["step"] > 0),
         "to_page": float(most["to"] % 4096 == 0 and most["to"] > 0),
         "kept_l1": max(most["run"], 1) * 64 / m.l1,
+        "odd_run": float(most["run"] % 64),
+        "sets": sets(int(most["step"]), 32),
+        "to_sets": sets(int(most["to"]), 32),
         "used": float(max((p["used"] for p in parts), default=1.0)),
         "even": sum(p["even"] * p["bytes"] for p in parts) / size if parts else 1.0,
     }
