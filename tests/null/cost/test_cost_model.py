@@ -334,7 +334,7 @@ def test_a_call_of_a_model_is_fed_by_the_one_before() -> None:
     far = Context(MACHINE, 32, 1, 64 << 20)
     alone, after = (FAMILIES["map"].features(map_call(64, 64), replace(far, fed=x)) for x in (False, True))
     assert alone["from_l3"] == pytest.approx(after["from_l3"] + np.log2(1.5)) and after["fed"] == 1  # x is still there
-    assert alone["cold"] > 0 and FAMILIES["map"].features(map_call(64, 64), CX)["cold"] == 0
+    assert alone["cold"] > 0 and FAMILIES["map"].features(map_call(64, 64), replace(far, between=1))["cold"] == 0
 
 
 def test_copies_by_the_loop_that_makes_them() -> None:
