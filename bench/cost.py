@@ -1,9 +1,11 @@
 """How good the cost model is: on shapes and on models that it has not seen.
 
-    python -m bench.cost RECORDS ... [--models held,out] [--rounds 300] [--json]
+    python -m bench.cost RECORDS ... [--models held,out] [--judge FRESH.jsonl] [--rounds 300] [--json]
 
 A model is trained on records whose group is not held out, and asked about the rest. Held out are a fifth of the sampled
-groups (ways of one shape stay together), or all records of the named models. Times: R2 on log time and the mean of
+cases (ways of one shape and the kernels that a region is made of stay together), or all records of the named models;
+with ``--judge`` the records of a file, of shapes that no training and no choice of features or of anything else has
+seen, and the model is the shipped one, of the RECORDS. Times: R2 on log time and the mean of
 |predicted / measured - 1|, beside the measurement's own repeat error, and beside the roofline with the best constant
 factor. A record's prediction is for the speed that the yardstick beside it says the machine had then. Choices: time of
 the way taken over the fastest of those that were measured (a fair lot of all), beside the fixed rule, and a way drawn
@@ -25,6 +27,7 @@ import numpy as np
 from effc.cost import train
 from effc.cost.calls import kernel_class
 from effc.cost.features import vector
+from effc.cost.model import FamilyModel, shipped
 from effc.cost.records import Record, read
 
 HELD = "mobilenet_v2,minilm,resnet18,mtcnn_onet,gpt2"
@@ -43,10 +46,12 @@ def times(y: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     }
 
 
-def family_figures(learn: Sequence[Record], judge: Sequence[Record], rounds: int) -> dict[str, Any]:
-    """Figures of one family."""
+def family_figures(
+    learn: Sequence[Record], judge: Sequence[Record], rounds: int, model: FamilyModel | None = None
+) -> dict[str, Any]:
+    """Figures of one family. ``model``: what was learned from these records, if that is known."""
     pace = train.paces([*learn, *judge])
-    model = train.fit_family(learn, rounds, pace[: len(learn)])
+    model = model or train.fit_family(learn, rounds, pace[: len(learn)])
     t = train.Table(judge, pace[len(learn) :])
     log_t, low = np.log(t.seconds), np.log(t.floor)
     constant = np.median([np.log(r.seconds) for r in learn]) - np.median(np.log(train.Table(learn).floor))
@@ -145,9 +150,14 @@ def split(records: Sequence[Record], models: Sequence[str]) -> tuple[list[Record
     kernels that have become others, are not judged by."""
     if models:
         return [r for r in records if r.source not in models], present([r for r in records if r.source in models])
-    groups = sorted({r.group for r in records if r.source == "space"})
-    held = set(np.random.default_rng(7).permutation(groups)[: len(groups) // 5])
-    return [r for r in records if r.group not in held], present([r for r in records if r.group in held])
+    cases = sorted({case_of(r) for r in records if r.source == "space"})
+    held = set(np.random.default_rng(7).permutation(cases)[: len(cases) // 5])
+    return [r for r in records if case_of(r) not in held], present([r for r in records if case_of(r) in held])
+
+
+def case_of(r: Record) -> str:
+    """What was measured together: the group, or that of the region that a kernel is a part of."""
+    return r.group.partition("/")[0]
 
 
 def present(records: Sequence[Record]) -> list[Record]:
@@ -182,18 +192,24 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("records", nargs="+")
     p.add_argument("--models", default=HELD)
+    p.add_argument("--judge", action="append", default=[], metavar="FILE")
     p.add_argument("--rounds", type=int, default=train.ROUNDS)
     p.add_argument("--json", action="store_true")
     a = p.parse_args()
     records = read(a.records)
     result: dict[str, Any] = {}
-    for kind, models in (("shapes", []), ("models", a.models.split(","))):
-        learn, judge = split(records, models)
+    splits = {"shapes": split(records, []), "models": split(records, a.models.split(","))}
+    ready = None
+    if a.judge:
+        ready = shipped(records[-1].target)
+        splits = {"fresh": (records, present(read(a.judge)))}
+    for kind, (learn, judge) in splits.items():
         for name in train.FAMILIES:
             own, other = ([r for r in rs if r.family == name] for rs in (learn, judge))
             if len(own) < train.LEAST or len(other) < 5:
                 continue
-            f = result.setdefault(kind, {})[name] = family_figures(own, other, a.rounds)
+            known = ready.families.get(name) if ready is not None else None
+            f = result.setdefault(kind, {})[name] = family_figures(own, other, a.rounds, known)
             if a.json:
                 continue
             print(f"held-out {kind}, {name}: learned from {f['learned']}, judged on {f['judged']}")
@@ -219,7 +235,7 @@ def main() -> None:
                 )
     result["threads"] = threads(present(records))
     learn, judge = split(records, a.models.split(","))
-    result["whole"] = whole_models(learn, judge, a.rounds)
+    result["whole"] = {} if a.judge else whole_models(learn, judge, a.rounds)
     off = [abs(x["predicted"] / x["measured"] - 1) for x in result["whole"].values()]
     if a.json:
         print(json.dumps(result))

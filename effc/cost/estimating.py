@@ -60,7 +60,7 @@ def of_program(
     """The estimate of one run of a program with these sizes. ``model``: by default the one for the target."""
     model = model or shipped(target)
     machine, notes = machine_for(model)
-    cx = Context(machine, vlen_of(target), threads, footprint(program, env))
+    cx = Context(machine, vlen_of(target), threads, footprint(program, env), True)
     lines = []
     for c in calls(program, env):
         p = Prediction(estimate(c, cx), SLACK - 1, "roofline", "no model") if model is None else model.predict(c, cx)

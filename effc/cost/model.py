@@ -121,8 +121,8 @@ class CostModel:
     # Predictions ------------------------------------------------------------------------------------------------------
 
     def context(self, threads: int, between: int, machine: Machine | None = None) -> Context:
-        """Where calls run: by default on the machine that was measured."""
-        return Context(machine or self.machine, vlen_of(self.target), threads, between)
+        """Where a model's calls run: by default on the machine that was measured."""
+        return Context(machine or self.machine, vlen_of(self.target), threads, between, True)
 
     def predict(self, call: Call, cx: Context) -> Prediction:
         """Seconds of one call. Never less than the floor."""
@@ -160,7 +160,7 @@ class CostModel:
         if why:
             return Decision(0, why=f"the rule's own: {why}")
         name = family_of(ways[0])
-        model, one = self.families[name], Context(cx.machine, cx.vlen, 1, cx.between)
+        model, one = self.families[name], Context(cx.machine, cx.vlen, 1, cx.between, cx.fed)
         score = self._rank(ways, one)
         index = _better(score, range(len(ways)), 0, model.rank_error)
         if cx.threads > 1:

@@ -22,12 +22,13 @@ WAKE = 1e-6  # and one that wakes threads
 @dataclass(frozen=True)
 class Context:
     """Where a call runs. ``vlen``: bytes of the target's vectors; ``threads`` that it may use; ``between``: bytes that
-    are touched between two runs of it."""
+    are touched between two runs of it; ``fed``: whether its first operand was written just before, as in a model."""
 
     machine: Machine
     vlen: int
     threads: int
     between: int
+    fed: bool = False
 
 
 def vlen_of(target: str) -> int:

@@ -1,7 +1,7 @@
 """What is measured: shapes drawn at random, one sampler for each kind of call.
 
 A sampler gives a :class:`Case`: a graph of one op, whose lowering makes the call in question. To have another kernel
-measured, add a sampler here; its features are declared in ``features.py``. Sizes are drawn log-uniformly, often as
+measured, add a sampler here; its features are declared in ``features``. Sizes are drawn log-uniformly, often as
 multiples of what models like (8, 16, 32), sometimes odd.
 """
 

@@ -6,15 +6,16 @@ when a record was made, by the yardstick beside it, is a feature (:data:`PACE`) 
 value, 0.
 
 Records of kernels that have become others since are stale, and teach what the present ones are compared with: trees of
-the stale records come first, then few and small ones of what the present records say beyond them (boosting that goes on
-with other records; as transfer by residuals, Pardoe and Stone, "Boosting for Regression Transfer", 2010, has it). A
-kernel that is a tenth faster everywhere is learned from a few dozen records in this way.
+the stale records come first, then those of what the present records say beyond them, few and small ones where the
+records are few (boosting that goes on with other records; as transfer by residuals, Pardoe and Stone, "Boosting for
+Regression Transfer", 2010, has it). A kernel that is a tenth faster everywhere is learned from a few dozen records in
+this way.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,8 @@ UNEASY = 0.15  # and the pace (log) of a present one: the less calm the machine 
 # Of the trees that a few present records add to those of stale ones.
 LATER: Mapping[str, Any] = {"num_leaves": 7, "min_data_in_leaf": 10}
 LATER_ROUNDS = 80
+MANY = 500  # present records from which on they are worth as many trees, as large, as any
+SMALL = 4  # stale records are left out where there are more than so many times as many present ones
 # Families whose ways are ranked: those where choosing has paid off (docs/cost.md). That of matrix products has not:
 # their ways differ by less than what was measured is good for. Nor has that of chains of convolutions, in whole models.
 RANKED = ("conv", "conv_algorithm", "strided_conv_algorithm", "rows_or_chain")
@@ -64,7 +67,10 @@ def lightgbm() -> Any:
 
 
 def context_of(r: Record) -> Context:
-    return Context(r.machine, vlen_of(r.target), r.threads, r.between)
+    """Where it was measured. A call of a model, or of a region but its first, is fed by the one before."""
+    part = r.group.split("/")[2:]
+    fed = r.source != "space" or part not in ([], ["0"])
+    return Context(r.machine, vlen_of(r.target), r.threads, r.between, fed)
 
 
 def paces(records: Sequence[Record]) -> Array:
@@ -132,12 +138,17 @@ def grow(x: Array, y: Array, weight: Array, rounds: int = ROUNDS, **parameters: 
 
 
 def grow_on(x: Array, y: Array, weight: Array, stale: Array, rounds: int = ROUNDS) -> Trees:
-    """One ensemble: of the stale records, if there are enough of them, and then of the present ones."""
-    if stale.sum() < LEAST or stale.all():
+    """One ensemble: of the stale records, if there are enough of them, and then of the present ones: few and small
+    trees where those are few. Stale ones that are few beside the present ones are left out."""
+    old, present = int(stale.sum()), int((~stale).sum())
+    if old < LEAST or not present:
         return grow(x, y, weight, rounds)
+    if SMALL * old < present:
+        return grow(x[~stale], y[~stale], weight[~stale], rounds)
     before = grow(x[stale], y[stale], weight[stale], rounds)
     x, y, weight = x[~stale], y[~stale] - before(x[~stale]), weight[~stale]
-    return before.and_also(grow(x, y, weight, min(rounds, LATER_ROUNDS), **LATER))
+    later = (rounds, {}) if present >= MANY else (min(rounds, LATER_ROUNDS), LATER)
+    return before.and_also(grow(x, y, weight, later[0], **later[1]))
 
 
 def rates_of_work(t: Table, use: Array, weight: Array) -> tuple[float, ...]:
@@ -250,12 +261,18 @@ def digest(records: Sequence[Record]) -> str:
     return h.hexdigest()[:16]
 
 
-def fit(records: Sequence[Record], rounds: int = ROUNDS, report: Callable[[str], None] | None = None) -> CostModel:
-    """A model of all families of which there are enough records, for the target and the machine of the last: the
-    newest. Records of targets with other vectors help (:func:`fit_family`). EffcError if there is none."""
+def fit(
+    records: Sequence[Record],
+    rounds: int = ROUNDS,
+    report: Callable[[str], None] | None = None,
+    only: Collection[str] = (),
+) -> CostModel:
+    """A model of all families, or ``only`` some, of which there are enough records, for the target and the machine of
+    the last: the newest. Records of targets with other vectors help (:func:`fit_family`). EffcError if there is
+    none."""
     families, pace = {}, paces(records)
     vlen = vlen_of(records[-1].target) if records else None
-    for name in FAMILIES:
+    for name in (n for n in FAMILIES if not only or n in only):
         index = [i for i, r in enumerate(records) if r.family == name and r.seconds > 0]
         own = sum(vlen_of(records[i].target) == vlen for i in index)
         if len(index) < LEAST or own < min(OWN, len(index)):

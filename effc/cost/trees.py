@@ -20,7 +20,7 @@ FEW = 8  # rows, up to which trees are not first cut down to what differs betwee
 @dataclass(frozen=True)
 class Trees:
     """``roots``: the first node of each tree, or ``~leaf`` of a tree that has no node. ``rest``: added to the sum.
-    Leaves have the precision of f32, half of what a file takes."""
+    Thresholds have the precision of f32 and leaves that of f16: a file is half as large."""
 
     feature: Array
     threshold: Array
@@ -86,9 +86,10 @@ class Trees:
         at = np.arange(len(self.feature))[:, None]
         steps = np.where(self.children >= 0, self.children - at, self.children + at)
         return {
-            f"{prefix}.feature": self.feature.astype(np.int16), f"{prefix}.threshold": self.threshold,
+            f"{prefix}.feature": self.feature.astype(np.int16),
+            f"{prefix}.threshold": self.threshold.astype(np.float32),
             f"{prefix}.steps": steps.astype(np.int32), f"{prefix}.leaf": self.children < 0,
-            f"{prefix}.value": self.value.astype(np.float32),
+            f"{prefix}.value": self.value.astype(np.float16),
             f"{prefix}.roots": self.roots.astype(np.int32),
         }  # fmt: skip
 
@@ -100,7 +101,10 @@ class Trees:
             children = np.where(data[f"{prefix}.leaf"], steps - at, steps + at)
         else:  # a file from before
             children = data[f"{prefix}.children"].astype(np.int64)
-        return Trees(feature.astype(np.int64), threshold, children, value.astype(np.float64), roots.astype(np.int64))
+        return Trees(
+            feature.astype(np.int64), threshold.astype(np.float64), children, value.astype(np.float64),
+            roots.astype(np.int64),
+        )  # fmt: skip
 
     @staticmethod
     def from_text(text: str) -> Trees:
@@ -109,7 +113,7 @@ class Trees:
         nodes = leaves = 0
         for block in text.split("\nTree=")[1:]:
             f = dict(line.split("=", 1) for line in block.split("\n\n", 1)[0].splitlines() if "=" in line)
-            value = np.array(f["leaf_value"].split(), np.float32).astype(np.float64)
+            value = np.array(f["leaf_value"].split(), np.float64).astype(np.float16).astype(np.float64)
             if int(f["num_leaves"]) == 1:
                 parts[4].append(np.array([~leaves]))
             else:
@@ -117,7 +121,11 @@ class Trees:
                     raise ValueError("a split by category or of missing values")
                 pairs = np.array([f["left_child"].split(), f["right_child"].split()], np.int64).T
                 parts[0].append(np.array(f["split_feature"].split(), np.int64))
-                parts[1].append(np.array(f["threshold"].split(), np.float64))
+                at_most = np.array(f["threshold"].split(), np.float64)
+                short = at_most.astype(np.float32)
+                parts[1].append(
+                    np.where(short > at_most, np.nextafter(short, np.float32(-np.inf)), short).astype(float)
+                )
                 parts[2].append(np.where(pairs >= 0, pairs + nodes, ~(~pairs + leaves)))
                 parts[4].append(np.array([nodes]))
                 nodes += len(pairs)
@@ -125,3 +133,9 @@ class Trees:
             leaves += len(value)
         feature, threshold, children, values, roots = (np.concatenate(p) if p else np.zeros(0, np.int64) for p in parts)
         return Trees(feature, threshold, children.reshape(-1, 2), values, roots)
+
+
+def _at_most(x: Array) -> Array:
+    """The largest values of f32 that are not more: what is at most one of them is at most ``x``, too."""
+    short = x.astype(np.float32)
+    return np.where(short > x, np.nextafter(short, np.float32(-np.inf)), short).astype(np.float64)

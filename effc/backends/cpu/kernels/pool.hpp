@@ -139,7 +139,8 @@ EFFC_INLINE void pixel_channels(const Pool& p, const S* x, S* y, int64_t* index,
               at[c] = better ? flat : at[c];
             }
           } else {
-            for (int64_t c = 0; c < count; ++c) {
+            /* Asked for: few channels would be unrolled before they are seen to be vectors, with a branch for each. */
+            _Pragma("omp simd") for (int64_t c = 0; c < count; ++c) {
               A v = to_compute(line[c]);
               acc[c] = beats(v, acc[c]) ? v : acc[c];
             }
@@ -157,30 +158,6 @@ EFFC_INLINE void pixel_channels(const Pool& p, const S* x, S* y, int64_t* index,
   for (int64_t c = 0; c < count; ++c) y[c] = convert<S>(Max ? acc[c] : divide(acc[c], by));
   if (Index)
     for (int64_t c = 0; c < count; ++c) index[c] = at[c];
-}
-
-/* The same for maxima of floats, in vectors: a compiler unrolls loops over so few channels before it would use vectors. */
-template <class S, int Channels>
-EFFC_INLINE void pixel_maxima(const Pool& p, const S* x, S* y, const Window& d, const Window& h, const Window& w) {
-  typedef S V __attribute__((vector_size(32), aligned(sizeof(S)), may_alias));
-  constexpr int lanes = 32 / sizeof(S), vectors = Channels / lanes;
-  const int64_t *a = p.a, step = a[kDilation + 2] * p.xs[4];
-  V acc[vectors];
-#pragma GCC unroll 16
-  for (int c = 0; c < vectors; ++c) acc[c] = V{} + lowest<S>();
-  for (int64_t i = 0; i < d.n; ++i)
-    for (int64_t j = 0; j < h.n; ++j) {
-      const S* line = x + (d.first + i * a[kDilation]) * p.xs[2] + (h.first + j * a[kDilation + 1]) * p.xs[3] + w.first * p.xs[4];
-      for (int64_t k = 0; k < w.n; ++k, line += step) {
-#pragma GCC unroll 16
-        for (int c = 0; c < vectors; ++c) {
-          const V v = *(const V*)(line + c * lanes);
-          acc[c] = (v > acc[c]) | (v != v) ? v : acc[c];
-        }
-      }
-    }
-#pragma GCC unroll 16
-  for (int c = 0; c < vectors; ++c) *(V*)(y + c * lanes) = acc[c];
 }
 
 /* One output at a time. */
@@ -308,22 +285,20 @@ void pool_lines(void* arg, int64_t begin, int64_t end, int32_t) {
           int64_t* io = Index ? index + o * p.is[4] + from : nullptr;
           pixel_channels<S, Max, Index>(p, x + from, y + o * p.os[4] + from, io, count, d, h, u);
         };
-        constexpr bool vectors = Max && !Index && (__is_same(S, float) || __is_same(S, double));
-        int64_t from = 0;
-        if constexpr (vectors) {
-          while (n - from >= 32) pixel_maxima<S, 32>(p, x + from, y + o * p.os[4] + from, d, h, u), from += 32;
-          if (n - from >= 16) pixel_maxima<S, 16>(p, x + from, y + o * p.os[4] + from, d, h, u), from += 16;
-          if (n - from >= 8) pixel_maxima<S, 8>(p, x + from, y + o * p.os[4] + from, d, h, u), from += 8;
-        } else if (Max && n == kLanes) {
-          /* Numbers that the compiler knows keep the accumulators in registers; averages have two of each. */
+        /* Numbers that the compiler knows keep the accumulators in registers; averages have two of each. */
+        if (Max && n == kLanes) {
           block(0, kLanes);
           continue;
-        } else {
-          while (n - from >= 32) block(from, 32), from += 32;
-          if (n - from >= 16) block(from, 16), from += 16;
-          if (n - from >= 8) block(from, 8), from += 8;
         }
-        if (n > from) block(from, n - from);
+        int64_t from = 0;
+        while (n - from >= 32) block(from, 32), from += 32;
+        if (n - from >= 16) block(from, 16), from += 16;
+        if (n - from >= 8) block(from, 8), from += 8;
+        /* What is left once more with those before, to the same values, rather than one by one. */
+        if (n > from && n >= 8)
+          block(n - 8, 8);
+        else if (n > from)
+          block(from, n - from);
       }
     } else if (a[kAdaptive] || a[kKernel + 2] > 4 * sp[2]) {
       for (int64_t o = 0; o < sp[2]; ++o)
