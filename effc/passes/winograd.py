@@ -29,7 +29,7 @@ TILES = (2, 4)
 DIRECT = 0  # stands for no tiles
 WAYS = (DIRECT, *TILES)  # of both sets of alternatives (effc/cost/alternatives.py)
 SETS = {1: "conv_algorithm", 2: "strided_conv_algorithm"}  # by stride
-# What things cost in operations at a core's peak, as measured on AVX2 (docs/benchmarks.md): an operation of the direct
+# What things cost in operations at a core's peak, as measured on AVX2 (docs/kernels.md): an operation of the direct
 # sum, one of the transformed products, a value of the transformed input or of the sums, and a byte of the weights: they
 # come from memory once a run, while products are made of those that came before. The last is set by two choices that
 # were measured, not by itself (docs/passes.md).

@@ -8,7 +8,7 @@ which is what defines the result. The loop then ends with the first byte, an ind
 Looking up takes half a cycle for each byte (16 shuffles and 15 blends for 32), less than a transcendental function
 takes, and more than a few additions and products in vectors: a body without the former keeps its arithmetic. So does
 one with constants between the roundings that vary by channel, a bias say: a table for each channel would have to be
-looked up byte by byte, which takes as long as a GELU (docs/benchmarks.md).
+looked up byte by byte, which takes as long as a GELU (docs/kernels.md).
 """
 
 from __future__ import annotations

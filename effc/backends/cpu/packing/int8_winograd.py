@@ -162,7 +162,7 @@ def blocks(c: int, tile: int, tiles: int, cols: int, shared: bool) -> Blocks:
 
 TILES = (2, 4)
 DIRECT = 0  # stands for no tiles
-# Nanoseconds of a core with AVX2 at 2.8 GHz (docs/benchmarks.md): an operation of the direct sum, where panels have a
+# Nanoseconds of a core with AVX2 at 2.8 GHz (docs/kernels.md): an operation of the direct sum, where panels have a
 # depth and where they have none, one of the transformed products, a transformed value or sum, and a byte of the
 # weights, which come from memory once a run. Only their ratios matter.
 DEEP, SHALLOW, PER_OPERATION, PER_VALUE, PER_BYTE = 1 / 225, 1 / 140, 1 / 135, 0.115, 1 / 20

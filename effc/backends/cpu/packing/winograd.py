@@ -181,7 +181,7 @@ def blocks(
     return Blocks(tile, nv, tiles, cols, k, shared, base + v * shared, m + v * (not shared), stride)
 
 
-# The rule's limits, by measurement (docs/benchmarks.md). Weights of more bytes are read once for all threads and many
+# The rule's limits, by measurement (docs/kernels.md). Weights of more bytes are read once for all threads and many
 # tiles rather than by each thread for few; from FEW bytes on also where all tiles are one block.
 MANY, FEW = 4 << 20, 2 << 20
 MOST_TILES = 96  # of a block whose transformed input is shared
