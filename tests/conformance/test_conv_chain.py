@@ -4,6 +4,7 @@ right against eager."""
 from __future__ import annotations
 
 import json
+import random
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from torch.nn import functional as F
 
 import effc
+from effc.ir import dims
 from effc.passes.fuse import chains, pairs
 
 
@@ -144,6 +146,98 @@ def test_dynamic_batch() -> None:
         assert (m(x) - want).abs().max() <= 1e-5 * want.abs().max()
 
 
+class Stack(torch.nn.Module):
+    """The first layers of MobileNetV2: a stem and blocks with and without stride and residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.Sequential(
+            Block(3, 32, 16, 3, 1, first=(3, 2)), Block(16, 96, 24, 3, 2), Block(24, 144, 24, 3, 1, residual=True),
+            Block(24, 144, 40, 5, 2, act=F.hardswish),
+        )  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.blocks(x)
+
+
+def any_image(low: int = 16, high: int = 1024) -> Any:
+    dim = torch.export.Dim
+    return ({0: dim("n", min=1, max=64), 2: dim("h", min=low, max=high), 3: dim("w", min=low, max=high)},)
+
+
+@pytest.mark.parametrize("large", [0, 384 << 10])
+def test_images_of_any_size(large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chains whose plan is made of the sizes of a run: the bits of the convolutions apart, also where a step of one row
+    does not fit a core's cache (the last two sizes)."""
+    monkeypatch.setattr(chains, "LARGE", large)
+    torch.manual_seed(0)
+    net = Stack().eval()
+    x = torch.randn(2, 3, 64, 48)
+    apart = effc.compile(net, (x,), dynamic_shapes=any_image(), disable_passes=("fuse_chains",))
+    made = [effc.compile(net, (x,), dynamic_shapes=any_image(), num_threads=t) for t in (1, 2)]
+    for m in made:
+        assert stats(m)["fuse_chains.formed"] == 4 and stats(m)["fuse_chains.convs"] == 12
+        assert m.report["entries"]["main"]["kernels"]["effc_conv_chain_f32"] == 4
+        assert "effc_conv_dw_f32" not in m.report["entries"]["main"]["kernels"]
+    for n, h, w in ((1, 33, 47), (2, 224, 224), (3, 65, 96), (1, 16, 16), (1, 17, 1024), (1, 40, 1023)):
+        x = torch.randn(n, 3, h, w)
+        want = apart(x)
+        with torch.no_grad():
+            real = net(x)
+        assert (want - real).abs().max() <= 1e-5 * real.abs().max()
+        for m in made:
+            assert torch.equal(m(x), want), (n, h, w)
+
+
+def searched(
+    first: bool, room: int, channels: int, size: tuple[int, int], source: tuple[int, int], stride: int, reach: int
+) -> tuple[int, ...] | None:
+    """Rows, part, kept, cols and buffers of a plan by trying all heights of a part."""
+    (height, width), (rows_in, width_in) = size, source
+    line, out_line, near = 4 * channels * width_in, 4 * channels * width, chains.NEAR // (4 * chains.PANEL * width_in)
+    best = None
+    least = min(rows_in, max(reach, min(near, reach + stride))) if first else 0
+    for most in range(1, height + 1) if room - least * line >= out_line else ():
+        part = -(-height // -(-height // most))
+        need = (part - 1) * stride + reach
+        kept = min(rows_in, need) if first else 0
+        rows = (room - kept * line) // out_line
+        if rows < part or (best and need > near):
+            break
+        rows = min(rows, height, max(part, -(-height // 8), -(-chains.STEP // out_line))) // part * part
+        best = (rows, part, kept, max(1, chains.NEAR // (4 * (kept or need) * width_in)), kept * line + rows * out_line)
+        if part * stride * width_in >= chains.PIXELS or not first:
+            break
+    return best
+
+
+def test_the_plan_is_the_best_of_all_heights_of_a_part() -> None:
+    """In closed form, of numbers and of symbols. (Here :data:`LARGE` is 0, so that symbols get all the room.)"""
+    rng = random.Random(0)
+    symbols = dims.symbol("h"), dims.symbol("w")
+    found = 0
+    for k in range(4000):
+        first, stride, channels = rng.random() < 0.8, rng.choice((1, 1, 2, 3)), rng.choice((3, 16, 32, 96, 240, 576))
+        reach, limit = rng.choice((1, 2)) * (rng.choice((1, 3, 5, 7)) - 1) + 1, rng.choice((30, 300))
+        pad, room = rng.choice((0, reach // 2, reach)), chains.CACHE - rng.choice((0, 1000, 100000, 300000, 600000))
+        source = rng.randint(reach, limit), rng.randint(reach, limit)
+        rest = source, stride, reach
+        size = tuple((d + 2 * pad - reach) // stride + 1 for d in source)
+        want = searched(first, room, channels, (size[0], size[1]), *rest)
+        made = [chains.plan_of(first, room, channels, (size[0], size[1]), *rest)]
+        if k % 50 == 0:
+            h, w = ((d + 2 * pad - reach) // stride + 1 for d in symbols)
+            made.append(chains.plan_of(first, room, channels, (h, w), symbols, stride, reach))
+        for p in made:
+            env = dict(zip("hw", source, strict=True))
+            got = [dims.evaluate(d, env) for d in (p.rows, p.part, p.kept, p.cols, p.buffers, p.spare)]
+            assert (got[5] >= 0) == (want is not None)
+            if want is not None:
+                assert tuple(got[:5]) == want
+                found += 1
+    assert found > 2000
+
+
 def test_nan_and_infinity_stay_where_they_are() -> None:
     net = Block(8, 24, 8, 3, 1).eval()
     x = torch.randn(1, 8, 12, 12)
@@ -163,9 +257,9 @@ def test_what_is_left_apart_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(1, 8, 12, 12)
     m = effc.compile(Block(8, 24, 8, 3, 1, act=slopes(24)).eval(), (x,))
     assert "fuse_chains.formed" not in stats(m) and "more than a bias, a residual, a clamp and a func" in reasons(m)
-    m = effc.compile(Block(8, 24, 8, 3, 1).eval(), (x,), dynamic_shapes=({2: torch.export.Dim("h", min=4, max=64)},))
-    assert "fuse_chains.formed" not in stats(m) and "sizes of its images are not constant" in reasons(m)
     monkeypatch.setattr(chains, "LARGE", 1 << 20)
+    m = effc.compile(Block(8, 24, 8, 3, 1).eval(), (x,), dynamic_shapes=({2: torch.export.Dim("h", min=4, max=64)},))
+    assert "fuse_chains.formed" not in stats(m) and "no image has 1024 KiB between" in reasons(m)
     m = effc.compile(Block(8, 24, 8, 3, 1).eval(), (x,))
     assert "fuse_chains.formed" not in stats(m) and "13 KiB are between the convolutions" in reasons(m)
     monkeypatch.setattr(chains, "CACHE", 1 << 10)
@@ -299,7 +393,8 @@ def test_blocks_of_mobilenet_v3(monkeypatch: pytest.MonkeyPatch) -> None:
     h, w = torch.export.Dim("h", min=8, max=64), torch.export.Dim("w", min=8, max=64)
     m = effc.compile(net, (x,), dynamic_shapes=({2: h, 3: w},))
     kernels = m.report["entries"]["main"]["kernels"]
-    assert "fuse_chains.formed" not in stats(m) and kernels["effc_conv_dw_f32"] == 3
+    assert stats(m)["fuse_chains.formed"] == 2 and kernels["effc_conv_chain_f32"] == 2
+    assert kernels["effc_conv_dw_f32"] == 1, "a pair is for images of constant size"
     for height, width in ((37, 29), (8, 9), (51, 64)):
         y = torch.randn(2, 3, height, width) * 3
         with torch.no_grad():

@@ -177,4 +177,17 @@ def deep() -> tuple[Any, ...]:
     return Deep().eval(), (torch.randn(2, 3, 64, 48),), ({0: n, 2: h, 3: w},)
 
 
+def mobile() -> tuple[Any, ...]:
+    """A stem and inverted bottlenecks (MobileNetV2), of images of any size."""
+
+    def block(c: int, e: int, o: int, stride: int, first: tuple[int, int] = (1, 1)) -> list[nn.Module]:
+        expand = nn.Conv2d(c, e, first[0], first[1], first[0] // 2)
+        return [expand, nn.ReLU6(), nn.Conv2d(e, e, 3, stride, 1, groups=e), nn.ReLU6(), nn.Conv2d(e, o, 1)]
+
+    torch.manual_seed(0)
+    n, h, w = _dims(n=(1, 64), h=(32, 1024), w=(32, 1024))
+    layers = [*block(3, 32, 16, 1, (3, 2)), *block(16, 96, 24, 2), *block(24, 144, 24, 1), *block(24, 144, 32, 2)]
+    return nn.Sequential(*layers).eval(), (torch.randn(2, 3, 64, 48),), ({0: n, 2: h, 3: w},)
+
+
 MODELS = {f.__name__: f for f in (unet, dense, inception, wide, looping, state)}

@@ -28,7 +28,7 @@ from effc.runtime.artifact import ArtifactReader
 
 from ..conformance.random_graphs import Plan, inputs, plans
 from ..models import zoo
-from .memory_models import MODELS, deep, encoder, large_unet
+from .memory_models import MODELS, deep, encoder, large_unet, mobile
 from .test_cli import effc as tool
 
 SOURCE = Path(__file__).parent / "steady.c"
@@ -207,6 +207,18 @@ def test_rows_of_any_number_take_no_more_than_their_own_compilation(threads: int
         own = lowered(copy.deepcopy(model), (torch.empty(*sizes, 32),), None, threads)["arena"]["static_bytes"]
         any_size = arena_of(program, dict(zip(names, sizes, strict=True)), threads)
         assert any_size <= 1.05 * own, (sizes, any_size, own)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_images_of_any_size_take_no_more_than_their_own_compilation(threads: int) -> None:
+    """Chains of convolutions whose buffers follow from the sizes of a run."""
+    model, args, dynamic = mobile()
+    m = made(model, args, dynamic, num_threads=threads)
+    assert m.report["entries"]["main"]["kernels"]["effc_conv_chain_f32"] == 4
+    for n, h, w in ((1, 33, 47), (2, 224, 224), (3, 65, 96), (1, 224, 224), (6, 401, 210)):
+        x = torch.empty(n, 3, h, w)
+        own = lowered(copy.deepcopy(model), (x,), None, threads)["arena"]["static_bytes"]
+        assert m.arena(x)[0] <= 1.05 * own, (n, h, w, m.arena(x), own)
 
 
 def test_many_rows_and_few_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ from typing import ClassVar
 
 from ...cost.alternatives import DYNAMIC, Ask, decide, ways_of
 from ...cost.calls import Call, Tensor, dense_tensor
-from ...ir.dims import Dim
+from ...ir import dims
+from ...ir.dims import Bounds, Dim
 from ...ir.dtypes import DType
 from ...ir.graph import Builder, Graph, Node, Value
 from ...ir.op import OPS, get
@@ -34,13 +35,15 @@ LARGE = 384 << 10  # bytes between the convolutions from which on a chain pays
 class Plan:
     """How a chain is run: most output rows of a step, of which so many are a ``part``; rows of the first result that
     are kept, a ring; channels of it that are made at a time (whole panels of weights, so at least one); bytes of both
-    buffers."""
+    buffers; bytes that are left in a core's cache where a step is the fewest rows that pay: negative where a chain
+    doesn't. Of images of any size these are expressions."""
 
-    rows: int
-    part: int
-    kept: int
-    cols: int
-    buffers: int
+    rows: Dim
+    part: Dim
+    kept: Dim
+    cols: Dim
+    buffers: Dim
+    spare: Dim
 
 
 def constant_sizes(shape: Sequence[Dim]) -> list[int] | None:
@@ -52,35 +55,60 @@ def constant_sizes(shape: Sequence[Dim]) -> list[int] | None:
 def plan(stages: Sequence[Node]) -> Plan | str:
     """The plan for two or three convolutions, or why there is none."""
     *first, deep, narrow = stages
-    result = constant_sizes(deep.types[0].shape[1:])
-    source = constant_sizes((first[0].types[0] if first else deep.operands[0].type).shape[1:])
+    channels, height, width = deep.types[0].shape[1:]
+    _, rows_in, width_in = (first[0].types[0] if first else deep.operands[0].type).shape[1:]
     filters = [constant_sizes(n.operands[1].shape) for n in (*first, narrow)]
     taps = constant_sizes(deep.operands[1].shape[2:])
-    if result is None or source is None or taps is None:
-        return "sizes of its images are not constant"
-    channels, height, width = result
-    _, rows_in, width_in = source
+    if taps is None or not isinstance(channels, int) or any(f is None for f in filters):
+        return "sizes of its filters are not constant"
     weights = sum(4 * math.prod(f) for f in filters if f is not None)
     stride, reach = deep.attrs["stride"][0], deep.attrs["dilation"][0] * (taps[0] - 1) + 1
-    line, out_line = 4 * channels * width_in, 4 * max(1, channels * width)
-    near = NEAR // (4 * PANEL * max(1, width_in))  # rows of a panel of channels
-    room = CACHE - weights
-    best: Plan | None = None
-    spare = min(rows_in, max(reach, min(near, reach + stride))) if first else 0  # with less room a chain doesn't pay
-    for most in range(1, height + 1) if room - spare * line >= out_line else ():
-        part = -(-height // -(-height // most))  # parts of equal size
-        need = (part - 1) * stride + reach
-        kept = min(rows_in, need) if first else 0
-        rows = (room - kept * line) // out_line
-        if rows < part or (best and need > near):
-            break
-        rows = min(rows, height, max(part, -(-height // 8), -(-STEP // out_line)))
-        rows = rows // part * part
-        cols = max(1, NEAR // (4 * max(1, kept or need) * max(1, width_in)))
-        best = Plan(rows, part, kept, cols, kept * line + rows * out_line)
-        if part * stride * width_in >= PIXELS or not first:
-            break
-    return best or "a step of one row does not fit a core's cache"
+    made = plan_of(bool(first), CACHE - weights, channels, (height, width), (rows_in, width_in), stride, reach)
+    empty = isinstance(height, int) and height < 1
+    return "a step of one row does not fit a core's cache" if empty or not may_fit(made.spare) else made
+
+
+def may_fit(spare: Dim) -> bool:
+    """Whether so many bytes can be there at all."""
+    return dims.bounds(spare, {})[1] >= 0
+
+
+def plan_of(
+    first: bool, room: Dim, channels: int, size: tuple[Dim, Dim], source: tuple[Dim, Dim], stride: int, reach: int
+) -> Plan:
+    """The plan for a depthwise convolution of ``source`` (height, width) to ``size`` in ``room`` bytes, whose windows
+    are ``reach`` rows high; ``first``: it reads another convolution's result. Where only the sizes of a run tell
+    that less than :data:`LARGE` bytes are between them, a thread's buffers have room for a third of those, or one row:
+    a compilation for the size would leave the convolutions apart, and a few threads take no more than those would.
+
+    Parts divide the height evenly. Of those that have :data:`PIXELS` the smallest is taken, or the largest whose ring
+    is in reach of the first cache and leaves room for the part's result. With n parts of ceil(h / n) rows, at least p
+    are in each for n <= (h - 1) // (p - 1), and at most p for n >= ceil(h / p)."""
+    height, width, width_in = (dims.maximum(1, d) for d in (*size, source[1]))
+    line, out_line = 4 * channels * source[1], 4 * channels * width
+    near = NEAR // (4 * PANEL * width_in)  # rows of a panel of channels
+    spare, total = room, source[0] * line
+    if not isinstance(total, int):
+        room = dims.minimum(room, total // 3 + CACHE * dims.minimum(1, dims.maximum(0, total - LARGE + 1)))
+    part: Dim = 1
+    kept: Dim = 0
+    fewest: Dim = 0
+    if first:
+        wanted = dims.ceildiv(PIXELS, stride * width_in) - 1
+        parts = dims.maximum(1, (height - 1) // dims.maximum(1, wanted))
+        part = dims.minimum(dims.ceildiv(height, parts), 1 + wanted * height)  # where one row has the pixels: 1
+        whole = (room - source[0] * line) // out_line  # beside a ring of all rows
+        most = dims.maximum((room - (reach - stride) * line) // (out_line + stride * line), whole)
+        most = dims.minimum(most, dims.maximum(1, (near - reach) // stride + 1))
+        parts = dims.ceildiv(height, dims.maximum(1, dims.minimum(most, height)))
+        part = dims.minimum(part, dims.ceildiv(height, parts))
+        kept = dims.minimum(source[0], (part - 1) * stride + reach)
+        fewest = dims.minimum(source[0], dims.maximum(reach, dims.minimum(near, reach + stride)))
+    rows = dims.maximum(part, dims.maximum(dims.ceildiv(height, 8), dims.ceildiv(STEP, out_line)))
+    rows = dims.minimum(dims.minimum(rows, height), dims.maximum(part, (room - kept * line) // out_line))
+    rows = rows // part * part
+    cols = dims.maximum(1, NEAR // (4 * dims.maximum(1, kept if first else reach) * width_in))
+    return Plan(rows, part, kept, cols, kept * line + rows * out_line, spare - fewest * line - out_line)
 
 
 IN_TURN = "a chain ends in its first convolution: depthwise and pointwise ones in turn gain too little"
@@ -109,7 +137,7 @@ def alternatives(stages: Sequence[Node], chosen: Plan, rule: int) -> list[Call] 
     _, oc, *size = (int(d) for d in stages[-1].types[0].shape)
     out = dense_tensor("f32", (b, *size, oc))
     work = sum(int(get(n.op).cost_of([v.type for v in n.operands], n.types, n.attrs).flops) for n in stages)
-    attrs = (len(stages), chosen.rows, chosen.kept, chosen.buffers, *described)
+    attrs = (len(stages), int(chosen.rows), int(chosen.kept), int(chosen.buffers), *described)
     return ways_of(Call("conv_or_chain", (x, *weights), (out,), attrs, 1 + len(stages), flops=work), rule)
 
 
@@ -139,7 +167,7 @@ class FuseChains(Pass):
                 if (said := self.why_dense(n, uses)) is not None:
                     report.decline(self.name, said, n)
                 return None
-            reason = self.why_not(stages) or self.why_apart(stages, report)
+            reason = self.why_not(stages) or self.why_apart(stages, graph.symbols, report)
             if reason is not None:
                 report.decline(self.name, reason, n)
                 return None
@@ -197,18 +225,38 @@ class FuseChains(Pass):
         chosen = plan(stages)
         return chosen if isinstance(chosen, str) else None
 
-    def why_apart(self, stages: Sequence[Node], report: PassReport) -> str | None:
-        """Why convolutions that could be a chain are better apart, or None."""
+    def why_apart(self, stages: Sequence[Node], ranges: Mapping[str, Bounds], report: PassReport) -> str | None:
+        """Why convolutions that could be a chain are better apart, or None. Of images of any size they are a chain if
+        they would be one at some of the sizes."""
         chosen = plan(stages)
         assert isinstance(chosen, Plan)
-        wide = stages[0].types[0] if len(stages) == 3 else stages[0].operands[0].type
-        size = 4 * math.prod(constant_sizes(wide.shape[1:]) or ())
-        rule = CHAIN if size >= LARGE else APART
-        why = f"{size >> 10} KiB are between the convolutions"
+        size = between(stages)
+        if isinstance(size, int):
+            rule = CHAIN if size >= LARGE else APART
+            why = f"{size >> 10} KiB are between the convolutions"
+        else:
+            rule = CHAIN if dims.bounds(gain_of(stages), ranges)[1] >= 0 else APART
+            which = "images may have" if rule == CHAIN else "no image has"
+            why = f"{which} {LARGE >> 10} KiB between the convolutions and steps that fit a core's cache"
         ways = alternatives(stages, chosen, rule)
         if decide(self.ask, ways, rule, "conv_or_chain", why, stages[-1], report) == CHAIN:
             return None
+        if not isinstance(size, int):
+            return why
         return f"only {why}" if rule == APART else f"the cost model keeps them apart: {why}"
+
+
+def between(stages: Sequence[Node]) -> Dim:
+    """Bytes of an image between the convolutions."""
+    wide = stages[0].types[0] if len(stages) == 3 else stages[0].operands[0].type
+    return 4 * dims.product(wide.shape[1:])
+
+
+def gain_of(stages: Sequence[Node]) -> Dim:
+    """Negative for images of a size that is better left to the convolutions apart."""
+    chosen = plan(stages)
+    assert isinstance(chosen, Plan)
+    return dims.minimum(between(stages) - LARGE, chosen.spare)
 
 
 def operands_of(stages: Sequence[Node]) -> list[Value]:

@@ -155,7 +155,7 @@ def _emit(
         described += [True, False, False, *geometry(s.node.attrs, w.shape, oc, spatial), *blocks.attrs, s.steps.bits]
         own += [cx.const(packed), *step_operands(cx, s.steps, oc, 4)]
         limits += s.steps.clamp or ()
-    cols = max(1, chosen.cols // panel) * panel
+    cols = dims.maximum(1, chosen.cols // panel) * panel
     attrs: list[Dim] = [len(stages) == 3, chosen.rows, chosen.kept, cols, work, chosen.part, *described]
     cx.call(
         "effc_conv_chain_f32", own, [out], attrs, limits, scratch=scratch,
