@@ -1,5 +1,5 @@
-"""Sigmoid in generated loops, as an op of its own or as frontends spell it, 1 / (1 + exp(-x)): one function whose limits
-are set before the loop (kernels/math.hpp, ``Sigmoid``)."""
+"""Sigmoid in generated loops, as an op of its own or as frontends spell it, 1 / (1 + exp(-x)): one function whose
+limits are set before the loop (kernels/math.hpp, ``Sigmoid``)."""
 
 from __future__ import annotations
 
