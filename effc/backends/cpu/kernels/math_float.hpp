@@ -165,12 +165,6 @@ EFFC_INLINE float log10(float x) {
   return log_base(x, 0.434294492f, -1.01007893e-8f, 0.301025391f, 4.60503907e-6f);
 }
 
-/* 1/(1 + e^-x); below -88, where e^-x overflows, it is e^x. */
-EFFC_INLINE float sigmoid(float x) {
-  float e = exp(x < -88.0f ? x : -x);
-  return x < -88.0f ? e : 1.0f / (1.0f + e);
-}
-
 /* With t = e^(2|x|) - 1: tanh |x| = t / (t + 2). */
 EFFC_INLINE float tanh(float x) {
   float a = fabs(x) * 2.0f;
