@@ -13,6 +13,7 @@ from ..ir.graph import Builder, Graph, Node, Value
 from ..ir.interp import Interpreter
 from ..ir.op import get
 from ..runtime.errors import EffcError
+from .fuse.kinds import is_lookup
 from .manager import CONTROL, Pass, PassReport, in_subgraphs
 from .rewrite import const
 
@@ -77,7 +78,8 @@ class Fold(Pass):
             return "silent"
         if size > self.limit:
             return f"the result is larger than {self.limit} bytes"
-        if size > max(TABLE, self.growth * given):
+        table = 1 << 16 if is_lookup(n) else TABLE  # a loop looks such rows up as it reads them: fewer bytes
+        if size > max(table, self.growth * given):
             return "the result is much larger than its operands"
         return None
 
