@@ -162,7 +162,7 @@ def test_any_size_is_laid_out_as_if_it_had_been_planned(name: str, tmp_path: Pat
             m = memory.read(loaded, manifest, "main", env)
         except effc.EffcError:
             continue  # sizes that do not go together
-        p = from_program(program, sizes=env, threads=threads)
+        p = from_program(program, sizes=env, threads=threads, these=True)
         best = lay_out(p, p.given).arena
         assert m.arena >= best >= m.bound or m.arena == best, env
         assert arena_of(program, env, threads) >= best
