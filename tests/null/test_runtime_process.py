@@ -92,7 +92,7 @@ def test_eight_threads_two_hundred_runs(tmp_path: Path) -> None:
         for t in threads:
             t.join()
 
-    burst(30)
+    burst(100)  # as many contexts as calls are ever under way at once
     before = rss()
     burst(200)
     grown = rss() - before
