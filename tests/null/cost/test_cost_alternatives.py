@@ -212,8 +212,8 @@ def test_the_rule_decides_about_regions_without_records(monkeypatch: pytest.Monk
 
 
 def made_up(gain: float) -> list[Record]:
-    """Convolutions of which F(4x4) takes ``1 - gain`` of the direct one's time and F(2x2) as long as it, whatever the
-    rule says."""
+    """Convolutions of which F(4x4) takes ``1 - gain`` of the direct one's time and F(2x2) a little more than it, whatever
+    the rule says."""
     rng, out = np.random.default_rng(0), []
     for g in range(80):
         case = None
@@ -225,7 +225,7 @@ def made_up(gain: float) -> list[Record]:
         region = asked.regions[0][0]
         for way, call in enumerate(alternatives.ways_of(replace(region, attrs=region.attrs[:-2]), g % 3)):
             for threads in (1, 2):
-                seconds = region.flops / 50e9 / threads * (1 - gain if way == 2 else 1)
+                seconds = region.flops / 50e9 / threads * (1, 1.04, 1 - gain)[way]
                 seconds *= float(np.exp(0.005 * rng.standard_normal()))
                 out.append(
                     Record(call, "conv_algorithm", threads, call.bytes, seconds, 0.01, 1e-4, 0.0, f"g{g}-{threads}",
@@ -250,8 +250,7 @@ def test_the_model_overrules_the_rule_where_that_paid_off(learned: tuple[float, 
     for rule in range(3):
         ways = alternatives.ways_of(replace(asked.regions[0][0], attrs=asked.regions[0][0].attrs[:-2]), rule)
         made = model.choose_region(ways, contexts)
-        # Direct and F(2x2) take as long as each other: either is as good.
-        assert made.index in ((2,) if gain > 0 else (0, 1) if rule == 2 else (rule,)) and made.rule == rule
+        assert made.index == (2 if gain > 0 else 0 if rule == 2 else rule) and made.rule == rule
         text = made.as_json(SETS["conv_algorithm"].ways)
         assert rule in {w["index"] for w in (text["predicted"], *text["losers"])}
         predicted = {w["index"]: w["us"] for w in (text["predicted"], *text["losers"])}
@@ -291,6 +290,5 @@ def test_explain_shows_predicted_and_measured(
     assert all(w["us"] > 0 and w["measured_us"] > 0 for w in lines)
     assert main(["explain", str(path), "--measure", "--threads", "1"]) == 0
     text = capsys.readouterr().out
-    taken = SETS["conv_algorithm"].ways[2:] if gain > 0 else SETS["conv_algorithm"].ways[:2]
-    assert sum(f"conv_algorithm: {way}" in text for way in taken) == 1
+    assert f"conv_algorithm: {SETS['conv_algorithm'].ways[2 if gain > 0 else 0]}" in text
     assert all(f"us  {way}" in text for way in SETS["conv_algorithm"].ways) and text.count("measured") >= 3

@@ -78,7 +78,10 @@ def test_trees_are_lightgbms_own() -> None:
     booster = lgb.train(dict(train.PARAMETERS), lgb.Dataset(x, y), 50)
     trees = Trees.from_text(booster.model_to_string())
     more = np.concatenate([x, rng.standard_normal((400, 5)) * 3, trees.threshold[: 80 - 80 % 5].reshape(-1, 5)])
-    np.testing.assert_allclose(trees(more), booster.predict(more), rtol=0, atol=5e-4)  # leaves are f16
+    taken = booster.predict(more, pred_leaf=True)
+    leaves = np.array([[booster.get_leaf_output(t, int(leaf)) for t, leaf in enumerate(row)] for row in taken])
+    np.testing.assert_allclose(leaves.sum(1), booster.predict(more), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(trees(more), leaves.astype(np.float16).astype(float).sum(1), rtol=0, atol=1e-9)
     again = Trees.from_arrays(trees.arrays("a"), "a")
     np.testing.assert_array_equal(again(more), trees(more))
 
