@@ -212,8 +212,8 @@ def test_the_rule_decides_about_regions_without_records(monkeypatch: pytest.Monk
 
 
 def made_up(gain: float) -> list[Record]:
-    """Convolutions of which F(4x4) takes ``1 - gain`` of the direct one's time and F(2x2) a little more than it, whatever
-    the rule says."""
+    """Convolutions of which F(4x4) takes ``1 - gain`` of the direct one's time and F(2x2) a little more than it,
+    whatever the rule says."""
     rng, out = np.random.default_rng(0), []
     for g in range(80):
         case = None
