@@ -50,7 +50,7 @@ def variant(request: Any) -> Variant:
     return Variant(request.param)
 
 
-SIGMA = {"normal": 18, "tiny": 6}  # panels whose groups are added in 16 bits: by twos, by fours
+SIGMA = {"normal": 18, "tiny": 6}  # of ordered panels: some of their groups fit together by fours, or all
 
 
 def bytes_of(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any, kind: str = "any") -> Array:
@@ -242,34 +242,64 @@ def test_packing_round_trip(split: bool) -> None:
             np.testing.assert_array_equal(back.values.astype(int) - back.zeros[:, None], difference)
             np.testing.assert_array_equal(back.sums, difference.sum(1))
             assert 0 <= back.extra_share
-            assert split or back.extra_share == back.magnitude_share == back.deep_share == 0 == back.shifts.any()
+            assert split or back.extra_share == back.magnitude_share == back.quad_share == 0 == back.shifts.any()
             if split and k > 1 and n and kind != "small":
                 assert (back.magnitude_share == 1) == (kind in ("any", "low", "high", "ends")), kind
-                assert (back.deep_share == 1) == (kind in ("normal", "tiny", "edge")), kind
+                assert kind in ("normal", "tiny", "edge") or back.quad_share == 0, kind
+                assert k < 64 or kind != "tiny" or back.quad_share > 0.9
+                assert k < 1000 or kind != "normal" or 0.8 < back.quad_share < 1
 
 
 def test_sums_never_saturate() -> None:
-    """What a panel adds in 16 bits fits at the worst activations, and every form but plain pairs is chosen."""
+    """What a panel adds in 16 bits fits at the worst activations, every form is chosen, and blocks keep their steps."""
     rng = np.random.default_rng(8)
     forms = set()
-    for kind in ("normal", "tiny", "edge", "small", "any", "ends", "low"):
-        b = bytes_of(rng, (2, 640, 48), np.int8, kind)
-        data = packing._layout(b)
-        form, main, second = packing._choose(data)
-        np.testing.assert_array_equal(main.astype(int) + second, data)
-        assert not (main.astype(bool) & second.astype(bool)).any()  # shifts count each weight's sign once
-        forms |= set(form.reshape(-1).tolist())
-        for f, (depth, _, _) in packing.FORMS.items():
-            for part, groups in ((main, depth), (second, 1)):  # extras are added pair by pair
-                chosen = part[form == f].astype(int)
-                lanes = chosen.reshape(len(chosen), data.shape[2] // groups, groups, packing.PANEL, 2, 2)
-                if f & packing.BY_MAGNITUDE:
-                    sizes = np.abs(lanes).sum((2, 5)).max(initial=0)
-                    assert sizes * 127 <= 32767 and sizes * -128 >= -32768
+    kinds = {"normal": 610, "tiny": 640, "edge": 640, "small": 640, "any": 640, "ends": 70, "low": 640}
+    for kind, k in kinds.items():
+        data = packing._layout(bytes_of(rng, (2, k, 48), np.int8, kind))
+        chosen = packing._choose(data, k)
+        total, used = data.shape[2], -(-k // 16) * 4
+        assert packing.blocks(total * 4)[-1][1] == total * 4
+        for at in np.ndindex(*chosen.form.shape):
+            form, main, extras, order = (x[at] for x in (chosen.form, chosen.main, chosen.extras, chosen.order))
+            forms.add(int(form))
+            whole = np.zeros_like(main)
+            whole[order] = main
+            np.testing.assert_array_equal(whole.astype(int) + extras, data[at])
+            assert not (main.astype(bool) & extras.astype(bool)).any()  # shifts count each weight's sign once
+            np.testing.assert_array_equal(order[used:], np.arange(used, total))
+            assert form == packing.ORDERED or (order == np.arange(total)).all()
+            lanes = main.reshape(-1, packing.PANEL, 2, 2).astype(int)
+            spans = packing.blocks(total * 4)
+            for (start, stop), (quads, pairs) in zip(spans, chosen.counts[at].tolist(), strict=True):
+                lo, hi = start // 4, min(stop // 4, used)
+                np.testing.assert_array_equal(np.sort(order[lo:hi]), np.arange(lo, hi))
+                sets = [lanes[lo + 4 * i : lo + 4 * i + 4] for i in range(quads)]
+                first = lo + 4 * quads
+                sets += [lanes[first + 2 * i : first + 2 * i + 2] for i in range(pairs)]
+                assert first + 2 * pairs <= hi
+                if form == packing.ORDERED:
+                    for part in [*sets, *(lanes[i : i + 1] for i in range(first + 2 * pairs, hi))]:
+                        assert 255 * np.maximum(part, 0).sum((0, 3)).max() <= 32767
+                        assert 255 * np.minimum(part, 0).sum((0, 3)).min() >= -32768
                 else:
-                    assert (255 * np.maximum(lanes, 0).sum((2, 5))).max(initial=0) <= 32767
-                    assert (255 * np.minimum(lanes, 0).sum((2, 5))).min(initial=0) >= -32768
-    assert forms == {2, 4, packing.BY_MAGNITUDE + 1, packing.BY_MAGNITUDE + 2}
+                    assert not sets
+            if form != packing.ORDERED:
+                depth = int(form) - packing.BY_MAGNITUDE
+                for part, groups in ((main, depth), (extras, 1)):  # extras are added pair by pair
+                    sizes = np.abs(part.astype(int).reshape(-1, groups, packing.PANEL, 2, 2)).sum((1, 4)).max()
+                    assert sizes * 127 <= 32767 and sizes * -128 >= -32768
+    assert forms == {packing.ORDERED, packing.BY_MAGNITUDE + 1, packing.BY_MAGNITUDE + 2}
+
+
+def test_groups_that_fit_are_found() -> None:
+    """Weights of which neighbours do not fit together: every second pair of groups is large in the same columns."""
+    large, small = np.full((4, 16, 4), 40, np.int8), np.full((4, 16, 4), 20, np.int8)
+    data = np.concatenate([large, small] * 8)[None]  # two large ones come to 160, one with two small ones to 160 too
+    order, counts = packing.arrange(data, data.shape[1] * 4)
+    quads, pairs = counts[0, 0]
+    sets = data[0, order[0]][4 * quads : 4 * quads + 2 * pairs].astype(int).reshape(-1, 2, 16, 2, 2).sum((1, 4))
+    assert quads == 0 and pairs == 32 and sets.max() == 120, "one of each"
 
 
 def test_packed_buffers_are_checked() -> None:

@@ -263,16 +263,18 @@ def _check(body: Graph) -> None:
             raise EffcError("a fused body may hold only scalar constants", op="fused")
 
 
-def _rows_of_a_pair(row: Sequence[str], lines: Sequence[str], operands: int) -> list[str]:
+def _rows_of_a_pair(row: Sequence[str], lines: Sequence[str], ops: Sequence[DType]) -> list[str]:
     """The loop over an epilogue's rows where they are pairs of vectors, as a depthwise convolution's blocks of channels
-    are: the start and the end of a loop of unknown length would take longer than they do. ``row``: the start of one."""
-    known = " && ".join(f"S{k} != ANY" for k in range(operands))
+    are: the start and the end of a loop of unknown length would take longer than they do. Two pairs where an operand
+    has bytes, which else fill half a vector. ``row``: the start of one; ``ops``: the operands' dtypes."""
+    known = " && ".join(f"S{k} != ANY" for k in range(len(ops)))
+    step = "(2 * PAIR)" if any(dt.itemsize == 1 for dt in ops) else "PAIR"
     return [
-        f"    if ({known} && n % PAIR == 0) {{",
+        f"    if ({known} && n % {step} == 0) {{",
         *row,
-        "    for (int64_t pair = 0; pair < n; pair += PAIR) {",
+        f"    for (int64_t pair = 0; pair < n; pair += {step}) {{",
         "#pragma GCC ivdep",
-        "    for (int64_t i = pair; i < pair + PAIR; ++i) {",
+        f"    for (int64_t i = pair; i < pair + {step}; ++i) {{",
         *lines,
         "    }",
         "    }",
@@ -353,7 +355,7 @@ def map_kernel(
             "  static void rows(int64_t m, int64_t n, char* const* first, const int64_t* row, const int64_t* s, "
             "[[maybe_unused]] const int64_t* dv) {",
             *constants,
-            *(_rows_of_a_pair(row, lines, len(ops)) if cheap and not table else ()),
+            *(_rows_of_a_pair(row, lines, ops) if cheap and not table else ()),
             *row,
             *blocks,
         ]

@@ -15,10 +15,11 @@
  *                  -(a - 128) - 1: bits flipped by one exclusive or, which has no -128 to negate. The magnitudes of a pair
  *                  may come to 256 (256 * -128 = -2^15), so any two weights are one; what is left is a constant of each
  *                  column (shifts): sum w a = sum |w| x + 128 sum w + sum of |w| over negative w.
- *                Where weights are smaller than that, as most are, groups in a row (a panel's depth, 2 or 4) are added in 16
- *                bits before they are widened: a product then takes 1 + 1 / depth multiplications, not 2. Pairs of weights that
- *                such a sum has no room for lie in blocks of 4 steps by 8 columns, "extras", which are multiplied in a loop of
- *                their own.
+ *                Products are added in 16 bits over several groups before they are widened: a product of depth d takes 1 + 1 / d
+ *                multiplications, not 2. In panels of the first form four groups, two, or one are: the packer chooses which
+ *                ones, and a panel has its own order of groups (micro_ordered). Panels of magnitudes may have a depth of two
+ *                neighbours; pairs of weights that such a sum has no room for lie in blocks of 4 steps by 8 columns, "extras",
+ *                which are multiplied in a loop of their own.
  *
  * Intrinsics, because no compiler finds these instructions in loops; tests/null/test_int8.py builds this very text
  * for AVX512-VNNI, AVX-VNNI and AMX with functions that do what Intel's manual says, and runs it on any machine. */
@@ -59,6 +60,8 @@ struct Tile {
   int64_t ld_from;
   int32_t* c;
   int64_t ldc;
+  const uint16_t* order; /* of an ordered panel: where each group's steps are in `a`; `quads` times four groups, `pairs` of two */
+  int64_t quads, pairs;
   int64_t first_group; /* what extras' groups are counted from */
   Extras extra[2];
 };
@@ -184,17 +187,6 @@ EFFC_INLINE void end() {}
 #define EFFC_I8_VARIANT "avxvnni"
 constexpr bool kSplit = false;
 constexpr int kRows = 6;
-EFFC_INLINE __m256i dot(__m256i acc, __m256i a, __m256i b) {
-  return _mm256_dpbusd_avx_epi32(acc, a, b);
-}
-#else
-#define EFFC_I8_VARIANT "avx2"
-constexpr bool kSplit = true;
-constexpr int kRows = 4;
-EFFC_INLINE __m256i dot(__m256i acc, __m256i a, __m256i b) {
-  return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1)));
-}
-#endif
 
 template <int R, int P>
 void micro(const Tile* t) {
@@ -208,18 +200,24 @@ void micro(const Tile* t) {
     EFFC_UNROLL_ALL
     for (int i = 0; i < R; ++i) {
       const __m256i x = _mm256_set1_epi32(four(a + i * lda));
-      acc[i][0] = dot(acc[i][0], x, w0);
-      acc[i][1] = dot(acc[i][1], x, w1);
+      acc[i][0] = _mm256_dpbusd_avx_epi32(acc[i][0], x, w0);
+      acc[i][1] = _mm256_dpbusd_avx_epi32(acc[i][1], x, w1);
     }
   }
   store_tile(t, acc);
 }
+#else
+#define EFFC_I8_VARIANT "avx2"
+constexpr bool kSplit = true;
+constexpr int kRows = 4;
+template <int R, int P>
+void micro(const Tile*); /* none: every panel has a form of those below */
+#endif
 #endif
 
-/* The forms of a panel, where sums saturate; mirrored by packing/int8.py. The low bits are the depth (kPairs: 1). */
-enum Form : uint8_t { kPairs = 0, kDepth2 = 2, kDepth4 = 4, kMagnitudes = 9, kMagnitudes2 = 10 };
-constexpr int kDeepRows = kSplit ? 4 : 0;
-constexpr int kDepth4Rows = kSplit ? 3 : 0; /* twice the accumulators: those of 16 bits, too */
+/* The forms of a panel; mirrored by packing/int8.py. All but the first are those of instructions that saturate. */
+enum Form : uint8_t { kPairs = 0, kOrdered = 4, kMagnitudes = 9, kMagnitudes2 = 10 };
+constexpr int kOrderedRows = kSplit ? 3 : 0; /* twice the accumulators: those of 16 bits, too */
 constexpr int kMagnitudeRows = kSplit ? 4 : 0, kMagnitude2Rows = kSplit ? 8 : 0; /* of two vectors, and of one */
 constexpr bool has_magnitudes(uint8_t form) { return form & 8; }
 
@@ -329,73 +327,25 @@ void micro_magnitudes2(const Tile* t) {
   }
 }
 
-/* ---- deep panels: groups are added in 16 bits ---- */
+/* ---- ordered panels ---- */
 
-template <int R>
-EFFC_INLINE void add_extras(const Tile* t, __m256i (&acc)[R][2]) {
-  const __m256i ones = _mm256_set1_epi16(1);
-  EFFC_UNROLL_ALL
-  for (int j = 0; j < 2; ++j) {
-    const Extras& e = t->extra[j];
-    for (int64_t s = 0; s < e.count; ++s) {
-      const __m256i w = _mm256_loadu_si256((const __m256i*)(e.data + s * 32));
-      const uint8_t* p = t->a + (e.group[s] - t->first_group) * kGroup;
-      EFFC_UNROLL_ALL
-      for (int i = 0; i < R; ++i)
-        accumulate(acc[i][j], widened(_mm256_maddubs_epi16(_mm256_set1_epi32(four(p + i * t->lda)), w), ones));
-    }
-  }
-}
-
-/* Two groups: row by row, so that their sums live shortly and registers are left for four rows. */
-template <int R>
-void micro_depth2(const Tile* t) {
-  __m256i acc[R][2];
-  const int64_t lda = t->lda, groups = t->steps / kGroup;
-  load_tile(t, acc);
-  const uint8_t* a = t->a;
-  const int8_t* b = t->b;
-  __m256i ones = _mm256_set1_epi16(1);
-  __asm__("" : "+x"(ones)); /* it stays in its register */
-  for (int64_t g = 0; g < groups; g += 2, a += 2 * kGroup, b += 2 * kGroup * kNR) {
-    __m256i w[2][2];
-    EFFC_UNROLL_ALL
-    for (int d = 0; d < 2; ++d)
-      EFFC_UNROLL_ALL
-      for (int j = 0; j < 2; ++j) w[d][j] = _mm256_loadu_si256((const __m256i*)(b + d * kGroup * kNR + j * 32));
-    EFFC_UNROLL_ALL
-    for (int i = 0; i < R; ++i) {
-      const __m256i x0 = _mm256_set1_epi32(four(a + i * lda)), x1 = _mm256_set1_epi32(four(a + i * lda + kGroup));
-      EFFC_UNROLL_ALL
-      for (int j = 0; j < 2; ++j) {
-        const __m256i sum = _mm256_add_epi16(_mm256_maddubs_epi16(x0, w[0][j]), _mm256_maddubs_epi16(x1, w[1][j]));
-        accumulate(acc[i][j], _mm256_madd_epi16(sum, ones));
-      }
-    }
-  }
-  add_extras(t, acc);
-  store_tile(t, acc);
-}
-
-/* D groups, group by group: a weight is loaded once for all rows. */
-template <int R, int D>
-void micro_deep(const Tile* t) {
-  __m256i acc[R][2];
-  const int64_t lda = t->lda, groups = t->steps / kGroup;
-  load_tile(t, acc);
-  const uint8_t* a = t->a;
-  const int8_t* b = t->b;
+/* `count` times D groups, which are added in 16 bits; group by group, so that a weight is loaded once for all rows. */
+template <int D, int R>
+EFFC_INLINE void add_groups(__m256i (&acc)[R][2], const uint8_t* const (&a)[R], const int8_t*& b, const uint16_t*& order,
+                            int64_t count) {
   /* 12 accumulators leave 4 registers: the ones stay in memory, and GCC 12 must not reorder the additions. */
   alignas(32) static constexpr int16_t ones[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-  for (int64_t g = 0; g < groups; g += D, a += D * kGroup, b += D * kGroup * kNR) {
+  for (const uint16_t* end = order + count * D; order < end; order += D, b += D * kGroup * kNR) {
     __m256i sum[R][2];
     EFFC_UNROLL_ALL
     for (int d = 0; d < D; ++d) {
       const __m256i w0 = _mm256_loadu_si256((const __m256i*)(b + d * kGroup * kNR));
       const __m256i w1 = _mm256_loadu_si256((const __m256i*)(b + d * kGroup * kNR + 32));
+      uint64_t at = order[d];
+      __asm__("" : "+r"(at)); /* an index: one addition for all rows would be one for each group */
       EFFC_UNROLL_ALL
       for (int i = 0; i < R; ++i) {
-        const __m256i x = _mm256_set1_epi32(four(a + i * lda + d * kGroup));
+        const __m256i x = _mm256_set1_epi32(four(a[i] + at));
         const __m256i y0 = _mm256_maddubs_epi16(x, w0), y1 = _mm256_maddubs_epi16(x, w1);
         sum[i][0] = d ? _mm256_add_epi16(sum[i][0], y0) : y0;
         sum[i][1] = d ? _mm256_add_epi16(sum[i][1], y1) : y1;
@@ -410,7 +360,23 @@ void micro_deep(const Tile* t) {
         accumulate(acc[i][j], sum[i][j]);
       }
   }
-  add_extras(t, acc);
+}
+
+template <int R>
+void micro_ordered(const Tile* t) {
+  __m256i acc[R][2];
+  load_tile(t, acc);
+  const uint8_t* a[R];
+  EFFC_UNROLL_ALL
+  for (int i = 0; i < R; ++i) {
+    a[i] = t->a + i * t->lda;
+    __asm__("" : "+r"(a[i])); /* in registers of their own */
+  }
+  const int8_t* b = t->b;
+  const uint16_t* order = t->order;
+  add_groups<4>(acc, a, b, order, t->quads);
+  add_groups<2>(acc, a, b, order, t->pairs);
+  add_groups<1>(acc, a, b, order, t->steps / kGroup - 4 * t->quads - 2 * t->pairs);
   store_tile(t, acc);
 }
 
@@ -423,23 +389,23 @@ inline int64_t tile_rows(int64_t left, int64_t most = kRows) {
 
 struct Table {
   Micro fn[kRows / kWholeRows][kPanels];         /* [(rows - 1) / kWholeRows][panels - 1] */
-  Micro deep[2][kDeepRows + 1];                  /* [depth / 4][rows] */
+  Micro ordered[kOrderedRows + 1];               /* [rows] */
   Micro magnitudes[2][2][kMagnitude2Rows + 1];   /* [depth - 1][expanded][rows] */
 
   /* The kernel for `rows` rows of `panels` panels of a form. */
   Micro of(uint8_t form, int64_t rows, int64_t panels, bool expanded) const {
-    if (form == kPairs) return fn[(rows - 1) / kWholeRows][panels - 1];
-    return has_magnitudes(form) ? magnitudes[form - kMagnitudes][expanded][rows] : deep[form / 4][rows];
+    if (!kSplit) return fn[(rows - 1) / kWholeRows][panels - 1];
+    return has_magnitudes(form) ? magnitudes[form - kMagnitudes][expanded][rows] : ordered[rows];
   }
   /* The most rows of a tile of a form. */
   static int64_t most_rows(uint8_t form) {
-    if (has_magnitudes(form)) return form == kMagnitudes ? kMagnitudeRows : kMagnitude2Rows;
-    return form == kPairs ? kRows : form == kDepth2 ? kDeepRows : kDepth4Rows;
+    if (!kSplit) return kRows;
+    return form == kOrdered ? kOrderedRows : form == kMagnitudes ? kMagnitudeRows : kMagnitude2Rows;
   }
 };
 template <int I>
 constexpr void fill_table(Table& t) {
-  if constexpr (I < kRows / kWholeRows) {
+  if constexpr (!kSplit && I < kRows / kWholeRows) {
     t.fn[I][0] = micro<(I + 1) * kWholeRows, 1>;
     if constexpr (kPanels > 1) t.fn[I][1] = micro<(I + 1) * kWholeRows, 2>;
     fill_table<I + 1>(t);
@@ -455,18 +421,17 @@ constexpr void fill_magnitudes(Table& t) {
   }
 }
 template <int R>
-constexpr void fill_deep(Table& t) {
+constexpr void fill_ordered(Table& t) {
   if constexpr (R > 0) {
-    t.deep[0][R] = micro_depth2<R>;
-    if constexpr (R <= kDepth4Rows) t.deep[1][R] = micro_deep<R, 4>;
-    fill_deep<R - 1>(t);
+    t.ordered[R] = micro_ordered<R>;
+    fill_ordered<R - 1>(t);
   }
 }
 constexpr Table make_table() {
   Table t{};
   fill_table<0>(t);
   fill_magnitudes<kMagnitude2Rows>(t);
-  fill_deep<kDeepRows>(t);
+  fill_ordered<kOrderedRows>(t);
   return t;
 }
 

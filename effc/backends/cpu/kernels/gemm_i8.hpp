@@ -50,6 +50,8 @@ struct Weights {
   const int8_t *data;      /* [groups][panels][steps / 4][16][4] */
   const uint8_t *form;     /* [groups][panels]: Form of dot_i8.hpp */
   const int32_t *shifts;   /* [groups][panels * 16]: what the sums of panels of magnitudes lack; else 0 */
+  const uint16_t *order = nullptr; /* [groups][panels][steps / 4]: of ordered panels, within a block of steps */
+  const uint8_t *counts = nullptr; /* [groups][panels][blocks][2]: quads and pairs of their blocks */
   const uint32_t *starts = nullptr, *ends; /* [groups][panels][2]: each vector's extras; null: there are none */
   const uint32_t *where;   /* [extras] */
   const int8_t *extra;     /* [extras][8][4] */
@@ -60,7 +62,7 @@ struct Weights {
     const char* p = (const char*)t.data;
     memcpy(&h, p, sizeof h);
     static_assert(sizeof(Header) == kHeader, "");
-    if (memcmp(h.magic, "EFFCPACK", 8) != 0 || h.format != 3 || h.version != 4 || h.nr != kNR)
+    if (memcmp(h.magic, "EFFCPACK", 8) != 0 || h.format != 3 || h.version != 5 || h.nr != kNR)
       return "the packed operand has another layout";
     if (kSplit && !h.split) return "the packed operand was made for a machine with VNNI";
     if (!kSplit && h.split) return "the packed operand was made for a machine without VNNI";
@@ -77,6 +79,8 @@ struct Weights {
     data = (const int8_t*)take(h.groups * panels * steps * kNR);
     form = (const uint8_t*)take(h.split ? h.groups * panels : 0);
     shifts = (const int32_t*)take(h.split ? h.groups * panels * kNR * 4 : 0);
+    order = (const uint16_t*)take(h.split ? h.groups * panels * (steps / kGroup) * 2 : 0);
+    counts = (const uint8_t*)take(h.split ? h.groups * panels * ceil_div(steps, kKC) * 2 : 0);
     starts = (const uint32_t*)take(h.split ? (h.groups * panels * 2 + 1) * 4 : 0), ends = starts + 1;
     where = (const uint32_t*)take((int64_t)h.extras * 4);
     extra = (const int8_t*)take((int64_t)h.extras * 32);
@@ -190,6 +194,10 @@ struct Driver {
         const uint8_t* from = at.first ? at.first + ks : a;
         t.lda = at.first ? at.stride : kLda;
         t.ld_from = fresh ? 0 : cols;
+        if (kSplit && form == kOrdered) {
+          const uint8_t* counts = w.counts + (panel * blocks + kb) * 2;
+          t.order = w.order + (panel * w.steps + ks) / kGroup, t.quads = counts[0], t.pairs = counts[1];
+        }
         if (kSplit && w.starts)
           for (int v = 0; v < 2; ++v) {
             const uint32_t begin = w.starts[panel * 2 + v], end = w.ends[panel * 2 + v];

@@ -46,13 +46,13 @@ def _pack(cx: Lowering, key: tuple[Any, ...], b: Array, zero: Array) -> tuple[Ar
 
 def _packed(cx: Lowering, node: Node, key: tuple[Any, ...], b: Array, zero: Array) -> Buf:
     """The same as a constant, with notes of what it says."""
-    buffer, (extras, magnitudes, deep) = _pack(cx, key, b, zero)
+    buffer, (extras, magnitudes, quads) = _pack(cx, key, b, zero)
     if extras:
         cx.note(node, f"{extras:.1%} of the weights' blocks are multiplied apart: 16 bits do not hold their sums")
     if magnitudes:
         cx.note(node, f"{magnitudes:.0%} of the weights' panels are of magnitudes, of which 16 bits hold more")
-    if deep:
-        cx.note(node, f"{deep:.0%} of the weights' panels are added in 16 bits over two groups of four steps or more")
+    if quads:
+        cx.note(node, f"{quads:.0%} of the weights are added in 16 bits over four groups of four steps")
     return cx.const(buffer)
 
 
@@ -132,8 +132,7 @@ def _winograd(
     elif not micro.saturates:
         why = f"{micro.name} multiplies bytes at once, four or more for one product of 16 bits"
     else:
-        _, (_, _, deep) = _pack(cx, ("conv", 1, *key), packing.filters(w, 1), np.broadcast_to(zero, (1, len(w))))
-        tile, why = winograd.choose(w, zero, image_of(node, cx.graph.symbols), deep)
+        tile, why = winograd.choose(w, zero, image_of(node, cx.graph.symbols), packing.plain(packing.filters(w, 1)))
     if tile == winograd.DIRECT:
         cx.decided("effc_qconv", "direct", why)
         return None

@@ -162,18 +162,18 @@ def blocks(c: int, tile: int, tiles: int, cols: int, shared: bool) -> Blocks:
 
 TILES = (2, 4)
 DIRECT = 0  # stands for no tiles
-# Nanoseconds of a core with AVX2 at 2.8 GHz (docs/kernels.md): an operation of the direct sum, where panels have a
-# depth and where they have none, one of the transformed products, a transformed value or sum, and a byte of the
-# weights, which come from memory once a run. Only their ratios matter.
-DEEP, SHALLOW, PER_OPERATION, PER_VALUE, PER_BYTE = 1 / 225, 1 / 140, 1 / 135, 0.115, 1 / 20
+# Nanoseconds of a core with AVX2 at 2.8 GHz (docs/kernels.md): an operation of the direct sum, in ordered panels and in
+# those of magnitudes (int8.py), one of the transformed products, a transformed value or sum, and a byte of the weights,
+# which come from memory once a run. Only their ratios matter.
+ORDERED, MAGNITUDES, PER_OPERATION, PER_VALUE, PER_BYTE = 1 / 235, 1 / 160, 1 / 135, 0.115, 1 / 20
 GAIN = 1.1  # direct stays where it is no more than this factor slower: Winograd's weights are larger
 LEAST_CHANNELS = 16  # input and output: fewer leave vectors and panels empty
 
 
-def costs(c: int, o: int, image: Image, deep: float) -> dict[int, float]:
-    """Estimated nanoseconds by tile size, DIRECT included; ``deep``: the share of direct panels with a depth."""
+def costs(c: int, o: int, image: Image, plain: float) -> dict[int, float]:
+    """Estimated nanoseconds by tile size, DIRECT included; ``plain``: the share of ordered direct panels."""
     direct = 18 * image.batch * image.height * image.width * c * o
-    out = {DIRECT: max(direct * (deep * DEEP + (1 - deep) * SHALLOW), PER_BYTE * 9 * c * o)}
+    out = {DIRECT: max(direct * (plain * ORDERED + (1 - plain) * MAGNITUDES), PER_BYTE * 9 * c * o)}
     for m in TILES:
         tiles, positions = image.tiles(m), (m + 2) ** 2
         work = tiles * positions * (PER_OPERATION * 2 * c * o + PER_VALUE * (c + o))
@@ -181,12 +181,12 @@ def costs(c: int, o: int, image: Image, deep: float) -> dict[int, float]:
     return out
 
 
-def choose(w: Array, zero: Array, image: Image, deep: float) -> tuple[int, str]:
+def choose(w: Array, zero: Array, image: Image, plain: float) -> tuple[int, str]:
     """The tile size for a convolution with weights [O, C, 3, 3], or DIRECT, and why."""
     o, c = w.shape[:2]
     if min(c, o) < LEAST_CHANNELS:
         return DIRECT, f"fewer than {LEAST_CHANNELS} channels"
-    cost, width = costs(c, o, image, deep), bits(w, zero)
+    cost, width = costs(c, o, image, plain), bits(w, zero)
     proven = [m for m in TILES if exact(w, zero, m)]
     names = {DIRECT: "direct", **{m: f"F({m}x{m}, 3x3)" for m in TILES}}
     why = "estimated us: " + ", ".join(f"{names[m]} {x / 1e3:.3g}" for m, x in cost.items())
