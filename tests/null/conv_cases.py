@@ -69,9 +69,11 @@ def run_conv(
     clamp: tuple[float, float] | None = None,
     scratch_override: tuple[int, int] | None = None,
     blocking: tuple[int, int, int, int] | None = None,
+    result: Array | None = None,
     **call: Any,
 ) -> Array:
-    """The convolution of x [N, C, *S] with w, shaped [N, O, *out]. Threads by default: two, real ones."""
+    """The convolution of x [N, C, *S] with w, shaped [N, O, *out]. Threads by default: two, real ones. ``result``
+    (N, 1, pixels, O): where it goes."""
     nd = x.ndim - 2
     ks = w.shape[2:]
 
@@ -108,7 +110,8 @@ def run_conv(
         blocks = shape.rule() if blocking is None else shape.blocks(*blocking)
         wp = packing.pack_conv(w, groups, lib.vlen, transposed=transposed, nv=blocks.nv) if packed else w
     pixels = int(np.prod(out))
-    result = aligned(np.full((x.shape[0], 1, pixels, oc), 77, out_dtype))
+    if result is None:
+        result = aligned(np.full((x.shape[0], 1, pixels, oc), 77, out_dtype))
     if packed:
         wp = aligned(wp)
     attrs = [int(packed), int(transposed), int(copy), groups, oc]

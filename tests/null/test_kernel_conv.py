@@ -42,6 +42,9 @@ extern "C" __attribute__((visibility("default"))) void test_epilogue(
       at(c->out[0], m, n) = (s > 0 ? s : 0) + at(c->in[3], m, n);
     }
 }
+/* leaves the result as the kernel itself left it */
+extern "C" __attribute__((visibility("default"))) void test_nothing(
+    const effc_call*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, const void*, int64_t) {}
 """
 
 
@@ -476,6 +479,35 @@ def test_pointwise_lines_and_lists(lib: KernelLibrary, epilogue: bool) -> None:
         assert len(set(found)) == 1
         if not epilogue:
             check(np.ascontiguousarray(got), reference(whole, w, (1, 1), (0, 0), (1, 1), 1), (n, c, o, h, width))
+
+
+@pytest.mark.parametrize("channels", [8, 20, 33, 100])
+def test_results_are_claimed_where_threads_share_them(lib: KernelLibrary, channels: int) -> None:
+    """With several threads, a pointwise convolution with an epilogue writes to one element of each line of its result
+    beforehand, and to nothing else; not where an operand lies in the same memory."""
+    rng = np.random.default_rng(17)
+    x, w = channels_last(data(rng, (2, 24, 5, 13), np.float32)), data(rng, (channels, 24, 1, 1), np.float32)
+    shape = packing.Shape(channels, 24, 1, 1, 4, lib.vlen, True, True, pixels=130, lines=True)
+    wide = shape.rule().nv * lib.vlen // 4
+    first = [n for p in range(0, channels, wide) for n in range(p, min(channels, p + wide), 16)]
+    room = np.empty((2, 1, 65, channels + 5), np.float32)
+    for threads in (1, 2, 3):
+        room[...] = 77
+        left = room[..., 2:-3]
+        run_conv(lib, x, w, (1, 1), (0, 0), (1, 1), 1, epilogue="test_nothing", result=left, threads=threads)
+        expected = np.full(room.shape, 77, np.float32)
+        if threads > 1:
+            expected[..., [2 + n for n in first]] = 0
+        assert np.array_equal(room, expected)
+    bias = np.broadcast_to(data(rng, (channels,), np.float32), left.shape)
+    acc = np.moveaxis(reference(x, w, (1, 1), (0, 0), (1, 1), 1), 1, -1).reshape(left.shape)
+    residual = data(rng, left.shape, np.float32)
+    want = np.maximum(acc + bias, 0) + residual
+    for mode in MODES:
+        left[...] = residual
+        more = {"extras": [bias, left], "epilogue": "test_epilogue", "result": left, "mode": mode}
+        got = run_conv(lib, x, w, (1, 1), (0, 0), (1, 1), 1, **more)
+        check(np.ascontiguousarray(np.moveaxis(got, 1, -1)).reshape(left.shape), want, mode)
 
 
 def test_scratch_is_bounded_by_the_image_and_checked(lib: KernelLibrary) -> None:

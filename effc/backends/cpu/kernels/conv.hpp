@@ -72,6 +72,8 @@ struct Conv {
   bool innermost, direct, transposed;
   bool lines; /* pointwise, rows [n * line, (n + 1) * line) at equal distances: see run_lines */
   bool lists; /* there is scratch to list a block's rows */
+  T* own;     /* row 0 of where results come to lie when others have seen to them, to be claimed meanwhile; or null */
+  int64_t own_image, own_pixel;
   int64_t line;
   const T* bias;
   const effc_tensor *result, *residual; /* rank 4: (N, 1, pixels, O) */
@@ -577,7 +579,7 @@ inline void run_tiles(const Conv<T>& v, Lines<T> to, int64_t count, int64_t k, c
   const int64_t tiles = ceil_div(count, v.mr), each = count / tiles, more = count % tiles, done = more * (each + 1);
   const int64_t step = ceil_div(bytes, max64(1, tiles * k));
   if (more) micro(each + 1, to, more, next, step);
-  to.x += done * to.x_step, to.c += done * to.c_step, to.r += done * to.r_step;
+  to.skip(done);
   micro(each, to, tiles - more, next + bytes * more / tiles, step);
 }
 
@@ -632,7 +634,8 @@ void run_lines(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, 
     const T* x = v.x + b * v.xs[0] + row / v.sp[1] * v.xs[2] + row % v.sp[1] * v.xs[3] + (m - row * v.sp[2]) * v.xs[4];
     T* c = v.direct ? (T*)out.data + b * out.strides[0] + m * out.strides[2] + n0 : w.acc + (r - r0) * ld;
     return Lines<T>{x + g * v.cg * v.xs[1], c, v.residual ? residual_row(v, b, m, n0) : c /* not read */,
-                    v.xs[4], v.direct ? out.strides[2] : ld, v.residual ? v.residual->strides[2] : 0};
+                    v.xs[4], v.direct ? out.strides[2] : ld, v.residual ? v.residual->strides[2] : 0,
+                    v.own ? v.own + b * v.own_image + m * v.own_pixel + n0 : nullptr, v.own_pixel};
   };
   const Lines<T> first = line(r0);
   const int64_t end0 = min64(r1, r0 - r0 % v.line + v.line);
@@ -646,6 +649,7 @@ void run_lines(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, 
       for (int64_t r = r0, end = end0; r < r1; r = end, end = min64(r1, r + v.line)) {
         Lines<T> to = r == r0 ? first : line(r);
         to.x += k0, to.c += n - c0, to.r += n - c0;
+        to.own = k0 == 0 && to.own ? to.own + (n - c0) : nullptr;
         const bool one = end0 == r1;
         run_line(v, panel, to, end - r, k1 - k0, weights, one ? next : next + bytes * (r - r0) / (r1 - r0),
                  one ? bytes : bytes * (end - r) / (r1 - r0));
@@ -872,6 +876,27 @@ bool take_scratch(Conv<T>& v, int64_t bytes) {
   return room >= 0 && (v.lines || v.lists);
 }
 
+/* Where several threads run: the result's lines are claimed while the sums are made that go elsewhere first. Not where an operand
+ * lies there too. */
+template <class T>
+void claim_result(Conv<T>& v, const effc_tensor& out) {
+  const effc_call* call = v.call;
+  if (call->api->num_threads(call->run) < 2 || out.dtype != (__is_same(T, float) ? EFFC_F32 : EFFC_F64) || out.strides[3] != 1) return;
+  /* From a tensor's first byte to the one after its last. */
+  auto span = [](const effc_tensor& t, const char** low, const char** high) {
+    int64_t first = 0, last = 0, size = effc_dtype_size(t.dtype);
+    for (int d = 0; d < t.rank; ++d) (t.strides[d] < 0 ? first : last) += (t.shape[d] - 1) * t.strides[d];
+    *low = (const char*)t.data + first * size, *high = (const char*)t.data + (last + 1) * size;
+  };
+  const char *low, *high, *from, *to;
+  span(out, &low, &high);
+  for (int i = 0; i < call->n_in; ++i) {
+    span(call->in[i], &from, &to);
+    if (from < high && low < to) return;
+  }
+  v.own = (T*)out.data, v.own_image = out.strides[0], v.own_pixel = out.strides[2];
+}
+
 /* The kernel: in x [N, C, *S], w (packed or not), then the epilogue's; out rank 4 (N, 1, pixels, O). */
 template <class T>
 int32_t conv_kernel(const effc_call* call) {
@@ -899,6 +924,7 @@ int32_t conv_kernel(const effc_call* call) {
   v.row_blocks = ceil_div(v.tiles, v.block_tiles);
   v.col_blocks = ceil_div(v.panels, max64(1, a[kBlockCols] / wide));
   const int64_t threads = call->api->num_threads(call->run), want = threads > 1 ? 4 * threads : 1;
+  if (!v.direct) claim_result(v, call->out[0]);
   /* Each block lists its rows anew and reads its weights anew: where those stay in L2, rows are divided first. */
   const bool rows_first = !v.lines && v.group_elems * v.groups * (int64_t)sizeof(T) <= kFewWeights;
   while (v.row_blocks * v.col_blocks * v.groups < want && (v.col_blocks < v.panels || v.row_blocks < v.tiles)) {

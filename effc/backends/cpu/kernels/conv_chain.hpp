@@ -468,6 +468,8 @@ int32_t pair_kernel(const effc_call* call) {
   v.dw.xs[1] = 1; /* the others depend on the block */
   dw_columns(v.dw);
   if (x.shape[0] * a[kSpatial + 1] * a[kSpatial + 2] * v.dw.channels <= 0) return 0;
+  /* A block's channels of the result come to lie where the other threads have read the last ones. */
+  if (a[kStride + 1] == 1 && a[kStride + 2] == 1 && v.wide.pixels == a[kSpatial + 1] * a[kSpatial + 2]) claim_result(v.wide, out);
   const int64_t panel = v.wide.nv * Simd<T>::lanes;
   v.blocks = pair_share(x.shape[0], v.wide.panels, call->attr[kPairCols] / panel, call->api->num_threads(call->run));
   call->api->parallel_for(call->run, x.shape[0] * v.blocks, 1, pair_blocks<T>, &v);

@@ -56,6 +56,8 @@ struct Sink {
   inline const T* add(int i) const { return px[i].r + at; }
 };
 
+constexpr int64_t kLine = 64; /* bytes of a line of the caches */
+
 /* Pixels that lie at equal distances in x, in the result and in the residual, as those of a pointwise convolution do. */
 template <class T>
 struct Lines {
@@ -63,6 +65,23 @@ struct Lines {
   T* c;       /* at the panel's first column */
   const T* r; /* as c; without a residual not read */
   int64_t x_step, c_step, r_step;
+  T* own = nullptr; /* as c, where results come to lie in the end, if that is to be claimed while the sums are made */
+  int64_t own_step = 0;
+
+  /* Writes to each line of the first MR pixels' NV vectors, whatever it is. A line that another core has read is given up by it only
+   * when it is written, one line after the other: the stores that follow find it here, and until then nothing waits for these. */
+  template <int MR, int NV>
+  inline __attribute__((always_inline)) void claim() const {
+    if (!own) return;
+    EFFC_UNROLL
+    for (int i = 0; i < MR; ++i)
+      EFFC_UNROLL
+      for (int64_t at = 0; at < NV * Simd<T>::lanes; at += kLine / (int64_t)sizeof(T)) *(volatile T*)(own + i * own_step + at) = T(0);
+  }
+  inline __attribute__((always_inline)) void skip(int64_t pixels) {
+    x += pixels * x_step, c += pixels * c_step, r += pixels * r_step;
+    if (own) own += pixels * own_step;
+  }
 };
 
 /* A Sink whose pixels are those. */
@@ -173,6 +192,7 @@ template <class T, int MR, int NV>
 void micro_lines(Lines<T> to, int64_t tiles, int64_t k, const T* panel, const char* next, int64_t step, const Sink<T>* sink) {
   using S = Simd<T>;
   for (int64_t t = 0; t < tiles; ++t) {
+    to.template claim<MR, NV>();
     typename S::vec acc[MR][NV];
     EFFC_UNROLL
     for (int i = 0; i < MR; ++i)
@@ -196,7 +216,7 @@ void micro_lines(Lines<T> to, int64_t tiles, int64_t k, const T* panel, const ch
       }
     }
     finish_tile<T, MR, NV>(acc, LinesSink<T>{to, *sink});
-    to.x += MR * to.x_step, to.c += MR * to.c_step, to.r += MR * to.r_step;
+    to.skip(MR);
   }
 }
 
@@ -272,6 +292,7 @@ void micro_strides(Lines<T> to, int64_t tiles, const int64_t* offsets, int64_t k
                    const Sink<T>* sink) {
   using S = Simd<T>;
   for (int64_t t = 0; t < tiles; ++t) {
+    to.template claim<MR, NV>();
     typename S::vec acc[MR][NV];
     EFFC_UNROLL
     for (int i = 0; i < MR; ++i)
@@ -293,7 +314,7 @@ void micro_strides(Lines<T> to, int64_t tiles, const int64_t* offsets, int64_t k
       }
     }
     finish_tile<T, MR, NV>(acc, LinesSink<T>{to, *sink});
-    to.x += MR * to.x_step, to.c += MR * to.c_step, to.r += MR * to.r_step;
+    to.skip(MR);
   }
 }
 
