@@ -295,8 +295,8 @@ region(
 
 region(
     "conv_scaled",
-    "A pointwise convolution, with its epilogue, of an image x whose channels are scaled, as in squeeze and excite; its "
-    "operands are x, the scale [N or 1, C, 1, 1] and the others of the convolution; ``body`` has the product of x and "
+    "A pointwise convolution, with its epilogue, of an image x whose channels are scaled, as in squeeze and excite. "
+    "Operands: x, the scale [N or 1, C, 1, 1] and the others of the convolution; ``body`` has the product of x and "
     "the scale, and the convolution.",
 )
 

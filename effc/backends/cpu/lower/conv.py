@@ -21,7 +21,6 @@ from .. import codegen
 from ..packing import conv as packing
 from . import Buf, Lowering, fused, lowers, views
 
-
 SCALE = 16  # kScale of conv.hpp
 
 

@@ -114,7 +114,7 @@ def lower_conv_chain(cx: Lowering, node: Node) -> None:
     weights = [cx.constant_of(s.weights) for s in stages]
     chosen = plan([s.node for s in stages])
     x = cx.strided(node.operands[0])
-    first = len(stages) == 3
+    first = stages[0].node.attrs["groups"] == 1
     if any(w is None for w in weights) or isinstance(chosen, str) or (not first and not innermost(x)):
         cx.note(node, chosen if isinstance(chosen, str) else "weights that are no constants, or channels not innermost")
         cx.lower_decomposed(node)
@@ -149,15 +149,19 @@ def _emit(
             blocks = _blocks(s.node, w, x if s is stages[0] else None, vlen)
             packed = packing.pack_conv(w, 1, vlen)
             work = dims.maximum(work, dims.ceildiv(blocks.thread_scratch, 64) * 64)
-            if len(stages) == 3 and s is stages[0]:
+            if s is stages[0]:
                 panel = blocks.nv * vlen // itemsize
             scratch = scratch + blocks.scratch
         described += [True, False, False, *geometry(s.node.attrs, w.shape, oc, spatial), *blocks.attrs, s.steps.bits]
         own += [cx.const(packed), *step_operands(cx, s.steps, oc, 4)]
         limits += s.steps.clamp or ()
     cols = dims.maximum(1, chosen.cols // panel) * panel
-    attrs: list[Dim] = [len(stages) == 3, chosen.rows, chosen.kept, cols, work, chosen.part, *described]
+    first, last = (s.node.attrs["groups"] == 1 for s in (stages[0], stages[-1]))
+    buffers = chosen.buffers
+    if not last:  # a block's channels: the last one has those that are left, too
+        buffers = buffers * dims.minimum(weights[-1].shape[0], 2 * cols)
+    attrs: list[Dim] = [first, chosen.rows, chosen.kept, cols, work, chosen.part, last, *described]
     cx.call(
         "effc_conv_chain_f32", own, [out], attrs, limits, scratch=scratch,
-        thread_scratch=work + chosen.buffers, **_activations(cx, stages),
+        thread_scratch=work + buffers, **_activations(cx, stages),
     )  # fmt: skip
