@@ -29,7 +29,7 @@ NEAR = 34 << 10  # bytes of a ring of rows, about what a first cache holds: a pa
 PANEL = 16  # channels that are made together, at least, on most targets
 PIXELS = 384  # of a part of a step: from here on its tiles and calls no longer count
 STEP = 128 << 10  # bytes of a step's depthwise rows: from here on what its end costs no longer counts
-LARGE = 384 << 10  # bytes between the convolutions from which on a chain pays
+LARGE = 384 << 10  # bytes between the convolutions from which on a chain pays; of one without a last one, two thirds
 SOURCE = 512 << 10  # bytes of x that a step takes which every block of channels reads anew
 
 
@@ -276,18 +276,23 @@ class FuseChains(Pass):
         assert isinstance(chosen, Plan)
         size = between(stages)
         if isinstance(size, int):
-            rule = CHAIN if size >= LARGE else APART
+            rule = CHAIN if size >= least(stages) else APART
             why = f"{size >> 10} KiB are between the convolutions"
         else:
             rule = CHAIN if dims.bounds(gain_of(stages), ranges)[1] >= 0 else APART
             which = "images may have" if rule == CHAIN else "no image has"
-            why = f"{which} {LARGE >> 10} KiB between the convolutions and steps that fit a core's cache"
+            why = f"{which} {least(stages) >> 10} KiB between the convolutions and steps that fit a core's cache"
         ways = alternatives(stages, chosen, rule)
         if decide(self.ask, ways, rule, "conv_or_chain", why, stages[-1], report) == CHAIN:
             return None
         if not isinstance(size, int):
             return why
         return f"only {why}" if rule == APART else f"the cost model keeps them apart: {why}"
+
+
+def least(stages: Sequence[Node]) -> int:
+    """Bytes between the convolutions from which on a chain pays."""
+    return LARGE if roles(stages)[2] is not None else LARGE * 2 // 3
 
 
 def between(stages: Sequence[Node]) -> Dim:
@@ -300,7 +305,7 @@ def gain_of(stages: Sequence[Node]) -> Dim:
     """Negative for images of a size that is better left to the convolutions apart."""
     chosen = plan(stages)
     assert isinstance(chosen, Plan)
-    return dims.minimum(between(stages) - LARGE, chosen.spare)
+    return dims.minimum(between(stages) - least(stages), chosen.spare)
 
 
 def operands_of(stages: Sequence[Node]) -> list[Value]:

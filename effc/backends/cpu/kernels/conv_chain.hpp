@@ -232,6 +232,44 @@ Kept chain_reach(const Chain<T>& v, const Kept& kept, int64_t image, int64_t o0,
   return now;
 }
 
+/* Row `row` on of a call's second result, the sums of the pixels of each row of image `image`: of `rows` rows of `width` pixels at
+ * p, `ld` apart, channels [c0, c1). In four sums, whose order is the same whatever is done at a time. */
+template <class T>
+void sum_rows(const effc_call* call, const T* p, int64_t image, int64_t row, int64_t rows, int64_t width, int64_t ld, int64_t c0,
+              int64_t c1) {
+  if (call->n_out < 2) return;
+  const effc_tensor& out = call->out[1];
+  T* to = (T*)out.data + image * out.strides[0] + row * out.strides[2];
+  auto sum = [&](auto tag, const T* from, T* q) __attribute__((always_inline)) {
+    typedef decltype(tag) V;
+    typedef V U __attribute__((aligned(alignof(T)), may_alias));
+    V acc[4] = {V{}, V{}, V{}, V{}};
+    int64_t i = 0;
+    for (; i + 4 <= width; i += 4, from += 4 * ld)
+      EFFC_UNROLL
+      for (int j = 0; j < 4; ++j) acc[j] += *(const U*)(from + j * ld);
+    for (int j = 0; i < width; ++i, ++j, from += ld) acc[j] += *(const U*)from;
+    *(U*)q = (acc[0] + acc[1]) + (acc[2] + acc[3]);
+  };
+  constexpr int lanes = Simd<T>::lanes;
+  for (int64_t r = 0; r < rows; ++r, p += width * ld, to += out.strides[2]) {
+    int64_t c = c0;
+    for (; c + lanes <= c1; c += lanes) sum(typename Simd<T>::vec(), p + (c - c0), to + c);
+    for (; c < c1; ++c) sum(T(), p + (c - c0), to + c);
+  }
+}
+
+/* The sums of rows that have no pixels. */
+template <class T>
+int32_t sum_nothing(const effc_call* call) {
+  if (call->n_out < 2) return 0;
+  const effc_tensor& out = call->out[1];
+  for (int64_t n = 0; n < out.shape[0]; ++n)
+    for (int64_t r = 0; r < out.shape[2]; ++r)
+      for (int64_t c = 0; c < out.shape[3]; ++c) ((T*)out.data)[n * out.strides[0] + r * out.strides[2] + c * out.strides[3]] = T(0);
+  return 0;
+}
+
 template <class T>
 void chain_step(const Chain<T>& v, int64_t image, int64_t o0, int64_t o1, Kept& kept, char* scratch) {
   const int64_t *a = v.dw.a, channels = v.dw.channels, width = a[kSpatial + 2], area = v.kept_rows * v.width;
@@ -279,6 +317,7 @@ void chain_step(const Chain<T>& v, int64_t image, int64_t o0, int64_t o1, Kept& 
       T* q = deep + (from - o0) * width * deep_ld + c0;
       chain_depthwise(dw, rows, v.first ? v.kept_rows : v.height, from, to, c0, c1, q, deep_ld, width * deep_ld);
       if (v.acts[v.stage]) activate(v.call, v.stage, q, (to - from) * width, wide, deep_ld);
+      if (!v.last) sum_rows(v.call, q, image, from, to - from, width, deep_ld, c0, c1);
     }
   }
   if (!v.last) return;
@@ -313,7 +352,8 @@ inline int64_t chain_share(int64_t images, int64_t height, int64_t most, int64_t
 }
 
 /* The kernel: in x [N, C, H, W]; then of each convolution its packed weights and its steps' operands; out (N, 1, pixels, O),
- * channels innermost. Float attributes: the bounds of the clamps, in order. What a thread's scratch holds: see plan_of in
+ * channels innermost, and of one that ends in the depthwise convolution the sums of its rows (N, 1, height, O), if they are asked
+ * for. Float attributes: the bounds of the clamps, in order. What a thread's scratch holds: see plan_of in
  * passes/fuse/chains.py. */
 template <class T>
 int32_t chain_kernel(const effc_call* call) {
@@ -321,7 +361,7 @@ int32_t chain_kernel(const effc_call* call) {
     call->api->fail(call, "conv chain: %s", what);
     return 1;
   };
-  if (call->n_attr < kChainAttrs || call->n_out != 1) return bad("wrong number of results or attributes");
+  if (call->n_attr < kChainAttrs || call->n_out < 1 || call->n_out > 1 + !call->attr[kChainLast]) return bad("wrong number of results or attributes");
   Chain<T> v;
   memset(&v, 0, sizeof v);
   v.call = call, v.first = call->attr[kChainFirst] != 0, v.last = call->attr[kChainLast] != 0;
@@ -387,7 +427,7 @@ int32_t chain_kernel(const effc_call* call) {
   }
 
   const int64_t height = dw.a[kSpatial + 1];
-  if (shape[0] * height * dw.a[kSpatial + 2] <= 0 || out.shape[3] <= 0) return 0;
+  if (shape[0] * height * dw.a[kSpatial + 2] <= 0 || out.shape[3] <= 0) return sum_nothing<T>(call);
   v.rows = chain_share(shape[0], height, v.rows, threads);
   v.steps = ceil_div(height, v.rows);
   call->api->parallel_for(call->run, shape[0] * v.steps, 1, chain_steps<T>, &v);
@@ -433,6 +473,7 @@ void pair_blocks(void* arg, int64_t begin, int64_t end, int32_t worker) {
     T* const q = (T*)out.data + image * out.strides[0] + c0;
     chain_depthwise(dw, made - c0, v.dw.in[1], 0, sp[1], c0, c1, q, ld, sp[2] * ld);
     if (v.acts[1]) activate(v.call, 1, q, sp[1] * sp[2], wide, ld);
+    sum_rows(v.call, q, image, 0, sp[1], sp[2], ld, c0, c1);
   }
 }
 
@@ -448,14 +489,15 @@ inline int64_t pair_share(int64_t images, int64_t panels, int64_t most, int64_t 
 }
 
 /* The kernel: in x [N, C, H, W]; then of both convolutions the packed weights and their steps' operands; out (N, 1, pixels, O),
- * channels innermost. Float attributes: the bounds of the clamps, in order. Results are those of the two kernels, bit for bit. */
+ * channels innermost, and the sums of its rows, if they are asked for. Float attributes: the bounds of the clamps, in order. The
+ * image is that of the two kernels, bit for bit. */
 template <class T>
 int32_t pair_kernel(const effc_call* call) {
   auto bad = [&](const char* what) {
     call->api->fail(call, "conv pair: %s", what);
     return 1;
   };
-  if (call->n_attr < kPairAttrs + 2 * kAttrs || call->n_out != 1 || call->n_own < 3) return bad("wrong number of operands or attributes");
+  if (call->n_attr < kPairAttrs + 2 * kAttrs || call->n_out < 1 || call->n_out > 2 || call->n_own < 3) return bad("wrong number of operands or attributes");
   Pair<T> v;
   memset(&v, 0, sizeof v);
   v.call = call, v.work_bytes = call->attr[kPairWork];
@@ -478,7 +520,7 @@ int32_t pair_kernel(const effc_call* call) {
   if (out.strides[3] != 1 && v.dw.channels != 1) return bad("the result must have its channels innermost");
   v.dw.xs[1] = 1; /* the others depend on the block */
   dw_columns(v.dw);
-  if (x.shape[0] * a[kSpatial + 1] * a[kSpatial + 2] * v.dw.channels <= 0) return 0;
+  if (x.shape[0] * a[kSpatial + 1] * a[kSpatial + 2] * v.dw.channels <= 0) return sum_nothing<T>(call);
   const int64_t panel = v.wide.nv * Simd<T>::lanes;
   v.blocks = pair_share(x.shape[0], v.wide.panels, call->attr[kPairCols] / panel, call->api->num_threads(call->run));
   call->api->parallel_for(call->run, x.shape[0] * v.blocks, 1, pair_blocks<T>, &v);

@@ -56,6 +56,11 @@ def _activations(cx: Lowering, stages: Sequence[_Stage]) -> dict[str, Any]:
     return {"epilogue": codegen.activations(cx.generated, made)}
 
 
+def _results(cx: Lowering, node: Node) -> list[Buf]:
+    """The image, and where it is asked for the sums of its rows, as the kernels make them."""
+    return [as_rows(cx, cx.out(node, i, order=channels_last(4))) for i in range(len(node.types))]
+
+
 NEAR = 20 << 10  # bytes of a pair's first result that are made and read at a time
 
 
@@ -102,9 +107,8 @@ def lower_conv_pair(cx: Lowering, node: Node) -> None:
     work, panel = dims.ceildiv(blocks.thread_scratch, 64) * 64, blocks.nv * vlen // itemsize
     cols = max(1, min(NEAR // (itemsize * pixels), oc) // panel) * panel
     cx.call(
-        "effc_conv_pair_f32", own, [as_rows(cx, cx.out(node, order=channels_last(4)))],
-        [cols, work, *described], limits, scratch=blocks.scratch, thread_scratch=work + itemsize * pixels * cols,
-        **_activations(cx, (first, deep)),
+        "effc_conv_pair_f32", own, _results(cx, node), [cols, work, *described], limits,
+        scratch=blocks.scratch, thread_scratch=work + itemsize * pixels * cols, **_activations(cx, (first, deep)),
     )  # fmt: skip
 
 
@@ -124,12 +128,11 @@ def lower_conv_chain(cx: Lowering, node: Node) -> None:
         assert w is not None
         taps = w[0, 0].size
         x = readable(cx, x, w.shape[1], is_pointwise(stages[0].node, taps))
-    out = cx.out(node, order=channels_last(4))
-    _emit(cx, stages, [w for w in weights if w is not None], x, as_rows(cx, out), chosen)
+    _emit(cx, stages, [w for w in weights if w is not None], x, _results(cx, node), chosen)
 
 
 def _emit(
-    cx: Lowering, stages: Sequence[_Stage], weights: Sequence[packing.Array], x: Buf, out: Buf, chosen: Plan
+    cx: Lowering, stages: Sequence[_Stage], weights: Sequence[packing.Array], x: Buf, outs: list[Buf], chosen: Plan
 ) -> None:
     vlen, itemsize = cx.target.vlen, DType.f32.itemsize
     own: list[Buf | None] = [x]
@@ -162,6 +165,6 @@ def _emit(
         buffers = buffers * dims.minimum(weights[-1].shape[0], 2 * cols)
     attrs: list[Dim] = [first, chosen.rows, chosen.kept, cols, work, chosen.part, last, *described]
     cx.call(
-        "effc_conv_chain_f32", own, [out], attrs, limits, scratch=scratch,
+        "effc_conv_chain_f32", own, outs, attrs, limits, scratch=scratch,
         thread_scratch=work + buffers, **_activations(cx, stages),
     )  # fmt: skip
