@@ -196,7 +196,7 @@ class _Verifier:
                 self.fail(n, f"{k} carries and {m} scanned operands of rank 1 or more do not fit {len(types)} operands")
             slices = [t.with_shape(t.shape[1:]) for t in types[k : k + m]]
             self.signature(n, "body", [*types[:k], *slices, *types[k + m :]])
-        elif n.op in ("fused", "conv_chain", "conv_pair", "row_chain"):
+        elif n.op in ("fused", "conv_chain", "conv_pair", "conv_scaled", "row_chain"):
             self.signature(n, "body", types, exact=True)
 
     def signature(self, n: Node, key: str, types: list[TensorType], exact: bool = False) -> None:

@@ -17,6 +17,8 @@ from .fuse.pairs import FusePairs
 from .fuse.prologue import FusePrologues
 from .fuse.regions import FuseRegions
 from .fuse.rows import FuseRows
+from .fuse.scales import FuseScales
+from .fuse.sums import FuseSums
 from .fuse.views import PrepareFusion
 from .legalise import Legalise, everything_core
 from .manager import Pass
@@ -78,8 +80,10 @@ def default(options: Options | None = None) -> tuple[Pass, ...]:
             else ()
         ),
         *((FusePrologues(),) if o.kernels and o.native("attention_fused") else ()),
+        *((FuseScales(),) if o.kernels and o.native("conv_scaled") else ()),
         *((FuseChains(o.ask),) if o.kernels and o.native("conv_chain") else ()),
         *((FusePairs(),) if o.kernels and o.native("conv_pair") else ()),
+        *((FuseSums(),) if o.kernels and o.native("conv_chain") and o.native("conv_pair") else ()),
         *((FormWinograd(o.ask),) if o.kernels and o.native("conv_winograd") else ()),
         *((FuseRows(o.ask, o.sizes),) if o.kernels and o.native("row_chain") else ()),
         Dce(),

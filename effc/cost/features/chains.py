@@ -69,6 +69,8 @@ def conv_chain(call: Call, cx: Context) -> dict[str, float]:
         s = a[at : at + CONV_ATTRS]
         sizes.append((channels, s[4], prod(s[5:8]), prod(s[17:20]), s[18]))
         channels = s[4]
+    if not a[6]:  # as if the result went into one channel more
+        sizes.append((channels, 1, 1, *sizes[-1][3:]))
     width = sizes[-1][3] // max(1, sizes[-1][4])
     buffers = 4 * sizes[-1][0] * a[1] * width + (4 * sizes[-1][0] * a[2] * (sizes[0][3] // sizes[0][4]) if a[0] else 0)
     return _chain(cx, image_of(call)[0], sizes, a[1], buffers)

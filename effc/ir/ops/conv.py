@@ -293,6 +293,14 @@ region(
 )
 
 
+region(
+    "conv_scaled",
+    "A pointwise convolution, with its epilogue, of an image x whose channels are scaled, as in squeeze and excite. "
+    "Operands: x, the scale [N or 1, C, 1, 1] and the others of the convolution; ``body`` has the product of x and "
+    "the scale, and the convolution.",
+)
+
+
 def winograd_side(tile: int, stride: int) -> int:
     """Values of a row of the transformed input, and pixels that a row of ``tile`` results of a window of 3 takes."""
     return tile + 2 if stride == 1 else 2 * tile + 1

@@ -1,5 +1,6 @@
 """A convolution, a depthwise convolution of its result and a pointwise one of that become ``conv_chain``: the inverted
-bottleneck of MobileNetV2 and EfficientNet, and the stem before the first one.
+bottleneck of MobileNetV2 and EfficientNet, and the stem before the first one. Where all of the depthwise result is
+needed before anything reads it (squeeze and excite), the first two do.
 
 The result between them is several times larger than what goes in and comes out. Unfused it is written to and read from
 the last cache or memory twice; fused it stays with the core that makes it, a few rows at a time.
@@ -28,7 +29,8 @@ NEAR = 34 << 10  # bytes of a ring of rows, about what a first cache holds: a pa
 PANEL = 16  # channels that are made together, at least, on most targets
 PIXELS = 384  # of a part of a step: from here on its tiles and calls no longer count
 STEP = 128 << 10  # bytes of a step's depthwise rows: from here on what its end costs no longer counts
-LARGE = 384 << 10  # bytes between the convolutions from which on a chain pays
+LARGE = 384 << 10  # bytes between the convolutions from which on a chain pays; of one without a last one, two thirds
+SOURCE = 512 << 10  # bytes of x that a step takes which every block of channels reads anew
 
 
 @dataclass(frozen=True)
@@ -52,18 +54,30 @@ def constant_sizes(shape: Sequence[Dim]) -> list[int] | None:
     return sizes if len(sizes) == len(shape) else None
 
 
+def roles(stages: Sequence[Node]) -> tuple[Node | None, Node, Node | None]:
+    """The convolution before the depthwise one, that one, and the one after it."""
+    at = next(i for i, n in enumerate(stages) if is_depthwise(n))
+    return stages[0] if at else None, stages[at], stages[-1] if len(stages) > at + 1 else None
+
+
 def plan(stages: Sequence[Node]) -> Plan | str:
     """The plan for two or three convolutions, or why there is none."""
-    *first, deep, narrow = stages
+    first, deep, narrow = roles(stages)
     channels, height, width = deep.types[0].shape[1:]
-    _, rows_in, width_in = (first[0].types[0] if first else deep.operands[0].type).shape[1:]
-    filters = [constant_sizes(n.operands[1].shape) for n in (*first, narrow)]
+    _, rows_in, width_in = (first.types[0] if first else deep.operands[0].type).shape[1:]
+    filters = [constant_sizes(n.operands[1].shape) for n in (first, narrow) if n is not None]
     taps = constant_sizes(deep.operands[1].shape[2:])
     if taps is None or not isinstance(channels, int) or any(f is None for f in filters):
         return "sizes of its filters are not constant"
     weights = sum(4 * math.prod(f) for f in filters if f is not None)
     stride, reach = deep.attrs["stride"][0], deep.attrs["dilation"][0] * (taps[0] - 1) + 1
-    made = plan_of(bool(first), CACHE - weights, channels, (height, width), (rows_in, width_in), stride, reach)
+    if narrow is None:
+        assert first is not None
+        line = 4 * first.operands[0].shape[1] * first.operands[0].shape[3] * first.attrs["stride"][0] * stride
+        made = deep_plan_of((height, width), (rows_in, width_in), stride, reach, line)
+    else:
+        room = CACHE - weights
+        made = plan_of(first is not None, room, channels, (height, width), (rows_in, width_in), stride, reach)
     empty = isinstance(height, int) and height < 1
     return "a step of one row does not fit a core's cache" if empty or not may_fit(made.spare) else made
 
@@ -111,6 +125,24 @@ def plan_of(
     return Plan(rows, part, kept, cols, kept * line + rows * out_line, spare - fewest * line - out_line)
 
 
+def deep_plan_of(size: tuple[Dim, Dim], source: tuple[Dim, Dim], stride: int, reach: int, line: Dim) -> Plan:
+    """The plan of a chain that ends in its depthwise convolution, as :func:`plan_of`, without a buffer for its result
+    and with a ring for a block of channels alone, which is filled anew for every block and step. ``line``: bytes of x
+    for a row of the result. ``buffers`` is what one channel takes."""
+    height, width_in = dims.maximum(1, size[0]), dims.maximum(1, source[1])
+    near = NEAR // (4 * PANEL * width_in)
+    wanted = dims.ceildiv(PIXELS, stride * width_in) - 1
+    parts = dims.maximum(1, (height - 1) // dims.maximum(1, wanted))
+    part = dims.minimum(dims.ceildiv(height, parts), 1 + wanted * height)  # as in plan_of
+    most = dims.minimum(dims.maximum(1, (near - reach) // stride + 1), height)
+    part = dims.minimum(part, dims.ceildiv(height, dims.ceildiv(height, most)))
+    kept = dims.minimum(source[0], (part - 1) * stride + reach)
+    rows = dims.maximum(dims.ceildiv(height, 8), SOURCE // dims.maximum(1, line))
+    rows = dims.maximum(part, dims.minimum(rows, height))
+    cols = dims.maximum(1, NEAR // (4 * dims.maximum(1, kept) * width_in))
+    return Plan(rows, part, kept, cols, 4 * kept * width_in, CACHE - 4 * PANEL * reach * width_in)
+
+
 IN_TURN = "a chain ends in its first convolution: depthwise and pointwise ones in turn gain too little"
 APART, CHAIN = 0, 1  # the ways of conv_or_chain (effc/cost/alternatives.py)
 STAGE_ATTRS = 8
@@ -120,6 +152,8 @@ def alternatives(stages: Sequence[Node], chosen: Plan, rule: int) -> list[Call] 
     """The convolutions as a region of ``conv_or_chain``, or why they are none. Attributes: how many they are, the plan
     (rows, kept, buffers), and of each channels, groups, window, stride, padding, dilation, the result's height, and
     what follows it (bias, residual, clamp as bits)."""
+    if roles(stages)[2] is None:
+        return "chains that end in a depthwise convolution were not measured in numbers"
     tensors = [stages[0].operands[0].type, *(n.types[0] for n in stages)]
     if not all(isinstance(d, int) for t in tensors for d in t.shape):
         return DYNAMIC
@@ -154,11 +188,15 @@ class FuseChains(Pass):
     def one(self, graph: Graph, report: PassReport) -> Graph:
         if "conv_chain" not in OPS:
             return graph
+        from .pairs import FusePairs
+
         uses = graph.uses()
         taken: set[Node] = set()  # what chains end in, and what could have followed those
 
         def rule(b: Builder, n: Node, ins: tuple[Value | None, ...]) -> Value | None:
             stages = self.stages(n, uses)
+            if stages and is_depthwise(n) and FusePairs().fits(*stages, uses):
+                return None
             if stages and stages[0] in taken:
                 taken.add(n)
                 report.decline(self.name, IN_TURN, n)
@@ -188,6 +226,11 @@ class FuseChains(Pass):
     @staticmethod
     def stages(n: Node, uses: Mapping[Value, list[Node | None]]) -> list[Node]:
         """The convolutions of a chain that ends in ``n``; none where ``n`` ends none."""
+        if is_depthwise(n):
+            first, readers = n.operands[0].node, uses[n[0]]
+            after = readers[0] if len(readers) == 1 else None
+            joined = is_plain(first) and len(uses[first[0]]) == 1
+            return [first, n] if joined and not (after is not None and FuseChains.stages(after, uses)) else []
         if not is_pointwise(n):
             return []
         deep = n.operands[0].node
@@ -214,13 +257,14 @@ class FuseChains(Pass):
 
     def why_not(self, stages: Sequence[Node]) -> str | None:
         """Why these convolutions stay apart, or None."""
+        narrow = roles(stages)[2]
         for n in stages:
             if n.types[0].dtype is not DType.f32:
                 return f"a chain of {n.types[0].dtype}"
             if n.operands[1].node.op != "constant":
                 return "weights that are not constant"
             steps = steps_of(n.attrs["body"], n.operands[2:], activations=True) if n.op == "conv_fused" else None
-            if n.op == "conv_fused" and (steps is None or (n is not stages[-1] and steps.residual is not None)):
+            if n.op == "conv_fused" and (steps is None or (n is not narrow and steps.residual is not None)):
                 return "its epilogue is more than a bias, a residual, a clamp and a function of what that is"
         chosen = plan(stages)
         return chosen if isinstance(chosen, str) else None
@@ -232,12 +276,12 @@ class FuseChains(Pass):
         assert isinstance(chosen, Plan)
         size = between(stages)
         if isinstance(size, int):
-            rule = CHAIN if size >= LARGE else APART
+            rule = CHAIN if size >= least(stages) else APART
             why = f"{size >> 10} KiB are between the convolutions"
         else:
             rule = CHAIN if dims.bounds(gain_of(stages), ranges)[1] >= 0 else APART
             which = "images may have" if rule == CHAIN else "no image has"
-            why = f"{which} {LARGE >> 10} KiB between the convolutions and steps that fit a core's cache"
+            why = f"{which} {least(stages) >> 10} KiB between the convolutions and steps that fit a core's cache"
         ways = alternatives(stages, chosen, rule)
         if decide(self.ask, ways, rule, "conv_or_chain", why, stages[-1], report) == CHAIN:
             return None
@@ -246,9 +290,14 @@ class FuseChains(Pass):
         return f"only {why}" if rule == APART else f"the cost model keeps them apart: {why}"
 
 
+def least(stages: Sequence[Node]) -> int:
+    """Bytes between the convolutions from which on a chain pays."""
+    return LARGE if roles(stages)[2] is not None else LARGE * 2 // 3
+
+
 def between(stages: Sequence[Node]) -> Dim:
     """Bytes of an image between the convolutions."""
-    wide = stages[0].types[0] if len(stages) == 3 else stages[0].operands[0].type
+    wide = roles(stages)[1].operands[0].type
     return 4 * dims.product(wide.shape[1:])
 
 
@@ -256,7 +305,7 @@ def gain_of(stages: Sequence[Node]) -> Dim:
     """Negative for images of a size that is better left to the convolutions apart."""
     chosen = plan(stages)
     assert isinstance(chosen, Plan)
-    return dims.minimum(between(stages) - LARGE, chosen.spare)
+    return dims.minimum(between(stages) - least(stages), chosen.spare)
 
 
 def operands_of(stages: Sequence[Node]) -> list[Value]:

@@ -55,6 +55,10 @@ class FusePairs(Pass):
 
         return graph.rebuild(rule)
 
+    def fits(self, first: Node, deep: Node, uses: Mapping[Value, list[Node | None]]) -> bool:
+        """Whether these two are a pair."""
+        return "conv_pair" in OPS and is_pointwise(first) and self.why_not(first, deep, uses) is None
+
     def why_not(self, first: Node, deep: Node, uses: Mapping[Value, list[Node | None]]) -> str | None:
         """Why these two stay apart, or None."""
         if len(uses[first[0]]) != 1:

@@ -114,11 +114,11 @@ def _seen_through(b: Builder, maker: Node, views: list[Node]) -> tuple[Graph, li
         order = (*n.attrs["dims"][:3], *range(3, len(shape)))
         shown = Node("permute", (body.outputs[0],), {**n.attrs, "dims": order}, (), n.loc)
         operands = [view_of(b, shown, v, shape) for v in operands]
-        body = _retyped(body, operands)
+        body = retyped(body, operands)
     return body, operands
 
 
-def _retyped(body: Graph, operands: list[Value]) -> Graph:
+def retyped(body: Graph, operands: list[Value]) -> Graph:
     """The body on operands of other shapes."""
     b = Builder()
     env: dict[Value, Value] = {}

@@ -11,7 +11,7 @@
  *            such tiles in one call, whose pixels lie at equal distances.
  *   patch    any strides at the image's border: the k values of each row are gathered first.
  *   lines    a pointwise convolution of stride 1 of x with its channels innermost: rows lie at equal distances, nothing is
- *            listed.
+ *            listed. x's channels may have a scale each (kScale): then a block scales the weights of a panel, which are fewer.
  * A transposed convolution gathers: an output pixel's class (its position modulo the stride) decides which taps reach
  * it. The pixels of a class are those of a plain convolution of stride 1 with these taps, mirrored; tiles are made of them, and
  * the reduction runs over these taps alone.
@@ -51,8 +51,9 @@ enum Attr {
 };
 
 /* The operands that steps need follow x and w in this order; clamp's bounds are the float attributes. kActivate: then the call's
- * epilogue, a function of one value, in place (conv_dw.hpp; no step of conv_kernel). */
-enum Step { kAddBias = 1, kAddResidual = 2, kClamp = 4, kActivate = 8 };
+ * epilogue, a function of one value, in place (conv_dw.hpp; no step of conv_kernel). kScale: before the sum, the channels of x are
+ * scaled by an operand [N or 1, C] that follows the others (conv_kernel, where rows are taken as lines). */
+enum Step { kAddBias = 1, kAddResidual = 2, kClamp = 4, kActivate = 8, kScale = 16 };
 
 struct Tap {
   int32_t at[3]; /* position in the image from the pixel's origin on; of a transposed convolution: the origin of its class */
@@ -77,6 +78,8 @@ struct Conv {
   int64_t line;
   const T* bias;
   const effc_tensor *result, *residual; /* rank 4: (N, 1, pixels, O) */
+  const T* scale;                       /* of x's channels, or null */
+  int64_t scale_step;                   /* from image to image */
   bool clamp;
   T lo, hi;
   int nv, panels, mr;
@@ -232,6 +235,10 @@ int64_t acc_bytes(const Conv<T>& v) {
 template <class T>
 int64_t patch_bytes(const Conv<T>& v) {
   return v.cg < 8 || !v.innermost ? align64(v.mr * v.k * (int64_t)sizeof(T)) : 0;
+}
+template <class T>
+int64_t scaled_bytes(const Conv<T>& v) {
+  return v.scale ? v.block_k * v.nv * EFFC_VLEN : 0;
 }
 template <class T>
 int64_t list_bytes(const Conv<T>& v) {
@@ -562,7 +569,7 @@ template <class T>
 int64_t line_of(const Conv<T>& v) {
   auto follows = [&](const effc_tensor& t) { return t.strides[0] == v.pixels * t.strides[2]; };
   if (v.sp[2] < v.pixels) return v.sp[2];
-  const bool all = v.xs[0] == v.pixels * v.xs[4] && (!v.direct || follows(*v.result)) && (!v.residual || follows(*v.residual));
+  const bool all = !v.scale && v.xs[0] == v.pixels * v.xs[4] && (!v.direct || follows(*v.result)) && (!v.residual || follows(*v.residual));
   return v.batch == 1 || all ? v.rows : v.pixels;
 }
 
@@ -624,6 +631,19 @@ void run_rows(const Conv<T>& v, const Work<T>& w, const Class& cls, int64_t rows
   }
 }
 
+/* The panel's weights of its range of k, scaled as the channels of image `b` are, to `to`. */
+template <class T>
+const T* scale_panel(const Conv<T>& v, const Panel<T>& panel, int64_t b, T* to) {
+  typedef typename Simd<T>::vec V;
+  const T *scale = v.scale + b * v.scale_step, *w = panel.weights + panel.k0 * panel.nv * Simd<T>::lanes;
+  T* q = to;
+  for (int64_t k = panel.k0; k < panel.k1; ++k) {
+    const V by = V{} + scale[k];
+    for (int j = 0; j < panel.nv; ++j, w += Simd<T>::lanes, q += Simd<T>::lanes) Simd<T>::store(q, Simd<T>::load(w) * by);
+  }
+  return to;
+}
+
 template <class T>
 void run_lines(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, int64_t r0, int64_t r1) {
   using S = Simd<T>;
@@ -646,11 +666,13 @@ void run_lines(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, 
       Panel<T> panel(v, g, c0, c1, n, k0, k1, v.k);
       const char* next = (const char*)panel.next(v, c0, c1, n, k0, k1 < v.k ? k1 : -1);
       const T* weights = panel.weights + k0 * panel.nv * S::lanes;
+      int64_t scaled = -1; /* the image for which they are */
       for (int64_t r = r0, end = end0; r < r1; r = end, end = min64(r1, r + v.line)) {
         Lines<T> to = r == r0 ? first : line(r);
         to.x += k0, to.c += n - c0, to.r += n - c0;
         to.own = k0 == 0 && to.own ? to.own + (n - c0) : nullptr;
         const bool one = end0 == r1;
+        if (v.scale && scaled != r / v.pixels) scaled = r / v.pixels, weights = scale_panel(v, panel, scaled, w.patch);
         run_line(v, panel, to, end - r, k1 - k0, weights, one ? next : next + bytes * (r - r0) / (r1 - r0),
                  one ? bytes : bytes * (end - r) / (r1 - r0));
       }
@@ -848,7 +870,7 @@ char* set_up(Conv<T>& v, const effc_call* call, const int64_t* a, const effc_ten
 template <class T>
 bool take_steps(Conv<T>& v, int* operand, int* limits) {
   const effc_call* call = v.call;
-  const int64_t steps = v.a[kSteps];
+  const int64_t steps = v.a[kSteps] & ~(int64_t)kScale;
   if (!steps) return true;
   if (*operand + (steps & kAddBias) + ((steps & kAddResidual) != 0) > call->n_own) return false;
   if (steps & kAddBias) v.bias = (const T*)call->in[(*operand)++].data;
@@ -861,6 +883,16 @@ bool take_steps(Conv<T>& v, int* operand, int* limits) {
   return v.direct && (!v.residual || v.residual->strides[3] == 1 || v.out == 1);
 }
 
+/* The scale of x's channels, if there is one. False if it does not fit. */
+template <class T>
+bool take_scale(Conv<T>& v, int* operand) {
+  if (!(v.a[kSteps] & kScale)) return true;
+  if (*operand >= v.call->n_own || !v.lines || v.groups != 1) return false;
+  const effc_tensor& t = v.call->in[(*operand)++];
+  v.scale = (const T*)t.data, v.scale_step = t.shape[0] > 1 ? t.strides[0] : 0;
+  return t.dtype == (__is_same(T, float) ? EFFC_F32 : EFFC_F64) && (t.strides[1] == 1 || v.channels == 1);
+}
+
 /* Settles how rows are divided and taken, for a thread's scratch of `bytes`; false if these are too few. To be called when it
  * is known where results go. */
 template <class T>
@@ -871,8 +903,8 @@ bool take_scratch(Conv<T>& v, int64_t bytes) {
   const int64_t unit = v.cg < 8 ? 8 : v.cg;
   v.segs = min64(v.taps, (v.block_k + unit - 2) / unit + 1);
   v.line = v.lines ? line_of(v) : 0;
-  const int64_t room = bytes - acc_bytes(v);
-  v.lists = list_bytes(v) <= room;
+  const int64_t room = bytes - acc_bytes(v) - scaled_bytes(v);
+  v.lists = !v.scale && list_bytes(v) <= room;
   return room >= 0 && (v.lines || v.lists);
 }
 
@@ -909,8 +941,8 @@ int32_t conv_kernel(const effc_call* call) {
   set_up(v, call, a, call->in[0], call->in[1], call->out[0], (char*)call->scratch);
   if (v.rows <= 0 || v.og <= 0) return 0;
   int operand = 2, limits = 0;
-  if (!take_steps(v, &operand, &limits) || (a[kSteps] && operand != call->n_own)) {
-    call->api->fail(call, "conv: bias, residual and clamp need a plain result and their operands");
+  if (!take_steps(v, &operand, &limits) || !take_scale(v, &operand) || (a[kSteps] && operand != call->n_own)) {
+    call->api->fail(call, "conv: bias, residual, clamp and scale need a plain result, pixels in lines and their operands");
     return 1;
   }
   if (!take_scratch(v, call->thread_scratch_bytes)) {

@@ -9,7 +9,9 @@
  * that two threads' windows share are made twice. Each element is summed in the order in which the kernels conv.hpp and
  * conv_dw.hpp sum it: the result is theirs, bit for bit.
  *
- * Without a first convolution the depthwise one reads x itself. A convolution's activation, if it is more than a clamp, is the call's
+ * Without a first convolution the depthwise one reads x itself. A chain may end in the depthwise convolution, where something needs
+ * all of its result (squeeze and excite): then its rows go where they belong, a block of channels passes over a whole step before
+ * the next one, and all of them use one ring. A convolution's activation, if it is more than a clamp, is the call's
  * epilogue and runs in place on what was just made, as after the kernels alone.
  *
  * Where images are small and channels many, the weights are what is large, and each thread would read all of them. There the
@@ -32,7 +34,8 @@ enum ChainAttr {
   kChainCols = 3,  /* channels that the first two convolutions make at a time: whole panels of the first */
   kChainWork = 4,  /* bytes of a convolution's own thread scratch */
   kChainPart = 5,  /* most rows of a step that a block of channels makes at a time */
-  kChainAttrs = 6
+  kChainLast = 6,  /* there is a pointwise convolution */
+  kChainAttrs = 7
 };
 
 /* What a thread's first buffer holds: rows [first, end) of an image; image -1: nothing. On a cache line of its own. */
@@ -45,7 +48,8 @@ struct Chain {
   const effc_call* call;
   int64_t stage;     /* number of the depthwise convolution: the first is the one before, the pointwise one that after */
   bool acts[3];      /* which of them have an activation */
-  bool first, plain, strided; /* the first one's pixels go through chain_lines, chain_strides */
+  bool first, last;           /* whether there are such convolutions */
+  bool plain, strided;        /* the first one's pixels go through chain_lines, chain_strides */
   Conv<T> wide, narrow; /* the first convolution, the pointwise one */
   Depthwise<T> dw;
   int64_t rows, steps, part, kept_rows, cols, work_bytes; /* rows of a step, steps of an image, channels of a block */
@@ -228,13 +232,53 @@ Kept chain_reach(const Chain<T>& v, const Kept& kept, int64_t image, int64_t o0,
   return now;
 }
 
+/* Row `row` on of a call's second result, the sums of the pixels of each row of image `image`: of `rows` rows of `width` pixels at
+ * p, `ld` apart, channels [c0, c1). In four sums, whose order is the same whatever is done at a time. */
+template <class T>
+void sum_rows(const effc_call* call, const T* p, int64_t image, int64_t row, int64_t rows, int64_t width, int64_t ld, int64_t c0,
+              int64_t c1) {
+  if (call->n_out < 2) return;
+  const effc_tensor& out = call->out[1];
+  T* to = (T*)out.data + image * out.strides[0] + row * out.strides[2];
+  auto sum = [&](auto tag, const T* from, T* q) __attribute__((always_inline)) {
+    typedef decltype(tag) V;
+    typedef V U __attribute__((aligned(alignof(T)), may_alias));
+    V acc[4] = {V{}, V{}, V{}, V{}};
+    int64_t i = 0;
+    for (; i + 4 <= width; i += 4, from += 4 * ld)
+      EFFC_UNROLL
+      for (int j = 0; j < 4; ++j) acc[j] += *(const U*)(from + j * ld);
+    for (int j = 0; i < width; ++i, ++j, from += ld) acc[j] += *(const U*)from;
+    *(U*)q = (acc[0] + acc[1]) + (acc[2] + acc[3]);
+  };
+  constexpr int lanes = Simd<T>::lanes;
+  for (int64_t r = 0; r < rows; ++r, p += width * ld, to += out.strides[2]) {
+    int64_t c = c0;
+    for (; c + lanes <= c1; c += lanes) sum(typename Simd<T>::vec(), p + (c - c0), to + c);
+    for (; c < c1; ++c) sum(T(), p + (c - c0), to + c);
+  }
+}
+
+/* The sums of rows that have no pixels. */
+template <class T>
+int32_t sum_nothing(const effc_call* call) {
+  if (call->n_out < 2) return 0;
+  const effc_tensor& out = call->out[1];
+  for (int64_t n = 0; n < out.shape[0]; ++n)
+    for (int64_t r = 0; r < out.shape[2]; ++r)
+      for (int64_t c = 0; c < out.shape[3]; ++c) ((T*)out.data)[n * out.strides[0] + r * out.strides[2] + c * out.strides[3]] = T(0);
+  return 0;
+}
+
 template <class T>
 void chain_step(const Chain<T>& v, int64_t image, int64_t o0, int64_t o1, Kept& kept, char* scratch) {
   const int64_t *a = v.dw.a, channels = v.dw.channels, width = a[kSpatial + 2], area = v.kept_rows * v.width;
   int64_t strides[4];
   T* made = (T*)(scratch + v.work_bytes);
-  T* deep = made + (v.first ? area * channels : 0);
   const effc_tensor& out = v.call->out[0];
+  T* const result = (T*)out.data + image * out.strides[0] + o0 * width * out.strides[2];
+  T* const deep = v.last ? made + (v.first ? area * channels : 0) : result;
+  const int64_t deep_ld = v.last ? channels : out.strides[2];
 
   const int64_t blocks = max64(1, channels / v.cols), parts = v.first ? ceil_div(o1 - o0, v.part) : 1;
   Kept ring = kept;
@@ -243,17 +287,19 @@ void chain_step(const Chain<T>& v, int64_t image, int64_t o0, int64_t o1, Kept& 
     Depthwise<T> dw = v.dw;
     if (v.first) dw.xs[4] = wide, dw.xs[3] = v.width * wide;
     ring = kept;
+    if (!v.last) ring.image = -1; /* it holds another block's */
+    T* const held = made + (v.last ? area * c0 : 0);
     for (int64_t part = 0; part < parts; ++part) {
       const int64_t from = o0 + (o1 - o0) * part / parts, to = o0 + (o1 - o0) * (part + 1) / parts;
       const T* rows; /* of the ring, or of the image, at channel 0 */
       if (v.first) {
-        T* mine = made + area * c0 - c0;
+        T* mine = held - c0;
         int64_t make0;
         ring = chain_reach(v, ring, image, from, to, &make0);
         for (int64_t r = make0, n; r < ring.end; r += n) {
           const int64_t slot = r % v.kept_rows, base = image * v.height;
           n = min64(ring.end - r, v.kept_rows - slot);
-          T* const at = made + area * c0 + slot * v.width * wide;
+          T* const at = held + slot * v.width * wide;
           if (v.plain) {
             chain_lines(v.wide, at, wide, c0, c1, image, r * v.width, (r + n) * v.width);
           } else if (v.strided) {
@@ -268,21 +314,20 @@ void chain_step(const Chain<T>& v, int64_t image, int64_t o0, int64_t o1, Kept& 
       } else {
         rows = v.dw.x + image * v.dw.xs[0];
       }
-      T* q = deep + (from - o0) * width * channels + c0;
-      chain_depthwise(dw, rows, v.first ? v.kept_rows : v.height, from, to, c0, c1, q, channels, width * channels);
-      if (v.acts[v.stage]) activate(v.call, v.stage, q, (to - from) * width, wide, channels);
+      T* q = deep + (from - o0) * width * deep_ld + c0;
+      chain_depthwise(dw, rows, v.first ? v.kept_rows : v.height, from, to, c0, c1, q, deep_ld, width * deep_ld);
+      if (v.acts[v.stage]) activate(v.call, v.stage, q, (to - from) * width, wide, deep_ld);
+      if (!v.last) sum_rows(v.call, q, image, from, to - from, width, deep_ld, c0, c1);
     }
   }
+  if (!v.last) return;
   kept = ring;
 
   Conv<T> narrow = v.narrow;
   narrow.x = deep - o0 * width * channels; /* pixel m of the image is at m * channels */
   const int64_t base = image * narrow.pixels;
   chain_rows(narrow, out, scratch, 0, narrow.og, base + o0 * width, base + o1 * width);
-  if (v.acts[v.stage + 1]) {
-    T* const at = (T*)out.data + image * out.strides[0] + o0 * width * out.strides[2];
-    activate(v.call, v.stage + 1, at, (o1 - o0) * width, narrow.og, out.strides[2]);
-  }
+  if (v.acts[v.stage + 1]) activate(v.call, v.stage + 1, result, (o1 - o0) * width, narrow.og, out.strides[2]);
 }
 
 template <class T>
@@ -307,20 +352,23 @@ inline int64_t chain_share(int64_t images, int64_t height, int64_t most, int64_t
 }
 
 /* The kernel: in x [N, C, H, W]; then of each convolution its packed weights and its steps' operands; out (N, 1, pixels, O),
- * channels innermost. Float attributes: the bounds of the clamps, in order. */
+ * channels innermost, and of one that ends in the depthwise convolution the sums of its rows (N, 1, height, O), if they are asked
+ * for. Float attributes: the bounds of the clamps, in order. What a thread's scratch holds: see plan_of in
+ * passes/fuse/chains.py. */
 template <class T>
 int32_t chain_kernel(const effc_call* call) {
   auto bad = [&](const char* what) {
     call->api->fail(call, "conv chain: %s", what);
     return 1;
   };
-  if (call->n_attr < kChainAttrs || call->n_out != 1) return bad("wrong number of results or attributes");
+  if (call->n_attr < kChainAttrs || call->n_out < 1 || call->n_out > 1 + !call->attr[kChainLast]) return bad("wrong number of results or attributes");
   Chain<T> v;
   memset(&v, 0, sizeof v);
-  v.call = call, v.first = call->attr[kChainFirst] != 0;
+  v.call = call, v.first = call->attr[kChainFirst] != 0, v.last = call->attr[kChainLast] != 0;
+  const int stages = v.first + 1 + v.last;
   v.rows = call->attr[kChainRows], v.kept_rows = call->attr[kChainKept], v.cols = call->attr[kChainCols];
   v.work_bytes = call->attr[kChainWork], v.part = max64(1, call->attr[kChainPart]);
-  if (call->n_attr < kChainAttrs + kAttrs * (2 + v.first) || call->n_own < 3 + v.first) return bad("wrong number of operands or attributes");
+  if (call->n_attr < kChainAttrs + kAttrs * stages || call->n_own < 1 + stages) return bad("wrong number of operands or attributes");
   const effc_tensor &x = call->in[0], &out = call->out[0];
   char* s = (char*)call->scratch;
   v.kept = (Kept*)s;
@@ -334,7 +382,7 @@ int32_t chain_kernel(const effc_call* call) {
   effc_call plain = *call; /* as the convolutions see it: what follows their steps is done here */
   plain.epilogue = nullptr;
   v.stage = v.first;
-  for (int i = 0; i < 2 + v.first; ++i) {
+  for (int i = 0; i < stages; ++i) {
     v.acts[i] = (a[i * kAttrs + kSteps] & kActivate) != 0;
     if (v.acts[i] && !call->epilogue) return bad("an activation is missing");
   }
@@ -364,19 +412,22 @@ int32_t chain_kernel(const effc_call* call) {
   dw_columns(dw);
   a += kAttrs;
 
-  /* The pointwise convolution reads the second buffer, one row of pixels. */
   effc_tensor between = x;
   int64_t size[4] = {shape[0], dw.channels, dw.a[kSpatial + 1], dw.a[kSpatial + 2]};
   int64_t step[4] = {0, 1, size[3] * dw.channels, dw.channels};
-  between.rank = 4, between.shape = size, between.strides = step, between.dtype = out.dtype;
-  if (operand >= call->n_own) return bad("the pointwise weights are missing");
-  s = set_up(v.narrow, &plain, a, between, call->in[operand++], out, s);
-  if (!v.narrow.direct || v.narrow.taps != 1 || !take_steps(v.narrow, &operand, &limits) || operand != call->n_own)
-    return bad("steps of the pointwise convolution");
-  if (!take_scratch(v.narrow, v.work_bytes)) return bad("scratch of the pointwise convolution");
+  if (v.last) { /* it reads the second buffer, one row of pixels */
+    between.rank = 4, between.shape = size, between.strides = step, between.dtype = out.dtype;
+    if (operand >= call->n_own) return bad("the pointwise weights are missing");
+    s = set_up(v.narrow, &plain, a, between, call->in[operand++], out, s);
+    if (!v.narrow.direct || v.narrow.taps != 1 || !take_steps(v.narrow, &operand, &limits) || operand != call->n_own)
+      return bad("steps of the pointwise convolution");
+    if (!take_scratch(v.narrow, v.work_bytes)) return bad("scratch of the pointwise convolution");
+  } else if (operand != call->n_own || (out.strides[3] != 1 && dw.channels != 1)) {
+    return bad("operands or strides of the result");
+  }
 
   const int64_t height = dw.a[kSpatial + 1];
-  if (shape[0] * height * dw.a[kSpatial + 2] <= 0 || v.narrow.out <= 0) return 0;
+  if (shape[0] * height * dw.a[kSpatial + 2] <= 0 || out.shape[3] <= 0) return sum_nothing<T>(call);
   v.rows = chain_share(shape[0], height, v.rows, threads);
   v.steps = ceil_div(height, v.rows);
   call->api->parallel_for(call->run, shape[0] * v.steps, 1, chain_steps<T>, &v);
@@ -422,6 +473,7 @@ void pair_blocks(void* arg, int64_t begin, int64_t end, int32_t worker) {
     T* const q = (T*)out.data + image * out.strides[0] + c0;
     chain_depthwise(dw, made - c0, v.dw.in[1], 0, sp[1], c0, c1, q, ld, sp[2] * ld);
     if (v.acts[1]) activate(v.call, 1, q, sp[1] * sp[2], wide, ld);
+    sum_rows(v.call, q, image, 0, sp[1], sp[2], ld, c0, c1);
   }
 }
 
@@ -437,14 +489,15 @@ inline int64_t pair_share(int64_t images, int64_t panels, int64_t most, int64_t 
 }
 
 /* The kernel: in x [N, C, H, W]; then of both convolutions the packed weights and their steps' operands; out (N, 1, pixels, O),
- * channels innermost. Float attributes: the bounds of the clamps, in order. Results are those of the two kernels, bit for bit. */
+ * channels innermost, and the sums of its rows, if they are asked for. Float attributes: the bounds of the clamps, in order. The
+ * image is that of the two kernels, bit for bit. */
 template <class T>
 int32_t pair_kernel(const effc_call* call) {
   auto bad = [&](const char* what) {
     call->api->fail(call, "conv pair: %s", what);
     return 1;
   };
-  if (call->n_attr < kPairAttrs + 2 * kAttrs || call->n_out != 1 || call->n_own < 3) return bad("wrong number of operands or attributes");
+  if (call->n_attr < kPairAttrs + 2 * kAttrs || call->n_out < 1 || call->n_out > 2 || call->n_own < 3) return bad("wrong number of operands or attributes");
   Pair<T> v;
   memset(&v, 0, sizeof v);
   v.call = call, v.work_bytes = call->attr[kPairWork];
@@ -467,7 +520,7 @@ int32_t pair_kernel(const effc_call* call) {
   if (out.strides[3] != 1 && v.dw.channels != 1) return bad("the result must have its channels innermost");
   v.dw.xs[1] = 1; /* the others depend on the block */
   dw_columns(v.dw);
-  if (x.shape[0] * a[kSpatial + 1] * a[kSpatial + 2] * v.dw.channels <= 0) return 0;
+  if (x.shape[0] * a[kSpatial + 1] * a[kSpatial + 2] * v.dw.channels <= 0) return sum_nothing<T>(call);
   /* A block's channels of the result come to lie where the other threads have read the last ones. */
   if (a[kStride + 1] == 1 && a[kStride + 2] == 1 && v.wide.pixels == a[kSpatial + 1] * a[kSpatial + 2]) claim_result(v.wide, out);
   const int64_t panel = v.wide.nv * Simd<T>::lanes;

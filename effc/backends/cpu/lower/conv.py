@@ -8,6 +8,7 @@ channels).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ....cost.calls import Tensor
@@ -19,6 +20,8 @@ from ....runtime.errors import EffcError
 from .. import codegen
 from ..packing import conv as packing
 from . import Buf, Lowering, fused, lowers, views
+
+SCALE = 16  # kScale of conv.hpp
 
 
 def channels_last(rank: int) -> tuple[int, ...]:
@@ -103,7 +106,9 @@ def _emit(
     body: Graph | None,
     extras: list[Buf],
     steps: Steps | None = None,
+    scale: Buf | None = None,
 ) -> None:
+    """``scale`` [N or 1, C]: of x's channels, for a pointwise convolution of images with their channels innermost."""
     attrs = node.attrs
     x, w = cx.strided(node.operands[0]), cx.strided(node.operands[1])
     transposed = node.op == "conv_transpose" or attrs.get("output_padding") is not None
@@ -145,10 +150,13 @@ def _emit(
         shape = packing.Shape(
             oc // groups, cg, groups, taps, compute.itemsize, vlen, convert or innermost(x), packed, elems,
             pixels=x.shape[0] * product(spatial), direct=direct, lines=lines and (convert or one_line(x)),
+            scaled=scale is not None,
         )  # fmt: skip
         ways = shape.candidates() if cx.options.decide is not None else [shape.rule()]
         name = f"effc_conv_{compute}"
     steps = steps or Steps()
+    bits = steps.bits + (SCALE if scale is not None else 0)
+    scales = [] if scale is None else [scale]
     body = body or steps.activation
     symbol, values = fused.epilogue(cx, body, compute, extras, outs) if body is not None else (None, [])
     count = "" if body is None else codegen.counts(body)
@@ -157,11 +165,11 @@ def _emit(
     seen = Tensor("u8", (size,), (1,)) if packed else w  # the weights as the kernel will get them
     chosen = cx.decide(
         name,
-        [x, seen, *_operands_of(cx, steps, oc), *extras],
+        [x, seen, *_operands_of(cx, steps, oc), *scales, *extras],
         outs,
-        [[*before, *b.attrs, steps.bits] for b in ways],
+        [[*before, *b.attrs, bits] for b in ways],
         [b.label for b in ways],
-        n_own=2 + (steps.bias is not None) + (steps.residual is not None),
+        n_own=2 + (steps.bias is not None) + (steps.residual is not None) + len(scales),
         epilogue=symbol is not None,
         body=count,
     )
@@ -172,12 +180,12 @@ def _emit(
             if depthwise
             else packing.pack_conv(weights, groups, vlen, transposed=transposed, nv=blocks.nv)
         )
-    own = [x, w, *step_operands(cx, steps, oc, x.rank)]
+    own = [x, w, *step_operands(cx, steps, oc, x.rank), *scales]
     cx.call(
         name,
         [*own, *extras],
         outs,
-        [*before, *blocks.attrs, steps.bits, *values],
+        [*before, *blocks.attrs, bits, *values],
         steps.clamp or (),
         n_own=len(own),
         epilogue=symbol,
@@ -205,25 +213,53 @@ def lower_conv(cx: Lowering, node: Node) -> None:
 
 @lowers("conv_fused")
 def lower_conv_fused(cx: Lowering, node: Node) -> None:
+    _fused(cx, node, node, None)
+
+
+def _fused(cx: Lowering, node: Node, conv: Node, scale: Buf | None) -> None:
+    """A ``conv`` or ``conv_fused`` of values of the graph, which makes what ``node`` does."""
+    if conv.op == "conv":
+        out = cx.out(node, order=channels_last(node.types[0].rank))
+        _emit(cx, conv, [as_rows(cx, out)], out.shape[2:], None, [], scale=scale)
+        return
+    node, made = conv, node
     body: Any = node.attrs["body"]
     shape = body.inputs[0].types[0].shape
     fits = all(t.shape == shape for t in node.types)
     if not fits or node.operands[0].type.dtype.compute not in (DType.f32, DType.f64):
         cx.note(
-            node,
+            made,
             "a result of another shape than the convolution's"
             if not fits
             else f"no epilogue for {node.operands[0].type.dtype}",
         )
-        cx.lower_decomposed(node)
+        cx.lower_decomposed(made)
         return
     depthwise = node.operands[1].shape[1] == 1 and node.attrs["output_padding"] is None and node.attrs["groups"] > 1
     plain = node.operands[0].type.dtype in (DType.f32, DType.f64)
     steps = steps_of(body, node.operands[2:], activations=depthwise) if plain else None
     if steps is not None and not (depthwise and steps.residual is not None):
-        out = cx.out(node, order=channels_last(len(shape)))
-        _emit(cx, node, [as_rows(cx, out)], shape[2:], None, [], steps)
+        out = cx.out(made, order=channels_last(len(shape)))
+        _emit(cx, node, [as_rows(cx, out)], shape[2:], None, [], steps, scale)
         return
     extras = [as_rows(cx, views.broadcast(cx, cx.strided(v), shape)) for v in node.operands[2:]]
-    outs = [as_rows(cx, cx.out(node, i, order=channels_last(len(shape)))) for i in range(len(node.types))]
-    _emit(cx, node, outs, shape[2:], body, extras)
+    outs = [as_rows(cx, cx.out(made, i, order=channels_last(len(shape)))) for i in range(len(node.types))]
+    _emit(cx, node, outs, shape[2:], body, extras, scale=scale)
+
+
+@lowers("conv_scaled")
+def lower_conv_scaled(cx: Lowering, node: Node) -> None:
+    body: Graph = node.attrs["body"]
+    outer = {n[0]: v for n, v in zip(body.inputs, node.operands, strict=True)}
+    scaling, conv = (n for n in body.nodes if n.op in ("mul", "conv", "conv_fused"))
+    x, scale = node.operands[:2]
+    image, by = cx.strided(x), cx.strided(scale)
+    if not innermost(image) or cx.constant_of(outer[conv.operands[1]]) is None:
+        cx.note(node, "weights that are no constants, or channels not innermost")
+        cx.lower_decomposed(node)
+        return
+    by = views.reshape(cx, by, by.shape[:2])
+    if by.strides[1] != 1 and by.shape[1] != 1:
+        by = cx.in_order(by, None)
+    plain = replace(conv, inputs=tuple(x if v == scaling[0] else outer.get(v, v) for v in conv.operands))
+    _fused(cx, node, plain, by)

@@ -56,6 +56,11 @@ def _activations(cx: Lowering, stages: Sequence[_Stage]) -> dict[str, Any]:
     return {"epilogue": codegen.activations(cx.generated, made)}
 
 
+def _results(cx: Lowering, node: Node) -> list[Buf]:
+    """The image, and where it is asked for the sums of its rows, as the kernels make them."""
+    return [as_rows(cx, cx.out(node, i, order=channels_last(4))) for i in range(len(node.types))]
+
+
 NEAR = 20 << 10  # bytes of a pair's first result that are made and read at a time
 
 
@@ -102,9 +107,8 @@ def lower_conv_pair(cx: Lowering, node: Node) -> None:
     work, panel = dims.ceildiv(blocks.thread_scratch, 64) * 64, blocks.nv * vlen // itemsize
     cols = max(1, min(NEAR // (itemsize * pixels), oc) // panel) * panel
     cx.call(
-        "effc_conv_pair_f32", own, [as_rows(cx, cx.out(node, order=channels_last(4)))],
-        [cols, work, *described], limits, scratch=blocks.scratch, thread_scratch=work + itemsize * pixels * cols,
-        **_activations(cx, (first, deep)),
+        "effc_conv_pair_f32", own, _results(cx, node), [cols, work, *described], limits,
+        scratch=blocks.scratch, thread_scratch=work + itemsize * pixels * cols, **_activations(cx, (first, deep)),
     )  # fmt: skip
 
 
@@ -114,7 +118,7 @@ def lower_conv_chain(cx: Lowering, node: Node) -> None:
     weights = [cx.constant_of(s.weights) for s in stages]
     chosen = plan([s.node for s in stages])
     x = cx.strided(node.operands[0])
-    first = len(stages) == 3
+    first = stages[0].node.attrs["groups"] == 1
     if any(w is None for w in weights) or isinstance(chosen, str) or (not first and not innermost(x)):
         cx.note(node, chosen if isinstance(chosen, str) else "weights that are no constants, or channels not innermost")
         cx.lower_decomposed(node)
@@ -124,12 +128,11 @@ def lower_conv_chain(cx: Lowering, node: Node) -> None:
         assert w is not None
         taps = w[0, 0].size
         x = readable(cx, x, w.shape[1], is_pointwise(stages[0].node, taps))
-    out = cx.out(node, order=channels_last(4))
-    _emit(cx, stages, [w for w in weights if w is not None], x, as_rows(cx, out), chosen)
+    _emit(cx, stages, [w for w in weights if w is not None], x, _results(cx, node), chosen)
 
 
 def _emit(
-    cx: Lowering, stages: Sequence[_Stage], weights: Sequence[packing.Array], x: Buf, out: Buf, chosen: Plan
+    cx: Lowering, stages: Sequence[_Stage], weights: Sequence[packing.Array], x: Buf, outs: list[Buf], chosen: Plan
 ) -> None:
     vlen, itemsize = cx.target.vlen, DType.f32.itemsize
     own: list[Buf | None] = [x]
@@ -149,15 +152,19 @@ def _emit(
             blocks = _blocks(s.node, w, x if s is stages[0] else None, vlen)
             packed = packing.pack_conv(w, 1, vlen)
             work = dims.maximum(work, dims.ceildiv(blocks.thread_scratch, 64) * 64)
-            if len(stages) == 3 and s is stages[0]:
+            if s is stages[0]:
                 panel = blocks.nv * vlen // itemsize
             scratch = scratch + blocks.scratch
         described += [True, False, False, *geometry(s.node.attrs, w.shape, oc, spatial), *blocks.attrs, s.steps.bits]
         own += [cx.const(packed), *step_operands(cx, s.steps, oc, 4)]
         limits += s.steps.clamp or ()
     cols = dims.maximum(1, chosen.cols // panel) * panel
-    attrs: list[Dim] = [len(stages) == 3, chosen.rows, chosen.kept, cols, work, chosen.part, *described]
+    first, last = (s.node.attrs["groups"] == 1 for s in (stages[0], stages[-1]))
+    buffers = chosen.buffers
+    if not last:  # a block's channels: the last one has those that are left, too
+        buffers = buffers * dims.minimum(weights[-1].shape[0], 2 * cols)
+    attrs: list[Dim] = [first, chosen.rows, chosen.kept, cols, work, chosen.part, last, *described]
     cx.call(
-        "effc_conv_chain_f32", own, [out], attrs, limits, scratch=scratch,
-        thread_scratch=work + chosen.buffers, **_activations(cx, stages),
+        "effc_conv_chain_f32", own, outs, attrs, limits, scratch=scratch,
+        thread_scratch=work + buffers, **_activations(cx, stages),
     )  # fmt: skip

@@ -179,7 +179,8 @@ class Shape:
     """What the blocking of effc_conv_* depends on. ``og``, ``cg``: output and input channels of a group; ``innermost``:
     x has its channels innermost; ``copy_elems``: elements of x where the kernel copies it so first. And what its
     scratch does: ``pixels`` of all results (None: any number); ``direct``: sums are stored where they belong, without
-    an epilogue or a conversion; ``lines``: a pointwise convolution whose pixels follow each other in x."""
+    an epilogue or a conversion; ``lines``: a pointwise convolution whose pixels follow each other in x; ``scaled``: a
+    panel's weights are scaled as x's channels are to be."""
 
     og: int
     cg: int
@@ -193,6 +194,7 @@ class Shape:
     pixels: Dim | None = None
     direct: bool = False
     lines: bool = False
+    scaled: bool = False
 
     @property
     def k(self) -> int:
@@ -211,6 +213,8 @@ class Shape:
         thread: Dim = 0
         if not self.direct:  # acc_bytes() of conv.hpp
             thread = tiles * mr * cols * self.itemsize
+        if self.scaled:  # scaled_bytes()
+            thread = thread + min(block_k, max(1, self.k)) * nv * self.vlen
         if not self.lines:  # list_bytes()
             patch = _align(mr * self.k * self.itemsize) if self.cg < 8 or not self.innermost else 0
             thread = thread + (tiles + 2) * (40 + 16 * segs) + tiles * mr * (40 + 8 * segs) + patch
