@@ -47,7 +47,7 @@ UNEASY = 0.15  # and the pace (log) of a present one: the less calm the machine 
 LATER: Mapping[str, Any] = {"num_leaves": 7, "min_data_in_leaf": 10}
 LATER_ROUNDS = 80
 MANY = 500  # present records from which on they are worth as many trees, as large, as any
-SMALL = 4  # stale records are left out where there are more than so many times as many present ones
+SMALL = 4  # of stale and present records: where one kind is more than so many times the other, see grow_on
 # Families whose ways are ranked: those where choosing has paid off (docs/cost.md). That of matrix products has not:
 # their ways differ by less than what was measured is good for. Nor has that of chains of convolutions, in whole models.
 RANKED = ("conv", "conv_algorithm", "strided_conv_algorithm", "rows_or_chain")
@@ -139,7 +139,8 @@ def grow(x: Array, y: Array, weight: Array, rounds: int = ROUNDS, **parameters: 
 
 def grow_on(x: Array, y: Array, weight: Array, stale: Array, rounds: int = ROUNDS) -> Trees:
     """One ensemble: of the stale records, if there are enough of them, and then of the present ones: few and small
-    trees where those are few. Stale ones that are few beside the present ones are left out."""
+    trees where those are few, by themselves or beside the stale ones. Stale ones that are few beside the present ones
+    are left out."""
     old, present = int(stale.sum()), int((~stale).sum())
     if old < LEAST or not present:
         return grow(x, y, weight, rounds)
@@ -147,7 +148,7 @@ def grow_on(x: Array, y: Array, weight: Array, stale: Array, rounds: int = ROUND
         return grow(x[~stale], y[~stale], weight[~stale], rounds)
     before = grow(x[stale], y[stale], weight[stale], rounds)
     x, y, weight = x[~stale], y[~stale] - before(x[~stale]), weight[~stale]
-    later = (rounds, {}) if present >= MANY else (min(rounds, LATER_ROUNDS), LATER)
+    later = (rounds, {}) if present >= MANY and SMALL * present >= old else (min(rounds, LATER_ROUNDS), LATER)
     return before.and_also(grow(x, y, weight, later[0], **later[1]))
 
 

@@ -8,6 +8,8 @@ from ..calls import Call
 from ..roofline import Context, geometry, taps_inside, windows
 from .base import LEVELS, ceil_div, even_share, family, image_of, lg, shares
 
+FEW_WEIGHTS = 256 * 1024  # of conv.hpp: bytes of all weights that stay in the second cache beside the rest
+
 
 def tile_rows(nv: int, cx: Context) -> int:
     """Rows of a tile of ``nv`` vectors: conv.hpp's own."""
@@ -30,11 +32,39 @@ def even_out(threads: int, groups: int, panels: int, tiles: int, cols: int, rows
     return cols, rows
 
 
+def divided(
+    threads: int, groups: int, panels: int, tiles: int, cols: int, rows: int, rows_first: bool
+) -> tuple[int, int]:
+    """Blocks of columns and of rows: conv_kernel's own of conv.hpp. ``cols`` and ``rows``: what the blocking asks
+    for."""
+    want = 4 * threads if threads > 1 else 1
+    while rows * cols * groups < want and (cols < panels or rows < tiles):
+        if cols == panels or (rows_first and tiles >= 4 * rows):
+            rows = min(2 * rows, tiles)
+        else:
+            cols = min(2 * cols, panels)
+    return even_out(threads, groups, panels, tiles, cols, rows)
+
+
 def cycles(rows: float, vectors: int, more: int = 0) -> float:
     """Of a core, for one step of a tile's sums: two multiply-adds and two loads begin in a cycle, six instructions in
     all, and a sum waits four for the one before. ``more`` loads than those of the tile and of what is fetched ahead."""
     loads = rows + vectors + 1 + more
     return max(rows * vectors / 2, loads / 2, (rows * vectors + loads + 3) / 6, 4.0)
+
+
+def _one_row(call: Call) -> bool:
+    """Whether a convolution's windows are its pixels, in their order."""
+    a, size = call.attrs, image_of(call)[2]
+    same = all(a[8 + d] == 1 and a[11 + d] == 0 and a[17 + d] == size[d] for d in range(3))
+    return prod(a[5:8]) == 1 and not a[1] and same
+
+
+def _innermost(call: Call) -> bool:
+    """Whether the channels of a pixel lie next to one another, if need be in a copy."""
+    x = call.ins[0]
+    assert x is not None
+    return x.strides[1] == 1 or x.shape[1] == 1 or bool(call.attrs[2])
 
 
 def _steps(
@@ -50,7 +80,7 @@ def _steps(
     strides = (0,) * (5 - len(x.strides)) + x.strides[2:]
     if a[2]:
         strides = (channels * image[1] * image[2], channels * image[2], channels)
-    innermost = x.strides[1] == 1 or channels == 1 or bool(a[2])
+    innermost, plain = _innermost(call), _one_row(call)
     run = cg
     for d in (2, 1, 0) if groups == 1 else ():
         if a[5 + d] == 1:
@@ -58,9 +88,6 @@ def _steps(
         if strides[d] * a[14 + d] != run:
             break
         run *= a[5 + d]
-    plain = (
-        taps == 1 and not transposed and all(a[8 + d] == 1 and a[11 + d] == 0 and out[d] == image[d] for d in range(3))
-    )
     lines = plain and innermost
     width = prod(out) if plain else out[2]
     patches, runs = cg < 8 or not innermost, innermost and (transposed or run >= 8)
@@ -125,13 +152,11 @@ def conv(call: Call, cx: Context) -> dict[str, float]:
     panels, tiles = ceil_div(og, wide), ceil_div(rows, mr)
     row_blocks = ceil_div(tiles, max(1, block_rows // mr))
     col_blocks = ceil_div(panels, max(1, block_cols // wide))
-    want = 4 * cx.threads if cx.threads > 1 else 1
-    while row_blocks * col_blocks * groups < want and (col_blocks < panels or row_blocks < tiles):
-        if col_blocks < panels:
-            col_blocks = min(2 * col_blocks, panels)
-        else:
-            row_blocks = min(2 * row_blocks, tiles)
-    col_blocks, row_blocks = even_out(cx.threads, groups, panels, tiles, col_blocks, row_blocks)
+    weights = groups * k * ceil_div(og, lanes) * lanes * item
+    lines = _one_row(call) and _innermost(call)
+    col_blocks, row_blocks = divided(
+        cx.threads, groups, panels, tiles, col_blocks, row_blocks, not lines and weights <= FEW_WEIGHTS
+    )
     blocks = row_blocks * col_blocks * groups
     used_k = min(block_k, k)
     width = a[19] if taps > 1 else pixels
@@ -140,8 +165,6 @@ def conv(call: Call, cx: Context) -> dict[str, float]:
     inside = prod(windows(*g)[1] for g in geometry(call))
     x = call.ins[0]
     assert x is not None
-    inner_c = x.strides[1] == 1 or channels == 1 or bool(a[2])
-    weights = groups * k * ceil_div(og, lanes) * lanes * item
     steps = _steps(call, cx, inside, row_blocks, (wide, panels, ceil_div(last, lanes), mr))
     return {
         **steps,
@@ -161,7 +184,7 @@ def conv(call: Call, cx: Context) -> dict[str, float]:
         "dilation": float(a[16]),
         "inside": inside,
         "valid": taps_inside(call),
-        "innermost": float(inner_c),
+        "innermost": float(_innermost(call)),
         "copy": float(a[2]),
         "steps": float(a[24] & ~16),
         "packed": float(a[0]),

@@ -11,6 +11,7 @@ from .base import LEVELS, SLOW, ceil_div, family, image_of, levels, lg, ops_of, 
 
 BLOCK, LANES, CHUNK = 8192, 64, 2048  # of loop.hpp: elements of an inner loop, of a block of columns, of a partial sum
 PIECES = (64, 32, 16, 8)  # channels that pool.hpp has loops for
+AHEAD = 24  # and pixels of the image that it fetches ahead, at most
 Dims = list[tuple[int, list[int]]]  # sizes, outermost first, each with the operands' strides
 
 
@@ -77,23 +78,25 @@ def _loop(call: Call) -> dict[str, float]:
 # What an element of a generated loop costs is a sum over the ops of its body, those that cost alike together.
 KINDS: dict[str, tuple[str, ...]] = {
     "exp": ("exp", "exp2", "expm1"),
-    "tanh": ("tanh", "sigmoid", "silu", "softplus"),
+    "tanh": ("tanh", "softplus"),
+    "sigmoid": ("sigmoid", "silu"),
     "erf": ("erf", "erfc", "gelu"),
     "pow": ("pow", "log", "log2", "log10", "log1p"),
     "div": ("div", "reciprocal", "mod", "remainder", "floor_divide", "floordiv"),
     "sqrt": ("sqrt", "rsqrt"),
 }
+DEAR = ("exp", "tanh", "sigmoid", "erf", "pow")  # of these
 
 
 def _work(ops: Mapping[str, int], n: float, rest: float) -> dict[str, float]:
     """Amounts of ops of ``n`` elements; ``rest``: of them those that fill no vector."""
     counts = {k: sum(ops.get(o, 0) for o in of) for k, of in KINDS.items()}
     dear = sum(c for o, c in ops.items() if o in SLOW)
-    counts["slow"] = dear - sum(counts[k] for k in ("exp", "tanh", "erf", "pow"))
+    counts["slow"] = dear - sum(counts[k] for k in DEAR)
     counts["quick"] = sum(ops.values()) - sum(counts.values())
     return {
         **{f"n_{k}": lg(n * c) for k, c in counts.items()},
-        **{k: float(counts[k]) for k in ("exp", "tanh", "erf", "pow", "div", "sqrt")},
+        **{k: float(counts[k]) for k in KINDS},
         "rest": lg(rest),
         "n_rest": lg(rest * dear),
     }
@@ -226,6 +229,7 @@ def pool(call: Call, cx: Context) -> dict[str, float]:
     pieces = sum(counts.values()) + (rest > 0)
     items = batch * prod(spatial[:2]) * blocks
     cost = window * spatial[2] * (LANES if by_channels else 1)
+    fetched = pixels * rows * min(a[9], AHEAD) * (spatial[2] > 1) if by_channels else 0
     used, even = shares(items, (131072 if maximum else 65536) // max(1, cost), cx)
     wide = (counts[64] * 64 + counts[32] * 32) / channels
     return {
@@ -244,7 +248,7 @@ def pool(call: Call, cx: Context) -> dict[str, float]:
         "wide": wide,
         "narrow": (counts[16] * 16 + counts[8] * 8) / channels,
         "single": rest / channels,
-        "fetched": lg(pixels * blocks * a[5] * a[9] * ceil_div(min(channels, LANES) * x.itemsize, 64)),
+        "fetched": lg(fetched * blocks * ceil_div(min(channels, LANES) * x.itemsize, 64)),
         "apart": lg(x.strides[-1] * x.itemsize),
         "window_rows": lg(pixels * rows * pieces),
         "lines": lg(items),
