@@ -206,6 +206,8 @@ def winograd(call: Call, cx: Context) -> dict[str, float]:
     oc, height, width = a[4], a[18], a[19]
     nv, block, cols, block_k, tile, shared = *a[20:24], *a[25:27]
     lanes, positions = cx.vlen // 4, winograd_side(tile, a[10]) ** 2
+    channels *= a[5]  # the window's depth: as in two dims so many channels
+    batch *= a[17]
     count = batch * ceil_div(height, tile) * ceil_div(width, tile)
     # As many whole tiles as take the products that are made: narrow ones take less.
     tiles = batch * winograd_positions(height, tile, a[10]) * winograd_positions(width, tile, a[10]) / positions
