@@ -100,13 +100,17 @@ def run_conv(
     else:
         copy = copy or x.dtype != compute
         inner = copy or x.strides[1] == x.itemsize or x.shape[1] == 1
+        share = 1
+        if packed and inner and not transposed:
+            share = packing.sharing(groups, cg, oc // groups, taps, lib.vlen // compute.itemsize)
         shape = packing.Shape(
-            oc // groups, cg, groups, taps, compute.itemsize, lib.vlen, inner, packed, x.size if copy else 0,
-            pixels=x.shape[0] * int(np.prod(out)), direct=direct,
+            oc // groups * share, cg, groups // share, taps, compute.itemsize, lib.vlen, inner, packed,
+            x.size if copy else 0, pixels=x.shape[0] * int(np.prod(out)), direct=direct,
             lines=taps == 1 and not transposed and not any(pad) and set(stride) == {1} and (copy or one_line(x)),
+            share=share,
         )  # fmt: skip
         blocks = shape.rule() if blocking is None else shape.blocks(*blocking)
-        wp = packing.pack_conv(w, groups, lib.vlen, transposed=transposed, nv=blocks.nv) if packed else w
+        wp = packing.pack_conv(w, groups // share, lib.vlen, transposed=transposed, nv=blocks.nv) if packed else w
     pixels = int(np.prod(out))
     result = aligned(np.full((x.shape[0], 1, pixels, oc), 77, out_dtype))
     if packed:
