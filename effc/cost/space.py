@@ -707,6 +707,8 @@ def like(call: Call) -> Case | None:
 def _three_like(call: Call) -> Case | None:
     a, x = call.attrs, call.ins[0]
     assert x is not None
+    if len(x.shape) != 4:
+        return None
     batch, c, height, width = x.shape
     pad, stride = a[12], a[9]
     if a[13] != pad or (a[18], a[19]) != tuple((s + 2 * pad - 3) // stride + 1 for s in (height, width)):

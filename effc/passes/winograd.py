@@ -1,17 +1,18 @@
-"""3x3 convolutions that take fewer multiplications by Winograd's algorithm become ``conv_winograd`` (Lavin and Gray,
-"Fast algorithms for convolutional neural networks", 2015).
+"""Convolutions with windows of 3x3 in the last two dims that take fewer multiplications by Winograd's algorithm become
+``conv_winograd`` (Lavin and Gray, "Fast algorithms for convolutional neural networks", 2015).
 
 A tile of m x m results takes n^2 multiplications for each pair of channels instead of 9 m^2, transforms of input and
 result, and n^2 / 9 times the weights, where n is m + 2, or 2 m + 1 with stride 2. An image whose size is no multiple
 of m has tiles of m - 1 too, narrow ones, which take the same weights but those of the last position
-(:func:`~..ir.ops.conv.winograd_positions`). :func:`costs` weighs these against each other. Tiles larger than 4 x 4 are
-left out for their error: the contract is 1e-5 of the largest result for an op in f32.
+(:func:`~..ir.ops.conv.winograd_positions`). :func:`costs` weighs these against each other. In three dims the first
+one's taps are summed before sums are transformed, as so many times the channels would be (kernels/conv_winograd.hpp).
+Tiles larger than 4 x 4 are left out for their error: the contract is 1e-5 of the largest result for an op in f32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,35 +37,53 @@ SETS = {1: "conv_algorithm", 2: "strided_conv_algorithm"}  # by stride
 DIRECT_OPERATION, PER_OPERATION, PER_VALUE, PER_BYTE = 1.05, 1.1, 23.0, 8.2
 GAIN = 1.1  # what a larger tile, or any at all, must win by: the larger the tile, the larger the weights
 LEAST_CHANNELS = 8  # input and output: fewer leave the products' vectors empty
+RUN = 24  # tiles along the depth in a block: packing/winograd.py
 TYPICAL = 32  # side of an image of unknown size
 LARGEST = 1e30  # of a weight: beyond that a transformed one might overflow
 
 
 @dataclass(frozen=True)
 class Image:
-    """Batch and size of the result."""
+    """Batch and size of the result. ``depth``: that along the first of three dims, where windows have ``taps``, a share
+    of ``inside`` of which lies within the image, and a ``step``."""
 
     batch: int
     height: int
     width: int
+    depth: int = 1
+    taps: int = 1
+    step: int = 1
+    inside: float = 1.0
 
     def tiles(self, m: int) -> int:
         """Tiles of m x m results in all images."""
-        return self.batch * -(-self.height // m) * -(-self.width // m)
+        return self.batch * self.depth * -(-self.height // m) * -(-self.width // m)
+
+    def positions(self, m: int, stride: int) -> int:
+        """Sums for a channel of the result with tiles of m x m results."""
+        sides = (winograd_positions(d, m, stride) for d in (self.height, self.width))
+        return int(self.batch * self.depth * dims.product(sides))
 
     def products(self, m: int, stride: int) -> int:
         """Multiplications for a pair of channels with tiles of m x m results."""
-        sides = (winograd_positions(d, m, stride) for d in (self.height, self.width))
-        return int(self.batch * dims.product(sides))
+        return self.taps * self.positions(m, stride)
+
+    @property
+    def slices(self) -> float:
+        """Of the image that are transformed for each of the result: blocks of tiles share them."""
+        run = max(1, min(self.depth, RUN))
+        return self.step + (self.taps - self.step) / run
 
 
 def costs(c: int, o: int, image: Image, stride: int = 1) -> dict[int, float]:
     """Estimated cost by tile size, DIRECT included, for c input and o output channels."""
-    pixels = image.batch * image.height * image.width
-    weights = 4 * c * o
-    out = {DIRECT: max(DIRECT_OPERATION * 18 * pixels * c * o, PER_BYTE * 9 * weights)}
+    pixels = image.batch * image.depth * image.height * image.width
+    weights = 4 * c * o * image.taps
+    inner = image.inside * image.taps  # the direct sum skips what lies outside
+    out = {DIRECT: max(DIRECT_OPERATION * 18 * inner * pixels * c * o, PER_BYTE * 9 * weights)}
     for m in TILES:
-        work = image.products(m, stride) * (PER_OPERATION * 2 * c * o + PER_VALUE * (c + o))
+        each = PER_OPERATION * 2 * image.taps * c * o + PER_VALUE * (image.slices * c + o)
+        work = image.positions(m, stride) * each
         out[m] = max(work, PER_BYTE * winograd_side(m, stride) ** 2 * weights)
     return out
 
@@ -78,37 +97,52 @@ def choose(c: int, o: int, image: Image, stride: int = 1) -> int:
     return best
 
 
-def image_of(n: Node, symbols: Mapping[str, Any]) -> Image:
-    """The result's size; where that is dynamic, one image of a typical size within the bounds."""
+def image_of(
+    n: Node, symbols: Mapping[str, Any], window: tuple[int, ...] = (), padding: Any = (), step: int = 1
+) -> Image:
+    """The size of a convolution's result and of its ``window``, shaped as weights are; where it is dynamic, one image
+    of a typical size within the bounds. ``step``: the stride along the first of three dims."""
 
     def size(d: Dim, typical: int) -> int:
         low, high = dims.bounds(d, symbols)
         return int(min(max(low, typical), high))
 
-    batch, _, height, width = n.types[0].shape
-    return Image(size(batch, 1), size(height, TYPICAL), size(width, TYPICAL))
+    batch, _, *deep, height, width = n.types[0].shape
+    image = Image(size(batch, 1), size(height, TYPICAL), size(width, TYPICAL))
+    if not deep:
+        return image
+    depth, taps, low = size(deep[0], TYPICAL), window[2], int(padding[0][0])
+    slices = size(n.operands[0].shape[2], TYPICAL)
+    inside = sum(0 <= z * step - low + tap < slices for z in range(depth) for tap in range(taps))
+    return replace(image, depth=depth, taps=taps, step=step, inside=inside / max(1, depth * taps))
 
 
 def why_not(n: Node) -> str | None:
-    """Why Winograd's algorithm does not apply to a convolution with a 3x3 window, or None."""
+    """Why Winograd's algorithm does not apply to a convolution with a window of 3x3 in the last two dims, or None."""
     a, w = n.attrs, n.operands[1]
-    if n.types[0].rank != 4 or a["groups"] != 1 or a.get("output_padding") is not None:
+    if a["groups"] != 1 or a.get("output_padding") is not None:
         return "groups, or transposed"
-    if tuple(a["stride"]) not in ((1, 1), (2, 2)) or tuple(a["dilation"]) != (1, 1):
+    *deep, down, across = a["stride"]
+    if down != across or across > 2 or set(a["dilation"]) != {1}:
         return "stride or dilation"
     if n.operands[0].type.dtype is not DType.f32 or any(t.shape != n.types[0].shape for t in n.types):
         return "not f32, or an epilogue with a result of another shape"
     if w.node.op != "constant":
         return "weights that are not constant"
     data = w.node.attrs["data"]
+    if deep and deep[0] > data.shape[2]:
+        return "a stride that passes over slices"
     if data.size and not np.abs(data).max() <= LARGEST:  # false for NaN too
         return f"weights that are not finite, or larger than {LARGEST:g}"
     return None
 
 
 def alternatives(n: Node, image: Image, rule: int) -> list[Call] | str:
-    """The convolution as a region of its set of alternatives, or why it is none. Attributes: those of effc_conv_* up to
-    the result's size, extra operands, whether there is an epilogue. ``rule``: the index of the rule's own way."""
+    """The convolution in two dims as a region of its set of alternatives, or why it is none. Attributes: those of
+    effc_conv_* up to the result's size, extra operands, whether there is an epilogue. ``rule``: the index of the rule's
+    own way."""
+    if n.types[0].rank != 4:
+        return "as it has three dims, which the cost model was not asked about"
     if not all(isinstance(d, int) for t in (n.operands[0].type, n.types[0]) for d in t.shape):
         return DYNAMIC
     b, c, h, w = (int(d) for d in n.operands[0].shape)
@@ -138,14 +172,13 @@ class FormWinograd(Pass):
 
     def one(self, graph: Graph, report: PassReport) -> Graph:
         def rule(b: Builder, n: Node, ins: tuple[Value | None, ...]) -> Any:
-            if n.op not in ("conv", "conv_fused") or tuple(n.operands[1].shape[2:]) != (3, 3):
+            if n.op not in ("conv", "conv_fused") or tuple(n.operands[1].shape[2:][-2:]) != (3, 3):
                 return None
             reason = why_not(n)
             if reason is None:
-                o, c = n.operands[1].shape[:2]
-                image = image_of(n, graph.symbols)
-                assert isinstance(o, int) and isinstance(c, int)
-                stride = n.attrs["stride"][0]
+                o, c, *_ = window = n.operands[1].node.attrs["data"].shape
+                image = image_of(n, graph.symbols, window, n.attrs["padding"], n.attrs["stride"][0])
+                stride = n.attrs["stride"][-1]
                 base, why = WAYS.index(choose(c, o, image, stride)), explain(c, o, image, stride)
                 ways = alternatives(n, image, base)
                 tile = WAYS[decide(self.ask, ways, base, SETS[stride], why, n, report)]
@@ -172,5 +205,8 @@ def _formed(b: Builder, n: Node, ins: tuple[Value | None, ...], tile: int) -> An
     if body is None:
         inner = Builder(b.symbols)
         body = inner.graph([inner.input("acc", n.types[0])])
-    a = {"padding": n.attrs["padding"], "tile": tile, "stride": n.attrs["stride"][0], "body": body}
+    *deep, stride = n.attrs["stride"][1:]
+    a = {"padding": n.attrs["padding"], "tile": tile, "stride": stride, "body": body}
+    if deep:
+        a["depth_stride"] = n.attrs["stride"][0]
     return b.op("conv_winograd", *ins, **a, loc=n.loc, name=n.name)

@@ -122,6 +122,81 @@ def test_stride_2(channels: Any, shape: Any, padding: Any) -> None:
     close(results[0], want)
 
 
+class Deep(torch.nn.Module):
+    """Convolutions of three dims: bias and clamp, a residual, a stride of 2 along the depth, an activation that needs
+    generated code, a window of one slice."""
+
+    def __init__(self, a: int, b: int, padding: Any = 1) -> None:
+        super().__init__()
+        self.one = torch.nn.Conv3d(a, b, 3, padding=padding)
+        self.two = torch.nn.Conv3d(b, b, (5, 3, 3), padding=(2, 1, 1))
+        self.three = torch.nn.Conv3d(b, a, 3, stride=(2, 1, 1), padding=1, bias=False)
+        self.four = torch.nn.Conv3d(a, b, (1, 3, 3), padding=(0, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.nn.functional.relu6(self.one(x))
+        z = torch.relu(self.two(y) + y)
+        return torch.relu(self.four(torch.nn.functional.silu(self.three(z))))
+
+
+@pytest.mark.parametrize(
+    "channels, shape, padding", [((16, 32), (1, 6, 25, 22), 1), ((40, 27), (2, 5, 14, 19), (0, 1, 2))], ids=str
+)
+def test_three_dims(channels: Any, shape: Any, padding: Any) -> None:
+    torch.manual_seed(channels[0])
+    net = Deep(*channels, padding=padding).eval()
+    n, *size = shape
+    x = torch.randn(n, channels[0], *size)
+    results = []
+    for threads in (1, 2, 3):
+        m = effc.compile(net, (x,), num_threads=threads)
+        assert stats(m)[f"{NAME}.formed"] == 4 and kernels(m)["effc_conv_winograd_f32"] == 4
+        results.append(m(x))
+    with torch.no_grad():
+        want = net.double()(x.double())
+    for y in results:
+        assert torch.equal(y, results[0])
+    close(results[0], want)
+    for y in (x.to(memory_format=torch.channels_last_3d), torch.cat([x, x], 1)[:, channels[0] :]):
+        assert torch.equal(m(y), results[0])
+
+
+def test_three_dims_stride_2_and_joined_results() -> None:
+    """Parts of a join that are made in place, stride 2 in all dims."""
+
+    class Joined(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = torch.nn.Conv3d(80, 96, 3, stride=2, padding=1)
+            self.two = torch.nn.Conv3d(80, 64, 3, stride=2, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([torch.relu(self.one(x)), self.two(x)], 1).exp()
+
+    torch.manual_seed(5)
+    net, x = Joined().eval(), torch.randn(1, 80, 7, 31, 34) / 10
+    results = []
+    for threads in (1, 2):
+        m = effc.compile(net, (x,), num_threads=threads)
+        assert kernels(m)["effc_conv_winograd_f32"] == stats(m)[f"{NAME}.formed"] == 2
+        results.append(m(x))
+    assert torch.equal(*results)
+    with torch.no_grad():
+        close(results[0], net(x))
+
+
+def test_three_dims_dynamic() -> None:
+    torch.manual_seed(4)
+    net = Deep(16, 24).eval()
+    n, d, h, w = (torch.export.Dim(k, min=1, max=100) for k in "ndhw")
+    m = effc.compile(net, (torch.randn(2, 16, 6, 20, 30),), dynamic_shapes=({0: n, 2: d, 3: h, 4: w},))
+    assert stats(m)[f"{NAME}.formed"] == 4
+    for size in ((1, 1, 1, 1), (2, 6, 20, 30), (3, 4, 7, 5), (1, 50, 2, 3), (2, 2, 3, 71)):
+        x = torch.randn(size[0], 16, *size[1:])
+        with torch.no_grad():
+            close(m(x), net(x), 2e-5)
+
+
 def test_stride_2_with_dynamic_batch_and_image() -> None:
     torch.manual_seed(3)
     net = Strided(80, 96).eval()
@@ -176,11 +251,17 @@ def test_not_finite_in_the_same_places() -> None:
         (torch.nn.Conv2d(32, 32, 3, groups=2), "groups"),
         (torch.nn.Conv2d(3, 32, 3), "direct is the better choice"),
         (torch.nn.Conv2d(32, 32, 3, dtype=torch.float64), "not f32"),
+        (torch.nn.Conv3d(32, 32, 3, stride=(1, 2, 1)), "stride or dilation"),
+        (torch.nn.Conv3d(32, 32, 3, dilation=(2, 1, 1)), "stride or dilation"),
+        (torch.nn.Conv3d(32, 32, 3, groups=2, padding=1), "groups"),
+        (torch.nn.Conv3d(32, 32, 3, stride=(4, 1, 1), padding=1), "passes over slices"),
+        (torch.nn.Conv3d(3, 32, 3, padding=1), "direct is the better choice"),
     ],
     ids=str,
 )
-def test_declines_and_says_why(conv: torch.nn.Conv2d, reason: str) -> None:
-    x = torch.randn(1, conv.in_channels, 30, 31, dtype=conv.weight.dtype)
+def test_declines_and_says_why(conv: torch.nn.Conv2d | torch.nn.Conv3d, reason: str) -> None:
+    size = (6, 30, 31)[-(conv.weight.ndim - 2) :]
+    x = torch.randn(1, conv.in_channels, *size, dtype=conv.weight.dtype)
     m = effc.compile(conv.eval(), (x,))
     assert f"{NAME}.formed" not in stats(m) and "effc_conv_winograd_f32" not in kernels(m)
     assert reason in declined(m)
@@ -234,6 +315,9 @@ def test_compiles_for_avx512_too(tmp_path: Any) -> None:
         (512, 512, Image(1, 7, 7), 2, 2),  # a narrow tile in each dim: 324 products, not 400
         (512, 512, Image(1, 4, 4), 2, DIRECT),
         (16, 32, Image(1, 80, 80), 2, DIRECT),
+        (16, 16, Image(1, 64, 64, depth=48, taps=3, inside=0.986), 1, 4),
+        (128, 128, Image(1, 14, 14, depth=2, taps=3, inside=0.667), 1, 4),
+        (512, 512, Image(1, 7, 7, depth=1, taps=3, inside=0.333), 1, DIRECT),  # two taps of three are zeros
     ],
     ids=str,
 )

@@ -102,13 +102,17 @@ def run_conv(
     else:
         copy = copy or x.dtype != compute
         inner = copy or x.strides[1] == x.itemsize or x.shape[1] == 1
+        share = 1
+        if packed and inner and not transposed:
+            share = packing.sharing(groups, cg, oc // groups, taps, lib.vlen // compute.itemsize)
         shape = packing.Shape(
-            oc // groups, cg, groups, taps, compute.itemsize, lib.vlen, inner, packed, x.size if copy else 0,
-            pixels=x.shape[0] * int(np.prod(out)), direct=direct,
+            oc // groups * share, cg, groups // share, taps, compute.itemsize, lib.vlen, inner, packed,
+            x.size if copy else 0, pixels=x.shape[0] * int(np.prod(out)), direct=direct,
             lines=taps == 1 and not transposed and not any(pad) and set(stride) == {1} and (copy or one_line(x)),
+            share=share,
         )  # fmt: skip
         blocks = shape.rule() if blocking is None else shape.blocks(*blocking)
-        wp = packing.pack_conv(w, groups, lib.vlen, transposed=transposed, nv=blocks.nv) if packed else w
+        wp = packing.pack_conv(w, groups // share, lib.vlen, transposed=transposed, nv=blocks.nv) if packed else w
     pixels = int(np.prod(out))
     if result is None:
         result = aligned(np.full((x.shape[0], 1, pixels, oc), 77, out_dtype))
@@ -130,6 +134,11 @@ def run_conv(
     return np.moveaxis(result.reshape(x.shape[0], *out, oc), -1, 1)
 
 
+def depth_of(w: Array, size: Sequence[int], stride: int) -> winograd.Depth:
+    """What lower/conv_winograd.py says of windows w [O, C, (K,) 3, 3] and a result of ``size``."""
+    return winograd.Depth(w.shape[2], stride, size[0]) if w.ndim == 5 else winograd.FLAT
+
+
 def run_winograd(
     lib: KernelLibrary,
     x: Array,
@@ -138,6 +147,7 @@ def run_winograd(
     tile: int,
     *,
     stride: int = 1,
+    depth_stride: int = 1,
     blocking: winograd.Blocks | None = None,
     packed: Array | None = None,
     bias: Array | None = None,
@@ -147,14 +157,16 @@ def run_winograd(
     epilogue: str | None = None,
     **call: Any,
 ) -> Array:
-    """The convolution of x [N, C, H, W], channels innermost in memory, with w [O, C, 3, 3] by Winograd's algorithm,
-    shaped [N, O, *out]. ``packed``: the weights, if they are packed already."""
-    n, c, height, width = x.shape
-    o, size = w.shape[0], [out_size(s, 3, stride, p, 1) for s, p in zip((height, width), pad)]
-    tiles = n * int(np.prod([-(-s // tile) for s in size]))
-    blocks = blocking or winograd.rule(c, o, tile, lib.vlen, tiles, stride)
-    result = aligned(np.full((n, 1, size[0] * size[1], o), 77, np.float32))
-    attrs = [1, 0, 0, 1, o, 1, 3, 3, 1, stride, stride, 0, *pad, 1, 1, 1, 1, *size, *blocks.attrs]
+    """The convolution of x [N, C, (D,) H, W], channels innermost in memory, with w [O, C, (K,) 3, 3] by Winograd's
+    algorithm, shaped [N, O, *out]. ``packed``: the weights, if they are packed already."""
+    n, c = x.shape[:2]
+    strides = [depth_stride, stride, stride][5 - x.ndim :]
+    o, size = w.shape[0], [out_size(*s, 1) for s in zip(x.shape[2:], w.shape[2:], strides, pad)]
+    tiles = n * int(np.prod([*size[:-2], *(-(-s // tile) for s in size[-2:])]))
+    blocks = blocking or winograd.rule(c, o, tile, lib.vlen, tiles, stride, depth_of(w, size, depth_stride))
+    result = aligned(np.full((n, 1, int(np.prod(size)), o), 77, np.float32))
+    taps, sizes, pad = (list(v) if x.ndim == 5 else [fill, *v] for v, fill in ((w.shape[2:], 1), (size, 1), (pad, 0)))
+    attrs = [1, 0, 0, 1, o, *taps, depth_stride, stride, stride, *pad, 1, 1, 1, *sizes, *blocks.attrs]
     attrs += [(bias is not None) + 2 * (residual is not None) + 4 * (clamp is not None), *blocks.more]
     steps = [a for a in (bias, residual) if a is not None]
     packed = aligned(winograd.pack(w, tile, lib.vlen, blocks.nv, stride)) if packed is None else packed

@@ -363,6 +363,65 @@ def test_steps(lib: KernelLibrary, seed: int) -> None:
         check(np.nan_to_num(got), np.nan_to_num(want), (xs, ws, clamp))
 
 
+GROUPED = [  # groups, channels of one in and out, image, window, stride, padding, dilation
+    (8, 4, 4, (9, 11), (3, 3), (1, 1), (1, 1), (1, 1)),
+    (12, 2, 2, (7, 30), (3, 5), (2, 1), (1, 2), (1, 2)),
+    (6, 8, 8, (13, 8), (3, 3), (1, 1), (1, 1), (1, 1)),
+    (26, 8, 8, (7, 7), (3, 3), (2, 2), (1, 1), (1, 1)),
+    (5, 16, 16, (6, 9), (3, 3), (1, 1), (2, 0), (1, 1)),
+    (3, 4, 12, (8, 8), (3, 3), (1, 1), (1, 1), (2, 2)),
+    (3, 12, 20, (5, 6), (2, 3), (1, 1), (1, 1), (1, 1)),
+    (16, 4, 4, (6, 5), (1, 1), (1, 1), (0, 0), (1, 1)),
+    (8, 8, 8, (6, 5), (1, 1), (2, 2), (0, 0), (1, 1)),
+    (4, 4, 4, (4, 5, 6), (3, 3, 3), (1, 2, 1), (1, 1, 0), (1, 1, 1)),
+    (2, 40, 33, (90,), (5,), (1,), (2,), (1,)),
+    (7, 4, 4, (10, 9), (3, 3), (1, 1), (1, 1), (1, 1)),
+]
+
+
+@pytest.mark.parametrize("case", GROUPED, ids=str)
+def test_groups(lib: KernelLibrary, case: Any) -> None:
+    """Lists that groups share, and groups that share vectors: for any threads, with steps and an epilogue, and with NaN
+    in one group's channels, which no other's results show."""
+    groups, cg, og, size, *window = case
+    kernel, stride, pad, dilation = window
+    rng = np.random.default_rng(groups)
+    for n in (1, 3):
+        x = channels_last(data(rng, (n, groups * cg, *size), np.float32))
+        w = data(rng, (groups * og, cg, *kernel), np.float32)
+        want = reference(x, w, stride, pad, dilation, groups)
+        args = (lib, x, w, stride, pad, dilation, groups)
+        first = run_conv(*args, threads=1, mode="serial")
+        check(first, want, case)
+        for threads, mode in ((2, "threads"), (3, "threads"), (5, "reverse")):
+            assert np.array_equal(run_conv(*args, threads=threads, mode=mode), first), (threads, mode)
+        check(run_conv(*args, packed=False), want, "not packed")
+        pixels, o = int(np.prod(want.shape[2:])), groups * og
+        bias, residual = data(rng, (o,), np.float32), data(rng, (n, 1, pixels, o), np.float32)
+        added = np.moveaxis(residual.reshape(n, *want.shape[2:], o), -1, 1)
+        biased = want + bias.reshape(o, *[1] * len(size))
+        got = run_conv(*args, bias=bias, residual=residual, clamp=(-1.0, 2.0))
+        check(got, np.clip(biased + added, -1, 2), "steps")
+        extras = [np.broadcast_to(bias, residual.shape), residual]
+        check(run_conv(*args, extras=extras, epilogue="test_epilogue"), np.maximum(biased, 0) + added, "epilogue")
+        g = int(rng.integers(groups))
+        x[:, g * cg + cg // 2] = np.nan
+        got = run_conv(*args)
+        mine = np.zeros(o, bool)
+        mine[g * og : (g + 1) * og] = True
+        assert np.array_equal(got[:, ~mine], first[:, ~mine]) and np.isnan(got[:, mine]).any()
+
+
+def test_groups_share_vectors() -> None:
+    assert [packing.sharing(*a, 8) for a in ((32, 4, 4, 9), (32, 2, 2, 9), (33, 4, 4, 9), (32, 4, 8, 9))] == [
+        2,
+        4,
+        1,
+        1,
+    ]
+    assert [packing.sharing(32, c, c, taps, 16) for c, taps in ((8, 9), (8, 49), (16, 9))] == [2, 1, 1]
+
+
 def test_result_does_not_depend_on_threads(lib: KernelLibrary) -> None:
     rng = np.random.default_rng(8)
     for groups, cg in ((1, 24), (24, 1)):

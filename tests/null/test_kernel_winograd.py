@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conv_cases import aligned, channels_last, out_size, run_conv, run_winograd
+from conv_cases import aligned, channels_last, depth_of, out_size, run_conv, run_winograd
 from kernel_harness import KernelError, KernelLibrary, available_isas
 from test_kernel_conv import EPILOGUE, check, reference
 
@@ -103,6 +103,86 @@ def tiled(n: int, tile: int) -> list[int]:
     count = -(-n // tile)
     narrow = min(count, count * tile - n)
     return [tile] * (count - narrow) + [tile - 1] * narrow
+
+
+DEEP = [  # batch, channels, of the result, window's depth and its stride, image, padding
+    (1, 16, 24, 3, 1, (5, 9, 8), (1, 1, 1)),
+    (2, 13, 9, 3, 2, (7, 6, 11), (1, 0, 2)),
+    (1, 70, 20, 2, 1, (4, 5, 6), (0, 1, 1)),
+    (2, 9, 40, 5, 3, (9, 4, 5), (2, 1, 0)),
+    (1, 8, 17, 1, 1, (3, 10, 7), (0, 1, 1)),
+    (1, 64, 64, 3, 1, (1, 7, 7), (1, 1, 1)),
+    (1, 130, 10, 3, 1, (2, 5, 4), (2, 1, 1)),
+    (1, 8, 8, 4, 4, (30, 3, 2), (0, 1, 1)),
+]
+
+
+@pytest.mark.parametrize("tile, stride", WAYS)
+@pytest.mark.parametrize("case", DEEP, ids=str)
+def test_three_dims(lib: KernelLibrary, case: Any, tile: int, stride: int) -> None:
+    """Sums over a window's depth, for any division into blocks and number of threads; what lies around x is NaN."""
+    n, c, o, taps, along, size, pad = case
+    rng = np.random.default_rng(c + o)
+    wide = rng.standard_normal((n, c, *size)).astype(np.float32)
+    wide = channels_last(np.pad(wide, ((0, 0), (0, 5), (1, 1), (2, 1), (1, 2)), constant_values=np.nan))
+    x = wide[:, :c, 1:-1, 2:-1, 1:-2]
+    w = (rng.standard_normal((o, c, taps, 3, 3)) / np.sqrt(9 * taps * c)).astype(np.float32)
+    want = reference(x, w, (along, stride, stride), pad, (1, 1, 1), 1)
+    more: Any = {"stride": stride, "depth_stride": along}
+    first = run_winograd(lib, x, w, pad, tile, **more, threads=1, mode="serial")
+    check(first, want, case)
+    depth, lanes = depth_of(w, want.shape[2:], along), lib.vlen // 4
+    rule = winograd.rule(c, o, tile, lib.vlen, None, stride, depth)
+    for tiles in (1, 2, 5, 24, 96):
+        for shared in (False, True):
+            sizes = (rule.nv, tiles, rule.nv * lanes, rule.k, shared, stride, depth)
+            b = winograd.blocks(c, o, tile, lib.vlen, *sizes)
+            for threads, mode in ((1, "serial"), (3, "threads")):
+                got = run_winograd(lib, x, w, pad, tile, **more, blocking=b, threads=threads, mode=mode)
+                assert np.array_equal(got, first), (b.label, threads)
+    for nv, k in ((1, 5), (2, c + 3), (4, 2 * c)):  # sums in parts that end anywhere
+        b = winograd.blocks(c, o, tile, lib.vlen, nv, 7, nv * lanes, k, nv == 2, stride, depth)
+        check(run_winograd(lib, x, w, pad, tile, **more, blocking=b), want, b.label)
+
+
+@pytest.mark.parametrize("tile, stride", WAYS)
+def test_three_dims_steps_and_values_that_are_not_finite(lib: KernelLibrary, tile: int, stride: int) -> None:
+    rng = np.random.default_rng(7)
+    x = channels_last(rng.standard_normal((2, 12, 6, 9, 10)).astype(np.float32))
+    w = (rng.standard_normal((21, 12, 3, 3, 3)) / 18).astype(np.float32)
+    strides, pad = (1, stride, stride), (1, 1, 1)
+    want = reference(x, w, strides, pad, (1, 1, 1), 1)
+    pixels = int(np.prod(want.shape[2:]))
+    bias = aligned(rng.standard_normal(21).astype(np.float32))
+    residual = aligned(rng.standard_normal((2, 1, pixels, 21)).astype(np.float32))
+    added = want + np.moveaxis(residual.reshape(2, *want.shape[2:], 21), -1, 1)
+    steps: Any = {"bias": bias, "residual": residual, "clamp": (-0.5, 2.0)}
+    got = run_winograd(lib, x, w, pad, tile, stride=stride, **steps)
+    check(got, np.clip(added + bias.reshape(21, 1, 1, 1), -0.5, 2.0), "bias, residual, clamp")
+    extras = [np.broadcast_to(bias, residual.shape), residual]
+    got = run_winograd(lib, x, w, pad, tile, stride=stride, extras=extras, epilogue="test_epilogue")
+    plain = np.moveaxis(residual.reshape(2, *want.shape[2:], 21), -1, 1)
+    check(got, np.maximum(want + bias.reshape(21, 1, 1, 1), 0) + plain, "epilogue")
+    w[rng.random(w.shape) < 0.2] = 0
+    for at, value in (((0, 3, 0, 4, 5), np.nan), ((1, 2, 5, 0, 9), np.inf), ((0, 7, 3, 8, 0), -3e38)):
+        x[at] = value
+    want = run_conv(lib, x, w, strides, pad, (1, 1, 1), 1)
+    got = run_winograd(lib, x, w, pad, tile, stride=stride)
+    assert np.isnan(want).any()
+    assert np.array_equal(np.isnan(got), np.isnan(want)) and np.array_equal(np.isposinf(got), np.isposinf(want))
+    fine = np.isfinite(want)
+    assert np.abs(got[fine] - want[fine]).max() <= 1e-5 * np.abs(want[fine]).max()
+
+
+@pytest.mark.parametrize("tile, stride", WAYS)
+@pytest.mark.parametrize("c", [16, 256])
+def test_error_in_three_dims(lib: KernelLibrary, tile: int, stride: int, c: int) -> None:
+    rng = np.random.default_rng(c)
+    x = channels_last(np.maximum(rng.standard_normal((1, c, 4, 13, 11)), 0).astype(np.float32))
+    w = (rng.standard_normal((24, c, 3, 3, 3)) / np.sqrt(27 * c)).astype(np.float32)
+    want = reference(x, w, (1, stride, stride), (1, 1, 1), (1, 1, 1), 1)
+    got = np.abs(run_winograd(lib, x, w, (1, 1, 1), tile, stride=stride) - want).max() / np.abs(want).max()
+    assert got < {2: 1e-6, 4: 2.5e-6}[tile]
 
 
 @pytest.mark.parametrize("tile, stride", WAYS)
@@ -243,7 +323,7 @@ def test_packed_weights(tile: int, stride: int) -> None:
         for o, c, nv in ((1, 1, 1), (19, 7, 2), (64, 33, 3), (100, 5, 4)):
             w = rng.standard_normal((o, c, 3, 3)).astype(np.float32)
             packed = winograd.pack(w, tile, vlen, nv, stride)
-            assert np.array_equal(winograd.unpack(packed), w)
+            assert np.array_equal(winograd.unpack(packed)[:, :, 0], w)
             transformed = winograd.unpack_transformed(packed)
             np.testing.assert_allclose(transformed, winograd.transform(w, tile, stride), rtol=1e-6, atol=1e-7)
             with pytest.raises(panels.PackingError):

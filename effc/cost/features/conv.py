@@ -75,8 +75,8 @@ def _steps(
     a, x, (wide, panels, last, mr) = call.attrs, call.ins[0], sizes
     assert x is not None
     batch, channels, image = image_of(call)
-    nv, groups, taps, out = a[20], a[3], prod(a[5:8]), a[17:20]
-    cg, rows, transposed = channels // groups, batch * prod(out), bool(a[1])
+    nv, groups, taps, out = a[20], a[3] // shared(call, cx), prod(a[5:8]), a[17:20]
+    cg, rows, transposed = channels // a[3], batch * prod(out), bool(a[1])
     strides = (0,) * (5 - len(x.strides)) + x.strides[2:]
     if a[2]:
         strides = (channels * image[1] * image[2], channels * image[2], channels)
@@ -90,7 +90,9 @@ def _steps(
         run *= a[5 + d]
     lines = plain and innermost
     width = prod(out) if plain else out[2]
-    patches, runs = cg < 8 or not innermost, innermost and (transposed or run >= 8)
+    together = grouped(call, cx)  # groups with one list of rows
+    patches = (cg < 8 and not together) or not innermost
+    runs = innermost and (transposed or run >= 8 or together)
     along = not transposed and not runs and width >= 8 * mr  # tiles of one row of the image in one call
     k, valid = cg * taps, taps_inside(call)
     inner = rows * (1.0 if lines or transposed else inside)  # of a transposed one: taken as if no tap were outside
@@ -106,6 +108,7 @@ def _steps(
         each = pixels / of
         return groups * of * steps * ((panels - 1) * cycles(each, nv, more) + cycles(each, last, more))
 
+    listed = 1 if together else groups
     lists = row_blocks if not along else max(row_blocks, inner / max(1, width))
     inner_steps = panel_steps(inner, lists, k_inner, 0 if lines or runs else 1)
     parts = k_inner / max(1, min(run, k)) if runs else 0.0
@@ -115,7 +118,7 @@ def _steps(
         "offset_steps": lg(inner_steps if not runs and not lines else 0.0),
         "border_steps": lg(panel_steps(border, row_blocks, k_border)),
         "gathered": lg(border * k * groups if patches else 0.0),
-        "segments": lg((0.0 if lines else inner * parts) * groups + (0.0 if patches else border * taps * groups)),
+        "segments": lg((0.0 if lines else inner * parts) * listed + (0.0 if patches else border * taps * listed)),
         "along": float(along),
         "runs": float(runs),
         "of_line": float(lines),
@@ -123,6 +126,30 @@ def _steps(
         "run": lg(run),
         "cycle_share": (panels * wide / lanes_of(cx)) * rows * k_inner / 2 * groups / max(1.0, inner_steps),
     }
+
+
+def grouped(call: Call, cx: Context) -> bool:
+    """Groups that are taken with one list of rows: take_scratch() of conv.hpp."""
+    a, x = call.attrs, call.ins[0]
+    assert x is not None
+    cg = x.shape[1] // a[3]
+    inner = x.strides[1] == 1 or x.shape[1] == 1 or bool(a[2])
+    return inner and not a[1] and a[3] > 1 and (cg >= 4 or shared(call, cx) > 1) and cg * prod(a[5:8]) <= a[23]
+
+
+def item_of(call: Call) -> int:
+    """Bytes of a value in the type that sums are made in."""
+    return call.outs[0].itemsize if call.outs[0].dtype in ("f32", "f64") else 4
+
+
+def shared(call: Call, cx: Context) -> int:
+    """How many groups share a vector."""
+    from ...backends.cpu.packing.conv import sharing
+
+    a, x = call.attrs, call.ins[0]
+    assert x is not None
+    cg, og = x.shape[1] // a[3], a[4] // a[3]
+    return sharing(a[3], cg, og, prod(a[5:8]), cx.vlen // item_of(call)) if a[0] and not a[1] else 1
 
 
 def lanes_of(cx: Context) -> int:
@@ -140,24 +167,25 @@ def conv(call: Call, cx: Context) -> dict[str, float]:
     """effc_conv_*: see kernels/conv.hpp, whose division into blocks this mirrors."""
     a, m = call.attrs, cx.machine
     batch, channels, _ = image_of(call)
-    item = call.outs[0].itemsize if call.outs[0].dtype in ("f32", "f64") else 4
+    item = item_of(call)
     lanes = cx.vlen // item
-    groups, oc = a[3], a[4]
+    cg, groups, oc, together = channels // a[3], a[3] // shared(call, cx), a[4], grouped(call, cx)
     taps, pixels = prod(a[5:8]), prod(a[17:20])
-    cg, og = channels // groups, oc // groups
+    og = oc // groups
     k, rows = cg * taps, batch * pixels
     nv, block_rows, block_cols, block_k = a[20:24]
     mr = tile_rows(nv, cx)
     wide = nv * lanes
     panels, tiles = ceil_div(og, wide), ceil_div(rows, mr)
     row_blocks = ceil_div(tiles, max(1, block_rows // mr))
-    col_blocks = ceil_div(panels, max(1, block_cols // wide))
+    across, apart = (groups, 1) if together else (panels, groups)
+    col_blocks = 1 if together else ceil_div(panels, max(1, block_cols // wide))
     weights = groups * k * ceil_div(og, lanes) * lanes * item
-    lines = _one_row(call) and _innermost(call)
+    lines = _one_row(call) and _innermost(call) and not together
     col_blocks, row_blocks = divided(
-        cx.threads, groups, panels, tiles, col_blocks, row_blocks, not lines and weights <= FEW_WEIGHTS
+        cx.threads, apart, across, tiles, col_blocks, row_blocks, not lines and weights <= FEW_WEIGHTS
     )
-    blocks = row_blocks * col_blocks * groups
+    blocks = row_blocks * col_blocks * apart
     used_k = min(block_k, k)
     width = a[19] if taps > 1 else pixels
     each = prod(ceil_div(n, s) for n, s in zip(a[5:8], a[8:11])) if a[1] else taps  # taps of a class, the most
@@ -168,7 +196,7 @@ def conv(call: Call, cx: Context) -> dict[str, float]:
     steps = _steps(call, cx, inside, row_blocks, (wide, panels, ceil_div(last, lanes), mr))
     return {
         **steps,
-        "listed": lg(rows * col_blocks * groups),
+        "listed": lg(rows * col_blocks * apart),
         "tails": lg(rows * (og % lanes) * groups * ceil_div(k, used_k)),
         "x_stream": lg(x.numel * item * col_blocks),
         "w_stream": lg(weights * row_blocks),
@@ -229,6 +257,8 @@ def winograd(call: Call, cx: Context) -> dict[str, float]:
     oc, height, width = a[4], a[18], a[19]
     nv, block, cols, block_k, tile, shared = *a[20:24], *a[25:27]
     lanes, positions = cx.vlen // 4, winograd_side(tile, a[10]) ** 2
+    channels *= a[5]  # the window's depth: as in two dims so many channels
+    batch *= a[17]
     count = batch * ceil_div(height, tile) * ceil_div(width, tile)
     # As many whole tiles as take the products that are made: narrow ones take less.
     tiles = batch * winograd_positions(height, tile, a[10]) * winograd_positions(width, tile, a[10]) / positions

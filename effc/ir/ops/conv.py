@@ -319,33 +319,42 @@ def winograd_name(tile: int, stride: int) -> str:
 
 
 def _winograd(x: TensorType, w: TensorType, *extras: TensorType, **attrs: Any) -> tuple[TensorType, ...]:
-    tile, stride = attrs.pop("tile"), attrs.pop("stride")
+    tile, stride, along = attrs.pop("tile"), attrs.pop("stride"), attrs.pop("depth_stride")
     require(tile > 0, f"tile must be positive, not {tile}")
     require(stride in (1, 2), f"the stride must be 1 or 2, not {stride}")
-    require(w.shape[2:] == (3, 3), f"the window must be 3x3, not {w.shape[2:]}")
-    return _conv_fused(x, w, *extras, **_plain(stride), **attrs)
+    require(
+        w.rank in (4, 5) and w.shape[-2:] == (3, 3), f"the window must be 3x3 in the last two dims, not {w.shape[2:]}"
+    )
+    depth = w.shape[2] if w.rank == 5 else 1
+    require(isinstance(depth, int) and 0 < along <= depth, f"a stride of {along} along a window's depth of {depth}")
+    return _conv_fused(x, w, *extras, **winograd_window(w.rank - 2, stride, along), **attrs)
 
 
-def _plain(stride: int) -> dict[str, Any]:
-    """The convolution's attributes besides its padding."""
-    return {"stride": (stride, stride), "dilation": (1, 1), "groups": 1}
+def winograd_window(nd: int, stride: int, depth_stride: int) -> dict[str, Any]:
+    """Attributes of the convolution besides its padding, in ``nd`` spatial dims."""
+    strides = (depth_stride, stride, stride) if nd == 3 else (stride, stride)
+    return {"stride": strides, "dilation": (1,) * nd, "groups": 1}
 
 
-def _winograd_decompose(b: Any, x: Any, w: Any, *extras: Any, body: Graph, padding: Any, tile: int, stride: int) -> Any:
-    return body.inline(b, [b.op("conv", x, w, padding=padding, **_plain(stride)), *extras])
+def _winograd_decompose(
+    b: Any, x: Any, w: Any, *extras: Any, body: Graph, padding: Any, tile: int, stride: int, depth_stride: int
+) -> Any:
+    plain = winograd_window(len(padding), stride, depth_stride)
+    return body.inline(b, [b.op("conv", x, w, padding=padding, **plain), *extras])
 
 
 def _winograd_cost(inputs: Sequence[TensorType | None], outputs: Sequence[TensorType], attrs: Any) -> Cost:
     """What the transformed products take, not the direct sum: so that no peak seems to be passed."""
     w, y, tile, stride = inputs[1], outputs[0], attrs["tile"], attrs["stride"]
     assert w is not None
-    products = y.shape[0] * dims.product(winograd_positions(d, tile, stride) for d in y.shape[2:])
+    products = dims.product(winograd_positions(d, tile, stride) for d in y.shape[-2:])
+    depth = dims.product([*y.shape[2:-2], *w.shape[2:-2]])
     moved = _conv_cost(inputs, outputs, attrs).bytes
-    return Cost(2 * products * w.shape[0] * w.shape[1], moved)
+    return Cost(y.shape[0] * products * depth * 2 * w.shape[0] * w.shape[1], moved)
 
 
 def _winograd_samples(rng: np.random.Generator) -> Iterator[Sample]:
-    cases: list[tuple[Any, ...]] = [
+    cases: list[tuple[Any, ...]] = [  # with a depth: the window's, and its stride
         ((1, 8, 9, 8), 16, _pairs(1, 1), 4, 1, "tiles that end outside of the image"),
         ((2, 5, 7, 6), 3, _pairs(1, 1), 2, 1, "channels that are no vectors, two images"),
         ((1, 70, 12, 13), 20, ((0, 2), (1, 0)), 4, 1, "uneven padding, more channels than are transformed at a time"),
@@ -354,24 +363,32 @@ def _winograd_samples(rng: np.random.Generator) -> Iterator[Sample]:
         ((1, 1, 1, 1), 1, _pairs(1, 1), 2, 1, "one pixel"),
         ((2, 9, 18, 15), 12, _pairs(1, 1), 2, 2, "stride 2"),
         ((1, 70, 13, 22), 20, ((0, 2), (1, 0)), 4, 2, "stride 2, uneven padding"),
+        ((2, 9, 5, 7, 6), 12, _pairs(1, 1, 1), 4, 1, "3-d", 3, 1),
+        ((1, 70, 7, 9, 8), 20, ((0, 2), (1, 0), (1, 1)), 2, 1, "3-d, stride 2 along the depth", 3, 2),
+        ((1, 6, 9, 9, 8), 10, _pairs(2, 1, 1), 4, 2, "3-d, stride 2", 5, 2),
+        ((1, 8, 3, 9, 8), 10, _pairs(0, 1, 1), 4, 1, "3-d, a window of one slice", 1, 1),
     ]
-    for shape, out, padding, tile, stride, note in cases:
-        x, w = random_array(rng, shape, np.float32), random_array(rng, (out, shape[1], 3, 3), np.float32)
-        acc = _conv(TensorType(DType.f32, shape), TensorType(DType.f32, w.shape), padding=padding, **_plain(stride))
+    for shape, out, padding, tile, stride, note, *deep in cases:
+        window, along = ((deep[0], 3, 3), deep[1]) if deep else ((3, 3), 1)
+        x, w = random_array(rng, shape, np.float32), random_array(rng, (out, shape[1], *window), np.float32)
+        plain = winograd_window(len(window), stride, along)
+        acc = _conv(TensorType(DType.f32, shape), TensorType(DType.f32, w.shape), padding=padding, **plain)
         b = Builder()
         y = b.input("acc", acc)
-        yield Sample((x, w), {"padding": padding, "tile": tile, "stride": stride, "body": b.graph([y])}, note)
+        attrs = {"padding": padding, "tile": tile, "stride": stride, "depth_stride": along, "body": b.graph([y])}
+        yield Sample((x, w), attrs, note)
 
 
 op(
     "conv_winograd",
     "x w extras*",
-    {"padding": tuple, "tile": int, "stride": (int, 1), "body": Graph},
+    {"padding": tuple, "tile": int, "stride": (int, 1), "depth_stride": (int, 1), "body": Graph},
     infer=_winograd,
     category="contraction",
     level="macro",
     decompose=_winograd_decompose,
     cost=_winograd_cost,
     samples=_winograd_samples,
-    doc="conv_fused of f32 with a 3x3 window and stride 1 or 2, by Winograd's algorithm with tiles of tile x tile.",
+    doc="conv_fused of f32 with a window of 3x3 and stride 1 or 2 in the last two dims, by Winograd's algorithm with "
+    "tiles of tile x tile; of three dims, the first one's windows are sums over it.",
 )

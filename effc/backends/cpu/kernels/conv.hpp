@@ -12,11 +12,15 @@
  *   patch    any strides at the image's border: the k values of each row are gathered first.
  *   lines    a pointwise convolution of stride 1 of x with its channels innermost: rows lie at equal distances, nothing is
  *            listed. x's channels may have a scale each (kScale): then a block scales the weights of a panel, which are fewer.
+ * Groups of few channels have short sums, so that listing rows for each would take as long as these. What is listed, for rows,
+ * is then used for a range of groups, one after the other. Groups of 2, 4 or 8 channels in and as many out, fewer than a vector
+ * has lanes, are taken as many at a time as it has room for (micro_groups), if their weights are packed so.
+ *
  * A transposed convolution gathers: an output pixel's class (its position modulo the stride) decides which taps reach
  * it. The pixels of a class are those of a plain convolution of stride 1 with these taps, mirrored; tiles are made of them, and
  * the reduction runs over these taps alone.
  *
- * Weights are packed in panels: [group][panel][k][nv * lanes], the last panel of a group with as many vectors as are
+ * Weights are packed in panels: [group][panel][k][nv * lanes], where groups that share vectors count as one, the last panel of a group with as many vectors as are
  * needed, unused lanes zero (packing/conv.py). Blocking parameters come in as attributes, so that the choice is made,
  * and can be looked at, in lower/conv.py.
  */
@@ -72,6 +76,9 @@ struct Conv {
   int64_t run; /* contiguous k values inside the image */
   bool innermost, direct, transposed;
   bool lines; /* pointwise, rows [n * line, (n + 1) * line) at equal distances: see run_lines */
+  bool grouped; /* what is listed is used for all groups of a block */
+  int shared;   /* channels of groups that share vectors, of which `groups` counts the vectors; or 0 */
+  int64_t between; /* channels from one group to the next */
   bool lists; /* there is scratch to list a block's rows */
   T* own;     /* row 0 of where results come to lie when others have seen to them, to be claimed meanwhile; or null */
   int64_t own_image, own_pixel;
@@ -93,6 +100,7 @@ struct Conv {
   bool cols_outer;
 };
 
+constexpr int kHeaderGroups = 6; /* groups in words of 32 bits of packed data's header: packing/conv.py */
 constexpr int64_t kFewWeights = 256 * 1024; /* bytes of all weights that stay in L2 beside the rest */
 
 EFFC_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -234,7 +242,7 @@ int64_t acc_bytes(const Conv<T>& v) {
 }
 template <class T>
 int64_t patch_bytes(const Conv<T>& v) {
-  return v.cg < 8 || !v.innermost ? align64(v.mr * v.k * (int64_t)sizeof(T)) : 0;
+  return (v.cg < 8 && !v.grouped) || !v.innermost ? align64(v.mr * v.k * (int64_t)sizeof(T)) : 0;
 }
 template <class T>
 int64_t scaled_bytes(const Conv<T>& v) {
@@ -543,6 +551,9 @@ struct Panel {
     skip_empty = k0 > 0 && !last;
     sink = {nullptr, n - c0, v.direct ? valid - (nv - 1) * lanes : lanes, v.bias ? v.bias + g * v.og + n : nullptr,
             k0 > 0,  last,   v.residual != nullptr, v.clamp, v.lo, v.hi};
+    if (v.grouped && nv == 1 && v.cg % 8 == 0) rows = MicroTable<T>::table.eights;
+    if (v.shared) rows = MicroTable<T>::table.groups[__builtin_ctz(v.shared) - 1];
+    if (v.grouped) sink.from = g * v.between, sink.at += v.direct ? g * v.og : 0;
   }
 
   /* The weights that are worked on after this panel's, whose range of k begins in row `from`: the next panel's, the first one's
@@ -747,10 +758,45 @@ void run_block(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, 
   if (!v.direct) finish(v, w.acc, ld, r0, r1, n0, n0 + c1 - c0);
 }
 
+/* Groups [g0, g1) of rows [r0, r1), listed once. */
+template <class T>
+void run_groups(const Conv<T>& v, Work<T>& w, int64_t g0, int64_t g1, int64_t r0, int64_t r1) {
+  using S = Simd<T>;
+  if (r1 <= r0) return;
+  const int64_t wide = v.nv * S::lanes, ld = ceil_div(v.og, S::lanes) * S::lanes, room = v.segs;
+  const Class cls(v, 0);
+  int64_t inner, tiles = 0;
+  const int64_t count = list_pixels(v, w, r0, r1, cls, kEach, w.acc, ld, 0, &inner);
+  for (int in = 1; in >= 0; --in) {
+    const int64_t first = in ? 0 : inner, total = in ? inner : count - inner, n = ceil_div(total, v.mr);
+    for (int64_t u = 0; u < n; ++u, ++tiles) {
+      Tile<T>& tile = w.tiles[tiles];
+      tile.p0 = first + u * total / n, tile.mr = (int)(first + (u + 1) * total / n - tile.p0);
+      tile.segs = w.segs + tiles * room, tile.rows = w.rows + tile.p0 * room;
+      tile.nseg = build_rows(v, tile.segs, tile.rows, w.pixels + tile.p0, tile.mr, 0, v.k, cls, 0, in);
+    }
+  }
+  const int64_t step = ceil_div(wide * (int64_t)sizeof(T), max64(1, tiles)), bytes = v.k * wide * (int64_t)sizeof(T);
+  for (int64_t g = g0; g < g1; ++g) {
+    for (int64_t n = 0; n < v.og; n += wide) {
+      Panel<T> panel(v, g, 0, v.og, n, 0, v.k, v.k);
+      const char* next = (const char*)panel.next(v, 0, v.og, n, 0, -1);
+      for (int64_t t = 0; t < tiles; ++t) panel.run(v, w.tiles[t], w.pixels, next + bytes * t / tiles, step);
+    }
+    if (!v.direct) finish(v, w.acc, ld, r0, r1, g * v.og, (g + 1) * v.og);
+  }
+}
+
 template <class T>
 void run_blocks(void* arg, int64_t begin, int64_t end, int32_t worker) {
   const Conv<T>& v = *(const Conv<T>*)arg;
   Work<T> w = carve(v, v.call->thread_scratch + worker * v.call->thread_scratch_bytes);
+  for (int64_t i = begin; i < end && v.grouped; ++i) {
+    const int64_t part = v.cols_outer ? i / v.row_blocks : i % v.col_blocks, row = v.cols_outer ? i % v.row_blocks : i / v.col_blocks;
+    run_groups(v, w, v.groups * part / v.col_blocks, v.groups * (part + 1) / v.col_blocks, v.tiles * row / v.row_blocks * v.mr,
+               min64(v.tiles * (row + 1) / v.row_blocks * v.mr, v.rows));
+  }
+  if (v.grouped) return;
   const int64_t cols = v.groups * v.col_blocks;
   for (int64_t i = begin; i < end; ++i) {
     int64_t col = v.cols_outer ? i / v.row_blocks : i % cols, row = v.cols_outer ? i % v.row_blocks : i / cols;
@@ -787,6 +833,11 @@ char* set_up(Conv<T>& v, const effc_call* call, const int64_t* a, const effc_ten
   v.batch = shape[0], v.channels = shape[1], v.groups = a[kGroups], v.out = a[kOut];
   v.cg = v.channels / v.groups, v.og = v.out / v.groups;
   for (int d = 0; d < 3; ++d) v.in[d] = shape[2 + d];
+  if (a[kPacked]) {
+    const int64_t packed = ((const uint32_t*)w.data)[kHeaderGroups];
+    if (packed < v.groups) v.shared = (int)v.cg, v.groups = packed, v.og = v.out / packed;
+  }
+  v.between = v.channels / v.groups;
   v.taps = a[kKernel] * a[kKernel + 1] * a[kKernel + 2];
   v.k = v.taps * v.cg;
   v.pixels = a[kSpatial] * a[kSpatial + 1] * a[kSpatial + 2];
@@ -802,9 +853,9 @@ char* set_up(Conv<T>& v, const effc_call* call, const int64_t* a, const effc_ten
 
   v.tap = (Tap*)s, s += align64(v.taps * (int64_t)sizeof(Tap));
   T* zeros = (T*)s;
-  s += align64(v.cg * (int64_t)sizeof(T));
+  s += align64(v.channels * (int64_t)sizeof(T));
   v.offsets = (int64_t*)s, s += align64(v.k * 8);
-  for (int64_t c = 0; c < v.cg; ++c) zeros[c] = T(0);
+  for (int64_t c = 0; c < v.channels; ++c) zeros[c] = T(0);
   v.zeros = zeros;
   v.x = (const T*)x.data;
   if (a[kCopyX]) {
@@ -900,12 +951,16 @@ bool take_scratch(Conv<T>& v, int64_t bytes) {
   if (v.rows <= 0 || v.og <= 0) return true;
   v.tiles = ceil_div(v.rows, v.mr), v.block_tiles = min64(v.tiles, max64(1, v.a[kBlockRows] / v.mr));
   /* Runs of channels that a range of k meets, of which the first and the last may be parts. */
-  const int64_t unit = v.cg < 8 ? 8 : v.cg;
+  /* Of taps inside the image: neighbours are one run where there are no groups. */
+  v.grouped = !v.transposed && v.innermost && (v.shared || (v.groups > 1 && v.cg >= 4 && !v.lines)) && v.k <= v.block_k &&
+              v.og <= v.a[kBlockCols];
+  if (v.grouped) v.lines = false;
+  const int64_t unit = v.cg < 8 && !v.grouped ? 8 : v.cg;
   v.segs = min64(v.taps, (v.block_k + unit - 2) / unit + 1);
   v.line = v.lines ? line_of(v) : 0;
   const int64_t room = bytes - acc_bytes(v) - scaled_bytes(v);
   v.lists = !v.scale && list_bytes(v) <= room;
-  return room >= 0 && (v.lines || v.lists);
+  return room >= 0 && (v.lines || v.lists) && (!v.shared || v.grouped);
 }
 
 /* Where several threads run: the result's lines are claimed while the sums are made that go elsewhere first. Not where an operand
@@ -946,7 +1001,7 @@ int32_t conv_kernel(const effc_call* call) {
     return 1;
   }
   if (!take_scratch(v, call->thread_scratch_bytes)) {
-    call->api->fail(call, "conv: %lld bytes of scratch for a thread are too few", (long long)call->thread_scratch_bytes);
+    call->api->fail(call, "conv: groups that cannot share vectors, or %lld bytes of scratch for a thread are too few", (long long)call->thread_scratch_bytes);
     return 1;
   }
   const int64_t wide = v.nv * Simd<T>::lanes;
@@ -954,20 +1009,21 @@ int32_t conv_kernel(const effc_call* call) {
   /* Blocks of tiles by panels of nearly equal size, no larger than the scratch allows: a few for every thread, and as
    * many for one thread as for another. */
   v.row_blocks = ceil_div(v.tiles, v.block_tiles);
-  v.col_blocks = ceil_div(v.panels, max64(1, a[kBlockCols] / wide));
+  const int64_t across = v.grouped ? v.groups : v.panels, groups = v.grouped ? 1 : v.groups; /* parts of columns, and of what */
+  v.col_blocks = v.grouped ? 1 : ceil_div(v.panels, max64(1, a[kBlockCols] / wide));
   const int64_t threads = call->api->num_threads(call->run), want = threads > 1 ? 4 * threads : 1;
   if (!v.direct) claim_result(v, call->out[0]);
   /* Each block lists its rows anew and reads its weights anew: where those stay in L2, rows are divided first. */
   const bool rows_first = !v.lines && v.group_elems * v.groups * (int64_t)sizeof(T) <= kFewWeights;
-  while (v.row_blocks * v.col_blocks * v.groups < want && (v.col_blocks < v.panels || v.row_blocks < v.tiles)) {
-    const bool rows = v.col_blocks == v.panels || (rows_first && v.tiles >= 4 * v.row_blocks);
+  while (v.row_blocks * v.col_blocks * groups < want && (v.col_blocks < across || v.row_blocks < v.tiles)) {
+    const bool rows = v.col_blocks == across || (rows_first && v.tiles >= 4 * v.row_blocks);
     int64_t& split = rows ? v.row_blocks : v.col_blocks;
-    split = min64(2 * split, rows ? v.tiles : v.panels);
+    split = min64(2 * split, rows ? v.tiles : across);
   }
-  even_out(threads, v.groups, v.panels, v.tiles, &v.col_blocks, &v.row_blocks);
+  even_out(threads, groups, across, v.tiles, &v.col_blocks, &v.row_blocks);
   /* The bigger operand is walked once: weights if columns are the outer loop, the image otherwise. */
   v.cols_outer = v.group_elems * v.groups > v.batch * v.channels * v.in[0] * v.in[1] * v.in[2];
-  int64_t blocks = v.row_blocks * v.col_blocks * v.groups;
+  int64_t blocks = v.row_blocks * v.col_blocks * groups;
   call->api->parallel_for(call->run, blocks, max64(1, blocks / (want * 2)), run_blocks<T>, &v);
   return 0;
 }

@@ -26,6 +26,7 @@ constexpr int max_rows(int nv) {
 }
 constexpr int kMaxRows = 12;
 constexpr int kMaxNv = 4;
+constexpr int kMaxShared = 3;
 constexpr int64_t kHeader = 64; /* bytes before packed data */
 
 /* len values of k from weight row k on. */
@@ -52,6 +53,7 @@ struct Sink {
   const T* bias; /* or null */
   bool accumulate, last, residual, clamp;
   T lo, hi;
+  int64_t from = 0; /* what is listed are rows of the first group; this one's begin so much after them */
   inline T* out(int i) const { return px[i].c + at; }
   inline const T* add(int i) const { return px[i].r + at; }
 };
@@ -234,7 +236,7 @@ void micro_rows(const Seg* segs, int64_t nseg, const T* const* rows, const T* pa
   for (int64_t s = 0; s < nseg; ++s) {
     const T* p[MR];
     EFFC_UNROLL
-    for (int i = 0; i < MR; ++i) p[i] = rows[i];
+    for (int i = 0; i < MR; ++i) p[i] = rows[i] + sink->from;
     rows += MR;
     const T* b = panel + segs[s].k * (NV * S::lanes);
     const int64_t len = segs[s].len;
@@ -253,6 +255,65 @@ void micro_rows(const Seg* segs, int64_t nseg, const T* const* rows, const T* pa
     }
   }
   finish_tile<T, MR, NV>(acc, *sink);
+}
+
+/* As micro_rows for one vector of columns and segments of a multiple of 8 steps: what a short sum spends on its loop counts. */
+template <class T, int MR>
+void micro_eights(const Seg* segs, int64_t nseg, const T* const* rows, const T* panel, const char* next, int64_t step,
+                  const Sink<T>* sink) {
+  using S = Simd<T>;
+  typename S::vec acc[MR][1];
+  EFFC_UNROLL
+  for (int i = 0; i < MR; ++i) acc[i][0] = typename S::vec{};
+  for (int64_t s = 0; s < nseg; ++s) {
+    const T* p[MR];
+    EFFC_UNROLL
+    for (int i = 0; i < MR; ++i) p[i] = rows[i] + sink->from;
+    rows += MR;
+    const T* b = panel + segs[s].k * S::lanes;
+    for (int64_t k = 0; k < segs[s].len; k += 8, b += 8 * S::lanes, next += 8 * step) {
+      __builtin_prefetch(next, 0, 2);
+      EFFC_UNROLL
+      for (int u = 0; u < 8; ++u) {
+        const auto w = S::load(b + u * S::lanes);
+        EFFC_UNROLL
+        for (int i = 0; i < MR; ++i) acc[i][0] += p[i][k + u] * w;
+      }
+    }
+  }
+  finish_tile<T, MR, 1>(acc, *sink);
+}
+
+/* The values of v's parts of Q lanes number c, each in all lanes of its part. */
+template <class T, int Q>
+EFFC_INLINE typename Simd<T>::vec spread(typename Simd<T>::vec v, int c) {
+  typedef decltype(v < v) Lanes;
+  Lanes at = {};
+  EFFC_UNROLL
+  for (int l = 0; l < Simd<T>::lanes; ++l) at[l] = l / Q * Q + c;
+  return __builtin_shuffle(v, at);
+}
+
+/* As micro_rows for groups of Q channels in and out, as many as a vector has room for: a segment is a tap of a vector of
+ * channels, and of each channel of a group a vector of weights lies there for all of them. */
+template <class T, int MR, int Q>
+void micro_groups(const Seg* segs, int64_t nseg, const T* const* rows, const T* panel, const char* next, int64_t step,
+                  const Sink<T>* sink) {
+  using S = Simd<T>;
+  typename S::vec acc[MR][1];
+  EFFC_UNROLL
+  for (int i = 0; i < MR; ++i) acc[i][0] = typename S::vec{};
+  for (int64_t s = 0; s < nseg; ++s, rows += MR, next += Q * step) {
+    const T* b = panel + segs[s].k * S::lanes;
+    __builtin_prefetch(next, 0, 2);
+    EFFC_UNROLL
+    for (int i = 0; i < MR; ++i) {
+      const auto x = S::load(rows[i] + sink->from);
+      EFFC_UNROLL
+      for (int c = 0; c < Q; ++c) acc[i][0] += spread<T, Q>(x, c) * S::load(b + c * S::lanes);
+    }
+  }
+  finish_tile<T, MR, 1>(acc, *sink);
 }
 
 /* acc += sum over k in [k0, k1) of rows[i][offsets[k]] * panel[k][nv * lanes]. */
@@ -328,6 +389,8 @@ struct Micro {
   Offsets offsets[kMaxNv][kMaxRows];
   OnLines lines[kMaxNv][kMaxRows];
   OnStrides strides[kMaxNv][kMaxRows];
+  Rows eights[kMaxRows];
+  Rows groups[kMaxShared][kMaxRows]; /* of 2, 4 and 8 channels */
 
   template <int NV, int MR>
   constexpr void fill() {
@@ -339,7 +402,25 @@ struct Micro {
       fill<NV, MR + 1>();
     }
   }
-  constexpr Micro() : rows(), offsets(), lines(), strides() {
+  template <int Log, int MR>
+  constexpr void fill_groups() {
+    if constexpr ((2 << Log) < Simd<T>::lanes && MR <= max_rows(1)) {
+      groups[Log][MR - 1] = micro_groups<T, MR, 2 << Log>;
+      fill_groups<Log, MR + 1>();
+    }
+  }
+  template <int MR>
+  constexpr void fill_eights() {
+    if constexpr (MR <= max_rows(1)) {
+      eights[MR - 1] = micro_eights<T, MR>;
+      fill_eights<MR + 1>();
+    }
+  }
+  constexpr Micro() : rows(), offsets(), lines(), strides(), eights(), groups() {
+    fill_eights<1>();
+    fill_groups<0, 1>();
+    fill_groups<1, 1>();
+    fill_groups<2, 1>();
     fill<1, 1>();
     fill<2, 1>();
     fill<3, 1>();

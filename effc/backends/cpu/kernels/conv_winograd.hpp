@@ -1,4 +1,4 @@
-/* Convolution with 3x3 windows, stride 1 or 2, by Winograd's minimal filtering (Lavin and Gray, 2015): F(M x M, 3 x 3).
+/* Convolution with 3x3 windows, stride 1 or 2, and with 3x3 windows in the last two of three dims, by Winograd's minimal filtering (Lavin and Gray, 2015): F(M x M, 3 x 3).
  *
  * The result is cut into tiles of M x M pixels. The N x N pixels that a tile depends on are transformed, each
  * channel for itself, to N x N values; for each of these positions, a product of matrices [tiles, C] x [C, O] with
@@ -14,7 +14,12 @@
  * results is cut into as few tiles as possible, ceil(n / M), but none longer than needed: first those of M, then those of
  * M - 1, the narrow ones. 7 results are 4 and 3, that is 6 + 5 positions and not 12.
  *
- * A block is a number of tiles by a number of output channels. Its transformed input lies as [position][tile][C] in
+ * In three dims a window is a sum over its depth, D windows of 3x3 of D slices of the image, and sums are made before they are
+ * transformed: the products are [tiles, D C] x [D C, O], transforms of results as many as in two dims. Tiles are numbered
+ * along the depth first, so that those of a block share slices: each is transformed once for all windows it is in. In two
+ * dims D is 1 and so is the depth.
+ *
+ * A block is a number of tiles by a number of output channels. Its transformed input lies as [position][slice][C] in
  * scratch: in the thread's own, where tasks are blocks of tiles (early layers: many tiles, small weights), or in the call's,
  * where tasks are parts of the output channels (late layers: few tiles, large weights, which are read once).
  *
@@ -124,6 +129,18 @@ struct Minimal<T, 4, 2> : Sizes<4, 2> {
   }
 };
 
+/* A tile of a slice of the image; `tile`: one that it is needed for. */
+struct Slice {
+  int64_t tile, depth;
+};
+
+/* A block's rows of the transformed input. `at`: where each tile's first one lies. */
+struct Rows {
+  int64_t* at;
+  Slice* slices;
+  int64_t n;
+};
+
 template <class T>
 struct Winograd {
   Conv<T> conv;
@@ -134,16 +151,18 @@ struct Winograd {
    * tiles: full, narrow; both full; narrow, full; both narrow. So the tiles that are full in any given way are consecutive. */
   int64_t start[kKinds + 1];
   int64_t block, first, count; /* the most tiles of a block; with a shared input, the block at hand */
-  int64_t v_row, m_row, v_step, m_step; /* strides of a tile and of a position in the transformed input and in the sums */
+  int64_t v_row, m_row, v_step, m_step; /* strides of a row and of a position in the transformed input and in the sums */
+  int64_t depth, slices; /* D, and the most slices of a block's tiles */
   int64_t row_blocks, col_blocks, block_k;
   T* shared;
+  Rows rows; /* of the block at hand, with a shared input */
 };
 
 /* ---- transforms ---- */
 
 /* Where tile t begins, and how much of it is in the image; by dim (column, row). */
 struct Place {
-  int64_t image, at[2];
+  int64_t image, depth, at[2];
   bool narrow[2];
   int size[2];
 };
@@ -156,7 +175,8 @@ EFFC_INLINE Place place(const Winograd<T>& w, int64_t t) {
   p.narrow[0] = kind >= 2, p.narrow[1] = kind == 0 || kind == 3;
   int64_t count[2];
   for (int d = 0; d < 2; ++d) count[d] = p.narrow[d] ? w.count_of[d] - w.full[d] : w.full[d];
-  const int64_t u = t - w.start[kind], index[2] = {u / count[1] % count[0], u % count[1]};
+  p.depth = t % w.conv.sp[0]; /* kinds begin at multiples of it */
+  const int64_t u = (t - w.start[kind]) / w.conv.sp[0], index[2] = {u / count[1] % count[0], u % count[1]};
   p.image = u / count[1] / count[0];
   for (int d = 0; d < 2; ++d) {
     const int64_t size = F::M - p.narrow[d];
@@ -172,15 +192,15 @@ EFFC_INLINE void tiles_of(const Winograd<T>& w, int i, int j, int64_t* lo, int64
   *lo = w.start[F::last(j) ? 1 : 0], *hi = w.start[F::last(i) ? 2 : F::last(j) ? 3 : kKinds];
 }
 
-/* The N x N pixels that a tile depends on; zeros outside of the image. */
+/* The N x N pixels of a slice that a tile depends on; zeros outside of the image. */
 template <class T, class F>
-EFFC_INLINE void pixels(const Winograd<T>& w, const Place& p, const T* (&px)[F::N * F::N]) {
+EFFC_INLINE void pixels(const Winograd<T>& w, const Place& p, int64_t depth, const T* (&px)[F::N * F::N]) {
   constexpr int N = F::N;
   const Conv<T>& v = w.conv;
   const int64_t y = p.at[0] * F::S - v.pad[1], x = p.at[1] * F::S - v.pad[2];
   for (int i = 0; i < N; ++i) {
-    const bool in = inside(y + i, v.in[1]);
-    const T* row = v.x + p.image * v.xs[0] + (y + i) * v.xs[3] + x * v.xs[4];
+    const bool in = inside(depth, v.in[0]) && inside(y + i, v.in[1]);
+    const T* row = v.x + p.image * v.xs[0] + depth * v.xs[2] + (y + i) * v.xs[3] + x * v.xs[4];
     for (int j = 0; j < N; ++j) px[i * N + j] = in && inside(x + j, v.in[2]) ? row + j * v.xs[4] : v.zeros;
   }
 }
@@ -326,18 +346,20 @@ __attribute__((noinline)) void direct_vector(const Winograd<T>& w, const Place& 
   using S = Simd<T>;
   constexpr int M = F::M, N = F::N;
   const Conv<T>& v = w.conv;
-  const T* px[N * N];
-  pixels<T, F>(w, p, px);
   const auto bias = to.bias ? load_part<T>(to.bias + at, tail) : typename S::vec{};
   for (int i = 0; i < p.size[0]; ++i) {
     typename S::vec sum[M] = {};
-    for (int tap = 0; tap < 9; ++tap) {
-      const T* const* x = px + (i * F::S + tap / 3) * N + tap % 3;
-      const T* b = w.plain + tap * v.cg * w.padded + n;
-      for (int64_t c = 0; c < v.cg; ++c, b += w.padded) {
-        const auto weights = S::load(b);
-        EFFC_UNROLL
-        for (int j = 0; j < M; ++j) sum[j] += x[j * F::S][c] * weights;
+    for (int64_t d = 0; d < w.depth; ++d) {
+      const T* px[N * N];
+      pixels<T, F>(w, p, p.depth * v.st[0] - v.pad[0] + d, px);
+      for (int tap = 0; tap < 9; ++tap) {
+        const T* const* x = px + (i * F::S + tap / 3) * N + tap % 3;
+        const T* b = w.plain + (d * 9 + tap) * v.cg * w.padded + n;
+        for (int64_t c = 0; c < v.cg; ++c, b += w.padded) {
+          const auto weights = S::load(b);
+          EFFC_UNROLL
+          for (int j = 0; j < M; ++j) sum[j] += x[j * F::S][c] * weights;
+        }
       }
     }
     for (int j = 0; j < p.size[1]; ++j) {
@@ -381,7 +403,7 @@ void output_tile(const Winograd<T>& w, int64_t t, const T* acc, int64_t n0, int6
   alignas(64) T tmp[M * N * kChunk], plain[M * M * kChunk];
   const Place p = place<T, F>(w, t);
   const effc_tensor& out = *v.result;
-  const int64_t pixel = p.at[0] * v.sp[2] + p.at[1];
+  const int64_t pixel = (p.depth * v.sp[1] + p.at[0]) * v.sp[2] + p.at[1];
   for (int64_t c0 = n0; c0 < n1; c0 += kChunk, acc += kChunk) {
     const int64_t n = min64(kChunk, n1 - c0);
     Target<T> to = {plain, nullptr, M * kChunk, kChunk, 0, 0, v.bias ? v.bias + c0 : nullptr};
@@ -408,30 +430,42 @@ void output_tile(const Winograd<T>& w, int64_t t, const T* acc, int64_t n0, int6
 
 /* ---- products ---- */
 
+/* A range of `k` values of each of a product's rows: of slices of `channels`, `step` apart, those from c0 of the first one on,
+ * which lies at x + at[row]. */
+template <class T>
+struct Range {
+  const T* x;
+  const int64_t* at;
+  int64_t c0, channels, step, k;
+};
+
 /* c[MR][NV vectors] (+)= a[MR][k] * b[k][NV vectors]; fetches the next weights as micro_rows does. */
 template <class T, int MR, int NV>
-void micro_strided(const T* a, int64_t lda, const T* b, int64_t k, T* c, int64_t ldc, bool accumulate, const char* next,
-                   int64_t step) {
+void micro_slices(const Range<T>* a, const T* b, T* c, int64_t ldc, bool accumulate, const char* next, int64_t step) {
   using S = Simd<T>;
   typename S::vec acc[MR][NV];
-  const T* p[MR];
   EFFC_UNROLL
-  for (int i = 0; i < MR; ++i) {
-    p[i] = a + i * lda;
+  for (int i = 0; i < MR; ++i)
     EFFC_UNROLL
     for (int j = 0; j < NV; ++j) acc[i][j] = typename S::vec{};
-  }
-  for (int64_t s = 0; s < k; ++s, b += NV * S::lanes) {
-    typename S::vec w[NV];
+  const T* x = a->x + a->c0;
+  int64_t n = min64(a->k, a->channels - a->c0);
+  for (int64_t left = a->k; left > 0; x += a->step - (left == a->k ? a->c0 : 0), left -= n, n = min64(left, a->channels)) {
+    const T* p[MR];
     EFFC_UNROLL
-    for (int j = 0; j < NV; ++j) w[j] = S::load(b + j * S::lanes);
-    __builtin_prefetch(next, 0, 2);
-    next += step;
-    EFFC_UNROLL
-    for (int i = 0; i < MR; ++i) {
-      const T x = p[i][s];
+    for (int i = 0; i < MR; ++i) p[i] = x + a->at[i];
+    for (int64_t s = 0; s < n; ++s, b += NV * S::lanes) {
+      typename S::vec w[NV];
       EFFC_UNROLL
-      for (int j = 0; j < NV; ++j) acc[i][j] += x * w[j];
+      for (int j = 0; j < NV; ++j) w[j] = S::load(b + j * S::lanes);
+      __builtin_prefetch(next, 0, 2);
+      next += step;
+      EFFC_UNROLL
+      for (int i = 0; i < MR; ++i) {
+        const T value = p[i][s];
+        EFFC_UNROLL
+        for (int j = 0; j < NV; ++j) acc[i][j] += value * w[j];
+      }
     }
   }
   if (accumulate) {
@@ -447,18 +481,18 @@ void micro_strided(const T* a, int64_t lda, const T* b, int64_t k, T* c, int64_t
 }
 
 template <class T>
-struct Strided {
-  typedef void (*Fn)(const T*, int64_t, const T*, int64_t, T*, int64_t, bool, const char*, int64_t);
+struct Sliced {
+  typedef void (*Fn)(const Range<T>*, const T*, T*, int64_t, bool, const char*, int64_t);
   Fn fn[kMaxNv][kMaxRows];
 
   template <int NV, int MR>
   constexpr void fill() {
     if constexpr (MR <= max_rows(NV)) {
-      fn[NV - 1][MR - 1] = micro_strided<T, MR, NV>;
+      fn[NV - 1][MR - 1] = micro_slices<T, MR, NV>;
       fill<NV, MR + 1>();
     }
   }
-  constexpr Strided() : fn() {
+  constexpr Sliced() : fn() {
     fill<1, 1>();
     fill<2, 1>();
     fill<3, 1>();
@@ -466,16 +500,16 @@ struct Strided {
   }
 };
 template <class T>
-struct StridedTable {
-  static constexpr Strided<T> table{};
+struct SlicedTable {
+  static constexpr Sliced<T> table{};
 };
 
-/* All positions' products of `count` tiles from `first` on by columns [n0, n1), whole panels or the last one. */
+/* All positions' products of `count` tiles from `first` on by columns [n0, n1), whole panels or the last one. `at`: of Rows. */
 template <class T, class F>
-void multiply(const Winograd<T>& w, const T* v, T* acc, int64_t first, int64_t count, int64_t n0, int64_t n1) {
+void multiply(const Winograd<T>& w, const T* v, const int64_t* at, T* acc, int64_t first, int64_t count, int64_t n0, int64_t n1) {
   constexpr int lanes = Simd<T>::lanes, N = F::N;
   const Conv<T>& conv = w.conv;
-  const int64_t wide = conv.nv * lanes, channels = conv.cg;
+  const int64_t wide = conv.nv * lanes, channels = conv.cg, k = w.depth * channels;
   auto rows_of = [&](int p, int64_t* lo, int64_t* hi) { /* those of the block that position p is needed for */
     tiles_of<T, F>(w, p / N, p % N, lo, hi);
     *lo = max64(0, *lo - first), *hi = min64(count, *hi - first);
@@ -487,21 +521,23 @@ void multiply(const Winograd<T>& w, const T* v, T* acc, int64_t first, int64_t c
   while (p < N * N) {
     int after = p + 1;
     while (after < N * N && !rows_of(after, &next_lo, &next_hi)) ++after;
-    const T *weights = conv.packed + p * channels * w.padded, *x = v + p * w.v_step + lo * w.v_row;
+    const T *weights = conv.packed + p * k * w.padded, *x = v + p * w.v_step;
     T* to = acc + p * w.m_step + lo * w.m_row;
     const int64_t tiles = ceil_div(hi - lo, conv.mr);
     /* Weights are read in the order in which they lie: with few tiles, memory is what there is to wait for. */
     for (int64_t n = n0; n < n1; n += wide) {
       const int64_t width = min64(wide, w.padded - n), nv = width / lanes, step = ceil_div(width * (int64_t)sizeof(T), tiles);
-      for (int64_t k0 = 0; k0 < channels; k0 += w.block_k) {
-        const int64_t k1 = min64(k0 + w.block_k, channels), bytes = (k1 - k0) * width * (int64_t)sizeof(T);
-        const T* panel = weights + n * channels + k0 * width;
-        const bool last = n + wide >= n1 && k1 == channels; /* then the next position's first panel */
-        const T* next = last ? weights + (after - p) * channels * w.padded + n0 * channels : panel + (k1 - k0) * width;
+      for (int64_t k0 = 0; k0 < k; k0 += w.block_k) {
+        const int64_t k1 = min64(k0 + w.block_k, k), bytes = (k1 - k0) * width * (int64_t)sizeof(T);
+        const T* panel = weights + n * k + k0 * width;
+        const bool last = n + wide >= n1 && k1 == k; /* then the next position's first panel */
+        const T* next = last ? weights + (after - p) * k * w.padded + n0 * k : panel + (k1 - k0) * width;
+        Range<T> range = {x + k0 / channels * w.v_row, at, k0 % channels, channels, w.v_row, k1 - k0};
         for (int64_t t = 0; t < tiles; ++t) {
           const int64_t r0 = (hi - lo) * t / tiles, rows = (hi - lo) * (t + 1) / tiles - r0;
-          StridedTable<T>::table.fn[nv - 1][rows - 1](x + r0 * w.v_row + k0, w.v_row, panel, k1 - k0, to + r0 * w.m_row + n - n0,
-                                                      w.m_row, k0 > 0, (const char*)next + bytes * t / tiles, step);
+          range.at = at + lo + r0;
+          SlicedTable<T>::table.fn[nv - 1][rows - 1](&range, panel, to + r0 * w.m_row + n - n0, w.m_row, k0 > 0,
+                                                     (const char*)next + bytes * t / tiles, step);
         }
       }
     }
@@ -511,21 +547,43 @@ void multiply(const Winograd<T>& w, const T* v, T* acc, int64_t first, int64_t c
 
 /* ---- blocks ---- */
 
-/* Tiles [t0, t1) of all, from row 0 of `dst` on. */
+/* Lists the rows of the transformed input that tiles [t0, t1) need. */
+template <class T>
+void list_rows(const Winograd<T>& w, int64_t t0, int64_t t1, Rows& rows) {
+  const Conv<T>& v = w.conv;
+  int64_t base = 0, z0 = 0; /* the first row of these along the depth, and its slice */
+  rows.n = 0;
+  for (int64_t t = t0; t < t1; ++t) {
+    const int64_t depth = t % v.sp[0], z = depth * v.st[0] - v.pad[0];
+    if (t == t0 || depth == 0) base = rows.n, z0 = z;
+    rows.at[t - t0] = (base + z - z0) * w.v_row;
+    for (; z0 + rows.n - base < z + w.depth; ++rows.n) rows.slices[rows.n] = {t, z0 + rows.n - base};
+  }
+}
+
+/* Room for a block's list. Mirrored by packing/winograd.py. */
+template <class T>
+Rows carve_rows(const Winograd<T>& w, T* at) {
+  Rows rows = {(int64_t*)at, nullptr, 0};
+  rows.slices = (Slice*)(rows.at + w.block);
+  return rows;
+}
+
+/* Rows [r0, r1) of the transformed input, from `dst` on. */
 template <class T, class F>
-void input_tiles(const Winograd<T>& w, T* dst, int64_t t0, int64_t t1) {
-  for (int64_t t = t0; t < t1; ++t, dst += w.v_row) {
+void input_rows_of(const Winograd<T>& w, const Slice* slices, T* dst, int64_t r0, int64_t r1) {
+  for (int64_t r = r0; r < r1; ++r) {
     const T* px[F::N * F::N];
-    const Place p = place<T, F>(w, t);
-    pixels<T, F>(w, p, px);
-    input_tile<T, F>(p, px, w.conv.cg, dst, w.v_step);
+    const Place p = place<T, F>(w, slices[r].tile);
+    pixels<T, F>(w, p, slices[r].depth, px);
+    input_tile<T, F>(p, px, w.conv.cg, dst + r * w.v_row, w.v_step);
   }
 }
 
 /* `count` tiles from tile `first` on, whose transformed input is `v`: columns [n0, n1). */
 template <class T, class F>
-void run_columns(const Winograd<T>& w, const T* v, T* acc, int64_t first, int64_t count, int64_t n0, int64_t n1) {
-  multiply<T, F>(w, v, acc, first, count, n0, n1);
+void run_columns(const Winograd<T>& w, const T* v, const Rows& rows, T* acc, int64_t first, int64_t count, int64_t n0, int64_t n1) {
+  multiply<T, F>(w, v, rows.at, acc, first, count, n0, n1);
   for (int64_t t = 0; t < count; ++t) output_tile<T, F>(w, first + t, acc + t * w.m_row, n0, n1);
 }
 
@@ -542,22 +600,24 @@ void own_blocks(void* arg, int64_t begin, int64_t end, int32_t worker) {
   const Winograd<T>& w = *(const Winograd<T>*)arg;
   T* v = (T*)(w.conv.call->thread_scratch + worker * w.conv.call->thread_scratch_bytes);
   T* acc = v + F::N * F::N * w.v_step;
+  Rows rows = carve_rows(w, acc + F::N * F::N * w.m_step);
   for (int64_t i = begin; i < end; ++i) {
     const int64_t t0 = w.start[kKinds] * i / w.row_blocks, t1 = w.start[kKinds] * (i + 1) / w.row_blocks;
-    input_tiles<T, F>(w, v, t0, t1);
+    list_rows(w, t0, t1, rows);
+    input_rows_of<T, F>(w, rows.slices, v, 0, rows.n);
     for (int64_t part = 0; part < w.col_blocks; ++part) {
       int64_t n0, n1;
       columns_of(w, part, &n0, &n1);
-      run_columns<T, F>(w, v, acc, t0, t1 - t0, n0, n1);
+      run_columns<T, F>(w, v, rows, acc, t0, t1 - t0, n0, n1);
     }
   }
 }
 
-/* Tasks are tiles whose input is transformed, then parts of the columns. */
+/* Tasks are rows of the transformed input, then parts of the columns. */
 template <class T, class F>
 void shared_input(void* arg, int64_t begin, int64_t end, int32_t) {
   const Winograd<T>& w = *(const Winograd<T>*)arg;
-  input_tiles<T, F>(w, w.shared + begin * w.v_row, w.first + begin, w.first + end);
+  input_rows_of<T, F>(w, w.rows.slices, w.shared, begin, end);
 }
 
 template <class T, class F>
@@ -567,7 +627,7 @@ void shared_columns(void* arg, int64_t begin, int64_t end, int32_t worker) {
   for (int64_t part = begin; part < end; ++part) {
     int64_t n0, n1;
     columns_of(w, part, &n0, &n1);
-    run_columns<T, F>(w, w.shared, acc, w.first, w.count, n0, n1);
+    run_columns<T, F>(w, w.shared, w.rows, acc, w.first, w.count, n0, n1);
   }
 }
 
@@ -581,17 +641,19 @@ void run_winograd(Winograd<T>& w) {
   }
   const int64_t down = w.full[0], across = w.full[1], narrow = w.count_of[0] - down, thin = w.count_of[1] - across;
   const int64_t tiles[kKinds] = {down * thin, down * across, narrow * across, narrow * thin};
-  for (int k = 0; k < kKinds; ++k) w.start[k + 1] = w.start[k] + w.conv.batch * tiles[k];
-  w.plain = w.conv.packed + positions * w.conv.cg * w.padded;
+  for (int k = 0; k < kKinds; ++k) w.start[k + 1] = w.start[k] + w.conv.batch * tiles[k] * w.conv.sp[0];
+  w.plain = w.conv.packed + positions * w.depth * w.conv.cg * w.padded;
   const int64_t threads = call->api->num_threads(call->run), want = threads > 1 ? 4 * threads : 1;
   if (w.shared) {
     /* A few parts for every thread, and as many for one thread as for another. */
     int64_t one = 1;
     w.col_blocks = max64(w.col_blocks, min64(w.conv.panels, want));
     even_out(threads, 1, w.conv.panels, 1, &w.col_blocks, &one);
+    w.rows = carve_rows(w, w.shared + positions * w.v_step);
     for (int64_t b = 0; b < w.row_blocks; ++b) {
       w.first = w.start[kKinds] * b / w.row_blocks, w.count = w.start[kKinds] * (b + 1) / w.row_blocks - w.first;
-      call->api->parallel_for(call->run, w.count, max64(1, 8192 / (positions * w.conv.cg)), shared_input<T, F>, &w);
+      list_rows(w, w.first, w.first + w.count, w.rows);
+      call->api->parallel_for(call->run, w.rows.n, max64(1, 8192 / (positions * w.conv.cg)), shared_input<T, F>, &w);
       call->api->parallel_for(call->run, w.col_blocks, 1, shared_columns<T, F>, &w);
     }
     return;
@@ -603,7 +665,7 @@ void run_winograd(Winograd<T>& w) {
   call->api->parallel_for(call->run, w.row_blocks, 1, own_blocks<T, F>, &w);
 }
 
-/* The kernel: in x [N, C, H, W] with its channels innermost, packed weights, then the epilogue's or the steps' operands; out
+/* The kernel: in x [N, C, H, W] or [N, C, D, H, W] with its channels innermost, packed weights, then the epilogue's or the steps' operands; out
  * rank 4 (N, 1, pixels, O). */
 template <class T>
 int32_t winograd_kernel(const effc_call* call) {
@@ -613,10 +675,10 @@ int32_t winograd_kernel(const effc_call* call) {
   };
   if (call->n_attr < kWinogradAttrs || call->n_own < 2 || call->n_out < 1) return bad("wrong number of operands or attributes");
   const int64_t *a = call->attr, tile = a[kTile], stride = a[kStride + 1];
-  const bool plain = a[kKernel] == 1 && a[kKernel + 1] == 3 && a[kKernel + 2] == 3 && (stride == 1 || stride == 2) &&
+  const bool plain = a[kStride] <= a[kKernel] && a[kDilation] == 1 && a[kKernel + 1] == 3 && a[kKernel + 2] == 3 && (stride == 1 || stride == 2) &&
                      a[kStride + 2] == stride && a[kDilation + 1] == 1 && a[kDilation + 2] == 1 && a[kGroups] == 1 && !a[kTransposed];
   if (!plain || !a[kPacked] || a[kCopyX] || (tile != 2 && tile != 4))
-    return bad("a 3x3 window, stride 1 or 2, no groups, packed weights expected");
+    return bad("a window of 3x3, stride 1 or 2, no groups, packed weights expected");
   Winograd<T> w;
   memset(&w, 0, sizeof w);
   Conv<T>& v = w.conv;
@@ -632,10 +694,12 @@ int32_t winograd_kernel(const effc_call* call) {
   w.block = a[kBlockRows], w.block_k = max64(1, a[kBlockK]);
   w.col_blocks = ceil_div(v.panels, max64(1, a[kBlockCols] / wide));
   /* A line more than a row needs: powers of two would fall on few sets of the first cache. */
+  w.depth = a[kKernel];
+  w.slices = w.block * v.st[0] + min64(w.block, ceil_div(w.block - 1, v.sp[0]) + 1) * (w.depth - v.st[0]);
   w.v_row = ceil_div(v.cg, line) * line + line, w.m_row = ceil_div(a[kBlockCols], line) * line + line;
-  w.v_step = w.block * w.v_row, w.m_step = w.block * w.m_row;
+  w.v_step = w.slices * w.v_row, w.m_step = w.block * w.m_row;
   w.shared = a[kShared] ? (T*)s : nullptr;
-  const int64_t per_image = ceil_div(v.sp[1], tile) * ceil_div(v.sp[2], tile);
+  const int64_t per_image = v.sp[0] * ceil_div(v.sp[1], tile) * ceil_div(v.sp[2], tile);
   w.row_blocks = ceil_div(v.batch * per_image, w.block);
   if (stride == 1)
     tile == 2 ? run_winograd<T, Minimal<T, 2, 1>>(w) : run_winograd<T, Minimal<T, 4, 1>>(w);

@@ -136,11 +136,14 @@ def _emit(
     convert = x.dtype is not compute
     if depthwise and oc != groups:
         convert = True
-    elif not convert:
-        plain = not depthwise and not transposed
-        x = readable(cx, x, cg if plain else 8, plain and is_pointwise(node, taps))
-    elems = x.numel * (oc // groups if depthwise else 1) if convert else 0
     vlen = cx.target.vlen
+    plain, share = not depthwise and not transposed, 1
+    if packed and plain:
+        share = packing.sharing(groups, cg, oc // groups, taps, vlen // compute.itemsize)
+    if not convert:
+        few = plain and share == 1  # those that need not have their channels innermost
+        x = readable(cx, x, cg if few else 8, few and is_pointwise(node, taps))
+    elems = x.numel * (oc // groups if depthwise else 1) if convert else 0
     direct = body is None and outs[0].dtype is compute
     if depthwise:
         ways = [packing.depthwise_blocks(oc, taps, compute.itemsize, packed=packed, copy_elems=elems, direct=direct)]
@@ -148,11 +151,12 @@ def _emit(
     else:
         lines = is_pointwise(node, taps) and not transposed and all(s == 1 for s in attrs["stride"])
         shape = packing.Shape(
-            oc // groups, cg, groups, taps, compute.itemsize, vlen, convert or innermost(x), packed, elems,
-            pixels=x.shape[0] * product(spatial), direct=direct, lines=lines and (convert or one_line(x)),
-            scaled=scale is not None,
+            oc // groups * share, cg, groups // share, taps, compute.itemsize, vlen, convert or innermost(x), packed,
+            elems, pixels=x.shape[0] * product(spatial), direct=direct, lines=lines and (convert or one_line(x)),
+            scaled=scale is not None, share=share,
         )  # fmt: skip
-        ways = shape.candidates() if cx.options.decide is not None else [shape.rule()]
+        choose = cx.options.decide is not None and (transposed or not shape.grouped)
+        ways = shape.candidates() if choose else [shape.rule()]
         name = f"effc_conv_{compute}"
     steps = steps or Steps()
     bits = steps.bits + (SCALE if scale is not None else 0)
@@ -178,7 +182,7 @@ def _emit(
         w = cx.const(
             packing.pack_depthwise(weights)
             if depthwise
-            else packing.pack_conv(weights, groups, vlen, transposed=transposed, nv=blocks.nv)
+            else packing.pack_conv(weights, groups // share, vlen, transposed=transposed, nv=blocks.nv)
         )
     own = [x, w, *step_operands(cx, steps, oc, x.rank), *scales]
     cx.call(

@@ -1,13 +1,16 @@
-"""``conv_winograd``: 3x3 convolutions by Winograd's algorithm (kernels/conv_winograd.hpp)."""
+"""``conv_winograd``: convolutions of windows of 3x3 and D x 3x3 by Winograd's algorithm (kernels/conv_winograd.hpp)."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ....ir import dims
 from ....ir.dims import Dim, product
 from ....ir.dtypes import DType
 from ....ir.graph import Node
+from ....ir.ops.conv import winograd_window
 from ....passes import winograd as choice
 from ....passes.fuse.steps import Steps, steps_of
 from .. import codegen
@@ -21,19 +24,18 @@ KERNEL = "effc_conv_winograd_f32"
 def _constant_tiles(node: Node, tile: int) -> int | None:
     """Tiles of all images, None if that is dynamic."""
     shape = node.types[0].shape
-    count: Dim = shape[0] * product(dims.floordiv(d + tile - 1, tile) for d in shape[2:])
+    count: Dim = product(shape[2:-2]) * shape[0] * product(dims.floordiv(d + tile - 1, tile) for d in shape[-2:])
     return count if isinstance(count, int) else None
 
 
 def _no_more_than(blocks: packing.Blocks, c: int, o: int, vlen: int, shape: tuple[Dim, ...]) -> packing.Blocks:
     """Blocks of no more tiles than all images have, for images of any size: scratch is for so many tiles."""
-    count: Dim = shape[0] * product(dims.ceildiv(d, blocks.tile) for d in shape[2:])
+    count: Dim = product(shape[2:-2]) * shape[0] * product(dims.ceildiv(d, blocks.tile) for d in shape[-2:])
     if isinstance(count, int):
         return blocks
     tiles = dims.minimum(blocks.tiles, dims.maximum(1, count))
-    return packing.blocks(
-        c, o, blocks.tile, vlen, blocks.nv, tiles, blocks.cols, blocks.k, blocks.shared, blocks.stride
-    )
+    b = blocks
+    return packing.blocks(c, o, b.tile, vlen, b.nv, tiles, b.cols, b.k, b.shared, b.stride, b.depth)
 
 
 @lowers("conv_winograd")
@@ -51,7 +53,7 @@ def lower_conv_winograd(cx: Lowering, node: Node) -> None:
         cx.note(node, str(declined))
         cx.lower_decomposed(node)
         return
-    order = channels_last(4)
+    order = channels_last(len(shape))
     x = cx.strided(node.operands[0])
     x = x if innermost(x) else cx.in_order(x, order)
     o, c = weights.shape[:2]
@@ -63,11 +65,15 @@ def lower_conv_winograd(cx: Lowering, node: Node) -> None:
         extras = [as_rows(cx, views.broadcast(cx, cx.strided(v), shape)) for v in node.operands[2:]]
         symbol, values = fused.epilogue(cx, body, DType.f32, extras, outs)
         steps, count = Steps(), codegen.counts(body)
-    blocks = packing.rule(c, o, tile, cx.target.vlen, _constant_tiles(node, tile), stride)
-    own = [x, cx.const(packing.pack(weights, tile, cx.target.vlen, blocks.nv, stride)), *step_operands(cx, steps, o, 4)]
-    like = {**a, "groups": 1, "stride": (stride, stride), "dilation": (1, 1)}
-    cx.decided(KERNEL, blocks.label, choice.explain(c, o, choice.image_of(node, cx.graph.symbols), stride))
-    common = [True, False, False, *geometry(like, weights.shape, o, shape[2:])]
+    plain = winograd_window(len(shape) - 2, stride, a["depth_stride"])
+    along = plain["stride"][:-2]  # the depth's, if there is one
+    depth = packing.Depth(int(np.prod(weights.shape[2:-2])), *along, size=product(shape[2:-2]))
+    blocks = packing.rule(c, o, tile, cx.target.vlen, _constant_tiles(node, tile), stride, depth)
+    packed = cx.const(packing.pack(weights, tile, cx.target.vlen, blocks.nv, stride))
+    own = [x, packed, *step_operands(cx, steps, o, len(shape))]
+    image = choice.image_of(node, cx.graph.symbols, tuple(weights.shape), a["padding"], a["depth_stride"])
+    cx.decided(KERNEL, blocks.label, choice.explain(c, o, image, stride))
+    common = [True, False, False, *geometry({**a, **plain}, weights.shape, o, shape[2:])]
     blocks = _no_more_than(blocks, c, o, cx.target.vlen, shape)
     cx.call(
         KERNEL,

@@ -33,6 +33,7 @@ VERSION = 1
 PANELS, DEPTHWISE = 1, 2
 HEADER = struct.Struct("<4s12I4xQ")
 assert HEADER.size == 64
+MOST_SHARED = 256  # steps of a sum, so that any blocking has them in one range
 L1_PANEL = 24 * 1024  # bytes of a panel that are worked on at a time
 _COMPUTE = {np.dtype(np.float16): np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16): np.dtype(np.float32)}
 
@@ -63,6 +64,13 @@ def choose_nv(og: int, lanes: int, vlen: int) -> int:
     if v <= 3:
         return v
     return 2 if v % 2 == 0 or v % 3 == 1 else 3
+
+
+def sharing(groups: int, cg: int, og: int, taps: int, lanes: int) -> int:
+    """How many groups of ``cg`` channels in and ``og`` out share a vector in micro_groups() of conv_micro.hpp: as many
+    as it has room for, or 1. Their weights are packed as one group's are."""
+    fits = cg == og and cg in (2, 4, 8) and cg < lanes and cg * taps <= MOST_SHARED
+    return lanes // cg if fits and groups % (lanes // cg) == 0 else 1
 
 
 def _digest(raw: bytes) -> int:
@@ -180,7 +188,8 @@ class Shape:
     x has its channels innermost; ``copy_elems``: elements of x where the kernel copies it so first. And what its
     scratch does: ``pixels`` of all results (None: any number); ``direct``: sums are stored where they belong, without
     an epilogue or a conversion; ``lines``: a pointwise convolution whose pixels follow each other in x; ``scaled``: a
-    panel's weights are scaled as x's channels are to be."""
+    panel's weights are scaled as x's channels are to be. ``share``: how many groups share a vector, of which ``groups``
+    and ``og`` then count the vectors and their channels."""
 
     og: int
     cg: int
@@ -195,6 +204,12 @@ class Shape:
     direct: bool = False
     lines: bool = False
     scaled: bool = False
+    share: int = 1
+
+    @property
+    def grouped(self) -> bool:
+        """Groups that may be taken with one list of rows: take_scratch() of conv.hpp, for a plain convolution."""
+        return self.innermost and (self.share > 1 or (self.groups > 1 and self.cg >= 4 and not self.lines))
 
     @property
     def k(self) -> int:
@@ -208,17 +223,19 @@ class Shape:
         tiles: Dim = rows // mr
         if self.pixels is not None:
             tiles = dims.minimum(tiles, dims.ceildiv(self.pixels, mr))
-        unit = 8 if self.cg < 8 else self.cg
+        unit = 8 if self.cg < 8 and not self.grouped else self.cg
         segs = min(self.taps, (min(block_k, max(1, self.k)) + unit - 2) // unit + 1)
         thread: Dim = 0
         if not self.direct:  # acc_bytes() of conv.hpp
             thread = tiles * mr * cols * self.itemsize
         if self.scaled:  # scaled_bytes()
             thread = thread + min(block_k, max(1, self.k)) * nv * self.vlen
-        if not self.lines:  # list_bytes()
+        if not self.lines or self.share > 1:  # list_bytes()
             patch = _align(mr * self.k * self.itemsize) if self.cg < 8 or not self.innermost else 0
             thread = thread + (tiles + 2) * (40 + 16 * segs) + tiles * mr * (40 + 8 * segs) + patch
-        scratch = _align(self.taps * 24) + _align(self.cg * self.itemsize) + _align(self.k * 8)
+        scratch = (
+            _align(self.taps * 24) + _align(self.cg * self.share * self.groups * self.itemsize) + _align(self.k * 8)
+        )
         scratch = scratch + _align(self.copy_elems * self.itemsize)
         if not self.packed:
             scratch = scratch + _align(-(-self.og // lanes) * lanes * self.k * self.groups * self.itemsize)

@@ -8,11 +8,14 @@ of the largest output, with 0, 1/a, -1/a, a, -a for a = sqrt(2) it stays below 2
 With stride 2 the even pixels of a row meet the outer two weights, F(tile, 2), and the odd ones the middle one: the
 positions of the former come first.
 
-Packed buffer: 64 bytes of header as in packing/conv.py, format id 3, the stride in place of a depth, its last field the
-tile size; then in the compute dtype
+A window of three dims is a sum over its depth (kernels/conv_winograd.hpp): D windows of 3x3, whose channels follow each
+other in the transformed weights.
 
-    transformed  [position][panel][c][nv * lanes]; the last panel of a position has ceil(rest / lanes) vectors
-    plain        [tap][c][O in whole vectors]: the weights themselves, for outputs that are not finite
+Packed buffer: 64 bytes of header as in packing/conv.py, format id 3, D in place of the groups, the stride in place of a
+depth, its last field the tile size; then in the compute dtype
+
+    transformed  [position][panel][D][c][nv * lanes]; the last panel of a position has ceil(rest / lanes) vectors
+    plain        [D][tap][c][O in whole vectors]: the weights themselves, for outputs that are not finite
 
 Positions and taps are in row-major order; unused lanes are 0. Weights are transformed in f64 and rounded once.
 """
@@ -26,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from ....ir import dims
 from ....ir.dims import Dim
 from ....ir.dtypes import DType
 from ....ir.ops.conv import winograd_name, winograd_side
@@ -72,10 +76,15 @@ def _toom_cook(points: tuple[float, ...], tile: int, weights: int) -> tuple[Arra
 
 
 def transform(w: Array, tile: int, stride: int = 1) -> Array:
-    """Weights [O, C, 3, 3] to [positions, C, O], in f64."""
+    """Weights [O, C, (D,) 3, 3] to [positions, D * C, O], in f64."""
     g = matrices(tile, stride)[2]
-    out = np.einsum("ik,ockl,jl->ijco", g, w.astype(np.float64), g, optimize=True)
-    return out.reshape(-1, w.shape[1], w.shape[0])
+    out = np.einsum("ik,ocdkl,jl->ijdco", g, _deep(w).astype(np.float64), g, optimize=True)
+    return out.reshape(len(g) ** 2, -1, w.shape[0])
+
+
+def _deep(w: Array) -> Array:
+    """Weights as [O, C, D, 3, 3]."""
+    return w.reshape(*w.shape[:2], -1, 3, 3)
 
 
 def _in_panels(matrix: Array, wide: int, lanes: int) -> Array:
@@ -89,53 +98,73 @@ def _in_panels(matrix: Array, wide: int, lanes: int) -> Array:
 
 
 def pack(w: Array, tile: int, vlen: int, nv: int, stride: int = 1) -> Array:
-    """Weights [O, C, 3, 3] of a float dtype for tiles of tile x tile outputs and panels of nv vectors; a uint8 vector.
-    OverflowError if a transformed weight is not finite."""
+    """Weights [O, C, (D,) 3, 3] of a float dtype for tiles of tile x tile outputs and panels of nv vectors; a uint8
+    vector. OverflowError if a transformed weight is not finite."""
     dtype = compute_dtype(w.dtype)
     lanes = vlen // dtype.itemsize
-    o, c = w.shape[:2]
+    o, c, depth = _deep(w).shape[:3]
     with np.errstate(over="ignore"):
         transformed = transform(w, tile, stride).astype(dtype)
     if not np.isfinite(transformed).all():
         raise OverflowError("a transformed weight is not finite")
-    plain = np.zeros((9, c, -(-o // lanes) * lanes), dtype)
-    plain[:, :, :o] = w.transpose(2, 3, 1, 0).reshape(9, c, o)
+    plain = np.zeros((depth * 9, c, -(-o // lanes) * lanes), dtype)
+    plain[:, :, :o] = _deep(w).transpose(2, 3, 4, 1, 0).reshape(-1, c, o)
     data = np.concatenate([_in_panels(transformed, nv * lanes, lanes).reshape(-1), plain.reshape(-1)])
-    return _with_header(FORMAT, data, (lanes, nv, 1, c, o, stride, 3, 3, tile))
+    return _with_header(FORMAT, data, (lanes, nv, depth, c, o, stride, 3, 3, tile))
 
 
 def _parts(packed: Array) -> tuple[Array, Array, tuple[int, ...]]:
-    """Transformed and plain data, and (lanes, nv, C, O, positions)."""
+    """Transformed and plain data, and (lanes, nv, D, C, O, positions)."""
     raw = packed.tobytes()
     if len(raw) < HEADER.size:
         raise PackingError("shorter than a header")
-    magic, fmt, version, code, lanes, nv, _, c, o, stride, _, _, tile, digest = HEADER.unpack(raw[: HEADER.size])
+    magic, fmt, version, code, lanes, nv, depth, c, o, stride, _, _, tile, digest = HEADER.unpack(raw[: HEADER.size])
     if magic != MAGIC or version != 1 or fmt != FORMAT:
         raise PackingError("not weights for Winograd's algorithm of a known version")
     if _digest(raw[HEADER.size :]) != digest:
         raise PackingError("checksum does not match")
     data = np.frombuffer(raw[HEADER.size :], next(d for d in DType if d.code == code).np)
     positions = winograd_side(tile, stride) ** 2
-    size = positions * c * -(-o // lanes) * lanes
-    if data.size != size + 9 * c * -(-o // lanes) * lanes:
+    each = depth * c * -(-o // lanes) * lanes  # values of a position
+    size = positions * each
+    if data.size != size + 9 * each:
         raise PackingError("size does not match the header")
-    return data[:size], data[size:], (lanes, nv, c, o, positions)
+    return data[:size], data[size:], (lanes, nv, depth, c, o, positions)
 
 
 def unpack(packed: Array) -> Array:
-    """The weights [O, C, 3, 3] in the compute dtype; PackingError if magic, version, size or checksum do not fit."""
-    _, plain, (_, _, c, o, _) = _parts(packed)
-    return plain.reshape(3, 3, c, -1)[..., :o].transpose(3, 2, 0, 1)
+    """The weights [O, C, D, 3, 3] in the compute dtype; PackingError if magic, version, size or checksum do not fit."""
+    _, plain, (_, _, depth, c, o, _) = _parts(packed)
+    return plain.reshape(depth, 3, 3, c, -1)[..., :o].transpose(4, 3, 0, 1, 2)
 
 
 def unpack_transformed(packed: Array) -> Array:
-    """The transformed weights [positions, C, O]; PackingError as :func:`unpack`."""
-    data, _, (lanes, nv, c, o, positions) = _parts(packed)
+    """The transformed weights [positions, D * C, O]; PackingError as :func:`unpack`."""
+    data, _, (lanes, nv, depth, c, o, positions) = _parts(packed)
+    c *= depth
     padded, wide = -(-o // lanes) * lanes, nv * lanes
     data = data.reshape(positions, -1)
     whole = padded // wide * wide
     body = data[:, : c * whole].reshape(positions, -1, c, wide).transpose(0, 2, 1, 3).reshape(positions, c, whole)
     return np.concatenate([body, data[:, c * whole :].reshape(positions, c, padded - whole)], axis=2)[:, :, :o]
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Of a window of three dims: its size and stride along the first one, and that of the result."""
+
+    taps: int = 1
+    stride: int = 1
+    size: Dim = 1
+
+    def slices(self, tiles: Dim) -> Dim:
+        """The most slices of the image that so many tiles need, one after the other: kernels/conv_winograd.hpp."""
+        columns = dims.minimum(tiles, dims.ceildiv(tiles - 1, self.size) + 1)
+        out: Dim = tiles * self.stride + columns * (self.taps - self.stride)
+        return out
+
+
+FLAT = Depth()
 
 
 @dataclass(frozen=True)
@@ -152,6 +181,7 @@ class Blocks:
     scratch: Dim
     thread_scratch: Dim
     stride: int = 1
+    depth: Depth = FLAT
 
     @property
     def attrs(self) -> list[Dim]:
@@ -171,14 +201,24 @@ class Blocks:
 
 
 def blocks(
-    c: int, o: int, tile: int, vlen: int, nv: int, tiles: Dim, cols: int, k: int, shared: bool, stride: int = 1
+    c: int,
+    o: int,
+    tile: int,
+    vlen: int,
+    nv: int,
+    tiles: Dim,
+    cols: int,
+    k: int,
+    shared: bool,
+    stride: int = 1,
+    depth: Depth = FLAT,
 ) -> Blocks:
     """This blocking with the scratch that it needs, for f32. ``cols`` must be a multiple of a panel's width."""
-    line, positions = LINE // 4, winograd_side(tile, stride) ** 2
-    v = positions * tiles * (-(-c // line) * line + line) * 4
+    line, positions, slices = LINE // 4, winograd_side(tile, stride) ** 2, depth.slices(tiles)
+    v = positions * slices * (-(-c // line) * line + line) * 4 + 8 * tiles + 16 * slices  # with the list of rows
     m = positions * tiles * (-(-cols // line) * line + line) * 4
-    base = Shape(o, c, 1, 9, 4, vlen, True, True).rule().scratch
-    return Blocks(tile, nv, tiles, cols, k, shared, base + v * shared, m + v * (not shared), stride)
+    base = Shape(o, c, 1, 9 * depth.taps, 4, vlen, True, True).rule().scratch
+    return Blocks(tile, nv, tiles, cols, k, shared, base + v * shared, m + v * (not shared), stride, depth)
 
 
 # The rule's limits, by measurement (docs/kernels.md). Weights of more bytes are read once for all threads and many
@@ -190,7 +230,7 @@ MOST_POSITIONS = 36  # for which these limits are; with more of them, a block ha
 SUMMED = {2: 512, 4: 128}
 
 
-def rule(c: int, o: int, tile: int, vlen: int, tiles: int | None, stride: int = 1) -> Blocks:
+def rule(c: int, o: int, tile: int, vlen: int, tiles: int | None, stride: int = 1, depth: Depth = FLAT) -> Blocks:
     """The built-in blocking for ``tiles`` tiles of all images (None: not known)."""
     lanes = vlen // 4
     nv = choose_nv(o, lanes, vlen)
@@ -198,10 +238,11 @@ def rule(c: int, o: int, tile: int, vlen: int, tiles: int | None, stride: int = 
     positions = winograd_side(tile, stride) ** 2
     more = max(1.0, positions / MOST_POSITIONS)
     cols = min(-(-o // wide), max(1, int(64 * more) // wide)) * wide
-    k = -(-c // max(1, -(-c // SUMMED[tile])))
-    weights = 4 * positions * c * o / more
+    total = depth.taps * c
+    k = -(-total // max(1, -(-total // SUMMED[tile])))
+    weights = 4 * positions * total * o / more
     shared = weights >= MANY or (weights >= FEW and tiles is not None and tiles <= MOST_TILES)
     block = MOST_TILES if shared else max(1, round(24 / more / mr)) * mr
     if tiles is not None:
         block = max(1, min(block, tiles))
-    return blocks(c, o, tile, vlen, nv, block, cols, k, shared, stride)
+    return blocks(c, o, tile, vlen, nv, block, cols, k, shared, stride, depth)
