@@ -145,11 +145,15 @@ def measure(
                 print(f"  {model}: {engine} failed: {workers[-1].info['failed'].splitlines()[0]}", file=sys.stderr)
         told = next((w.info for w in workers if "flops" in w.info), {})
         result["flops"], result["bytes"] = told.get("flops"), told.get("bytes")
+        trips = []
         for r in range(rounds):
+            if threads > 1:
+                trips.append(machine.round_trip())
             order = workers[r % len(workers) :] + workers[: r % len(workers)]
             for w in order:
                 if w.alive:
                     w.block(block)
+        result["round_trips_ns"] = trips
         peers = [float(np.median(w.times)) for w in workers if w.alive and w.engine != "effc"]
         best = min(peers) if peers else None
         for w in workers:
@@ -223,6 +227,10 @@ def table(results: list[dict[str, Any]], peaks: dict[int, dict[str, Any]]) -> st
                 f"{f['prepare_s']:.1f}",
             ]
             lines.append("| " + " | ".join(cells) + " |")
+    if trips := [(r["model"], [t for t in r.get("round_trips_ns", []) if t is not None]) for r in results]:
+        told = [f"{m} {' '.join(f'{t:.0f}' for t in ts)}" for m, ts in trips if ts]
+        if told:
+            lines += ["", "Round trip of a line between two CPUs before each round, ns: " + "; ".join(told) + "."]
     return "\n".join(lines) + "\n"
 
 

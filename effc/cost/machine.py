@@ -57,9 +57,10 @@ def caches() -> dict[str, int]:
     return found
 
 
-def _probe() -> Path:
-    key = hashlib.sha256(SOURCE.read_bytes() + cpu_name().encode()).hexdigest()[:16]
-    exe = cache_folder() / f"probe-{key}"
+def built(source: Path) -> Path:
+    """The program made from one C++ file, kept in the cache folder. Raises EffcError without a compiler."""
+    key = hashlib.sha256(source.read_bytes() + cpu_name().encode()).hexdigest()[:16]
+    exe = cache_folder() / f"{source.stem}-{key}"
     if not exe.exists():
         cxx = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
         if cxx is None:
@@ -67,16 +68,16 @@ def _probe() -> Path:
         exe.parent.mkdir(parents=True, exist_ok=True)
         part = exe.with_suffix(f".{os.getpid()}")
         flags = ["-std=c++17", "-O3", "-march=native", "-ffast-math", "-pthread"]
-        done = subprocess.run([*cxx.split(), *flags, str(SOURCE), "-o", str(part)], capture_output=True, text=True)
+        done = subprocess.run([*cxx.split(), *flags, str(source), "-o", str(part)], capture_output=True, text=True)
         if done.returncode:
-            raise EffcError(f"compiling the machine's probe failed: {done.stderr[-500:]}", hint="set $CXX")
+            raise EffcError(f"compiling {source.name} failed: {done.stderr[-500:]}", hint="set $CXX")
         part.replace(exe)
     return exe
 
 
 def measure(threads: int) -> dict[str, Any]:
     """{"threads", "vector_bytes", "gflops", "gbytes"}: the best of five short runs (about two seconds)."""
-    done = subprocess.run([str(_probe()), str(threads), str(MEGABYTES)], capture_output=True, text=True)
+    done = subprocess.run([str(built(SOURCE)), str(threads), str(MEGABYTES)], capture_output=True, text=True)
     if done.returncode:
         raise EffcError(f"the machine's probe failed with exit code {done.returncode}", hint="is there memory left?")
     result: dict[str, Any] = json.loads(done.stdout)
