@@ -52,7 +52,7 @@ def _packed(cx: Lowering, node: Node, key: tuple[Any, ...], b: Array, zero: Arra
     if magnitudes:
         cx.note(node, f"{magnitudes:.0%} of the weights' panels are of magnitudes, of which 16 bits hold more")
     if quads:
-        cx.note(node, f"{quads:.0%} of the weights are added in 16 bits over four groups of four steps")
+        cx.note(node, f"{quads:.0%} of the weights' groups of four steps are added in 16 bits by fours")
     return cx.const(buffer)
 
 
