@@ -249,7 +249,7 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
                     sizes=options.memory_budget is None and options.arena_budget is None,
                 )
             ),
-            disabled=[x for x in options.disable_passes if x not in (MEMORY, STRASSEN)],
+            disabled=[x for x in options.disable_passes if x != MEMORY],
             verify=options.verify or bool(os.environ.get("EFFC_VERIFY")),
         )
         graphs[n] = pipeline.run(im.graph, reports[n])
@@ -265,8 +265,6 @@ def compile_cpu(entries: Mapping[str, Entry], options: CompileOptions) -> Any:
             options.arena_budget is not None,
             FormWinograd.name not in options.disable_passes,
             regions,
-            # streamed weights are cut by columns, which Strassen's algorithm adds to one another
-            STRASSEN not in options.disable_passes and options.memory_budget is None,
         ),
         graphs,
         t,
@@ -322,7 +320,6 @@ def shared_arena(parts: Any) -> dict[str, Any]:
     return {"bytes": max(known) if len(known) == len(need) else None, "entries": need}
 
 
-STRASSEN = "strassen"  # in ``disable_passes``: products by Strassen's algorithm, which lowering chooses
 MEMORY = "memory"  # in ``disable_passes``: the planning of memory, which follows lowering
 
 

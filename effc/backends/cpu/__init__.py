@@ -63,14 +63,12 @@ def compile_graphs(
     others: bool = False,
     winograd: bool = True,
     regions: Mapping[Node, int] | None = None,
-    strassen: bool = True,
 ) -> Compiled:
     """Lowers entry points that share constants. Programs still hold symbolic dims and constant indices.
     ``decide`` gives what chooses among ways to make a call, for an entry point by name (``effc.cost.model.chooser``);
     without it every call is made as the lowering rules say. ``memory``: False plans none, each buffer apart.
     ``others``: programs also hold their other ways to concatenate, under that name. ``winograd``: False keeps
-    convolutions of bytes direct. ``regions``: numbers that the instructions made of these nodes keep as ``region``.
-    ``strassen``: False keeps all products ordinary."""
+    convolutions of bytes direct. ``regions``: numbers that the instructions made of these nodes keep as ``region``."""
     from .lower import Constants, Lowering, Options, load_rules
 
     load_rules()
@@ -85,7 +83,6 @@ def compile_graphs(
             target, num_threads, decide=None if decide is None else decide(name), memory=memory, others=others,
             winograd=winograd,
             regions=regions or {},
-            strassen=strassen,
         )  # fmt: skip
         cx = Lowering(g, options, constants, generated)
         programs[name] = cx.run()

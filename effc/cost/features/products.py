@@ -50,7 +50,7 @@ def matmul(call: Call, cx: Context) -> dict[str, float]:
     """effc_matmul_*, effc_matmul_packed_*: see kernels/gemm.hpp, whose grid this mirrors."""
     m_, x = cx.machine, call.ins[0]
     assert x is not None
-    packed = "packed" in call.kernel or "strassen" in call.kernel
+    packed = "packed" in call.kernel
     item = max(4, x.itemsize)
     nr = cx.vlen // item * (4 if cx.vlen >= 64 else 2)
     b0, b1, m, k = x.shape

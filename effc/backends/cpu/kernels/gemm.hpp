@@ -894,12 +894,6 @@ int32_t matmul(const effc_call* call, Format<T> f) {
   return d.run();
 }
 
-/* The header is that of such panels. */
-inline bool packed_as(const Header& h, int dtype, int nr, int kr, int64_t batches, int64_t k, int64_t n) {
-  return memcmp(h.magic, "EFFCPACK", 8) == 0 && h.format == kFormat && h.version == kVersion && h.dtype == (uint32_t)dtype &&
-         h.nr == (uint32_t)nr && h.kr == (uint32_t)kr && h.batches == batches && h.k == k && h.n == n;
-}
-
 /* As matmul, but in[1] is a packed constant: rank 1, bytes. attrs: batches, K, N, Blocking; the header must agree. */
 template <class T>
 int32_t matmul_packed(const effc_call* call, Format<T> f, int packed_dtype) {
@@ -914,7 +908,8 @@ int32_t matmul_packed(const effc_call* call, Format<T> f, int packed_dtype) {
   Header h;
   if (tb.rank != 1 || tb.shape[0] < kHeader) return bad(call, "packed operand is no packed buffer");
   memcpy(&h, tb.data, sizeof h);
-  if (!packed_as(h, packed_dtype, kNR<T>, f.step * f.packed_steps, batches, k, n))
+  if (memcmp(h.magic, "EFFCPACK", 8) != 0 || h.format != kFormat || h.version != kVersion || h.dtype != (uint32_t)packed_dtype ||
+      h.nr != (uint32_t)kNR<T> || h.kr != (uint32_t)(f.step * f.packed_steps) || h.batches != batches || h.k != k || h.n != n)
     return bad(call, "packed operand has another layout");
   if (batches != 1 && batches != ta.shape[0] * ta.shape[1]) return bad(call, "batches do not match");
   d.b0 = ta.shape[0], d.b1 = ta.shape[1];

@@ -152,7 +152,6 @@ class Options:
     memory: bool = True  # False: instructions as they come, nothing in place, each buffer apart
     others: bool = False  # also the program's other ways to concatenate (``finish``), for a budget to choose from
     winograd: bool = True  # False: convolutions of bytes stay direct, as the pass form_winograd is left out for floats
-    strassen: bool = True  # False: no products by Strassen's algorithm
     regions: Mapping[Node, int] = field(default_factory=dict)  # of the graph: numbers for instructions to keep
     # Picks one of several ways to make the same call; None: the first, which is the backend's own rule.
     decide: Callable[[Sequence[Call]], Decision] | None = None

@@ -22,7 +22,6 @@ from ....runtime.errors import EffcError
 from .. import codegen, microkernels
 from ..microkernels import MicroKernel
 from ..packing import gemm as packing
-from ..packing import strassen
 from . import Buf, Lowering, lowers, views
 
 Array = np.ndarray[Any, Any]
@@ -190,8 +189,6 @@ def _emit(cx: Lowering, node: Node, outs: list[Buf], body: Graph | None, extras:
     buf, attrs = packed if packed is not None else (b4, [])
     assert buf is not None
     kernel = f"effc_matmul_{'packed_' if packed is not None else ''}{KERNELS[dtype]}"
-    if packed is not None and _strassen(cx, a4, outs4, packed, extras4, symbol, values, body, sizes):
-        return
     more = {"n_own": 2, "body": "" if body is None else codegen.counts(body)}
     ins = [a4, buf, *extras4]
     ways = [packing.Blocking()]
@@ -206,28 +203,6 @@ def _emit(cx: Lowering, node: Node, outs: list[Buf], body: Graph | None, extras:
         kernel, ins, outs4, [*attrs, *blocking.attrs, *values], epilogue=symbol, scratch=scratch,
         thread_scratch=sizes.thread_scratch(acc, vlen, blocking, a4, n), **more,  # type: ignore[arg-type]
     )  # fmt: skip
-
-
-def _strassen(
-    cx: Lowering, a: Buf, outs: list[Buf], packed: tuple[Buf, list[Dim]], extras: list[Buf],
-    symbol: str | None, values: list[Dim], body: Graph | None, sizes: _Sizes,
-) -> bool:  # fmt: skip
-    """The call by Strassen's algorithm, where the rule of packing/strassen.py says so."""
-    m, (batches, k, n) = a.shape[2], packed[1]
-    if not cx.options.strassen or batches != 1 or not isinstance(k, int) or not isinstance(n, int):
-        return False
-    target = (cx.target.vlen, sizes.nr, cx.options.num_threads)
-    if strassen.why_not(a.dtype, a.shape, a.strides, k, n, target) or not isinstance(m, int):
-        return False
-    kernel = "effc_matmul_strassen_f32"
-    cx.decided(kernel, "Strassen-Winograd, one level", f"rule: {m} x {k} x {n}, one thread: 7 products, not 8")
-    own = sizes.thread_scratch(DType.f32, cx.target.vlen, packing.Blocking(), a, n)
-    cx.call(
-        kernel, [a, packed[0], *extras], outs, [batches, k, n, 0, 0, 0, *values], n_own=2, epilogue=symbol,
-        scratch=_partial(sizes, a, n), body="" if body is None else codegen.counts(body),
-        thread_scratch=maximum(own, strassen.thread_scratch(m, k, n, sizes.nr)), flops=strassen.flops(m, k, n),
-    )  # fmt: skip
-    return True
 
 
 def _check(node: Node) -> DType:
