@@ -67,6 +67,7 @@ def run_conv(
     bias: Array | None = None,
     residual: Array | None = None,
     clamp: tuple[float, float] | None = None,
+    scale: Array | None = None,
     scratch_override: tuple[int, int] | None = None,
     blocking: tuple[int, int, int, int] | None = None,
     result: Array | None = None,
@@ -110,6 +111,7 @@ def run_conv(
             x.size if copy else 0, pixels=x.shape[0] * int(np.prod(out)), direct=direct,
             lines=taps == 1 and not transposed and not any(pad) and set(stride) == {1} and (copy or one_line(x)),
             share=share,
+            scaled=scale is not None,
         )  # fmt: skip
         blocks = shape.rule() if blocking is None else shape.blocks(*blocking)
         wp = packing.pack_conv(w, groups // share, lib.vlen, transposed=transposed, nv=blocks.nv) if packed else w
@@ -120,8 +122,8 @@ def run_conv(
         wp = aligned(wp)
     attrs = [int(packed), int(transposed), int(copy), groups, oc]
     attrs += three(ks, 1) + three(stride, 1) + three(pad, 0) + three(dilation, 1) + three(out, 1) + blocks.attrs
-    attrs.append((bias is not None) + 2 * (residual is not None) + 4 * (clamp is not None))
-    steps = [a for a in (bias, residual) if a is not None]
+    attrs.append((bias is not None) + 2 * (residual is not None) + 4 * (clamp is not None) + 16 * (scale is not None))
+    steps = [a for a in (bias, residual, scale) if a is not None]
     scratch = scratch_override or (blocks.scratch, blocks.thread_scratch)
     call = {"threads": 2, "mode": "threads", **call}
     suffix = {"f": f"f{8 * compute.itemsize}", "c": "complex"}.get(compute.kind, "int")

@@ -29,7 +29,7 @@ MODES = ["serial", "reverse", "threads"]
 
 EPILOGUE = """
 #include "effc_kernel.h"
-/* out[0] = max(acc + in[2], 0) + in[3] */
+/* out[0] = max(acc + e0, 0) + e1, the operands after the kernel's own */
 extern "C" __attribute__((visibility("default"))) void test_epilogue(
     const effc_call* c, int64_t b0, int64_t b1, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
     const void* acc, int64_t ld) {
@@ -38,8 +38,8 @@ extern "C" __attribute__((visibility("default"))) void test_epilogue(
   };
   for (int64_t m = m0; m < m1; ++m)
     for (int64_t n = n0; n < n1; ++n) {
-      float v = ((const float*)acc)[(m - m0) * ld + n - n0], s = v + at(c->in[2], m, n);
-      at(c->out[0], m, n) = (s > 0 ? s : 0) + at(c->in[3], m, n);
+      float v = ((const float*)acc)[(m - m0) * ld + n - n0], s = v + at(c->in[c->n_own], m, n);
+      at(c->out[0], m, n) = (s > 0 ? s : 0) + at(c->in[c->n_own + 1], m, n);
     }
 }
 /* leaves the result as the kernel itself left it */
@@ -567,6 +567,41 @@ def test_results_are_claimed_where_threads_share_them(lib: KernelLibrary, channe
         more = {"extras": [bias, left], "epilogue": "test_epilogue", "result": left, "mode": mode}
         got = run_conv(lib, x, w, (1, 1), (0, 0), (1, 1), 1, **more)
         check(np.ascontiguousarray(np.moveaxis(got, 1, -1)).reshape(left.shape), want, mode)
+
+
+@pytest.mark.parametrize("epilogue", [False, True])
+def test_scaled_channels(lib: KernelLibrary, epilogue: bool) -> None:
+    """A scale for each channel of x, of each image or of all, whatever is a block: parts of images, several images,
+    ranges of k; the same bits for any number of threads. Where pixels are no lines it is refused."""
+    rng = np.random.default_rng(3)
+    for n, c, o, h, width in ((2, 24, 20, 5, 7), (3, 9, 50, 1, 4), (1, 700, 33, 9, 11), (2, 130, 8, 13, 21)):
+        w, pixels = data(rng, (o, c, 1, 1), np.float32), h * width
+        image = channels_last(data(rng, (n, c, h, width), np.float32))
+        rows = channels_last(data(rng, (n, c, 2 * h, width), np.float32))[:, :, h:]
+        for x, images in ((image, n), (image, 1), (rows, n)):
+            scale = data(rng, (images, c), np.float32)
+            steps: dict[str, Any] = {"scale": scale}
+            want = reference(x * scale[:, :, None, None], w, (1, 1), (0, 0), (1, 1), 1)
+            if epilogue:
+                extras = [data(rng, (n, 1, pixels, o), np.float32) for _ in range(2)]
+                steps |= {"extras": extras, "epilogue": "test_epilogue"}
+            else:
+                steps["residual"] = data(rng, (n, 1, pixels, o), np.float32)
+                want = want + np.moveaxis(steps["residual"].reshape(n, h, width, o), -1, 1)
+            mr, wide = packing.max_rows(2, lib.vlen), 2 * lib.vlen // 4
+            for blocking in (None, (2, mr, wide, 17), (2, 4 * mr, 2 * wide, 300)):
+                made = [
+                    run_conv(lib, x, w, (1, 1), (0, 0), (1, 1), 1, blocking=blocking, threads=t, **steps)
+                    for t in (1, 3)
+                ]
+                assert made[0].tobytes() == made[1].tobytes()
+                if epilogue:
+                    scaled = np.ascontiguousarray(np.moveaxis(x * scale[:, :, None, None], 1, -1))
+                    plain = {k: v for k, v in steps.items() if k != "scale"}
+                    want = run_conv(lib, np.moveaxis(scaled, -1, 1), w, (1, 1), (0, 0), (1, 1), 1, **plain)
+                check(np.ascontiguousarray(made[0]), np.asarray(want, np.float64), (n, c, o, x.strides, blocking))
+    with pytest.raises(KernelError, match="scale"):
+        run_conv(lib, image, w, (2, 1), (0, 0), (1, 1), 1, scale=scale)
 
 
 def test_scratch_is_bounded_by_the_image_and_checked(lib: KernelLibrary) -> None:

@@ -195,7 +195,7 @@ class FuseChains(Pass):
 
         def rule(b: Builder, n: Node, ins: tuple[Value | None, ...]) -> Value | None:
             stages = self.stages(n, uses)
-            if stages and is_depthwise(n) and FusePairs().fits(*stages, uses):
+            if stages and is_depthwise(n) and FusePairs().fits(stages[0], n, uses):
                 return None
             if stages and stages[0] in taken:
                 taken.add(n)

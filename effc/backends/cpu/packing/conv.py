@@ -233,6 +233,7 @@ class Shape:
         if not self.lines or self.share > 1:  # list_bytes()
             patch = _align(mr * self.k * self.itemsize) if self.cg < 8 or not self.innermost else 0
             thread = thread + (tiles + 2) * (40 + 16 * segs) + tiles * mr * (40 + 8 * segs) + patch
+        thread = _align(thread) if self.scaled else thread  # vectors of each thread's panel begin where vectors may
         scratch = (
             _align(self.taps * 24) + _align(self.cg * self.share * self.groups * self.itemsize) + _align(self.k * 8)
         )
