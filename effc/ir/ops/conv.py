@@ -311,7 +311,8 @@ def winograd_name(tile: int, stride: int) -> str:
 
 
 def _winograd(x: TensorType, w: TensorType, *extras: TensorType, **attrs: Any) -> tuple[TensorType, ...]:
-    tile, stride = attrs.pop("tile"), attrs.pop("stride")
+    tile, stride, few = attrs.pop("tile"), attrs.pop("stride"), attrs.pop("few")
+    require(few >= 0, f"few must not be negative, and is {few}")
     require(tile > 0, f"tile must be positive, not {tile}")
     require(stride in (1, 2), f"the stride must be 1 or 2, not {stride}")
     require(w.shape[2:] == (3, 3), f"the window must be 3x3, not {w.shape[2:]}")
@@ -323,7 +324,9 @@ def _plain(stride: int) -> dict[str, Any]:
     return {"stride": (stride, stride), "dilation": (1, 1), "groups": 1}
 
 
-def _winograd_decompose(b: Any, x: Any, w: Any, *extras: Any, body: Graph, padding: Any, tile: int, stride: int) -> Any:
+def _winograd_decompose(
+    b: Any, x: Any, w: Any, *extras: Any, body: Graph, padding: Any, tile: int, stride: int, few: int
+) -> Any:
     return body.inline(b, [b.op("conv", x, w, padding=padding, **_plain(stride)), *extras])
 
 
@@ -358,12 +361,13 @@ def _winograd_samples(rng: np.random.Generator) -> Iterator[Sample]:
 op(
     "conv_winograd",
     "x w extras*",
-    {"padding": tuple, "tile": int, "stride": (int, 1), "body": Graph},
+    {"padding": tuple, "tile": int, "stride": (int, 1), "few": (int, 0), "body": Graph},
     infer=_winograd,
     category="contraction",
     level="macro",
     decompose=_winograd_decompose,
     cost=_winograd_cost,
     samples=_winograd_samples,
-    doc="conv_fused of f32 with a 3x3 window and stride 1 or 2, by Winograd's algorithm with tiles of tile x tile.",
+    doc="conv_fused of f32 with a 3x3 window and stride 1 or 2, by Winograd's algorithm with tiles of tile x tile. "
+    "Where sizes are dynamic, results of up to ``few`` pixels of all images are summed directly.",
 )
