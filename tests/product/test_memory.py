@@ -234,9 +234,9 @@ def test_many_rows_and_few_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_few_pixels_are_summed_directly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Convolutions that Winograd's algorithm takes for images of any size: on both sides of the border poisoned runs are
-    right, and where a program compiled for the size takes as many by that algorithm, arenas are at most 1.05 times its
-    own."""
+    """Convolutions that Winograd's algorithm takes for images of any size. On both sides of the border poisoned runs
+    are right, and where a program compiled for the size takes as many by that algorithm, arenas are at most 1.05 times
+    its own."""
     model, args, dynamic = strided()
     path, manifest = saved(tmp_path / "m.effc", model, args, dynamic)
     program = manifest["entries"]["main"]["program"]
