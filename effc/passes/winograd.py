@@ -39,6 +39,7 @@ GAIN = 1.1  # what a larger tile, or any at all, must win by: the larger the til
 LEAST_CHANNELS = 8  # input and output: fewer leave the products' vectors empty
 RUN = 24  # tiles along the depth in a block: packing/winograd.py
 TYPICAL = 32  # side of an image of unknown size
+SIDES = (1, 2, 3, 4, 5, 6, 8, 10, 12)  # of images for which it is asked where the direct sum ends to be better
 LARGEST = 1e30  # of a weight: beyond that a transformed one might overflow
 
 
@@ -137,34 +138,55 @@ def why_not(n: Node) -> str | None:
     return None
 
 
-def alternatives(n: Node, image: Image, rule: int) -> list[Call] | str:
+def alternatives(n: Node, image: Image, rule: int, x: tuple[int, ...] | None = None) -> list[Call] | str:
     """The convolution in two dims as a region of its set of alternatives, or why it is none. Attributes: those of
     effc_conv_* up to the result's size, extra operands, whether there is an epilogue. ``rule``: the index of the rule's
-    own way."""
+    own way; ``x``: the operand's shape, where that is not the node's."""
     if n.types[0].rank != 4:
         return "as it has three dims, which the cost model was not asked about"
-    if not all(isinstance(d, int) for t in (n.operands[0].type, n.types[0]) for d in t.shape):
+    shape = x or n.operands[0].shape
+    if not all(isinstance(d, int) for d in (*shape, *(() if x else n.types[0].shape))):
         return DYNAMIC
-    b, c, h, w = (int(d) for d in n.operands[0].shape)
+    b, c, h, w = (int(d) for d in shape)
     o = int(n.operands[1].shape[0])
     if min(c, o) < LEAST_CHANNELS:
         return f"with fewer than {LEAST_CHANNELS} channels"
     pads, stride = [p[0] for p in n.attrs["padding"]], n.attrs["stride"][0]
-    x = Tensor("f32", (b, c, h, w), (h * w * c, 1, w * c, c))
+    x4 = Tensor("f32", (b, c, h, w), (h * w * c, 1, w * c, c))
     out = dense_tensor("f32", (b, 1, image.height * image.width, o))
     attrs = (1, 0, 0, 1, o, 1, 3, 3, 1, stride, stride, 0, *pads, 1, 1, 1, 1, image.height, image.width)
     more = (len(n.operands) - 2, int(n.op == "conv_fused"))
     direct = 18 * image.batch * image.height * image.width * c * o
-    region = Call(SETS[stride], (x, dense_tensor("f32", (o, c, 3, 3))), (out,), (*attrs, *more), 2, flops=direct)
+    region = Call(SETS[stride], (x4, dense_tensor("f32", (o, c, 3, 3))), (out,), (*attrs, *more), 2, flops=direct)
     return ways_of(region, rule, {i: 2 * image.products(m, stride) * c * o for i, m in enumerate(WAYS) if m})
+
+
+def few_pixels(n: Node, ask: Ask | None) -> int:
+    """Pixels of a result up to which a convolution of dynamic size is better summed directly, as it would be in a
+    program compiled for one square image of so many; 0 if it never is, its size is constant, or it has three dims."""
+    if n.types[0].rank != 4 or all(isinstance(d, int) for d in n.types[0].shape):
+        return 0
+    o, c = (int(d) for d in n.operands[1].shape[:2])
+    stride, few = n.attrs["stride"][0], 0
+    least = [sum(p) for p in n.attrs["padding"]]
+    for side in SIDES:
+        image = Image(1, side, side)
+        rule = WAYS.index(choose(c, o, image, stride))
+        h, w = (max(1, (side - 1) * stride + 3 - p) for p in least)
+        ways = alternatives(n, image, rule, (1, c, h, w))
+        if WAYS[rule if ask is None or isinstance(ways, str) else ask(ways).index] != DIRECT:
+            break
+        few = side * side
+    return few
 
 
 @dataclass(frozen=True)
 class FormWinograd(Pass):
     """Forms ``conv_winograd`` from ``conv`` and ``conv_fused``. ``ask``: the cost model, which chooses where it can;
-    else :func:`choose` does."""
+    else :func:`choose` does. ``sizes``: where sizes are dynamic, few pixels are summed directly."""
 
     ask: Ask | None = None
+    sizes: bool = True
     name: ClassVar[str] = "form_winograd"
 
     def apply(self, graph: Graph, report: PassReport) -> Graph:
@@ -185,7 +207,7 @@ class FormWinograd(Pass):
                 if tile != DIRECT:
                     report.count(f"{self.name}.tile{tile}" + (f".stride{stride}" if stride != 1 else ""))
                     report.count(f"{self.name}.formed")
-                    return _formed(b, n, ins, tile)
+                    return _formed(b, n, ins, tile, few_pixels(n, self.ask) if self.sizes else 0)
                 reason = f"direct is the better choice: {why}"
             report.decline(self.name, reason, n)
             return None
@@ -200,13 +222,13 @@ def explain(c: int, o: int, image: Image, stride: int = 1) -> str:
     return "estimated Mflop of peak: " + ", ".join(parts)
 
 
-def _formed(b: Builder, n: Node, ins: tuple[Value | None, ...], tile: int) -> Any:
+def _formed(b: Builder, n: Node, ins: tuple[Value | None, ...], tile: int, few: int) -> Any:
     body = n.attrs.get("body")
     if body is None:
         inner = Builder(b.symbols)
         body = inner.graph([inner.input("acc", n.types[0])])
     *deep, stride = n.attrs["stride"][1:]
-    a = {"padding": n.attrs["padding"], "tile": tile, "stride": stride, "body": body}
+    a = {"padding": n.attrs["padding"], "tile": tile, "stride": stride, "few": few, "body": body}
     if deep:
         a["depth_stride"] = n.attrs["stride"][0]
     return b.op("conv_winograd", *ins, **a, loc=n.loc, name=n.name)

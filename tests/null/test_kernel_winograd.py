@@ -199,8 +199,10 @@ def test_narrow_tiles_leave_out_positions(lib: KernelLibrary, tile: int, stride:
         want, products = direct(x, w, (1, 1), stride), 0
         for position in range(side * side):
             poisoned = aligned(packed)
-            weights = poisoned[panels.HEADER.size :].view(np.float32).reshape(side * side + 9, -1)
-            weights[position] = weights[side * side :] = np.nan
+            plain = winograd.plain_at(8, 10, tile, lib.vlen, stride)
+            size = 8 * -(-10 * 4 // lib.vlen) * lib.vlen  # bytes of a position
+            poisoned[panels.HEADER.size + position * size :][:size].view(np.float32)[:] = np.nan
+            poisoned[plain + panels.HEADER.size :].view(np.float32)[:] = np.nan
             got = run_winograd(lib, x, w, (1, 1), tile, stride=stride, blocking=b, packed=poisoned)
             taken = [
                 [t == tile or i not in last for t in tiled(n, tile)]
@@ -324,6 +326,8 @@ def test_packed_weights(tile: int, stride: int) -> None:
             w = rng.standard_normal((o, c, 3, 3)).astype(np.float32)
             packed = winograd.pack(w, tile, vlen, nv, stride)
             assert np.array_equal(winograd.unpack(packed)[:, :, 0], w)
+            own = packed[winograd.plain_at(c, o, tile, vlen, stride) :]
+            assert np.array_equal(own, panels.pack_conv(w, 1, vlen, nv=nv))  # what effc_conv_f32 takes
             transformed = winograd.unpack_transformed(packed)
             np.testing.assert_allclose(transformed, winograd.transform(w, tile, stride), rtol=1e-6, atol=1e-7)
             with pytest.raises(panels.PackingError):

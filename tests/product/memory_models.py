@@ -191,3 +191,26 @@ def mobile() -> tuple[Any, ...]:
 
 
 MODELS = {f.__name__: f for f in (unet, dense, inception, wide, looping, state)}
+
+
+class Strided(nn.Module):
+    """3x3 convolutions of stride 1 and 2 with a residual and parts that are joined: few pixels are summed directly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = block(3, 64)
+        self.a, self.b = block(64, 64), nn.Conv2d(64, 128, 3, 2, 1)
+        self.skip, self.c = nn.Conv2d(64, 128, 1, 2), block(128, 128)
+        self.head = nn.Conv2d(256, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(self.first(x))
+        x = (self.b(x) + self.skip(x)).relu()
+        return self.head(torch.cat([x, self.c(x).sigmoid()], 1))
+
+
+def strided() -> tuple[nn.Module, tuple[Any, ...], Any]:
+    torch.manual_seed(0)
+    sides = {2: torch.export.Dim("height", min=2, max=512), 3: torch.export.Dim("width", min=2, max=512)}
+    dynamic = ({0: torch.export.Dim("batch", min=1, max=16), **sides},)
+    return Strided().eval(), (torch.randn(2, 3, 12, 20),), dynamic

@@ -28,7 +28,7 @@ from effc.runtime.artifact import ArtifactReader
 
 from ..conformance.random_graphs import Plan, inputs, plans
 from ..models import zoo
-from .memory_models import MODELS, deep, encoder, large_unet, mobile
+from .memory_models import MODELS, deep, encoder, large_unet, mobile, strided
 from .test_cli import effc as tool
 
 SOURCE = Path(__file__).parent / "steady.c"
@@ -231,6 +231,35 @@ def test_many_rows_and_few_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         want, got = model(x), loaded(x)
         assert torch.equal(got, apart(x))
         assert float((got - want).abs().max()) <= 1e-4 * float(want.abs().max())
+
+
+def test_few_pixels_are_summed_directly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions that Winograd's algorithm takes for images of any size. On both sides of the border poisoned runs
+    are right, and where a program compiled for the size takes as many by that algorithm, arenas are at most 1.05 times
+    its own."""
+    model, args, dynamic = strided()
+    path, manifest = saved(tmp_path / "m.effc", model, args, dynamic)
+    program = manifest["entries"]["main"]["program"]
+    loaded = poisoned(monkeypatch, path)
+    wino = [k for k, i in enumerate(program["code"]) if i.get("kernel") == "effc_conv_winograd_f32"]
+    assert len(wino) == 3 and "effc_concat" not in {i.get("kernel") for i in program["code"]}
+    names = sorted((s for s in program["symbols"] if s["from"]), key=lambda s: s["from"]["dim"])
+    ran, alike = set(), 0
+    for n, h, w in ((1, 2, 2), (1, 3, 5), (5, 4, 4), (1, 9, 7), (1, 17, 30), (2, 65, 31), (3, 128, 96)):
+        x = torch.randn(n, 3, h, w)
+        env = dict(zip((s["name"] for s in names), (n, h, w), strict=True))
+        works = tuple(size(program["code"][k]["thread_scratch"], env) > 0 for k in wino)
+        ran.add(works)
+        fixed = lowered(copy.deepcopy(model), (x,), None, 2)
+        own = fixed["arena"]["static_bytes"]
+        same = sum(i.get("kernel") == "effc_conv_winograd_f32" for i in fixed["code"]) == sum(works)
+        alike += same
+        arena = memory.read(effc.load(path, num_threads=2), manifest, "main", env).arena
+        if same:
+            assert arena <= max(1.05 * own, own + (4 << 10)), (n, h, w, works)  # few kB: tables of another blocking
+        want = model(x)
+        assert float((loaded(x) - want).abs().max()) <= 1e-4 * float(want.abs().max()), (n, h, w, works)
+    assert alike >= 5 and {(False,) * 3, (True,) * 3} < ran, "none, all, and some of them by Winograd's algorithm"
 
 
 def test_shared_scratch_is_bounded_by_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -319,7 +319,9 @@ def winograd_name(tile: int, stride: int) -> str:
 
 
 def _winograd(x: TensorType, w: TensorType, *extras: TensorType, **attrs: Any) -> tuple[TensorType, ...]:
-    tile, stride, along = attrs.pop("tile"), attrs.pop("stride"), attrs.pop("depth_stride")
+    tile, stride, along, few = (attrs.pop(k) for k in ("tile", "stride", "depth_stride", "few"))
+    require(few >= 0, f"few must not be negative, and is {few}")
+    require(not few or w.rank == 4, "few pixels are summed directly in two dims alone")
     require(tile > 0, f"tile must be positive, not {tile}")
     require(stride in (1, 2), f"the stride must be 1 or 2, not {stride}")
     require(
@@ -337,7 +339,7 @@ def winograd_window(nd: int, stride: int, depth_stride: int) -> dict[str, Any]:
 
 
 def _winograd_decompose(
-    b: Any, x: Any, w: Any, *extras: Any, body: Graph, padding: Any, tile: int, stride: int, depth_stride: int
+    b: Any, x: Any, w: Any, *extras: Any, body: Graph, padding: Any, tile: int, stride: int, depth_stride: int, few: int
 ) -> Any:
     plain = winograd_window(len(padding), stride, depth_stride)
     return body.inline(b, [b.op("conv", x, w, padding=padding, **plain), *extras])
@@ -382,7 +384,7 @@ def _winograd_samples(rng: np.random.Generator) -> Iterator[Sample]:
 op(
     "conv_winograd",
     "x w extras*",
-    {"padding": tuple, "tile": int, "stride": (int, 1), "depth_stride": (int, 1), "body": Graph},
+    {"padding": tuple, "tile": int, "stride": (int, 1), "depth_stride": (int, 1), "few": (int, 0), "body": Graph},
     infer=_winograd,
     category="contraction",
     level="macro",
@@ -390,5 +392,6 @@ op(
     cost=_winograd_cost,
     samples=_winograd_samples,
     doc="conv_fused of f32 with a window of 3x3 and stride 1 or 2 in the last two dims, by Winograd's algorithm with "
-    "tiles of tile x tile; of three dims, the first one's windows are sums over it.",
+    "tiles of tile x tile; of three dims, the first one's windows are sums over it. Where sizes of two dims are "
+    "dynamic, results of up to ``few`` pixels of all images are summed directly.",
 )

@@ -25,7 +25,8 @@
  *
  * What makes an output wrong that the direct sum has right is a value that is not finite: one in the input, which the
  * transforms spread over its tile, or an overflow in a transform. Such values never vanish again in sums, so outputs that
- * are not finite show them; these are summed anew from the weights themselves, which follow the transformed ones.
+ * are not finite show them; these are summed anew from the weights themselves, which follow the transformed ones
+ * as effc_conv_* takes them: images of few pixels are that kernel's (lower/conv_winograd.py).
  */
 #ifndef EFFC_CONV_WINOGRAD_HPP
 #define EFFC_CONV_WINOGRAD_HPP
@@ -144,7 +145,7 @@ struct Rows {
 template <class T>
 struct Winograd {
   Conv<T> conv;
-  const T* plain;  /* the weights themselves: [tap][C][padded] */
+  const T* plain;  /* the weights themselves, in panels as conv.hpp takes them */
   int64_t padded;  /* output channels in whole vectors */
   int64_t count_of[2], full[2]; /* tiles of an image's column and row, and those that are not narrow */
   /* Tiles of all images in order of their kind; each kind's first one, and how many there are. By the column's and the row's
@@ -347,6 +348,8 @@ __attribute__((noinline)) void direct_vector(const Winograd<T>& w, const Place& 
   constexpr int M = F::M, N = F::N;
   const Conv<T>& v = w.conv;
   const auto bias = to.bias ? load_part<T>(to.bias + at, tail) : typename S::vec{};
+  const int64_t wide = v.nv * S::lanes, first = n / wide * wide, width = min64(wide, w.padded - first);
+  const T* panel = w.plain + first * 9 * w.depth * v.cg + (n - first);
   for (int i = 0; i < p.size[0]; ++i) {
     typename S::vec sum[M] = {};
     for (int64_t d = 0; d < w.depth; ++d) {
@@ -354,8 +357,8 @@ __attribute__((noinline)) void direct_vector(const Winograd<T>& w, const Place& 
       pixels<T, F>(w, p, p.depth * v.st[0] - v.pad[0] + d, px);
       for (int tap = 0; tap < 9; ++tap) {
         const T* const* x = px + (i * F::S + tap / 3) * N + tap % 3;
-        const T* b = w.plain + (d * 9 + tap) * v.cg * w.padded + n;
-        for (int64_t c = 0; c < v.cg; ++c, b += w.padded) {
+        const T* b = panel + (d * 9 + tap) * v.cg * width;
+        for (int64_t c = 0; c < v.cg; ++c, b += width) {
           const auto weights = S::load(b);
           EFFC_UNROLL
           for (int j = 0; j < M; ++j) sum[j] += x[j * F::S][c] * weights;
@@ -642,7 +645,9 @@ void run_winograd(Winograd<T>& w) {
   const int64_t down = w.full[0], across = w.full[1], narrow = w.count_of[0] - down, thin = w.count_of[1] - across;
   const int64_t tiles[kKinds] = {down * thin, down * across, narrow * across, narrow * thin};
   for (int k = 0; k < kKinds; ++k) w.start[k + 1] = w.start[k] + w.conv.batch * tiles[k] * w.conv.sp[0];
-  w.plain = w.conv.packed + positions * w.depth * w.conv.cg * w.padded;
+  /* From the next line on, after a header of its own (packing/winograd.py). */
+  w.plain = w.conv.packed + align64(positions * w.depth * w.conv.cg * w.padded * (int64_t)sizeof(T)) / (int64_t)sizeof(T) +
+            kHeader / (int64_t)sizeof(T);
   const int64_t threads = call->api->num_threads(call->run), want = threads > 1 ? 4 * threads : 1;
   if (w.shared) {
     /* A few parts for every thread, and as many for one thread as for another. */

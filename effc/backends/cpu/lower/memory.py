@@ -28,6 +28,7 @@ SECONDS = 3.0  # for all of a program
 CONCAT_TRIALS = 24  # concatenations that are chosen one by one
 CONCAT_WORTH = 0.95  # of the arena: where it gets that small, another part may stay a copy
 CONCAT_SECONDS = 3.0  # for all of them: an outer guard
+ONE_LOW = (0.5, 0.75, 1.0)  # of the way to their upper bounds: the other symbols where one is near its lower one
 PROBED = 4  # symbols that are each near their lower bound in a sample of their own
 SMALL = 128 << 10  # bytes of an arena at one sample of several that do not count
 LARGEST_SAMPLE = 1 << 14  # of a symbol without a bound, or with a far one
@@ -42,10 +43,12 @@ def samples(symbols: Iterable[Mapping[str, Any]]) -> list[dict[str, int]]:
 
 
 def _probes(symbols: Iterable[Mapping[str, Any]]) -> list[dict[str, int]]:
-    """The samples, and those where one size alone is near its lower bound: of a few large images, say, where scratch is
-    another part of the arena than for many."""
+    """The samples, and those where one size alone is near its lower bound and the others are large or between: of a few
+    large images, say, where scratch is another part of the arena than for many."""
     known = [s for s in symbols if s.get("from") is not None]
-    one_low = ({s["name"]: _size(s, 0.5 * (s is not low)) for s in known} for low in known[:PROBED])
+    one_low = (
+        {s["name"]: _size(s, where * (s is not low)) for s in known} for low in known[:PROBED] for where in ONE_LOW
+    )
     return _distinct([*samples(known), *one_low])
 
 

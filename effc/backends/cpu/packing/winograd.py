@@ -11,13 +11,14 @@ positions of the former come first.
 A window of three dims is a sum over its depth (kernels/conv_winograd.hpp): D windows of 3x3, whose channels follow each
 other in the transformed weights.
 
-Packed buffer: 64 bytes of header as in packing/conv.py, format id 3, D in place of the groups, the stride in place of a
+Packed buffer: 64 bytes of header as in packing/conv.py, format id 5, D in place of the groups, the stride in place of a
 depth, its last field the tile size; then in the compute dtype
 
     transformed  [position][panel][D][c][nv * lanes]; the last panel of a position has ceil(rest / lanes) vectors
-    plain        [D][tap][c][O in whole vectors]: the weights themselves, for outputs that are not finite
+    plain        from the next multiple of 64 bytes on, the weights themselves as packing/conv.py packs them for the
+                 same panels, header included: for outputs that are not finite, and for images of few pixels
 
-Positions and taps are in row-major order; unused lanes are 0. Weights are transformed in f64 and rounded once.
+Positions are in row-major order; unused lanes are 0. Weights are transformed in f64 and rounded once.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ from ....ir import dims
 from ....ir.dims import Dim
 from ....ir.dtypes import DType
 from ....ir.ops.conv import winograd_name, winograd_side
+from . import conv
 from .conv import HEADER, MAGIC, PackingError, Shape, _digest, _with_header, choose_nv, compute_dtype, max_rows
 
 Array = np.ndarray[Any, Any]
 
-FORMAT = 3
+FORMAT = 5
 # Points besides infinity, by tile size and stride, in the order of Minimal of conv_winograd.hpp.
 POINTS: dict[tuple[int, int], tuple[float, ...]] = {
     (2, 1): (0, 1, -1),
@@ -107,14 +109,20 @@ def pack(w: Array, tile: int, vlen: int, nv: int, stride: int = 1) -> Array:
         transformed = transform(w, tile, stride).astype(dtype)
     if not np.isfinite(transformed).all():
         raise OverflowError("a transformed weight is not finite")
-    plain = np.zeros((depth * 9, c, -(-o // lanes) * lanes), dtype)
-    plain[:, :, :o] = _deep(w).transpose(2, 3, 4, 1, 0).reshape(-1, c, o)
-    data = np.concatenate([_in_panels(transformed, nv * lanes, lanes).reshape(-1), plain.reshape(-1)])
-    return _with_header(FORMAT, data, (lanes, nv, depth, c, o, stride, 3, 3, tile))
+    data = _in_panels(transformed, nv * lanes, lanes).reshape(-1).view(np.uint8)
+    gap = np.zeros(plain_at(c, o, tile, vlen, stride, depth) - HEADER.size - data.size, np.uint8)
+    whole = np.concatenate([data, gap, conv.pack_conv(w, 1, vlen, nv=nv)])
+    return _with_header(FORMAT, whole.view(dtype), (lanes, nv, depth, c, o, stride, 3, 3, tile))
+
+
+def plain_at(c: int, o: int, tile: int, vlen: int, stride: int = 1, depth: int = 1) -> int:
+    """Where the weights themselves begin in a packed buffer of f32, in bytes."""
+    padded = -(-4 * o // vlen) * vlen
+    return HEADER.size + -(-(winograd_side(tile, stride) ** 2 * depth * c * padded) // LINE) * LINE
 
 
 def _parts(packed: Array) -> tuple[Array, Array, tuple[int, ...]]:
-    """Transformed and plain data, and (lanes, nv, D, C, O, positions)."""
+    """Transformed data, the packed weights themselves, and (lanes, nv, D, C, O, positions)."""
     raw = packed.tobytes()
     if len(raw) < HEADER.size:
         raise PackingError("shorter than a header")
@@ -123,19 +131,20 @@ def _parts(packed: Array) -> tuple[Array, Array, tuple[int, ...]]:
         raise PackingError("not weights for Winograd's algorithm of a known version")
     if _digest(raw[HEADER.size :]) != digest:
         raise PackingError("checksum does not match")
-    data = np.frombuffer(raw[HEADER.size :], next(d for d in DType if d.code == code).np)
+    dtype = next(d for d in DType if d.code == code).np
     positions = winograd_side(tile, stride) ** 2
-    each = depth * c * -(-o // lanes) * lanes  # values of a position
-    size = positions * each
-    if data.size != size + 9 * each:
+    values = depth * c * -(-o // lanes) * lanes  # of a position
+    at = plain_at(c, o, tile, lanes * dtype.itemsize, stride, depth)
+    if len(raw) != at + HEADER.size + 9 * values * dtype.itemsize:
         raise PackingError("size does not match the header")
-    return data[:size], data[size:], (lanes, nv, depth, c, o, positions)
+    data = np.frombuffer(raw, dtype, positions * values, HEADER.size)
+    return data, np.frombuffer(raw[at:], np.uint8), (lanes, nv, depth, c, o, positions)
 
 
 def unpack(packed: Array) -> Array:
     """The weights [O, C, D, 3, 3] in the compute dtype; PackingError if magic, version, size or checksum do not fit."""
-    _, plain, (_, _, depth, c, o, _) = _parts(packed)
-    return plain.reshape(depth, 3, 3, c, -1)[..., :o].transpose(4, 3, 0, 1, 2)
+    w: Array = conv.unpack(_parts(packed)[1])
+    return w
 
 
 def unpack_transformed(packed: Array) -> Array:
@@ -177,7 +186,7 @@ class Blocks:
     tiles: Dim
     cols: int
     k: int
-    shared: bool
+    shared: Dim
     scratch: Dim
     thread_scratch: Dim
     stride: int = 1
@@ -189,9 +198,9 @@ class Blocks:
         return [self.nv, self.tiles, self.cols, self.k]
 
     @property
-    def more(self) -> list[int]:
+    def more(self) -> list[Dim]:
         """kTile and kShared."""
-        return [self.tile, int(self.shared)]
+        return [self.tile, int(self.shared) if isinstance(self.shared, bool) else self.shared]
 
     @property
     def label(self) -> str:
@@ -209,7 +218,7 @@ def blocks(
     tiles: Dim,
     cols: int,
     k: int,
-    shared: bool,
+    shared: Dim,
     stride: int = 1,
     depth: Depth = FLAT,
 ) -> Blocks:
@@ -218,7 +227,7 @@ def blocks(
     v = positions * slices * (-(-c // line) * line + line) * 4 + 8 * tiles + 16 * slices  # with the list of rows
     m = positions * tiles * (-(-cols // line) * line + line) * 4
     base = Shape(o, c, 1, 9 * depth.taps, 4, vlen, True, True).rule().scratch
-    return Blocks(tile, nv, tiles, cols, k, shared, base + v * shared, m + v * (not shared), stride, depth)
+    return Blocks(tile, nv, tiles, cols, k, shared, base + v * shared, m + v * (1 - shared), stride, depth)
 
 
 # The rule's limits, by measurement (docs/kernels.md). Weights of more bytes are read once for all threads and many
