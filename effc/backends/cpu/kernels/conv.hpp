@@ -535,6 +535,10 @@ struct Panel {
   const typename Micro<T>::OnLines* lines;
   const typename Micro<T>::OnStrides* strides;
   int nv;
+
+  inline auto* of(const Lines<T>&) const { return lines; }
+  inline auto* of(const OwnLines<T>&) const { return MicroTable<T>::table.own_lines[nv - 1]; }
+
   int64_t k0, k1;
   bool skip_empty; /* a tile without taps in this range of k leaves what is there as it is */
   Sink<T> sink;
@@ -592,8 +596,8 @@ bool by_lines(const Conv<T>& v, int64_t r0, int64_t r1) {
 
 /* `count` pixels at equal distances, k steps, in tiles of nearly equal size: `more` of them have a row more than the rest.
  * Meanwhile `bytes` of the next weights are fetched. micro(rows, pixels, tiles, next, step) makes tiles of so many rows. */
-template <class T, class F>
-inline void run_tiles(const Conv<T>& v, Lines<T> to, int64_t count, int64_t k, const char* next, int64_t bytes, F micro) {
+template <class T, class L, class F>
+inline void run_tiles(const Conv<T>& v, L to, int64_t count, int64_t k, const char* next, int64_t bytes, F micro) {
   const int64_t tiles = ceil_div(count, v.mr), each = count / tiles, more = count % tiles, done = more * (each + 1);
   const int64_t step = ceil_div(bytes, max64(1, tiles * k));
   if (more) micro(each + 1, to, more, next, step);
@@ -602,11 +606,11 @@ inline void run_tiles(const Conv<T>& v, Lines<T> to, int64_t count, int64_t k, c
 }
 
 /* A panel's `count` pixels at equal distances, k steps that follow each other in x. */
-template <class T>
-void run_line(const Conv<T>& v, const Panel<T>& panel, Lines<T> to, int64_t count, int64_t k, const T* weights, const char* next,
+template <class T, class L>
+void run_line(const Conv<T>& v, const Panel<T>& panel, const L& to, int64_t count, int64_t k, const T* weights, const char* next,
               int64_t bytes) {
-  run_tiles(v, to, count, k, next, bytes, [&](int64_t rows, Lines<T> from, int64_t tiles, const char* ahead, int64_t step) {
-    panel.lines[rows - 1](from, tiles, k, weights, ahead, step, &panel.sink);
+  run_tiles(v, to, count, k, next, bytes, [&](int64_t rows, const L& from, int64_t tiles, const char* ahead, int64_t step) {
+    panel.of(from)[rows - 1](from, tiles, k, weights, ahead, step, &panel.sink);
   });
 }
 
@@ -664,11 +668,11 @@ void run_lines(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, 
     const int64_t b = r / v.pixels, m = r - b * v.pixels, row = m / v.sp[2];
     const T* x = v.x + b * v.xs[0] + row / v.sp[1] * v.xs[2] + row % v.sp[1] * v.xs[3] + (m - row * v.sp[2]) * v.xs[4];
     T* c = v.direct ? (T*)out.data + b * out.strides[0] + m * out.strides[2] + n0 : w.acc + (r - r0) * ld;
-    return Lines<T>{x + g * v.cg * v.xs[1], c, v.residual ? residual_row(v, b, m, n0) : c /* not read */,
-                    v.xs[4], v.direct ? out.strides[2] : ld, v.residual ? v.residual->strides[2] : 0,
-                    v.own ? v.own + b * v.own_image + m * v.own_pixel + n0 : nullptr, v.own_pixel};
+    return OwnLines<T>{{x + g * v.cg * v.xs[1], c, v.residual ? residual_row(v, b, m, n0) : c /* not read */,
+                        v.xs[4], v.direct ? out.strides[2] : ld, v.residual ? v.residual->strides[2] : 0},
+                       v.own ? v.own + b * v.own_image + m * v.own_pixel + n0 : nullptr, v.own_pixel};
   };
-  const Lines<T> first = line(r0);
+  const OwnLines<T> first = line(r0);
   const int64_t end0 = min64(r1, r0 - r0 % v.line + v.line);
   for (int64_t k0 = 0; k0 == 0 || k0 < v.k; k0 += v.block_k) {
     const int64_t k1 = min64(k0 + v.block_k, v.k);
@@ -679,13 +683,18 @@ void run_lines(const Conv<T>& v, Work<T>& w, int64_t g, int64_t c0, int64_t c1, 
       const T* weights = panel.weights + k0 * panel.nv * S::lanes;
       int64_t scaled = -1; /* the image for which they are */
       for (int64_t r = r0, end = end0; r < r1; r = end, end = min64(r1, r + v.line)) {
-        Lines<T> to = r == r0 ? first : line(r);
+        OwnLines<T> to = r == r0 ? first : line(r);
         to.x += k0, to.c += n - c0, to.r += n - c0;
-        to.own = k0 == 0 && to.own ? to.own + (n - c0) : nullptr;
         const bool one = end0 == r1;
         if (v.scale && scaled != r / v.pixels) scaled = r / v.pixels, weights = scale_panel(v, panel, scaled, w.patch);
-        run_line(v, panel, to, end - r, k1 - k0, weights, one ? next : next + bytes * (r - r0) / (r1 - r0),
-                 one ? bytes : bytes * (end - r) / (r1 - r0));
+        auto run = [&](const auto& pixels) {
+          run_line(v, panel, pixels, end - r, k1 - k0, weights, one ? next : next + bytes * (r - r0) / (r1 - r0),
+                   one ? bytes : bytes * (end - r) / (r1 - r0));
+        };
+        if (k0 == 0 && to.own)
+          to.own += n - c0, run(to);
+        else
+          run((const Lines<T>&)to);
       }
     }
   }

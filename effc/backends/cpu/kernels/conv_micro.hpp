@@ -67,23 +67,29 @@ struct Lines {
   T* c;       /* at the panel's first column */
   const T* r; /* as c; without a residual not read */
   int64_t x_step, c_step, r_step;
-  T* own = nullptr; /* as c, where results come to lie in the end, if that is to be claimed while the sums are made */
-  int64_t own_step = 0;
+
+  template <int MR, int NV>
+  inline void claim() const {}
+  inline void skip(int64_t pixels) { x += pixels * x_step, c += pixels * c_step, r += pixels * r_step; }
+};
+
+/* Those whose results come to lie elsewhere in the end, where that is claimed while the sums are made. A type of its own, with
+ * micro-kernels of its own: a branch for each tile shows in the others. */
+template <class T>
+struct OwnLines : Lines<T> {
+  T* own; /* as c */
+  int64_t own_step;
 
   /* Writes to each line of the first MR pixels' NV vectors, whatever it is. A line that another core has read is given up by it only
    * when it is written, one line after the other: the stores that follow find it here, and until then nothing waits for these. */
   template <int MR, int NV>
   inline __attribute__((always_inline)) void claim() const {
-    if (!own) return;
     EFFC_UNROLL
     for (int i = 0; i < MR; ++i)
       EFFC_UNROLL
       for (int64_t at = 0; at < NV * Simd<T>::lanes; at += kLine / (int64_t)sizeof(T)) *(volatile T*)(own + i * own_step + at) = T(0);
   }
-  inline __attribute__((always_inline)) void skip(int64_t pixels) {
-    x += pixels * x_step, c += pixels * c_step, r += pixels * r_step;
-    if (own) own += pixels * own_step;
-  }
+  inline void skip(int64_t pixels) { Lines<T>::skip(pixels), own += pixels * own_step; }
 };
 
 /* A Sink whose pixels are those. */
@@ -190,8 +196,8 @@ EFFC_INLINE void finish_tile(typename Simd<T>::vec (&acc)[MR][NV], const To& s) 
 
 /* As micro_rows with one segment, for `tiles` tiles of pixels at equal distances one after the other: what a tile's sums
  * wait for at its end overlaps with the next one's start, which counts where k is small. */
-template <class T, int MR, int NV>
-void micro_lines(Lines<T> to, int64_t tiles, int64_t k, const T* panel, const char* next, int64_t step, const Sink<T>* sink) {
+template <class T, class L, int MR, int NV>
+void micro_lines(L to, int64_t tiles, int64_t k, const T* panel, const char* next, int64_t step, const Sink<T>* sink) {
   using S = Simd<T>;
   for (int64_t t = 0; t < tiles; ++t) {
     to.template claim<MR, NV>();
@@ -353,7 +359,6 @@ void micro_strides(Lines<T> to, int64_t tiles, const int64_t* offsets, int64_t k
                    const Sink<T>* sink) {
   using S = Simd<T>;
   for (int64_t t = 0; t < tiles; ++t) {
-    to.template claim<MR, NV>();
     typename S::vec acc[MR][NV];
     EFFC_UNROLL
     for (int i = 0; i < MR; ++i)
@@ -384,10 +389,12 @@ struct Micro {
   typedef void (*Rows)(const Seg*, int64_t, const T* const*, const T*, const char*, int64_t, const Sink<T>*);
   typedef void (*Offsets)(const int64_t*, int64_t, int64_t, const T* const*, const T*, const char*, int64_t, const Sink<T>*);
   typedef void (*OnLines)(Lines<T>, int64_t, int64_t, const T*, const char*, int64_t, const Sink<T>*);
+  typedef void (*OnOwnLines)(OwnLines<T>, int64_t, int64_t, const T*, const char*, int64_t, const Sink<T>*);
   typedef void (*OnStrides)(Lines<T>, int64_t, const int64_t*, int64_t, const T*, const char*, int64_t, const Sink<T>*);
   Rows rows[kMaxNv][kMaxRows];
   Offsets offsets[kMaxNv][kMaxRows];
   OnLines lines[kMaxNv][kMaxRows];
+  OnOwnLines own_lines[kMaxNv][kMaxRows];
   OnStrides strides[kMaxNv][kMaxRows];
   Rows eights[kMaxRows];
   Rows groups[kMaxShared][kMaxRows]; /* of 2, 4 and 8 channels */
@@ -397,7 +404,8 @@ struct Micro {
     if constexpr (MR <= max_rows(NV)) {
       rows[NV - 1][MR - 1] = micro_rows<T, MR, NV>;
       offsets[NV - 1][MR - 1] = micro_offsets<T, MR, NV>;
-      lines[NV - 1][MR - 1] = micro_lines<T, MR, NV>;
+      lines[NV - 1][MR - 1] = micro_lines<T, Lines<T>, MR, NV>;
+      own_lines[NV - 1][MR - 1] = micro_lines<T, OwnLines<T>, MR, NV>;
       strides[NV - 1][MR - 1] = micro_strides<T, MR, NV>;
       fill<NV, MR + 1>();
     }
@@ -416,7 +424,7 @@ struct Micro {
       fill_eights<MR + 1>();
     }
   }
-  constexpr Micro() : rows(), offsets(), lines(), strides(), eights(), groups() {
+  constexpr Micro() : rows(), offsets(), lines(), own_lines(), strides(), eights(), groups() {
     fill_eights<1>();
     fill_groups<0, 1>();
     fill_groups<1, 1>();

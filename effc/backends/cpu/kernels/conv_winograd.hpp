@@ -434,7 +434,7 @@ void output_tile(const Winograd<T>& w, int64_t t, const T* acc, int64_t n0, int6
 /* ---- products ---- */
 
 /* A range of `k` values of each of a product's rows: of slices of `channels`, `step` apart, those from c0 of the first one on,
- * which lies at x + at[row]. */
+ * which lies at x + at[row]. Where a window has one slice, rows follow each other. */
 template <class T>
 struct Range {
   const T* x;
@@ -442,8 +442,9 @@ struct Range {
   int64_t c0, channels, step, k;
 };
 
-/* c[MR][NV vectors] (+)= a[MR][k] * b[k][NV vectors]; fetches the next weights as micro_rows does. */
-template <class T, int MR, int NV>
+/* c[MR][NV vectors] (+)= a[MR][k] * b[k][NV vectors]; fetches the next weights as micro_rows does. Deep: of windows of several
+ * slices. */
+template <class T, int MR, int NV, bool Deep>
 void micro_slices(const Range<T>* a, const T* b, T* c, int64_t ldc, bool accumulate, const char* next, int64_t step) {
   using S = Simd<T>;
   typename S::vec acc[MR][NV];
@@ -451,12 +452,8 @@ void micro_slices(const Range<T>* a, const T* b, T* c, int64_t ldc, bool accumul
   for (int i = 0; i < MR; ++i)
     EFFC_UNROLL
     for (int j = 0; j < NV; ++j) acc[i][j] = typename S::vec{};
-  const T* x = a->x + a->c0;
-  int64_t n = min64(a->k, a->channels - a->c0);
-  for (int64_t left = a->k; left > 0; x += a->step - (left == a->k ? a->c0 : 0), left -= n, n = min64(left, a->channels)) {
-    const T* p[MR];
-    EFFC_UNROLL
-    for (int i = 0; i < MR; ++i) p[i] = x + a->at[i];
+  const T *x = a->x + a->c0, *p[MR];
+  auto sum = [&](int64_t n) __attribute__((always_inline)) {
     for (int64_t s = 0; s < n; ++s, b += NV * S::lanes) {
       typename S::vec w[NV];
       EFFC_UNROLL
@@ -470,6 +467,19 @@ void micro_slices(const Range<T>* a, const T* b, T* c, int64_t ldc, bool accumul
         for (int j = 0; j < NV; ++j) acc[i][j] += value * w[j];
       }
     }
+  };
+  if constexpr (Deep) {
+    int64_t n = min64(a->k, a->channels - a->c0);
+    for (int64_t left = a->k; left > 0; x += a->step - (left == a->k ? a->c0 : 0), left -= n, n = min64(left, a->channels)) {
+      EFFC_UNROLL
+      for (int i = 0; i < MR; ++i) p[i] = x + a->at[i];
+      sum(n);
+    }
+  } else {
+    const int64_t lda = a->step;
+    EFFC_UNROLL
+    for (int i = 0; i < MR; ++i) p[i] = x + i * lda;
+    sum(a->k);
   }
   if (accumulate) {
     EFFC_UNROLL
@@ -483,7 +493,7 @@ void micro_slices(const Range<T>* a, const T* b, T* c, int64_t ldc, bool accumul
     for (int j = 0; j < NV; ++j) S::store(c + i * ldc + j * S::lanes, acc[i][j]);
 }
 
-template <class T>
+template <class T, bool Deep>
 struct Sliced {
   typedef void (*Fn)(const Range<T>*, const T*, T*, int64_t, bool, const char*, int64_t);
   Fn fn[kMaxNv][kMaxRows];
@@ -491,7 +501,7 @@ struct Sliced {
   template <int NV, int MR>
   constexpr void fill() {
     if constexpr (MR <= max_rows(NV)) {
-      fn[NV - 1][MR - 1] = micro_slices<T, MR, NV>;
+      fn[NV - 1][MR - 1] = micro_slices<T, MR, NV, Deep>;
       fill<NV, MR + 1>();
     }
   }
@@ -502,9 +512,9 @@ struct Sliced {
     fill<4, 1>();
   }
 };
-template <class T>
+template <class T, bool Deep>
 struct SlicedTable {
-  static constexpr Sliced<T> table{};
+  static constexpr Sliced<T, Deep> table{};
 };
 
 /* All positions' products of `count` tiles from `first` on by columns [n0, n1), whole panels or the last one. `at`: of Rows. */
@@ -525,6 +535,7 @@ void multiply(const Winograd<T>& w, const T* v, const int64_t* at, T* acc, int64
     int after = p + 1;
     while (after < N * N && !rows_of(after, &next_lo, &next_hi)) ++after;
     const T *weights = conv.packed + p * k * w.padded, *x = v + p * w.v_step;
+    const bool deep = w.depth > 1;
     T* to = acc + p * w.m_step + lo * w.m_row;
     const int64_t tiles = ceil_div(hi - lo, conv.mr);
     /* Weights are read in the order in which they lie: with few tiles, memory is what there is to wait for. */
@@ -538,9 +549,12 @@ void multiply(const Winograd<T>& w, const T* v, const int64_t* at, T* acc, int64
         Range<T> range = {x + k0 / channels * w.v_row, at, k0 % channels, channels, w.v_row, k1 - k0};
         for (int64_t t = 0; t < tiles; ++t) {
           const int64_t r0 = (hi - lo) * t / tiles, rows = (hi - lo) * (t + 1) / tiles - r0;
-          range.at = at + lo + r0;
-          SlicedTable<T>::table.fn[nv - 1][rows - 1](&range, panel, to + r0 * w.m_row + n - n0, w.m_row, k0 > 0,
-                                                     (const char*)next + bytes * t / tiles, step);
+          if (deep)
+            range.at = at + lo + r0;
+          else
+            range.x = x + (lo + r0) * w.v_row;
+          const auto micro = deep ? SlicedTable<T, true>::table.fn[nv - 1][rows - 1] : SlicedTable<T, false>::table.fn[nv - 1][rows - 1];
+          micro(&range, panel, to + r0 * w.m_row + n - n0, w.m_row, k0 > 0, (const char*)next + bytes * t / tiles, step);
         }
       }
     }
