@@ -84,7 +84,7 @@ def default(options: Options | None = None) -> tuple[Pass, ...]:
         *((FuseChains(o.ask),) if o.kernels and o.native("conv_chain") else ()),
         *((FusePairs(),) if o.kernels and o.native("conv_pair") else ()),
         *((FuseSums(),) if o.kernels and o.native("conv_chain") and o.native("conv_pair") else ()),
-        *((FormWinograd(o.ask, o.sizes),) if o.kernels and o.native("conv_winograd") else ()),
+        *((FormWinograd(o.ask),) if o.kernels and o.native("conv_winograd") else ()),
         *((FuseRows(o.ask, o.sizes),) if o.kernels and o.native("row_chain") else ()),
         Dce(),
     )

@@ -183,10 +183,9 @@ def few_pixels(n: Node, ask: Ask | None) -> int:
 @dataclass(frozen=True)
 class FormWinograd(Pass):
     """Forms ``conv_winograd`` from ``conv`` and ``conv_fused``. ``ask``: the cost model, which chooses where it can;
-    else :func:`choose` does. ``sizes``: where sizes are dynamic, few pixels are summed directly."""
+    else :func:`choose` does."""
 
     ask: Ask | None = None
-    sizes: bool = True
     name: ClassVar[str] = "form_winograd"
 
     def apply(self, graph: Graph, report: PassReport) -> Graph:
@@ -207,7 +206,7 @@ class FormWinograd(Pass):
                 if tile != DIRECT:
                     report.count(f"{self.name}.tile{tile}" + (f".stride{stride}" if stride != 1 else ""))
                     report.count(f"{self.name}.formed")
-                    return _formed(b, n, ins, tile, few_pixels(n, self.ask) if self.sizes else 0)
+                    return _formed(b, n, ins, tile, few_pixels(n, self.ask))
                 reason = f"direct is the better choice: {why}"
             report.decline(self.name, reason, n)
             return None
