@@ -54,8 +54,7 @@ RANKED = ("conv", "conv_algorithm", "strided_conv_algorithm", "rows_or_chain")
 PACE = "pace"
 STEADY = 0.15  # repeat error of a record that may say whether a choice was good
 VOTES = 200  # groups of present records that say alone whether choosing pays off: few prove nothing
-# Smaller gains did not come true: with 0.01 EfficientNet-lite0's layers of 7x7 pixels took blockings predicted to be
-# 2 % faster that were 3 to 10 % slower in the model.
+# Smaller gains did not come true: with 0.01 EfficientNet-lite0 took blockings predicted to be 2 % faster, and lost 2 %.
 MARGINS = (0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, NEVER)
 
 

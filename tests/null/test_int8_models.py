@@ -135,11 +135,12 @@ def test_dynamic_quantization() -> None:
     np.testing.assert_allclose(m(x)[0], want, atol=1e-5 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-def test_qdq_convolution_with_residual(groups: int) -> None:
-    """The zero point pads; a residual that is dequantized joins in the epilogue."""
+@pytest.mark.parametrize(("groups", "o"), [(1, 24), (2, 24), (1, 64)])
+def test_qdq_convolution_with_residual(groups: int, o: int, tmp_path: Path) -> None:
+    """The zero point pads; a residual that is dequantized joins in the epilogue, whose loop takes two pairs of vectors
+    at a time: one pair of bytes fills half a vector."""
     rng = np.random.default_rng(5)
-    c, o = 12, 24
+    c = 12
     w = rng.integers(-128, 128, (o, c // groups, 3, 3)).astype(np.int8)
     ws = rng.uniform(0.002, 0.01, o).astype(np.float32)
     arrays = {
@@ -159,6 +160,8 @@ def test_qdq_convolution_with_residual(groups: int) -> None:
     m = effc.compile(model_of(nodes, inputs, ("y", T.UINT8), arrays))
     assert stats(m)["form_quantized.conv"] == 1 and stats(m)["fuse_epilogues.qconv"] == 1
     assert stats(m)["fuse_epilogues.from_bytes"] == 1
+    text = sources(m, tmp_path)
+    assert "n % (2 * PAIR) == 0" in text and "n % PAIR == 0" not in text
     import torch
 
     for n, height in ((1, 8), (3, 5)):
