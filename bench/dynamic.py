@@ -105,7 +105,7 @@ class Arenas:
         return Counter(i.get("kernel", i["op"]) for i in self.program["code"])
 
 
-def _fixed(model: Any, args: Sequence[Any]) -> Any:
+def fixed(model: Any, args: Sequence[Any]) -> Any:
     """What makes the dims that an ONNX file leaves open those of ``args``; other models need nothing."""
     if not isinstance(model, Path):
         return None
@@ -124,7 +124,7 @@ def rows(name: str, case: Case, threads: int, peaks: float | None, sizes: Sequen
     took = time.perf_counter() - began
     for size in sizes or case.sizes:
         given = case.at(*size)
-        own = compiled(model, given, _fixed(model, given), threads, **case.more)
+        own = compiled(model, given, fixed(model, given), threads, **case.more)
         a, b = anysize.at(given), own.at(given)
         other = anysize.kernels(), own.kernels()
         ratio = a.arena / max(b.arena, 1)

@@ -69,11 +69,12 @@ Monomial = tuple[Atom, ...]  # sorted; repeated for powers; () is the constant t
 class SymExpr:
     """A canonical integer expression that is not a constant."""
 
-    __slots__ = ("_hash", "terms")
+    __slots__ = ("_hash", "_names", "terms")
 
     def __init__(self, terms: tuple[tuple[Monomial, int], ...]) -> None:
         self.terms = terms
         self._hash = hash(terms)
+        self._names: frozenset[str] | None = None  # asked for again and again by the memory planner
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SymExpr) and self.terms == other.terms
@@ -314,15 +315,20 @@ def apply(op: str, a: Dim, b: Dim) -> Dim:
     return {"//": floordiv, "%": mod, "max": maximum, "min": minimum}[op](a, b)
 
 
-def symbols(d: Dim) -> set[str]:
+NO_NAMES: frozenset[str] = frozenset()
+
+
+def symbols(d: Dim) -> frozenset[str]:
     """Names of the symbols in d."""
     if isinstance(d, int):
-        return set()
-    out: set[str] = set()
-    for m, _ in d.terms:
-        for atom in m:
-            out |= {atom.name} if isinstance(atom, Symbol) else symbols(atom.lhs) | symbols(atom.rhs)
-    return out
+        return NO_NAMES
+    if d._names is None:
+        out: set[str] = set()
+        for m, _ in d.terms:
+            for atom in m:
+                out |= {atom.name} if isinstance(atom, Symbol) else symbols(atom.lhs) | symbols(atom.rhs)
+        d._names = frozenset(out)
+    return d._names
 
 
 def bounds(d: Dim, ranges: Mapping[str, Bounds]) -> tuple[float, float]:

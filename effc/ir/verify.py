@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
@@ -231,7 +232,7 @@ def type_symbols(t: TensorType) -> set[str]:
     return {s for d in t.shape for s in dims.symbols(d)}
 
 
-def attr_symbols(v: Any) -> set[str]:
+def attr_symbols(v: Any) -> AbstractSet[str]:
     """The symbols in an attribute; a subgraph's are its own business."""
     if isinstance(v, SymExpr):
         return dims.symbols(v)

@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,8 +18,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 import effc
+from bench.dynamic import cases, compiled, fixed
 from bench.lowered import lowered
 from effc.backends import cpu
+from effc.backends.cpu.lower import concat
+from effc.backends.cpu.lower import memory as lowering
 from effc.conformance.ops import Runner
 from effc.passes.memory.program import arena as arena_of
 from effc.passes.memory.program import from_program, size
@@ -104,6 +108,37 @@ def test_concatenations_are_gone(tmp_path: Path) -> None:
         assert least <= concat["in_place"] <= concat["operands"], (name, concat)
         if name == "dense":
             assert "effc_concat" not in m.report["entries"]["main"]["kernels"]
+
+
+def test_copies_that_are_not_tried_gain_nothing() -> None:
+    """More copies of a concatenation are not tried where as much is live beside it: with each of them tried, arenas are
+    the same. A chain of layers alike skips most of them."""
+    skipped = 0
+    for make in (MODELS["unet"], MODELS["dense"], MODELS["inception"], lambda: tuple(zoo.load("minilm")[:3])):
+        model, args, shapes = make()
+        found, tried = [], []
+        for besides in (lowering._Tried.besides, lambda *_: 0):
+            rewrite = mock.Mock(wraps=concat.rewrite)
+            with mock.patch.object(lowering._Tried, "besides", besides), mock.patch.object(concat, "rewrite", rewrite):
+                found.append(compiled(model, args, shapes).manifest["report"]["entries"]["main"]["memory"])
+            tried.append(rewrite.call_count)
+        few, every = ([p["arena"] for p in m["plans"]] for m in found)
+        assert few == every and found[0]["concat"] == found[1]["concat"]
+        skipped += tried[1] - tried[0]
+    assert skipped >= 10
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("mtcnn_rnet", [(1,), (3,)]), ("nudenet", [(1, 320, 320)])])
+def test_real_models_of_any_size_take_no_more_than_their_own_compilation(name: str, sizes: Any) -> None:
+    """Few tiles of Winograd's algorithm need the room of few, and at a size that the planner did not sample the runtime
+    finds an order of its own."""
+    case = cases()[name]
+    model, args, shapes = case.load()
+    anysize = compiled(model, args, shapes)
+    for n in sizes:
+        x = case.at(*n)
+        a, b = anysize.at(x), compiled(model, x, fixed(model, x)).at(x)
+        assert a.arena <= 1.05 * b.arena and a.arena <= 1.02 * a.bound, (n, a.arena, a.bound, b.arena)
 
 
 def test_parts_that_are_made_early_stay_copies() -> None:
@@ -277,7 +312,8 @@ def test_shared_scratch_is_bounded_by_the_image(tmp_path: Path, monkeypatch: pyt
                 size(ins[key], dict(zip(names, sizes, strict=True)))
                 for sizes in ((1, 16, 16), (3, 96, 96), (3, 500, 500))
             )
-            assert 50 * one < many == more, key
+            # Tiles are divided evenly among as few blocks of at most 96 as do.
+            assert 30 * one < many < more <= 96 * one and 60 * one < more, key
     loaded = poisoned(monkeypatch, path)
     for shape in ((1, 3, 16, 16), (1, 3, 9, 13), (3, 3, 65, 140)):
         x = torch.randn(shape)

@@ -8,7 +8,8 @@ does the scratch of a call that waits for such a size.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ...ir import dims
@@ -20,15 +21,26 @@ from .problem import Choices, Node, Problem, Tensor, boxes
 NESTED = ("then", "else", "cond", "body")
 
 
+class Sizes(dict[str, int]):
+    """What symbols are, and what expressions of them that were asked for came to: of one program, written in ways."""
+
+    def __init__(self, env: Mapping[str, int]) -> None:
+        super().__init__(env)
+        self.known: dict[int, tuple[SymExpr, int]] = {}  # by identity: comparing them takes longer than the sums
+
+
 def size(d: Any, env: Mapping[str, int]) -> int:
     """A dim as a number; KeyError names a symbol that ``env`` lacks."""
     if isinstance(d, int):
         return d
     if isinstance(d, SymExpr):
-        try:
-            return dims.evaluate(d, env)
-        except ZeroDivisionError:
-            return 0
+        known = env.known if isinstance(env, Sizes) else {}
+        if id(d) not in known:
+            try:
+                known[id(d)] = d, dims.evaluate(d, env)
+            except ZeroDivisionError:
+                known[id(d)] = d, 0
+        return known[id(d)][1]
     if isinstance(d, str):
         return env[d]
     if isinstance(d, float):
@@ -50,13 +62,13 @@ _OPS: dict[str, Callable[[int, int], int]] = {
 }
 
 
-def symbols(d: Any) -> set[str]:
+def symbols(d: Any) -> frozenset[str]:
     """Names in a dim of any form."""
     if isinstance(d, SymExpr):
         return dims.symbols(d)
     if isinstance(d, str):
-        return {d}
-    return symbols(d[1]) | symbols(d[2]) if isinstance(d, (list, tuple)) else set()
+        return frozenset((d,))
+    return symbols(d[1]) | symbols(d[2]) if isinstance(d, (list, tuple)) else dims.NO_NAMES
 
 
 def operands(ins: Mapping[str, Any]) -> Iterator[int]:
@@ -104,7 +116,8 @@ def _used(ins: Mapping[str, Any]) -> set[str]:
     """Symbols in an instruction's own dims and in what it holds."""
     out: set[str] = set()
     for d in (*ins.get("attrs", ()), ins.get("scratch", 0), ins.get("thread_scratch", 0), ins.get("length", 0)):
-        out |= symbols(d)
+        if not isinstance(d, int):
+            out |= symbols(d)
     for sub in nested(ins):
         out |= free_symbols(sub)
     return out
@@ -159,12 +172,12 @@ def _strides(v: Mapping[str, Any]) -> tuple[Any, ...]:
 class _Late:
     """Which values and instructions wait for sizes that data decide."""
 
-    def __init__(self, program: Mapping[str, Any], env: Mapping[str, int]) -> None:
-        self.values, self.env = program["values"], env
+    def __init__(self, program: Mapping[str, Any], known: frozenset[str]) -> None:
+        self.values, self.sized = program["values"], known
         self._known: dict[int, bool] = {}
 
     def _open(self, *ds: Any) -> bool:
-        return any(not isinstance(d, int) and not symbols(d) <= self.env.keys() for d in ds)
+        return any(not isinstance(d, int) and not symbols(d) <= self.sized for d in ds)
 
     def value(self, i: int) -> bool:
         if i not in self._known:
@@ -179,9 +192,7 @@ class _Late:
 
     def instruction(self, ins: Mapping[str, Any]) -> bool:
         return bool(
-            ins.get("bind")
-            or not _used(ins) <= self.env.keys()
-            or any(self.value(i) for i in (*operands(ins), *ins["out"]))
+            ins.get("bind") or not _used(ins) <= self.sized or any(self.value(i) for i in (*operands(ins), *ins["out"]))
         )
 
 
@@ -246,6 +257,156 @@ def blocks(program: Mapping[str, Any], env: Mapping[str, int], threads: int = 1)
     return boxes(p, p.given, Choices())[0]
 
 
+@dataclass(frozen=True)
+class _Call:
+    """An instruction whatever the sizes: the values it reads and writes, what it has to come after."""
+
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    after: tuple[int, ...]
+    over: tuple[tuple[int, int], ...]  # (storage of a result, that of an operand it may be written over)
+    late: bool
+    once: bool
+
+
+class Reading:
+    """A lowered program whose symbols of these names have sizes, read once for problems of many sizes (:meth:`at`)."""
+
+    def __init__(self, program: Mapping[str, Any], known: Iterable[str] = ()) -> None:
+        self.known = frozenset(known)
+        self.values, self.code = program["values"], program["code"]
+        self._late = _Late(program, self.known)
+        ends = [*program["outputs"], *(c["value"] for c in program["commits"])]
+        self._roots = [storage(self.values, i) for i in range(len(self.values))]
+        self._kept = {self._roots[i] for i in ends}
+        self._calls = self._read({self._roots[c["value"]] for c in program["commits"]})
+
+    def _read(self, committed: set[int]) -> list[_Call]:
+        values, known = self.values, self.known
+        places = [_place(values, i) for i in range(len(values))]
+        waits: dict[int, set[str]] = {}
+        writer: dict[Any, int] = {}  # of a storage, last
+        readers: dict[Any, list[int]] = {}  # since then
+        binders: dict[str, list[int]] = {}
+        drawn = barrier = -1
+        written_by: dict[Any, set[int]] = {}
+        for k, ins in enumerate(self.code):
+            for i in ins["out"]:
+                written_by.setdefault(places[i], set()).add(k)
+        # What holds one thing now and another later: of tensors, ``writes`` tells.
+        changed = {w for w, by in written_by.items() if w[0] in ("state", "input") or (w[0] != "temp" and len(by) > 1)}
+        calls = []
+        for k, ins in enumerate(self.code):
+            reads, writes = tuple(operands(ins)), tuple(ins["out"])
+            after: set[int] = set()
+            touched = [(places[i], False) for i in reads] + [(places[i], True) for i in writes]
+            if ins["op"] in ("spill", "refill"):
+                touched.append((("far", ins["slot"]), ins["op"] == "spill"))
+            touched += [(("state", state), True) for sub in nested(ins) for state in sorted(states(sub))]
+            for where, written in touched:
+                if where in writer:
+                    after.add(writer[where])
+                if written:
+                    after.update(readers.get(where, ()))
+            for where, written in touched:
+                if written:
+                    writer[where], readers[where] = k, []
+                elif where[0] != "const":
+                    readers.setdefault(where, []).append(k)
+            needs = _used(ins)
+            for i in (*reads, *writes):
+                if i not in waits:
+                    waits[i] = _late_symbols(values, i, known)
+                needs |= waits[i]
+            for s in needs - known:
+                after.update(binders.get(s, ()))
+            for s in ins.get("bind", ()):
+                binders.setdefault(s, []).append(k)
+            for i in writes:
+                if values[i].get("dyn"):
+                    for s in set().union(*map(symbols, values[i]["shape"])) - known:
+                        binders.setdefault(s, []).append(k)
+            if has_effect(ins, "random"):
+                after.update({drawn} - {-1})
+                drawn = k
+            after.update({barrier} - {-1})
+            if has_effect(ins, "effect"):
+                barrier = k
+            over = []
+            for o, i in ins.get("inplace", ()):
+                root = overwritable(values, ins, o, i)
+                if root is not None and root not in committed:
+                    over.append((self._roots[ins["out"][o]], root))
+            read = {where for where, written in touched if not written}
+            calls.append(
+                _Call(
+                    reads, writes, tuple(sorted(after - {k})), tuple(over), self._late.instruction(ins),
+                    _once(ins, read, set(touched), changed),
+                )
+            )  # fmt: skip
+        return calls
+
+    def at(
+        self, sizes: Mapping[str, int], threads: int = 1, these: bool = False, name: str = "", align: int = ALIGN
+    ) -> Problem:
+        """The problem at these sizes, of the symbols that are known. ``these``: for these sizes alone, at which who
+        sees none of a storage's elements does not use it."""
+        if sizes.keys() != self.known:
+            raise ValueError(f"sizes of {sorted(sizes)}, where the program was read for those of {sorted(self.known)}")
+        env = sizes if isinstance(sizes, Sizes) else Sizes(sizes)
+        values, late = self.values, self._late
+        tensors: dict[int, Tensor] = {}
+        unseen: dict[int, bool] = {}
+
+        def tensor(i: int) -> int | None:
+            i = self._roots[i]
+            if i not in tensors:
+                v = values[i]
+                if v["k"] != "temp" or late.value(i):
+                    return None
+                n = nbytes(v, env)
+                kind = "output" if i in self._kept else "intermediate"
+                tensors[i] = Tensor(i, aligned(n, align), kind, name=v.get("name", ""), raw_bytes=n)
+            return i
+
+        def idle(i: int) -> bool:
+            if i not in unseen:
+                root = self._roots[i]
+                sized = these and i != root and not late.value(i) and not late.value(root)
+                unseen[i] = sized and _empty(values[i], env) and not _empty(values[root], env)
+            return unseen[i]
+
+        nodes: list[Node] = []
+        made: set[int] = set()
+        for k, (ins, call) in enumerate(zip(self.code, self._calls, strict=True)):
+            takes = [t for i in call.reads if not idle(i) and (t := tensor(i)) is not None]
+            gives: list[int] = []
+            again: list[int] = []
+            for i in call.writes:
+                t = None if idle(i) else tensor(i)
+                if t is not None:
+                    (again if t in made else gives).append(t)
+            made.update(gives)
+            takes = [t for t in dict.fromkeys([*takes, *again]) if t not in gives]
+            over = [t for out, t in call.over if len(gives) == 1 and t in takes and out in gives]
+            nodes.append(
+                Node(
+                    k,
+                    tuple(takes),
+                    tuple(dict.fromkeys(gives)),
+                    ins.get("kernel", ins["op"]),
+                    ins.get("name", "") or "",
+                    tuple(dict.fromkeys(over)),
+                    workspace=0 if call.late else workspace(values, ins, env, threads),
+                    after=call.after,
+                    flops=flops if isinstance(flops := ins.get("flops"), int) else 0,
+                    writes=tuple(dict.fromkeys(again)),
+                    once=call.once,
+                )
+            )
+        return Problem(tuple(nodes), tensors, align, name)
+
+
 def from_program(
     program: Mapping[str, Any],
     name: str = "",
@@ -261,111 +422,10 @@ def from_program(
     ``sizes``: of its symbols; what others decide is left out. Results of the caller's, constants and states take no
     space. A storage written more than once (in-place aliases, parts) is one tensor whose writers stay in their order;
     so do instructions that draw random numbers, write a state, or define a size and those that use it; an assertion
-    comes before all that followed it. ``these``: for these sizes alone, at which who sees none of a storage's elements
-    does not use it.
+    comes before all that followed it. ``these``: see :meth:`Reading.at`.
     """
     env = sizes or {}
-    values = program["values"]
-    late = _Late(program, env)
-    kept = {storage(values, i) for i in [*program["outputs"], *(c["value"] for c in program["commits"])]}
-    committed = {storage(values, c["value"]) for c in program["commits"]}
-    tensors: dict[int, Tensor] = {}
-
-    def tensor(i: int) -> int | None:
-        i = storage(values, i)
-        v = values[i]
-        if v["k"] != "temp" or late.value(i):
-            return None
-        if i not in tensors:
-            n = nbytes(v, env)
-            kind = "output" if i in kept else "intermediate"
-            tensors[i] = Tensor(i, aligned(n, align), kind, name=v.get("name", ""), raw_bytes=n)
-        return i
-
-    def idle(i: int) -> bool:
-        root = storage(values, i)
-        if not these or i == root or late.value(i) or late.value(root):
-            return False
-        return _empty(values[i], env) and not _empty(values[root], env)
-
-    nodes: list[Node] = []
-    writer: dict[Any, int] = {}  # of a storage, last
-    readers: dict[Any, list[int]] = {}  # since then
-    made: set[int] = set()
-    binders: dict[str, list[int]] = {}
-    drawn = barrier = -1
-    written_by: dict[Any, set[int]] = {}
-    for k, ins in enumerate(program["code"]):
-        for i in ins["out"]:
-            written_by.setdefault(_place(values, i), set()).add(k)
-    # What holds one thing now and another later: of tensors, ``writes`` tells.
-    changed = {w for w, by in written_by.items() if w[0] in ("state", "input") or (w[0] != "temp" and len(by) > 1)}
-    for k, ins in enumerate(program["code"]):
-        reads, writes = list(operands(ins)), list(ins["out"])
-        after: set[int] = set()
-        takes = list(dict.fromkeys(t for i in reads if not idle(i) and (t := tensor(i)) is not None))
-        gives: list[int] = []
-        again: list[int] = []
-        for i in writes:
-            t = None if idle(i) else tensor(i)
-            if t is not None:
-                (again if t in made else gives).append(t)
-        takes += again
-        places = [(_place(values, i), False) for i in reads] + [(_place(values, i), True) for i in writes]
-        if ins["op"] in ("spill", "refill"):
-            places.append((("far", ins["slot"]), ins["op"] == "spill"))
-        subs = nested(ins)
-        places += [(("state", state), True) for sub in subs for state in sorted(states(sub))]
-        for where, written in places:
-            if where in writer:
-                after.add(writer[where])
-            if written:
-                after.update(readers.get(where, ()))
-        for where, written in places:
-            if written:
-                writer[where], readers[where] = k, []
-            elif where[0] != "const":
-                readers.setdefault(where, []).append(k)
-        needs = _used(ins)
-        for i in (*reads, *writes):
-            needs |= _late_symbols(values, i, env)
-        for s in needs - env.keys():
-            after.update(binders.get(s, ()))
-        for s in ins.get("bind", ()):
-            binders.setdefault(s, []).append(k)
-        for i in writes:
-            if values[i].get("dyn"):
-                for s in set().union(*map(symbols, values[i]["shape"])) - env.keys():
-                    binders.setdefault(s, []).append(k)
-        if has_effect(ins, "random"):
-            after.update({drawn} - {-1})
-            drawn = k
-        after.update({barrier} - {-1})
-        if has_effect(ins, "effect"):
-            barrier = k
-        made.update(gives)
-        takes = [t for t in dict.fromkeys(takes) if t not in gives]
-        over = []
-        for o, i in ins.get("inplace", ()):
-            root = overwritable(values, ins, o, i)
-            if len(gives) == 1 and root in takes and root not in committed and storage(values, ins["out"][o]) in gives:
-                over.append(root)
-        nodes.append(
-            Node(
-                k,
-                tuple(takes),
-                tuple(dict.fromkeys(gives)),
-                ins.get("kernel", ins["op"]),
-                ins.get("name", "") or "",
-                tuple(dict.fromkeys(t for t in over if t is not None)),
-                workspace=0 if late.instruction(ins) else workspace(values, ins, env, threads),
-                after=tuple(sorted(after - {k})),
-                flops=flops if isinstance(flops := ins.get("flops"), int) else 0,
-                writes=tuple(dict.fromkeys(again)),
-                once=_once(ins, {where for where, written in places if not written}, set(places), changed),
-            )
-        )
-    return Problem(tuple(nodes), tensors, align, name)
+    return Reading(program, env).at(env, threads, these, name, align)
 
 
 def _once(ins: Mapping[str, Any], reads: set[Any], touched: set[tuple[Any, bool]], changed: set[Any]) -> bool:
@@ -385,7 +445,7 @@ def _place(values: Sequence[Mapping[str, Any]], i: int) -> tuple[str, Any]:
     return (v["k"], v["name"] if v["k"] == "state" else v["i"] if v["k"] == "input" else i)
 
 
-def _late_symbols(values: Sequence[Mapping[str, Any]], i: int, env: Mapping[str, int]) -> set[str]:
+def _late_symbols(values: Sequence[Mapping[str, Any]], i: int, known: frozenset[str]) -> set[str]:
     out: set[str] = set()
     while True:
         v = values[i]
@@ -397,10 +457,12 @@ def _late_symbols(values: Sequence[Mapping[str, Any]], i: int, env: Mapping[str,
         elif "alias" in v:
             i = v["alias"]
         else:
-            return out - env.keys()
+            return out - known
 
 
 __all__ = [
+    "Reading",
+    "Sizes",
     "arena",
     "blocks",
     "fixed_offsets",

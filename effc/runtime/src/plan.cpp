@@ -11,6 +11,7 @@ namespace {
 
 constexpr size_t kMaxPlans = 64;     // per program; the least recently used goes
 constexpr size_t kTryMore = 1500;  // blocks up to which further orders are tried
+constexpr size_t kTryAll = 500;    // and both gaps for each
 constexpr int64_t kFarther = 16;    // how much faster memory is than the disk of a far memory: 10 GB/s to 0.6
 constexpr int64_t kOperations = 10; // in the time that a byte of memory takes
 constexpr int kImprove = 24;        // and the best of them improved, so often at most
@@ -54,6 +55,37 @@ int64_t place(std::vector<Block>& blocks, const std::vector<int>& order, bool ti
     }
   }
   return total;
+}
+
+// Orders that depend on this program's sizes alone, those of passes/memory/plan.py: by size, by size times lifetime, by
+// lifetime, by time, and by breadth, the times of most live bytes first.
+constexpr int kOrders = 5;
+
+std::vector<int> ordered(const std::vector<Block>& blocks, int by, int steps) {
+  std::vector<double> key(blocks.size());  // the largest first
+  if (by == 4) {
+    std::vector<double> live(size_t(steps) + 2, 0);
+    for (const Block& b : blocks)
+      live[size_t(b.first)] += double(b.bytes), live[size_t(b.last) + 1] -= double(b.bytes);
+    std::partial_sum(live.begin(), live.end(), live.begin());
+    for (size_t i = 0; i < blocks.size(); ++i)
+      key[i] = *std::max_element(live.begin() + blocks[i].first, live.begin() + blocks[i].last + 1);
+  } else {
+    for (size_t i = 0; i < blocks.size(); ++i) {
+      const Block& b = blocks[i];
+      const double life = b.last - b.first + 1, bytes = double(b.bytes);
+      key[i] = by == 0 ? bytes : by == 1 ? bytes * life : by == 2 ? life : -double(b.first);
+    }
+  }
+  std::vector<int> order(blocks.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+    const Block &x = blocks[size_t(a)], &y = blocks[size_t(b)];
+    if ((x.at >= 0) != (y.at >= 0)) return x.at >= 0;
+    if (key[size_t(a)] != key[size_t(b)]) return key[size_t(a)] > key[size_t(b)];
+    return x.bytes != y.bytes ? x.bytes > y.bytes : x.first < y.first;
+  });
+  return order;
 }
 
 // The best placement of those tried so far.
@@ -112,16 +144,10 @@ int64_t plan_arena(std::vector<Block>& blocks, int steps, const std::vector<std:
     search.attempt(sequence, false);
     if (search.done()) return search.total;
   }
-  // By size, or by size times lifetime: better where a long-lived middle-sized block would split the space.
-  for (int by = 0; by < 2 && !search.done() && (by == 0 || blocks.size() <= kTryMore); ++by) {
-    std::vector<int> order = all;
-    std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
-      const Block &x = search.given[size_t(a)], &y = search.given[size_t(b)];
-      if ((x.at >= 0) != (y.at >= 0)) return x.at >= 0;
-      double p = double(x.bytes) * (by ? x.last - x.first + 1 : 1), q = double(y.bytes) * (by ? y.last - y.first + 1 : 1);
-      return p != q ? p > q : x.first < y.first;
-    });
+  for (int by = 0; by < kOrders && !search.done() && (by == 0 || blocks.size() <= kTryMore); ++by) {
+    const std::vector<int> order = ordered(search.given, by, steps);
     search.attempt(order, true);
+    if (!search.done() && blocks.size() <= kTryAll) search.attempt(order, false);
   }
   bool some_fixed = std::any_of(search.given.begin(), search.given.end(), [](const Block& b) { return b.at >= 0; });
   if (!some_fixed && blocks.size() <= kTryMore) search.improve();

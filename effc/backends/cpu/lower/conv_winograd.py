@@ -42,7 +42,7 @@ def _for_any_size(
     most = int(blocks.tiles)
     if packing.rule(c, o, tile, vlen, most, stride, depth).shared and not shared:
         shared = dims.minimum(1, dims.maximum(0, most + 1 - count))  # threads would have one block between them
-    tiles = dims.minimum(most, count)
+    tiles = dims.minimum(most, dims.ceildiv(count, dims.ceildiv(count, most)))  # the kernel divides them evenly
     return packing.blocks(c, o, tile, vlen, blocks.nv, tiles, blocks.cols, blocks.k, shared, stride, depth)
 
 

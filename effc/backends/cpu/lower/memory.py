@@ -7,6 +7,7 @@ placed, which the runtime repeats for the sizes of a call (``runtime/src/plan.cp
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ....passes.memory import locality
-from ....passes.memory.problem import Choices, Problem, lifetimes
-from ....passes.memory.program import from_program, operands, overwritable, size, storage
+from ....passes.memory.problem import Choices, Problem, boxes, lifetimes
+from ....passes.memory.program import Reading, Sizes, from_program, operands, overwritable, size, storage
 from ....passes.memory.schedule import Layout, Schedule, lay_out, schedule
 from . import concat
 
@@ -35,14 +36,14 @@ LARGEST_SAMPLE = 1 << 14  # of a symbol without a bound, or with a far one
 TYPICAL = 512
 
 
-def samples(symbols: Iterable[Mapping[str, Any]]) -> list[dict[str, int]]:
+def samples(symbols: Iterable[Mapping[str, Any]]) -> list[Sizes]:
     """Sizes at which a dynamic program is planned: the upper bounds where they are given and not out of reach, in
     between, and near the lower bounds. One, empty, for a program without symbols."""
     known = [s for s in symbols if s.get("from") is not None]
     return _distinct({s["name"]: _size(s, where) for s in known} for where in (1.0, 0.5, 0.0))
 
 
-def _probes(symbols: Iterable[Mapping[str, Any]]) -> list[dict[str, int]]:
+def _probes(symbols: Iterable[Mapping[str, Any]]) -> list[Sizes]:
     """The samples, and those where one size alone is near its lower bound and the others are large or between: of a few
     large images, say, where scratch is another part of the arena than for many."""
     known = [s for s in symbols if s.get("from") is not None]
@@ -60,8 +61,8 @@ def _size(symbol: Mapping[str, Any], where: float) -> int:
     return round(low ** (1 - where) * high**where)
 
 
-def _distinct(envs: Iterable[dict[str, int]]) -> list[dict[str, int]]:
-    return [dict(e) for e in dict.fromkeys(tuple(e.items()) for e in envs)]
+def _distinct(envs: Iterable[Mapping[str, int]]) -> list[Sizes]:
+    return [Sizes(e) for e in dict.fromkeys(tuple(e.items()) for e in envs)]
 
 
 @dataclass
@@ -99,12 +100,12 @@ def arrange(cx: Lowering, outputs: Sequence[int], commits: Sequence[Mapping[str,
     began = time.perf_counter()
     for k, ins in enumerate(cx.code):
         ins["was"] = k
-    unplanned = [_as_given(from_program(program, sizes=e, threads=threads, these=True)) for e in envs]
+    unplanned = [_as_given(p) for p in _problems(program, envs, threads)]
     ways = [_Way(cx.values, cx.code, 0), *_concat_in_place(cx, program, _probes(symbols), threads)]
     for way in ways:
         read = {**program, "values": way.values, "code": way.code}
         _overwrite_first(read)
-        way.problems = [from_program(read, sizes=e, threads=threads, these=True) for e in envs]
+        way.problems = _problems(read, envs, threads)
         way.made = [_schedule(p) for p in way.problems]
         way.best = _choose(way.problems, way.made, from_program(read, sizes=envs[0], threads=threads))
     way = ways[0]
@@ -124,11 +125,17 @@ def arrange(cx: Lowering, outputs: Sequence[int], commits: Sequence[Mapping[str,
     return arena
 
 
+def _problems(program: Mapping[str, Any], envs: Sequence[Mapping[str, int]], threads: int) -> list[Problem]:
+    """A program at each of these sizes."""
+    reading = Reading(program, envs[0])
+    return [reading.at(e, threads, these=True) for e in envs]
+
+
 def _laid_out(
     program: Mapping[str, Any], envs: Sequence[Mapping[str, int]], threads: int, static: bool
 ) -> tuple[list[Layout], dict[str, Any]]:
     """The blocks of a program in its order, at each sample, and what the program says of its arena."""
-    problems = [from_program(program, sizes=e, threads=threads, these=True) for e in envs]
+    problems = _problems(program, envs, threads)
     layouts = [lay_out(p, p.given, budget=WORK) for p in problems]
     arena: dict[str, Any] = {"static_bytes": None, "lower_bound": None, "threads": threads}
     arena["sequences"] = [list(x) for x in dict.fromkeys(tuple(_sequence(p, x)) for p, x in zip(problems, layouts))]
@@ -230,6 +237,30 @@ def _apply(cx: Lowering, best: _Choice, p: Problem) -> None:
                 d["at"] = new[d["at"]]  # a call that the cost model decides on is not removed
 
 
+@dataclass
+class _Tried:
+    """A program at one sample, in its order."""
+
+    problem: Problem
+    over: Choices
+    arena: int
+
+    def besides(self, tensor: int) -> int:
+        """The most bytes live at a time at which this tensor is not; 0 where it is no part of the arena."""
+        placed, where = boxes(self.problem, self.problem.given, self.over)
+        if tensor not in where:
+            return 0
+        of = next(i for i in placed if i.id == where[tensor][0])
+        live = [0] * (len(self.problem.nodes) + 2)
+        for i in placed:
+            for start, stop, low, high in i.boxes:
+                if start <= stop:
+                    live[start] += high - low
+                    live[stop + 1] -= high - low
+        at = list(itertools.accumulate(live))
+        return max((n for k, n in enumerate(at) if not of.start <= k <= of.stop), default=0)
+
+
 def _concat_in_place(
     cx: Lowering, program: dict[str, Any], envs: Sequence[Mapping[str, int]], threads: int
 ) -> list[_Way]:
@@ -244,14 +275,21 @@ def _concat_in_place(
     kept = concat.kept_storages(cx.values, program["outputs"], program["commits"])
     until = time.perf_counter() + CONCAT_SECONDS
 
-    def arenas(values: Any, code: Any) -> list[int]:
-        read = {**program, "values": values, "code": code}
-        whole = from_program(read, sizes=envs[0], threads=threads)
+    def tried(values: Any, code: Any, limits: Sequence[int] | None = None) -> list[_Tried] | None:
+        """The program at each sample; None as soon as an arena is larger than its limit."""
+        reading = Reading({**program, "values": values, "code": code}, envs[0])
+        whole = reading.at(envs[0], threads)
         over = _wherever(whole, whole.given)
-        problems = (from_program(read, sizes=e, threads=threads, these=True) for e in envs)
-        return [lay_out(p, p.given, over, budget=WORK // 20).arena for p in problems]
+        out: list[_Tried] = []
+        for e in envs:
+            p = reading.at(e, threads, these=True)
+            out.append(_Tried(p, over, lay_out(p, p.given, over, budget=WORK // 20).arena))
+            if limits is not None and not _no_larger([x.arena for x in out], limits[: len(out)]):
+                return None
+        return out
 
-    least = arenas(cx.values, cx.code)
+    now = tried(cx.values, cx.code)
+    assert now is not None
     chosen: dict[int, tuple[int, ...]] = {}
     taken = _Way(cx.values, cx.code, 0)
     choices = {k: concat.choices_of(cx.values, cx.code, k) for k in which}
@@ -261,14 +299,24 @@ def _concat_in_place(
         wanted = {**chosen, **trial}
         if wanted == chosen or time.perf_counter() > until:
             continue
+        k, parts = next(iter(trial.items()))
+        if set(parts) < set(chosen.get(k, ())):
+            # With more copies of one concatenation, nothing changes but while its result or a part of it lives: no use
+            # where as much is live at other times.
+            of = storage(taken.values, cx.code[k]["out"][0])
+            if all(x.besides(of) > CONCAT_WORTH * x.arena for x in now):
+                continue
         made = _Way(*concat.rewrite(cx.values, cx.code, wanted, kept))
         if made.placed == 0:
             continue
-        reached = arenas(made.values, made.code)
+        least = [x.arena for x in now]
+        reached = tried(made.values, made.code, least)
+        if reached is None:
+            continue
         # A copy more has to be worth it at one sample at least.
-        worth = made.placed > taken.placed or any(x <= CONCAT_WORTH * y for x, y in zip(reached, least))
-        if worth and _no_larger(reached, least):
-            chosen, taken, least = wanted, made, reached
+        worth = any(x.arena <= CONCAT_WORTH * y for x, y in zip(reached, least, strict=True))
+        if made.placed > taken.placed or worth:
+            chosen, taken, now = wanted, made, reached
     return [taken] if taken.placed else []
 
 
