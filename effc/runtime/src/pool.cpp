@@ -3,12 +3,17 @@
 // started. Chunks are dealt out in equal contiguous ranges, one per thread, and stolen when a thread's own range is
 // used up: the same thread sees the same part of the data from kernel to kernel, and slow threads do not hold up the
 // join.
+//
+// One that another process drives off its CPU in the middle of a chunk does: for milliseconds, until it is its turn again.
+// Once the caller has found a thread so, that one takes part for less than a turn and then sleeps, time and again: who
+// asks for less than its share of a CPU is let finish, and while it sleeps the others do its chunks.
 #include "pool.hpp"
 
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -25,6 +30,11 @@ constexpr int kMaxThreads = 256;
 // Time stamp ticks (2 to 4 a nanosecond) that a thread spins before it sleeps: longer than the gap between two kernels, and than
 // what a caller in Python does between two runs; waking a sleeper costs the first kernel of a run as much as it takes.
 constexpr uint64_t kSpinTicks = 1000000;
+// Nanoseconds. A thread that has not run for kLook of a join was driven off its CPU. Where that happens twice within kSoon (on a
+// quiet machine it does some times a second), it works for kTurn, less than a scheduler's time slice (1.4 to 4 ms on two
+// CPUs), and rests for kRest, until kLeast have passed without; each time that it happens again soon after, twice as long,
+// at most kMost.
+constexpr int64_t kLook = 100000, kSoon = 30000000, kTurn = 1000000, kRest = 1500000, kLeast = 20000000, kMost = 320000000;
 
 inline uint64_t ticks() { return __builtin_ia32_rdtsc(); }
 inline void pause() { __builtin_ia32_pause(); }
@@ -36,9 +46,23 @@ void futex_wake_all(std::atomic<uint32_t>* word) {
   syscall(SYS_futex, reinterpret_cast<uint32_t*>(word), FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
 }
 
+int64_t nanoseconds(clockid_t clock) {
+  timespec t;
+  return clock_gettime(clock, &t) == 0 ? int64_t(t.tv_sec) * 1000000000 + t.tv_nsec : -1;
+}
+
 struct alignas(64) Range {
   std::atomic<int64_t> next{0};
   int64_t end = 0;
+};
+
+// A thread that the pool has started.
+struct alignas(64) Member {
+  std::atomic<bool> inside{false};         // in a job
+  std::atomic<int64_t> crowded_until{0};   // 0: no other process in its way
+  clockid_t clock = 0;                     // of the time that it has run
+  int64_t awake_since = 0;                 // its own; while crowded
+  int64_t found_at = 0, ended_at = 0, span = kLeast;  // the callers': off its CPU, last; when that is thought over, and after what
 };
 
 constexpr uint64_t kOpen = uint64_t(1) << 31, kInside = kOpen - 1;
@@ -58,6 +82,45 @@ struct Pool {
   effc_task_fn fn = nullptr;
   void* arg = nullptr;
   Range ranges[kMaxThreads];
+  Member members[kMaxThreads];
+
+  // Between jobs, where another process wants the CPU.
+  static void rest(Member& m) {
+    int64_t now = nanoseconds(CLOCK_MONOTONIC);
+    if (now > m.crowded_until.load(std::memory_order_relaxed)) {
+      m.crowded_until.store(0, std::memory_order_relaxed);
+      m.awake_since = 0;
+      return;
+    }
+    if (m.awake_since == 0) m.awake_since = now;
+    if (now - m.awake_since < kTurn) return;
+    timespec t = {0, kRest};
+    nanosleep(&t, nullptr);
+    m.awake_since = nanoseconds(CLOCK_MONOTONIC);
+  }
+
+  // Called while some are inside and nothing is left to do: finds those that do not run.
+  void look() {
+    int64_t ran[kMaxThreads], began = nanoseconds(CLOCK_MONOTONIC), now;
+    for (int w = 1; w < threads; ++w)
+      ran[w] = members[w].inside.load(std::memory_order_relaxed) ? nanoseconds(members[w].clock) : -1;
+    do {
+      pause();
+      now = nanoseconds(CLOCK_MONOTONIC);
+    } while (now - began < kLook && (state.load(std::memory_order_relaxed) & kInside));
+    if (now - began < kLook) return;
+    for (int w = 1; w < threads; ++w) {
+      Member& m = members[w];
+      if (ran[w] < 0 || !m.inside.load(std::memory_order_relaxed) || nanoseconds(m.clock) - ran[w] >= kLook / 4) continue;
+      if (m.found_at && now - m.found_at < kSoon) {
+        const int64_t since = now - m.ended_at;  // negative while crowded
+        m.span = since > 4 * kSoon ? kLeast : since > 0 ? std::min(kMost, 2 * m.span) : m.span;
+        m.ended_at = now + m.span;
+        m.crowded_until.store(m.ended_at, std::memory_order_relaxed);
+      }
+      m.found_at = now;
+    }
+  }
 
   void work(int me) {
     int before = t_worker;
@@ -76,7 +139,9 @@ struct Pool {
 
   void run(int me) {
     uint64_t seen = 0;
+    Member& m = members[me];
     for (;;) {
+      if (m.crowded_until.load(std::memory_order_relaxed)) rest(m);
       uint64_t s = state.load(std::memory_order_acquire);
       if (!((s & kOpen) && (s >> 32) != seen)) {
         bool found = false;
@@ -91,13 +156,16 @@ struct Pool {
           s = state.load(std::memory_order_seq_cst);
           if (!((s & kOpen) && (s >> 32) != seen)) futex_wait(&signal, ticket);
           sleepers.fetch_sub(1, std::memory_order_seq_cst);
+          m.awake_since = 0;
           continue;
         }
       }
       // Enter, unless the job was closed in between.
       if (!state.compare_exchange_weak(s, s + 1, std::memory_order_acq_rel)) continue;
       seen = s >> 32;
+      m.inside.store(true, std::memory_order_relaxed);
       if (me < threads) work(me);
+      m.inside.store(false, std::memory_order_relaxed);
       state.fetch_sub(1, std::memory_order_release);
     }
   }
@@ -130,6 +198,7 @@ struct Pool {
         break;
       }
       ++workers;
+      if (pthread_getcpuclockid(thread, &members[workers].clock) != 0) members[workers].clock = -1;
     }
     pthread_attr_destroy(&attr);
   }
@@ -138,6 +207,11 @@ struct Pool {
     workers = 0;
     sleepers.store(0);
     state.store(0);
+    for (Member& m : members) {
+      m.inside.store(false);
+      m.crowded_until.store(0);
+      m.awake_since = m.found_at = m.ended_at = 0;
+    }
     t_worker = -1;
     busy.unlock();
   }
@@ -217,9 +291,13 @@ void parallel_for(int threads, int64_t n, int64_t grain, effc_task_fn fn, void* 
   if (pool.sleepers.load(std::memory_order_seq_cst) > 0) futex_wake_all(&pool.signal);
   pool.work(0);
   uint64_t s = pool.state.fetch_and(~kOpen, std::memory_order_acq_rel) & ~kOpen;
+  bool looked = false;
   for (uint64_t t0 = ticks(); s & kInside;) {
     if (ticks() - t0 < kSpinTicks) {
       pause();
+    } else if (!looked) {
+      looked = true;
+      pool.look();
     } else {
       sched_yield();  // more threads than CPUs: let the one we wait for run
     }

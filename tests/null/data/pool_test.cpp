@@ -1,5 +1,7 @@
-// Exercises the pool through effc_parallel_for: coverage, worker numbers, nesting, two callers at once, fork, latency.
+// Exercises the pool through effc_parallel_for: coverage, worker numbers, nesting, two callers at once, fork, a neighbour, latency.
+#include <dirent.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -151,6 +153,83 @@ static void latency(int threads) {  // one chunk of 20 us per thread: what the j
   printf("fork-join with %d threads: median %.2f us, 10%% %.2f us\n", threads, us[us.size() / 2], us[us.size() / 10]);
 }
 
+// The only thread that the pool has started here, and how often it has gone to sleep.
+static int only_worker() {
+  int found = 0;
+  DIR* tasks = opendir("/proc/self/task");
+  while (dirent* d = readdir(tasks))
+    if (atoi(d->d_name) > 0 && atoi(d->d_name) != getpid()) found = atoi(d->d_name);
+  closedir(tasks);
+  return found;
+}
+
+static long sleeps(int thread) {
+  char path[64], line[256];
+  snprintf(path, sizeof path, "/proc/self/task/%d/status", thread);
+  FILE* f = fopen(path, "re");
+  long n = -1;
+  while (f && fgets(line, sizeof line, f)) sscanf(line, "voluntary_ctxt_switches: %ld", &n);
+  if (f) fclose(f);
+  return n;
+}
+
+static void pin(int thread, int cpu) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cpu, &set);
+  sched_setaffinity(thread, sizeof set, &set);
+}
+
+// Beside a process that wants the same CPU a worker rests, time and again, where it would spin. All chunks are done once.
+static int crowded() {
+  cpu_set_t all;
+  std::vector<int> cpus;
+  sched_getaffinity(0, sizeof all, &all);
+  for (int c = 0; c < CPU_SETSIZE; ++c)
+    if (CPU_ISSET(c, &all)) cpus.push_back(c);
+  if (cpus.size() < 2) return 0;
+  auto work = [](double seconds) {
+    for (double start = now(); now() - start < seconds * 1e6;) {
+      Job j(16, 1);
+      auto slow = [](void* arg, int64_t begin, int64_t end, int32_t worker) {
+        for (double t = now(); now() - t < 50;) {
+        }
+        Job::run(arg, begin, end, worker);
+      };
+      effc_parallel_for(2, 16, 1, slow, &j);
+      CHECK(j.good(2));
+    }
+  };
+  work(0.05);
+  const int worker = only_worker();
+  pin(getpid(), cpus[0]);
+  pin(worker, cpus[1]);
+  pid_t neighbour = fork();
+  if (neighbour == 0) {
+    pin(0, cpus[1]);
+    for (alarm(60);;) {
+    }
+  }
+  long most = 0;
+  for (int k = 0; k < 5 && most < 80; ++k) { /* others may keep both CPUs busy for a while */
+    const long before = sleeps(worker);
+    work(1.5);
+    most = std::max(most, sleeps(worker) - before);
+  }
+  kill(neighbour, SIGKILL);
+  waitpid(neighbour, nullptr, 0);
+  CHECK(most >= 80);
+  return failures;
+}
+
+static void apart(int (*what)()) {  // in a process without the threads that the others have started
+  pid_t child = fork();
+  if (child == 0) _exit(what());
+  int status = -1;
+  waitpid(child, &status, 0);
+  CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
 int main(int argc, char** argv) {
   const char* what = argc > 1 ? argv[1] : "all";
   if (!strcmp(what, "latency")) {
@@ -162,6 +241,7 @@ int main(int argc, char** argv) {
   concurrent();
   nested();
   forked();
+  apart(crowded);
   if (!failures) printf("fine\n");
   return failures != 0;
 }
