@@ -6,7 +6,9 @@
 //
 // One that another process drives off its CPU in the middle of a chunk does: for milliseconds, until it is its turn again.
 // Once the caller has found a thread so, that one takes part for less than a turn and then sleeps, time and again: who
-// asks for less than its share of a CPU is let finish, and while it sleeps the others do its chunks.
+// asks for less than its share of a CPU is let finish, and while it sleeps the others do its chunks. If it is the caller
+// that is driven off, a thread makes way for it: sleeps, so that the caller finds a free CPU when it wakes from a moment's
+// sleep, and goes on on another one.
 #include "pool.hpp"
 
 #include <linux/futex.h>
@@ -56,18 +58,37 @@ struct alignas(64) Range {
   int64_t end = 0;
 };
 
+// Whether another process is in a thread's way; of who looks.
+struct Crowd {
+  int64_t found_at = 0, until = 0, span = kLeast;  // last off its CPU; when that is over, and how long it lasts
+
+  // It was found off its CPU: whether that is no accident.
+  bool found(int64_t now) {
+    const bool again = found_at && now - found_at < kSoon;
+    found_at = now;
+    if (!again) return false;
+    const int64_t since = now - until;  // negative while it lasts
+    span = since > 4 * kSoon ? kLeast : since > 0 ? std::min(kMost, 2 * span) : span;
+    until = now + span;
+    return true;
+  }
+};
+
 // A thread that the pool has started.
 struct alignas(64) Member {
-  std::atomic<bool> inside{false};         // in a job
-  std::atomic<int64_t> crowded_until{0};   // 0: no other process in its way
-  clockid_t clock = 0;                     // of the time that it has run
-  int64_t awake_since = 0;                 // its own; while crowded
-  int64_t found_at = 0, ended_at = 0, span = kLeast;  // the callers': off its CPU, last; when that is thought over, and after what
+  std::atomic<bool> inside{false};        // in a job
+  std::atomic<int64_t> crowded_until{0};  // 0: no other process in its way
+  clockid_t clock = 0;                    // of the time that it has run
+  Crowd crowd;                            // the callers'
+  int64_t awake_since = 0;                // its own; while crowded
+  bool moved = false;                     // to a part of the CPUs that it may use
+  cpu_set_t allowed;
 };
 
 constexpr uint64_t kOpen = uint64_t(1) << 31, kInside = kOpen - 1;
 
 thread_local int t_worker = -1;  // >= 0 while this thread runs a task
+thread_local clockid_t t_clock = 0;  // of the time that this thread has run, once it was a caller
 
 struct Pool {
   std::mutex busy;  // held for the length of one fork-join
@@ -83,20 +104,37 @@ struct Pool {
   void* arg = nullptr;
   Range ranges[kMaxThreads];
   Member members[kMaxThreads];
+  std::atomic<clockid_t> caller_clock{0};
+  std::atomic<int> caller_cpu{-1};
+  std::atomic<bool> make_way{false};  // the caller is to sleep for a moment
+  Crowd caller;                       // the first thread's
 
   // Between jobs, where another process wants the CPU.
-  static void rest(Member& m) {
+  void rest(Member& m) {
     int64_t now = nanoseconds(CLOCK_MONOTONIC);
     if (now > m.crowded_until.load(std::memory_order_relaxed)) {
       m.crowded_until.store(0, std::memory_order_relaxed);
       m.awake_since = 0;
+      if (m.moved) sched_setaffinity(0, sizeof m.allowed, &m.allowed);
+      m.moved = false;
       return;
     }
     if (m.awake_since == 0) m.awake_since = now;
     if (now - m.awake_since < kTurn) return;
     timespec t = {0, kRest};
     nanosleep(&t, nullptr);
+    leave_to_caller(m);
     m.awake_since = nanoseconds(CLOCK_MONOTONIC);
+  }
+
+  // Who wakes may be put where the caller runs.
+  void leave_to_caller(Member& m) {
+    const int cpu = caller_cpu.load(std::memory_order_relaxed);
+    if (cpu < 0 || cpu >= CPU_SETSIZE || sched_getcpu() != cpu) return;
+    if (!m.moved && sched_getaffinity(0, sizeof m.allowed, &m.allowed) != 0) return;
+    cpu_set_t others = m.allowed;
+    CPU_CLR(cpu, &others);
+    if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0) m.moved = true;
   }
 
   // Called while some are inside and nothing is left to do: finds those that do not run.
@@ -112,14 +150,27 @@ struct Pool {
     for (int w = 1; w < threads; ++w) {
       Member& m = members[w];
       if (ran[w] < 0 || !m.inside.load(std::memory_order_relaxed) || nanoseconds(m.clock) - ran[w] >= kLook / 4) continue;
-      if (m.found_at && now - m.found_at < kSoon) {
-        const int64_t since = now - m.ended_at;  // negative while crowded
-        m.span = since > 4 * kSoon ? kLeast : since > 0 ? std::min(kMost, 2 * m.span) : m.span;
-        m.ended_at = now + m.span;
-        m.crowded_until.store(m.ended_at, std::memory_order_relaxed);
-      }
-      m.found_at = now;
+      if (m.crowd.found(now)) m.crowded_until.store(m.crowd.until, std::memory_order_relaxed);
     }
+  }
+
+  // Called by the first of the threads where nothing is left of job `seen` but what the caller has begun: whether that one
+  // does not run, time and again.
+  bool look_at_caller(Member& m, uint64_t seen) {
+    auto waits = [&] {
+      const uint64_t s = state.load(std::memory_order_relaxed);
+      return (s & kOpen) && s >> 32 == seen;
+    };
+    const clockid_t clock = caller_clock.load(std::memory_order_relaxed);
+    if (!waits()) return false;
+    const int64_t ran = nanoseconds(clock), began = nanoseconds(CLOCK_MONOTONIC);
+    int64_t now = began;
+    for (; now - began < kLook && waits(); now = nanoseconds(CLOCK_MONOTONIC))
+      pause();
+    const int64_t runs = nanoseconds(clock);
+    if (!waits() || now - began < kLook || ran < 0 || runs < 0 || runs - ran >= kLook / 4 || !caller.found(now)) return false;
+    m.crowded_until.store(std::max(caller.until, m.crowded_until.load(std::memory_order_relaxed)), std::memory_order_relaxed);
+    return true;
   }
 
   void work(int me) {
@@ -149,6 +200,11 @@ struct Pool {
           pause();
           s = state.load(std::memory_order_acquire);
           found = (s & kOpen) && (s >> 32) != seen;
+        }
+        if (!found && me == 1 && look_at_caller(m, seen)) {
+          make_way.store(true, std::memory_order_relaxed);
+          m.awake_since = 1;  // to rest at once
+          continue;
         }
         if (!found) {
           sleepers.fetch_add(1, std::memory_order_seq_cst);
@@ -210,9 +266,12 @@ struct Pool {
     for (Member& m : members) {
       m.inside.store(false);
       m.crowded_until.store(0);
-      m.awake_since = m.found_at = m.ended_at = 0;
+      m.crowd = Crowd();
+      m.awake_since = 0;
+      m.moved = false;
     }
     t_worker = -1;
+    t_clock = 0;
     busy.unlock();
   }
 
@@ -284,6 +343,14 @@ void parallel_for(int threads, int64_t n, int64_t grain, effc_task_fn fn, void* 
     pool.ranges[t].next.store(chunks * t / active, std::memory_order_relaxed);
     pool.ranges[t].end = chunks * (t + 1) / active;
   }
+  if (pool.make_way.load(std::memory_order_relaxed)) {
+    pool.make_way.store(false, std::memory_order_relaxed);
+    timespec t = {0, 20000};
+    nanosleep(&t, nullptr);
+  }
+  pool.caller_cpu.store(sched_getcpu(), std::memory_order_relaxed);
+  if (t_clock == 0 && pthread_getcpuclockid(pthread_self(), &t_clock) != 0) t_clock = -1;
+  pool.caller_clock.store(t_clock, std::memory_order_relaxed);
   uint64_t epoch = (pool.state.load(std::memory_order_relaxed) >> 32) + 1;
   if ((epoch & 0xFFFFFFFFu) == 0) epoch = 1;  // 0 is what a new worker has seen
   pool.state.store(epoch << 32 | kOpen, std::memory_order_seq_cst);
