@@ -110,7 +110,8 @@ def choices(t: train.Table, score: np.ndarray, margin: float) -> dict[str, Any]:
 
 def whole_models(learn: Sequence[Record], judge: Sequence[Record], rounds: int) -> dict[str, dict[str, float]]:
     """Of each held-out model and number of threads: measured and predicted sums over its calls, in milliseconds, where
-    the model makes them. What no learned model answers for is the roofline's guess, as in ``effc estimate``."""
+    the model makes them and none of them is of a kernel that is no more. What no learned model answers for is the
+    roofline's guess, as in ``effc estimate``."""
     model = train.fit(learn, rounds)
     placed = [
         r
@@ -119,7 +120,14 @@ def whole_models(learn: Sequence[Record], judge: Sequence[Record], rounds: int) 
     ]
     pace = dict(zip([(r.machine.id, r.group) for r in judge], train.paces([*learn, *judge])[len(learn) :], strict=True))
     newest, out = judge[-1].machine.id, dict[str, dict[str, float]]()
+
+    def measurement(r: Record) -> tuple[Any, ...]:
+        return r.source, r.threads, r.machine.id, r.group[: 2 * (r.group[1] == "-")]
+
+    parts = {measurement(r) for r in placed if r.stale}
     for r in placed:
+        if measurement(r) in parts:
+            continue
         cx, low = train.context_of(r), train.floor(r.call, train.context_of(r))
         seconds, family = model.predict(r.call, cx), model.families.get(r.family)
         value = seconds.seconds
