@@ -110,8 +110,8 @@ def choices(t: train.Table, score: np.ndarray, margin: float) -> dict[str, Any]:
 
 def whole_models(learn: Sequence[Record], judge: Sequence[Record], rounds: int) -> dict[str, dict[str, float]]:
     """Of each held-out model and number of threads: measured and predicted sums over its calls, in milliseconds, where
-    the model makes them and none of them is of a kernel that is no more. What no learned model answers for is the
-    roofline's guess, as in ``effc estimate``."""
+    the model makes them, on the newest machine: of others, calls of kernels that are no more have left the records.
+    What no learned model answers for is the roofline's guess, as in ``effc estimate``."""
     model = train.fit(learn, rounds)
     placed = [
         r
@@ -120,13 +120,8 @@ def whole_models(learn: Sequence[Record], judge: Sequence[Record], rounds: int) 
     ]
     pace = dict(zip([(r.machine.id, r.group) for r in judge], train.paces([*learn, *judge])[len(learn) :], strict=True))
     newest, out = judge[-1].machine.id, dict[str, dict[str, float]]()
-
-    def measurement(r: Record) -> tuple[Any, ...]:
-        return r.source, r.threads, r.machine.id, r.group[: 2 * (r.group[1] == "-")]
-
-    parts = {measurement(r) for r in placed if r.stale}
     for r in placed:
-        if measurement(r) in parts:
+        if r.machine.id != newest:
             continue
         cx, low = train.context_of(r), train.floor(r.call, train.context_of(r))
         seconds, family = model.predict(r.call, cx), model.families.get(r.family)
@@ -141,12 +136,7 @@ def whole_models(learn: Sequence[Record], judge: Sequence[Record], rounds: int) 
                 ]
             )
             value = max(low, low * float(np.exp(family.log_ratio(x)[0][0])))
-        earlier = (
-            "" if r.machine.id == newest else f" (earlier, {r.machine.id} {r.group[:2] if r.group[1] == '-' else ''})"
-        )
-        line = out.setdefault(
-            f"{r.source}, {r.threads} threads{earlier}", {"measured": 0.0, "predicted": 0.0, "learned": 0.0}
-        )
+        line = out.setdefault(f"{r.source}, {r.threads} threads", {"measured": 0.0, "predicted": 0.0, "learned": 0.0})
         line["measured"] += r.seconds * 1e3
         line["predicted"] += value * 1e3
         line["learned"] += value * 1e3 * (seconds.source == "model")
